@@ -1,0 +1,252 @@
+//! What a verification costs, beside the floor in the same run: one HMAC, pre-keyed, over 48 bytes.
+//!
+//! `cargo bench --bench verify`; add `-- quick` for 10^3 tokens alone.
+//!
+//! Each figure is the median of many short samples (about 20 µs each): long samples catch context switches. Look at the
+//! ratios, not at the nanoseconds. The floor is measured anew beside every line.
+
+#![allow(
+    missing_docs,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    clippy::arithmetic_side_effects,
+    clippy::as_conversions,
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    clippy::disallowed_methods,
+    reason = "a bench measures time and prints"
+)]
+
+use hmac::{Hmac, KeyInit, Mac};
+use patkit::{
+    Actor, Keyring, MemoryDirectory, MemoryStore, NewToken, Owner, OwnerId, OwnerKind, RoleCatalog,
+    TokenService,
+};
+use sha2::Sha256;
+use std::hint::black_box;
+use std::pin::pin;
+use std::sync::Barrier;
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
+
+/// Verifications of one sample, and floors: about 20 µs.
+const BATCH: usize = 100;
+const FLOORS: usize = 160;
+
+type Service = TokenService<MemoryStore, MemoryDirectory>;
+
+fn main() {
+    let quick = std::env::args().any(|argument| argument == "quick");
+    let sizes: &[usize] = if quick { &[1_000] } else { &[1_000, 1_000_000] };
+    for &size in sizes {
+        let owners = size.min(1_000);
+        let (service, texts) = service(size, owners);
+        println!("\n{size} tokens of {owners} owners");
+        println!("{:<44} {:>9} {:>9} {:>7}", "", "ns", "floor ns", "HMAC");
+        let spread = uniform(size);
+        let mut walk = uniform(size).into_iter().cycle();
+        let hot = || vec![texts[7 % size].clone(); BATCH];
+        let mut any = || walk.by_ref().take(BATCH).map(|n| texts[n].clone()).collect::<Vec<_>>();
+        line("verify, one hot token", hot, |header| verify(&service, header));
+        line("verify, uniform", &mut any, |header| verify(&service, header));
+        line("verify and require, uniform", &mut any, |header| {
+            let verified = ready(service.verify_header(Some(header), None)).unwrap();
+            black_box(verified.require("datastores:read").is_ok());
+        });
+        rejections(&service, &texts);
+        println!("{:<44} {:>9} {:>9} {:>7}", "two threads against one", "ns, 1", "ns, 2", "times");
+        let half = size / 2;
+        threads("distinct tokens", |thread, n| {
+            verify(&service, &texts[thread * half + spread[n % spread.len()] % half]);
+        });
+        threads("one hot token", |_, _| verify(&service, &texts[7 % size]));
+        threads("the floor itself", |_, n| floor(n));
+    }
+}
+
+fn rejections(service: &Service, texts: &[String]) {
+    let good = &texts[0];
+    let mut bad_checksum = good.clone();
+    let last = if good.ends_with('0') { "1" } else { "0" };
+    bad_checksum.replace_range(good.len() - 1.., last);
+    let refuse = |header: &str| refuse(service, header);
+    line("refuse: checksum", || vec![bad_checksum.clone(); BATCH], refuse);
+    let wrong: Vec<String> = texts.iter().take(BATCH).map(|text| forged(text, false)).collect();
+    let unknown: Vec<String> = texts.iter().take(BATCH).map(|text| forged(text, true)).collect();
+    let secret = line("refuse: wrong secret", || wrong.clone(), refuse);
+    let id = line("refuse: unknown id", || unknown.clone(), refuse);
+    println!("{:<44} {:>27.2}", "unknown id against wrong secret", id / secret);
+}
+
+/// The same text with another secret, or with another id as well, and the right checksum.
+fn forged(text: &str, other_id: bool) -> String {
+    let mut text = text.to_owned();
+    let start = "Bearer acme_pat_".len();
+    let secret_at = start + 22 + 8;
+    flip(&mut text, secret_at);
+    if other_id {
+        // Random bits of the id, below its variant.
+        flip(&mut text, start + 20);
+        flip(&mut text, start + 19);
+    }
+    let checksum = crc32(&text.as_bytes()["Bearer ".len()..text.len() - 6]);
+    let digits = base62(u64::from(checksum));
+    let len = text.len();
+    text.replace_range(len - 6.., &digits);
+    text
+}
+
+fn flip(text: &mut String, at: usize) {
+    let other = if &text[at..=at] == "3" { "4" } else { "3" };
+    text.replace_range(at..=at, other);
+}
+
+fn base62(mut number: u64) -> String {
+    const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
+    let mut text = [b'0'; 6];
+    for place in text.iter_mut().rev() {
+        *place = DIGITS[(number % 62) as usize];
+        number /= 62;
+    }
+    String::from_utf8(text.to_vec()).unwrap()
+}
+
+fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0_u32, |crc, byte| {
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0xEDB8_8320 & (crc & 1).wrapping_neg()))
+    })
+}
+
+/// A service with so many tokens, evenly spread over the owners, and their `Authorization` headers. Every token was used just
+/// now and that is written: the state that a host is in after its first minute.
+fn service(size: usize, owners: usize) -> (Service, Vec<String>) {
+    let ids: Vec<OwnerId> = (0..owners).map(|n| OwnerId::new(&format!("user-{n:06}")).unwrap()).collect();
+    let directory = ids
+        .iter()
+        .map(|id| Owner::new(id.clone(), OwnerKind::Human).role("member"))
+        .collect::<MemoryDirectory>();
+    let catalog =
+        RoleCatalog::standard().grant("member", ["datastores:read", "datastores:write"]).build().unwrap();
+    let service = TokenService::builder(MemoryStore::new(), directory)
+        .brand("acme")
+        .keyring(Keyring::ephemeral().unwrap())
+        .roles(catalog)
+        .pending_cap(2 * size)
+        .build()
+        .unwrap();
+    let started = Instant::now();
+    let mut texts: Vec<String> = (0..size)
+        .map(|n| {
+            let new = NewToken::named(&format!("token-{n}")).scope(["datastores:*"]);
+            let actor = Actor::session(ids[n % owners].clone());
+            let issued = ready(service.generate(&actor, new)).unwrap();
+            format!("Bearer {}", issued.plaintext.expose_secret())
+        })
+        .collect();
+    let made = started.elapsed();
+    texts.sort_by_key(|text| crc32(text.as_bytes()));
+    for text in &texts {
+        verify(&service, text);
+    }
+    ready(service.flush()).unwrap();
+    println!("generated in {:.1} µs each", made.as_micros() as f64 / size as f64);
+    (service, texts)
+}
+
+fn verify(service: &Service, header: &str) {
+    black_box(ready(service.verify_header(Some(header), None)).unwrap());
+}
+
+fn refuse(service: &Service, header: &str) {
+    black_box(ready(service.verify_header(Some(header), None)).unwrap_err());
+}
+
+/// The memory store never waits.
+fn ready<F: Future>(future: F) -> F::Output {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(output) => output,
+        Poll::Pending => panic!("the memory store waited"),
+    }
+}
+
+/// Pre-keyed `hmac` and `sha2` over 48 bytes: the unit.
+fn floor(n: usize) {
+    use std::sync::LazyLock;
+    static KEYED: LazyLock<Hmac<Sha256>> = LazyLock::new(|| Hmac::new_from_slice(&[7; 32]).unwrap());
+    let mut mac = KEYED.clone();
+    let mut message = [0x55_u8; 48];
+    message[..8].copy_from_slice(&n.to_le_bytes());
+    mac.update(&message);
+    black_box(mac.finalize().into_bytes());
+}
+
+/// A fixed walk over all places, as a random one would go.
+fn uniform(size: usize) -> Vec<usize> {
+    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
+    let step = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state % size as u64) as usize
+    };
+    std::iter::repeat_with(step).take(1 << 20).collect()
+}
+
+/// Prints one line and gives the nanoseconds. Each sample's headers are made ready before it: a request's text comes from its
+/// socket, and is in the cache.
+fn line(name: &str, mut headers: impl FnMut() -> Vec<String>, work: impl Fn(&str)) -> f64 {
+    let mut measured: Vec<f64> = Vec::new();
+    let mut floors: Vec<f64> = Vec::new();
+    for _ in 0..2_000 {
+        let headers = headers();
+        (0..FLOORS / 8).for_each(floor);
+        let started = Instant::now();
+        for header in &headers {
+            work(header);
+        }
+        measured.push(started.elapsed().as_nanos() as f64 / headers.len() as f64);
+        let started = Instant::now();
+        (0..FLOORS).for_each(floor);
+        floors.push(started.elapsed().as_nanos() as f64 / FLOORS as f64);
+    }
+    let (ns, floor) = (median(measured), median(floors));
+    println!("{name:<44} {ns:>9.1} {floor:>9.1} {:>7.2}", ns / floor);
+    ns
+}
+
+/// The throughput of two threads against that of one.
+fn threads(name: &str, work: impl Fn(usize, usize) + Sync) {
+    let run = |count: usize| {
+        let rounds = (0..41).map(|_| {
+            let barrier = Barrier::new(count);
+            std::thread::scope(|scope| {
+                let workers: Vec<_> = (0..count)
+                    .map(|thread| {
+                        let (barrier, work) = (&barrier, &work);
+                        scope.spawn(move || {
+                            (0..2_000).for_each(|n| work(thread, n));
+                            barrier.wait();
+                            let started = Instant::now();
+                            (0..10_000).for_each(|n| work(thread, n));
+                            started.elapsed().as_nanos() as f64 / 10_000.0
+                        })
+                    })
+                    .collect();
+                workers.into_iter().map(|worker| worker.join().unwrap()).fold(0.0, f64::max)
+            })
+        });
+        median(rounds.collect())
+    };
+    let (one, two) = (run(1), run(2));
+    println!("{name:<44} {one:>9.1} {two:>9.1} {:>7.2}", 2.0 * one / two);
+}
+
+fn median(mut samples: Vec<f64>) -> f64 {
+    samples.sort_by(f64::total_cmp);
+    samples[samples.len() / 2]
+}

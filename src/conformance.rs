@@ -1,0 +1,1946 @@
+//! The suite that proves a store right: every promise of [`TokenStore`], checked through nothing but its methods.
+//!
+//! A store's author calls it from one test, with a way to make an empty store:
+//!
+//! ```
+//! use patkit::MemoryStore;
+//! use patkit::conformance::Suite;
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() {
+//! Suite::new(|| async { MemoryStore::new() }).run().await.unwrap();
+//! # }
+//! ```
+//!
+//! The factory is called once per check, so that no check depends on another one; it may panic when it cannot make a
+//! store. A store that also reads audit events or counts records has [`Suite::run_audit_log`] and
+//! [`Suite::run_counts`]. [`Suite::run`] brings changes into conflict by polling many futures at once, on the runtime
+//! that it is awaited on; [`Suite::run_races`] does so from many threads.
+//!
+//! A wrapper whose reads may lag behind its commits says by how much, and hands in its runtime's sleep:
+//!
+//! ```
+//! # use patkit::MemoryStore;
+//! # use patkit::conformance::Suite;
+//! # use std::time::Duration;
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() {
+//! # let cached = || async { MemoryStore::new() };
+//! let bound = Duration::from_millis(1);
+//! Suite::new(cached).staleness(bound, tokio::time::sleep).run().await.unwrap();
+//! # }
+//! ```
+//!
+//! All checks are run, also after one has failed: the [`Failure`] names each that did, with the sentence of the contract
+//! that the store breaks and what was seen instead.
+//!
+//! What it cannot show: that a commit whose future is dropped, or whose connection is lost, is done whole or not at all;
+//! that what was committed survives a crash; that a corrupt record harms itself alone. Those need a hand on what is
+//! under the store, and belong into its own tests.
+
+use crate::audit::{AuditAction, AuditEvent};
+use crate::owner::{OwnerId, OwnerKind, Realm};
+use crate::permission::Scope;
+use crate::store::{
+    AuditLog, Change, ChangeBatch, Conflict, ListBy, ListQuery, MAX_PAGE, StoreError, TokenCounts,
+    TokenStore, Touch,
+};
+use crate::token::{
+    ActorRef, Authority, Credential, Description, Facts, ForeignDigest, KeyId, KeyedDigest, LastUse,
+    Lifetime, Networks, Reason, Revocation, Seal, Succession, Token, TokenId, TokenKind, TokenName,
+    TokenState,
+};
+use chrono::{DateTime, Utc};
+use std::borrow::Cow;
+use std::collections::BTreeSet;
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::Poll;
+use std::time::Duration;
+
+/// A future on the heap, as [`Suite::run_races`] hands it out to be blocked on.
+pub type BoxedFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+type Sleep = Box<dyn Fn(Duration) -> BoxedFuture<'static, ()> + Send + Sync>;
+
+/// The checks, the stores that they are run on, and how stale what those read may be.
+pub struct Suite<F> {
+    factory: F,
+    settling: Settling,
+}
+
+struct Settling {
+    staleness: Duration,
+    sleep: Sleep,
+}
+
+impl<F> Suite<F> {
+    /// The suite for the stores that `factory` makes: each empty, and each apart from the others. What they read is never
+    /// stale, unless [`staleness`](Self::staleness) says so.
+    pub fn new(factory: F) -> Self {
+        let settling =
+            Settling { staleness: Duration::ZERO, sleep: Box::new(|_| Box::pin(std::future::ready(()))) };
+        Self { factory, settling }
+    }
+
+    /// What was committed through a store is seen by its reads that start `staleness` later, and maybe not before. The suite
+    /// waits for so long between a change and each look at what has become of it.
+    pub fn staleness<T: Future<Output = ()> + Send + 'static>(
+        mut self,
+        staleness: Duration,
+        sleep: impl Fn(Duration) -> T + Send + Sync + 'static,
+    ) -> Self {
+        self.settling = Settling { staleness, sleep: Box::new(move |duration| Box::pin(sleep(duration))) };
+        self
+    }
+}
+
+impl<F> fmt::Debug for Suite<F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Suite").field("staleness", &self.settling.staleness).finish_non_exhaustive()
+    }
+}
+
+/// One check of the suite.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Check {
+    /// Its name.
+    pub name: &'static str,
+    /// What the contract says.
+    pub contract: &'static str,
+}
+
+/// The checks that a store has passed; there is one only where it passed all of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Report {
+    /// The checks, in the order in which they were run.
+    pub passed: Vec<Check>,
+}
+
+/// The checks that a store has failed.
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the store breaks its contract:\n{}", self.list())]
+#[non_exhaustive]
+pub struct Failure {
+    /// Each of them, and what was seen.
+    pub broken: Vec<(Check, String)>,
+}
+
+impl Failure {
+    /// Whether the check with this name is among the failed ones.
+    pub fn names(&self, check: &str) -> bool {
+        self.broken.iter().any(|(broken, _)| broken.name == check)
+    }
+
+    fn list(&self) -> String {
+        let lines = self
+            .broken
+            .iter()
+            .map(|(check, seen)| format!("* {}: \"{}\"; but {seen}", check.name, check.contract));
+        lines.collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// As it displays, so that `unwrap` shows it line by line.
+impl fmt::Debug for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Runs the checks, each on a store of its own, whatever becomes of those before it.
+macro_rules! run {
+    ($suite:expr; $($check:ident: $contract:literal),+ $(,)?) => {{
+        let mut verdicts = Vec::new();
+        $(
+            let bench = Bench { store: ($suite.factory)().await, settling: &$suite.settling };
+            let verdict = Box::pin($check(&bench)).await;
+            verdicts.push((Check { name: stringify!($check), contract: $contract }, verdict));
+        )+
+        judged(verdicts)
+    }};
+}
+
+fn judged(verdicts: Vec<(Check, Result<(), Seen>)>) -> Result<Report, Failure> {
+    let mut passed = Vec::new();
+    let mut broken = Vec::new();
+    for (check, verdict) in verdicts {
+        match verdict {
+            Ok(()) => passed.push(check),
+            Err(Seen(seen)) => broken.push((check, seen)),
+        }
+    }
+    if broken.is_empty() { Ok(Report { passed }) } else { Err(Failure { broken }) }
+}
+
+impl<F, Fut, S> Suite<F>
+where
+    F: Fn() -> Fut + Send + Sync,
+    Fut: Future<Output = S> + Send,
+    S: TokenStore,
+{
+    /// Checks what [`TokenStore`] promises.
+    ///
+    /// # Errors
+    /// [`Failure`], which names every check that failed.
+    pub async fn run(&self) -> Result<Report, Failure> {
+        run! { self;
+            an_inserted_record_comes_back_unchanged: "times and all other fields come back unchanged",
+            an_updated_record_comes_back_unchanged: "an update puts a record in the place of the one with its id",
+            what_is_not_there_is_not_found: "the record with this id",
+            an_insert_never_overwrites: "an insert with an id that is there is a conflict",
+            a_kind_fits_its_owner: "a record whose kind does not fit its owner's is refused",
+            an_update_needs_the_version_before: "an update whose expected version is not the record's is a conflict, and so is one whose record is gone",
+            an_update_keeps_the_last_use: "an update keeps the stored last use, whatever its record says",
+            a_remove_needs_its_version: "a remove whose expected version is not the record's is a conflict, and so is one whose record is gone",
+            a_batch_is_done_whole: "a commit does everything in its batch or nothing",
+            a_batch_that_conflicts_leaves_nothing: "a commit does everything in its batch or nothing",
+            the_first_conflict_is_told: "a conflict for the first change that conflicts",
+            a_name_is_unique: "among the records of one realm, owner and kind, the unique name is unique where it is there",
+            a_name_is_one_owners_alone: "among the records of one realm, owner and kind; owners and realms are compared byte by byte",
+            a_name_is_free_again: "among the records that are there and have no successor",
+            a_name_is_handed_on_within_a_batch: "names are checked on what a batch leaves behind",
+            two_of_one_name_in_a_batch_conflict: "names are checked on what a batch leaves behind",
+            a_list_holds_what_it_should: "a list by owner, kind, creator or last activity",
+            a_list_is_newest_first: "newest (greatest id) first",
+            pages_are_exact: "at most as many as asked for; where the next page begins, none on the last one",
+            pages_hold_while_records_come_and_go: "what comes after the last one of the page before",
+            only_active_ones_are_listed: "only those that are active at this instant",
+            idle_ones_are_listed: "those whose last activity lies before an instant",
+            a_touch_moves_forward_alone: "each moves its record's last use forward or does nothing, never back",
+            a_touch_changes_nothing_else: "the version does not move",
+            a_touch_brings_nothing_back: "a record that is gone stays gone",
+            a_thousand_touches_at_once: "notes last uses",
+            a_purge_takes_what_has_ended: "removes records that expired or were revoked at or before an instant and gives their ids",
+            a_purge_keeps_to_its_limit: "up to `limit` records, smallest id first",
+            a_purge_spares_creators: "a record that another one names as its creator stays",
+            of_updates_at_once_one_wins: "changes are atomic and never lost",
+            of_inserts_of_one_name_at_once_one_wins: "changes are atomic and never lost",
+            of_inserts_of_one_id_at_once_one_wins: "an insert never overwrites",
+            of_batches_in_opposite_order_one_wins: "a commit does everything in its batch or nothing",
+            touches_and_updates_at_once_are_all_kept: "last uses belong to `touch` alone, and it never moves the version",
+        }
+    }
+
+    /// Lets changes race each other from eight threads. `block_on` runs a future to its end on the calling thread, which is
+    /// one of the suite's own:
+    ///
+    /// ```
+    /// # use patkit::MemoryStore;
+    /// # use patkit::conformance::Suite;
+    /// let runtime = tokio::runtime::Runtime::new().unwrap();
+    /// Suite::new(|| async { MemoryStore::new() }).run_races(|future| runtime.block_on(future)).unwrap();
+    /// ```
+    ///
+    /// Call it outside of any runtime.
+    ///
+    /// # Errors
+    /// [`Failure`], which names every race that went wrong.
+    pub fn run_races(&self, block_on: impl Fn(BoxedFuture<'_, ()>) + Sync) -> Result<Report, Failure> {
+        let mut verdicts = Vec::new();
+        for (check, plan) in race_plans() {
+            let verdict = plan.and_then(|plan| {
+                let store = blocked(&block_on, async { (self.factory)().await })?;
+                let bench = Bench { store, settling: &self.settling };
+                blocked(&block_on, bench.commit_all(&plan.before))??;
+                let results = on_threads(&bench.store, &plan, &block_on)?;
+                blocked(&block_on, plan.check(&bench, &results))?
+            });
+            verdicts.push((check, verdict));
+        }
+        judged(verdicts)
+    }
+}
+
+impl<F, Fut, S> Suite<F>
+where
+    F: Fn() -> Fut + Send + Sync,
+    Fut: Future<Output = S> + Send,
+    S: TokenStore + AuditLog,
+{
+    /// Checks what [`AuditLog`] promises, and that events are stored with their change or not at all.
+    ///
+    /// # Errors
+    /// [`Failure`], which names every check that failed.
+    pub async fn run_audit_log(&self) -> Result<Report, Failure> {
+        run! { self;
+            an_event_comes_back_unchanged: "the events of a realm, oldest first",
+            events_are_of_one_realm_and_token: "the events of a realm from an instant (inclusive) on, at most `limit`; of one token",
+            a_batch_may_hold_events_alone: "a batch may hold events alone",
+            a_conflict_leaves_no_event: "a commit does everything in its batch or nothing, audit events included",
+            erasing_takes_out_every_trace: "take out the traces of this owner from all stored events, before these are added",
+            events_are_purged_oldest_first: "removes up to `limit` events that are older than an instant, oldest first, and says how many",
+        }
+    }
+}
+
+impl<F, Fut, S> Suite<F>
+where
+    F: Fn() -> Fut + Send + Sync,
+    Fut: Future<Output = S> + Send,
+    S: TokenStore + TokenCounts,
+{
+    /// Checks what [`TokenCounts`] promises.
+    ///
+    /// # Errors
+    /// [`Failure`], which names every check that failed.
+    pub async fn run_counts(&self) -> Result<Report, Failure> {
+        run! { self;
+            states_are_counted_at_an_instant: "how many records are in each state at `now`",
+            digests_are_counted_by_key: "how many records have a digest under each key",
+        }
+    }
+}
+
+/// What was seen where something else was promised.
+struct Seen(String);
+
+impl<E: std::error::Error> From<E> for Seen {
+    fn from(error: E) -> Self {
+        let mut text = format!("it answered: {error}");
+        let mut source = error.source();
+        while let Some(cause) = source {
+            text.push_str(": ");
+            text.push_str(&cause.to_string());
+            source = cause.source();
+        }
+        Self(text)
+    }
+}
+
+fn ensure(holds: bool, seen: impl FnOnce() -> String) -> Result<(), Seen> {
+    if holds { Ok(()) } else { Err(Seen(seen())) }
+}
+
+/// A store, and how long to wait until it shows what was changed.
+struct Bench<'a, S> {
+    store: S,
+    settling: &'a Settling,
+}
+
+impl<S: TokenStore> Bench<'_, S> {
+    async fn settle(&self) {
+        if !self.settling.staleness.is_zero() {
+            (self.settling.sleep)(self.settling.staleness).await;
+        }
+    }
+
+    async fn commit_all(&self, changes: &[Change]) -> Result<(), Seen> {
+        // No database likes a statement per record for thousands, and none has to take all of them at once.
+        for chunk in changes.chunks(100) {
+            let batch = ChangeBatch { changes: chunk.to_vec(), ..ChangeBatch::new() };
+            self.store.commit(&batch).await?;
+        }
+        Ok(())
+    }
+
+    async fn insert(&self, tokens: &[Token]) -> Result<(), Seen> {
+        let inserts: Vec<Change> = tokens.iter().map(insert).collect();
+        self.commit_all(&inserts).await
+    }
+
+    async fn commit(&self, changes: impl IntoIterator<Item = Change> + Send) -> Result<(), Seen> {
+        Ok(self.store.commit(&batch(changes)).await?)
+    }
+
+    /// A commit that must conflict, and how.
+    async fn refused(
+        &self,
+        changes: impl IntoIterator<Item = Change> + Send,
+        conflict: Conflict,
+    ) -> Result<(), Seen> {
+        let result = self.store.commit(&batch(changes)).await;
+        conflicts(&result, conflict)
+    }
+
+    /// Right now: the caller has waited.
+    async fn holds(&self, expected: &Token) -> Result<(), Seen> {
+        match self.store.find(expected.id).await? {
+            None => Err(Seen(format!("{} was not found", expected.id))),
+            Some(found) => same(expected, &found),
+        }
+    }
+
+    async fn lacks(&self, id: TokenId) -> Result<(), Seen> {
+        let found = self.store.find(id).await?;
+        ensure(found.is_none(), || format!("{id} was found: {found:?}"))
+    }
+
+    /// The ids of all pages of a list.
+    async fn list(&self, query: &ListQuery) -> Result<Vec<TokenId>, Seen> {
+        let mut ids = Vec::new();
+        let mut query = query.clone();
+        loop {
+            let page = self.store.list(&query).await?;
+            ensure(page.corrupt.is_empty(), || format!("these records were corrupt: {:?}", page.corrupt))?;
+            ensure(page.tokens.len() <= query.limit, || {
+                format!("a page of {} held {}", query.limit, page.tokens.len())
+            })?;
+            ids.extend(page.tokens.iter().map(|token| token.id));
+            let Some(next) = page.next else { return Ok(ids) };
+            ensure(!page.tokens.is_empty(), || "an empty page said that there is a next one".into())?;
+            ensure(query.after.is_none_or(|after| next < after), || {
+                format!("the page after {:?} goes on at {next}", query.after)
+            })?;
+            query = query.after(Some(next));
+        }
+    }
+
+    async fn lists(&self, query: &ListQuery, expected: &[TokenId]) -> Result<(), Seen> {
+        let found = self.list(query).await?;
+        ensure(found == expected, || {
+            format!("{query:?} held {}, not {}", shown_ids(&found), shown_ids(expected))
+        })
+    }
+}
+
+fn batch(changes: impl IntoIterator<Item = Change>) -> ChangeBatch {
+    ChangeBatch { changes: changes.into_iter().collect(), ..ChangeBatch::new() }
+}
+
+fn conflicts(result: &Result<(), StoreError>, conflict: Conflict) -> Result<(), Seen> {
+    match result {
+        Err(StoreError::Conflict(found)) if *found == conflict => Ok(()),
+        Err(other) => Err(Seen(format!("it answered {other:?} instead of {conflict:?}"))),
+        Ok(()) => Err(Seen(format!("it was committed instead of {conflict:?}"))),
+    }
+}
+
+fn shown_ids(ids: &[TokenId]) -> String {
+    let more = ids.len().saturating_sub(8);
+    let mut text: Vec<String> = ids.iter().take(8).map(ToString::to_string).collect();
+    if more > 0 {
+        text.push(format!("and {more} more"));
+    }
+    format!("[{}]", text.join(", "))
+}
+
+/// Every field; the first that differs is named. A name is compared as it is shown too, not only by its key.
+fn same(expected: &Token, found: &Token) -> Result<(), Seen> {
+    let Token {
+        id,
+        realm,
+        kind,
+        owner,
+        owner_kind,
+        name,
+        description,
+        scope,
+        networks,
+        credential,
+        created_at,
+        created_by,
+        predecessor,
+        lifetime,
+        facts,
+        idle_from,
+        reuse_reported_at,
+        notified_days,
+        last_used,
+        seal,
+        version,
+    } = expected;
+    macro_rules! compare {
+        ($($field:ident),+) => {
+            $(ensure(*$field == found.$field, || {
+                let (field, wrong) = (stringify!($field), &found.$field);
+                format!("the field {field} of {id} was {wrong:?}, not {:?}", $field)
+            })?;)+
+        };
+    }
+    compare!(id, realm, kind, owner, owner_kind, description, scope, networks, credential, created_at);
+    compare!(
+        created_by,
+        predecessor,
+        lifetime,
+        facts,
+        idle_from,
+        reuse_reported_at,
+        notified_days,
+        last_used,
+        seal,
+        version
+    );
+    ensure(name.as_str() == found.name.as_str() && name.key() == found.name.key(), || {
+        format!("the field name of {id} was {:?}, not {name:?}", found.name)
+    })
+}
+
+/// 2027-01-15 08:00:00 UTC, and so many microseconds.
+fn at(micros: i64) -> Result<DateTime<Utc>, Seen> {
+    DateTime::from_timestamp_micros(1_800_000_000_000_000_i64.saturating_add(micros))
+        .ok_or_else(|| Seen("the suite is broken: an instant is out of range".into()))
+}
+
+/// A greater number is a newer id: ten to a millisecond, so that both parts of an id count.
+fn id(number: u64) -> Result<TokenId, Seen> {
+    let millis = 1_800_000_000_000_u64.saturating_add(number.checked_div(10).unwrap_or_default());
+    let place = number.checked_rem(10).unwrap_or_default();
+    let spread = number.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 2;
+    // Even places differ in the twelve bits after the version, pairs in the low word alone.
+    let (high, low) = (place >> 1, (place & 1) << 61);
+    let words = [(millis << 16) | 0x7000 | (high << 4), (1 << 63) | low | (spread & ((1 << 61) - 1))];
+    TokenId::from_words(words).ok_or_else(|| Seen("the suite is broken: an id is out of range".into()))
+}
+
+/// A plain record: active, personal, without end, of the owner `owner`, with a name of its own.
+fn record(number: u64) -> Result<Token, Seen> {
+    let made = at(i64::try_from(number).unwrap_or_default())?;
+    let owner = OwnerId::new("owner")?;
+    let [byte, ..] = number.to_le_bytes();
+    Ok(Token {
+        id: id(number)?,
+        realm: Realm::default(),
+        kind: TokenKind::Personal,
+        owner: owner.clone(),
+        owner_kind: OwnerKind::Human,
+        name: TokenName::new(&format!("token {number}"))?,
+        description: None,
+        scope: Scope::inherit(),
+        networks: None,
+        credential: Credential::Keyed(KeyedDigest::new(KeyId::new(1), [byte; 32])),
+        created_at: made,
+        created_by: ActorRef::Owner(owner),
+        predecessor: None,
+        lifetime: Lifetime::Default,
+        facts: Facts::default(),
+        idle_from: made,
+        reuse_reported_at: None,
+        notified_days: None,
+        last_used: None,
+        seal: None,
+        version: 1,
+    })
+}
+
+fn records(numbers: impl IntoIterator<Item = u64>) -> Result<Vec<Token>, Seen> {
+    numbers.into_iter().map(record).collect()
+}
+
+fn revocation(reason: Reason, micros: i64) -> Result<Revocation, Seen> {
+    Ok(Revocation { at: at(micros)?, by: ActorRef::System, authority: Authority::System, reason })
+}
+
+fn succession(successor: u64) -> Result<Option<Succession>, Seen> {
+    Ok(Some(Succession { successor: id(successor)?, at: at(0)?, until: at(1)? }))
+}
+
+fn insert(token: &Token) -> Change {
+    Change::Insert(Arc::new(token.clone()))
+}
+
+fn update(token: &Token) -> Change {
+    Change::Update(Arc::new(token.clone()))
+}
+
+fn remove(token: &Token) -> Change {
+    Change::Remove { id: token.id, version: token.version }
+}
+
+/// The record after a change, with the next version.
+fn changed(token: &Token, change: impl FnOnce(&mut Token)) -> Token {
+    let mut after = token.clone();
+    change(&mut after);
+    after.version = token.version.saturating_add(1);
+    after
+}
+
+fn touch(token: &Token, micros: i64, address: Option<IpAddr>) -> Result<Touch, Seen> {
+    Ok(Touch::new(token.id, LastUse::new(at(micros)?, address)))
+}
+
+fn v4(last: u8) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::new(192, 0, 2, last))
+}
+
+fn v6() -> IpAddr {
+    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0xffff))
+}
+
+fn by_owner(owner: &str, kind: Option<TokenKind>) -> Result<ListQuery, Seen> {
+    Ok(ListQuery::new(ListBy::Owner { realm: Realm::default(), owner: OwnerId::new(owner)?, kind }))
+}
+
+fn ids_of(tokens: &[Token]) -> Vec<TokenId> {
+    tokens.iter().map(|token| token.id).collect()
+}
+
+/// Newest first.
+fn ids(numbers: impl IntoIterator<Item = u64>) -> Result<Vec<TokenId>, Seen> {
+    let mut ids = numbers.into_iter().map(id).collect::<Result<Vec<_>, _>>()?;
+    ids.sort_unstable();
+    ids.reverse();
+    Ok(ids)
+}
+
+/// Records that between them have every value that a field may have: each variant, each absence, and the ends of what
+/// is allowed.
+fn every_kind_of_record() -> Result<Vec<Token>, Seen> {
+    // 255 bytes, of which most stand in characters of more than one.
+    let long = format!("{}x", "é".repeat(127));
+    let wide = "𝔄".repeat(255);
+    let text = format!("first line\nsecond line\n\n{}", "é\"'\\%_;--".repeat(40));
+    let actors = [
+        ActorRef::System,
+        ActorRef::Owner(OwnerId::new(&long)?),
+        ActorRef::Token { owner: OwnerId::new("o'wner\\ \"%_")?, id: id(1)? },
+        ActorRef::Erased,
+    ];
+    let scopes = [Scope::inherit(), Scope::only([""; 0])?, Scope::only(["a:b", "scim:*", "*"])?];
+    let networks = [
+        None,
+        Some(Networks::parse(["10.0.0.0/8", "192.0.2.1/32"])?),
+        Some(Networks::parse(["2001:db8::/32", "::/0", "0.0.0.0/0", "::1"])?),
+    ];
+    let lifetimes = [Lifetime::Default, Lifetime::Days(1), Lifetime::Days(u32::MAX), Lifetime::Never];
+    let credentials = [
+        Credential::Keyed(KeyedDigest::new(KeyId::new(0), [0; 32])),
+        Credential::Keyed(KeyedDigest::new(KeyId::new(u16::MAX), [0xff; 32])),
+        Credential::Foreign(ForeignDigest::new("sha256", &[0, 1, 0xff])),
+        Credential::Foreign(ForeignDigest::new("", &[])),
+    ];
+    let (first, last) = (extreme("0001-01-01T00:00:00Z")?, extreme("9999-12-31T23:59:59.999999Z")?);
+    let instants = [first, at(-1)?, at(0)?, at(1)?, last];
+    let mut tokens = Vec::new();
+    // Twice the reasons, so that the lists, each gone through at its own pace, meet in many ways.
+    for (number, reason) in Reason::ALL.into_iter().chain(Reason::ALL).enumerate() {
+        let mut token = record(u64::try_from(number)?.saturating_add(100))?;
+        let has = |bit: usize| number & bit == bit;
+        let instant = pick(&instants, number)?;
+        if has(1) {
+            token.kind = TokenKind::Service;
+            token.owner_kind = OwnerKind::Service;
+        } else {
+            token.description = Description::new(&text)?;
+            token.notified_days = Some(pick(&[0, u16::MAX, 30], number)?);
+            token.seal = Some(Seal::new(KeyedDigest::new(KeyId::new(3), [7; 32])));
+            token.predecessor = Some(id(999)?);
+        }
+        if has(2) {
+            token.realm = Realm::new(&long)?;
+            token.owner = OwnerId::new(&long)?;
+            token.reuse_reported_at = Some(instant);
+        }
+        if has(4) {
+            token.name = TokenName::new(&wide)?;
+            token.owner = OwnerId::new(&format!("own'er {number}"))?;
+            token.facts.succession = succession(1)?;
+        }
+        if has(8) {
+            let address = pick(&[None, Some(v4(1)), Some(v6())], number)?;
+            token.last_used = Some(LastUse::new(instant, address));
+        }
+        token.scope = pick(&scopes, number)?;
+        token.networks = pick(&networks, number)?;
+        token.credential = pick(&credentials, number)?;
+        token.created_at = instant;
+        token.created_by = pick(&actors, number)?;
+        token.lifetime = pick(&lifetimes, number)?;
+        token.idle_from = pick(&[last, first, at(999_999)?], number)?;
+        // The first one is as active as can be.
+        if number > 0 {
+            token.facts.expires_at = (!has(1)).then_some(instant);
+            token.facts.revocation = Some(Revocation {
+                at: instant,
+                by: pick(&actors, number)?,
+                authority: pick(&[Authority::Owner, Authority::Admin, Authority::System], number)?,
+                reason,
+            });
+        }
+        tokens.push(token);
+    }
+    Ok(tokens)
+}
+
+/// The list over and over again: what stands at this place.
+fn pick<T: Clone>(list: &[T], place: usize) -> Result<T, Seen> {
+    let found = list.iter().cycle().nth(place);
+    found.cloned().ok_or_else(|| Seen("the suite is broken: a list is empty".into()))
+}
+
+fn extreme(text: &str) -> Result<DateTime<Utc>, Seen> {
+    let instant = DateTime::parse_from_rfc3339(text);
+    let instant = instant.map_err(|error| Seen(format!("the suite is broken: {text}: {error}")))?;
+    Ok(instant.to_utc())
+}
+
+async fn an_inserted_record_comes_back_unchanged<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+    let tokens = every_kind_of_record()?;
+    bench.insert(&tokens).await?;
+    bench.settle().await;
+    for token in &tokens {
+        bench.holds(token).await?;
+        // A list reads records too, and maybe by other code.
+        let query = ListQuery::new(ListBy::Owner {
+            realm: token.realm.clone(),
+            owner: token.owner.clone(),
+            kind: None,
+        });
+        let page = bench.store.list(&query).await?;
+        let listed = page.tokens.iter().find(|listed| listed.id == token.id);
+        let listed = listed.ok_or_else(|| Seen(format!("the list of its owner lacked {}", token.id)))?;
+        same(token, listed)?;
+    }
+    Ok(())
+}
+
+async fn an_updated_record_comes_back_unchanged<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+    let tokens = every_kind_of_record()?;
+    // What a record is and whose it is stays; all else is new, and then as it was before.
+    let plain = |token: &Token| -> Result<Token, Seen> {
+        Ok(Token {
+            id: token.id,
+            realm: token.realm.clone(),
+            kind: token.kind,
+            owner: token.owner.clone(),
+            owner_kind: token.owner_kind,
+            created_at: token.created_at,
+            name: TokenName::new(&format!("plain {}", token.id))?,
+            ..record(1)?
+        })
+    };
+    let before = tokens.iter().map(plain).collect::<Result<Vec<_>, _>>()?;
+    bench.insert(&before).await?;
+    let full: Vec<Token> =
+        tokens.iter().map(|token| Token { version: 2, last_used: None, ..token.clone() }).collect();
+    let updates: Vec<Change> = full.iter().map(update).collect();
+    bench.commit_all(&updates).await?;
+    bench.settle().await;
+    for token in &full {
+        bench.holds(token).await?;
+    }
+    let bare: Vec<Token> = before.iter().map(|token| Token { version: 3, ..token.clone() }).collect();
+    let updates: Vec<Change> = bare.iter().map(update).collect();
+    bench.commit_all(&updates).await?;
+    bench.settle().await;
+    for token in &bare {
+        bench.holds(token).await?;
+    }
+    Ok(())
+}
+
+async fn what_is_not_there_is_not_found<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+    bench.lacks(id(1)?).await?;
+    bench.insert(&records([1, 3])?).await?;
+    bench.settle().await;
+    for number in [0, 2, 4, 1_000] {
+        bench.lacks(id(number)?).await?;
+    }
+    Ok(())
+}
+
+async fn an_insert_never_overwrites<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+    let first = record(1)?;
+    bench.insert(std::slice::from_ref(&first)).await?;
+    let other = Token { id: first.id, ..record(2)? };
+    bench.refused([insert(&other)], Conflict::Id(first.id)).await?;
+    // In another realm, of another owner, with the version after: an id is an id.
+    let elsewhere =
+        Token { realm: Realm::new("elsewhere")?, owner: OwnerId::new("somebody else")?, version: 2, ..other };
+    bench.refused([insert(&elsewhere)], Conflict::Id(first.id)).await?;
+    bench.settle().await;
+    bench.holds(&first).await
+}
+
+async fn a_kind_fits_its_owner<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+    let misfits = [
+        (TokenKind::Personal, OwnerKind::Service),
+        (TokenKind::Personal, OwnerKind::Internal),
+        (TokenKind::Service, OwnerKind::Human),
+        (TokenKind::Service, OwnerKind::Internal),
+    ];
+    let good = record(1)?;
+    bench.insert(std::slice::from_ref(&good)).await?;
+    for (kind, owner_kind) in misfits {
+        let token = Token { kind, owner_kind, ..record(2)? };
+        bench.refused([insert(&token)], Conflict::OwnerKind(token.id)).await?;
+        let after = changed(&good, |good| (good.kind, good.owner_kind) = (kind, owner_kind));
+        bench.refused([update(&after)], Conflict::OwnerKind(good.id)).await?;
+    }
+    bench.settle().await;
+    bench.lacks(id(2)?).await?;
+    bench.holds(&good).await
+}
+
+async fn an_update_needs_the_version_before<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+    let first = record(1)?;
+    let second = changed(&first, |token| token.notified_days = Some(7));
+    bench.insert(std::slice::from_ref(&first)).await?;
+    bench.commit([update(&second)]).await?;
+    for version in [0, 1, 2, 4, u64::MAX] {
+        let stale = Token { version, name: TokenName::new("stale")?, ..second.clone() };
+        bench.refused([update(&stale)], Conflict::Version(first.id)).await?;
+    }
+    for version in [0, 1, 2] {
+        let missing = Token { version, ..record(2)? };
+        bench.refused([update(&missing)], Conflict::Version(missing.id)).await?;
+    }
+    bench.settle().await;
+    bench.lacks(id(2)?).await?;
+    bench.holds(&second).await?;
+    let third = changed(&second, |token| token.notified_days = Some(1));
+    bench.commit([update(&third)]).await?;
+    bench.settle().await;
+    bench.holds(&third).await
+}
+
+async fn an_update_keeps_the_last_use<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+    let used = record(1)?;
+    let unused = record(2)?;
+    bench.insert(&[used.clone(), unused.clone()]).await?;
+    bench.store.touch(&[touch(&used, 500, Some(v4(1)))?]).await?;
+    let known = Some(LastUse::new(at(500)?, Some(v4(1))));
+    let mut stored = used;
+    // None, an older one and a newer one: whatever the record says.
+    for claimed in [None, Some(LastUse::new(at(400)?, None)), Some(LastUse::new(at(600)?, Some(v6())))] {
+        stored = changed(&stored, |token| token.last_used = claimed);
+        bench.commit([update(&stored)]).await?;
+    }
+    let claims = changed(&unused, |token| token.last_used = known);
+    bench.commit([update(&claims)]).await?;
+    bench.settle().await;
+    stored.last_used = known;
+    bench.holds(&stored).await?;
+    bench.holds(&Token { last_used: None, ..claims }).await
+}
+
+async fn a_remove_needs_its_version<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+    let first = record(1)?;
+    let second = changed(&first, |token| token.notified_days = Some(7));
+    bench.insert(std::slice::from_ref(&first)).await?;
+    bench.commit([update(&second)]).await?;
+    for version in [0, 1, 3] {
+        let stale = Token { version, ..first.clone() };
+        bench.refused([remove(&stale)], Conflict::Version(first.id)).await?;
+    }
+    let missing = record(2)?;
+    bench.refused([remove(&missing)], Conflict::Version(missing.id)).await?;
+    bench.settle().await;
+    bench.holds(&second).await?;
+    bench.commit([remove(&second)]).await?;
+    bench.settle().await;
+    bench.lacks(first.id).await?;
+    bench.lists(&by_owner("owner", None)?, &[]).await?;
+    bench.refused([remove(&second)], Conflict::Version(first.id)).await?;
+    let third = changed(&second, |_| {});
+    bench.refused([update(&third)], Conflict::Version(first.id)).await
+}
+
+async fn a_batch_is_done_whole<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+    let (changes_later, goes) = (record(1)?, record(2)?);
+    bench.insert(&[changes_later.clone(), goes.clone()]).await?;
+    let comes = record(3)?;
+    let after = changed(&changes_later, |token| token.notified_days = Some(7));
+    bench.commit([remove(&goes), insert(&comes), update(&after)]).await?;
+    bench.settle().await;
+    bench.lacks(goes.id).await?;
+    bench.holds(&comes).await?;
+    bench.holds(&after).await?;
+    bench.lists(&by_owner("owner", None)?, &ids([1, 3])?).await?;
+    bench.commit([]).await
+}
+
+async fn a_batch_that_conflicts_leaves_nothing<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+    let before = records([1, 2, 3])?;
+    bench.insert(&before).await?;
+    let [stays, goes, other] = before.as_slice() else {
+        return Ok(());
+    };
+    let comes = record(4)?;
+    let after = changed(stays, |token| token.notified_days = Some(7));
+    let stale = changed(&changed(other, |_| {}), |_| {});
+    let same_id = Token { id: other.id, ..record(5)? };
+    let same_name = Token { name: other.name.clone(), ..record(5)? };
+    let misfit = Token { owner_kind: OwnerKind::Internal, ..record(5)? };
+    let gone = Change::Remove { id: id(9)?, version: 1 };
+    let last = [
+        (insert(&same_id), Conflict::Id(other.id)),
+        (update(&stale), Conflict::Version(other.id)),
+        (gone, Conflict::Version(id(9)?)),
+        (insert(&same_name), Conflict::Name(same_name.id)),
+        (insert(&misfit), Conflict::OwnerKind(misfit.id)),
+    ];
+    for (change, conflict) in last {
+        let changes = [insert(&comes), update(&after), remove(goes), change];
+        bench.refused(changes, conflict).await?;
+    }
+    bench.settle().await;
+    for token in &before {
+        bench.holds(token).await?;
+    }
+    bench.lacks(comes.id).await?;
+    bench.lacks(id(5)?).await?;
+    bench.lists(&by_owner("owner", None)?, &ids([1, 2, 3])?).await?;
+    // Names were neither claimed nor freed, and versions did not move.
+    let claims = Token { name: comes.name.clone(), ..record(6)? };
+    let takes = Token { name: goes.name.clone(), ..record(7)? };
+    bench.commit([insert(&claims), update(&after)]).await?;
+    bench.refused([insert(&takes)], Conflict::Name(takes.id)).await
+}
+
+async fn the_first_conflict_is_told<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+    let tokens = records([1, 2, 3])?;
+    bench.insert(&tokens).await?;
+    let stale: Vec<Change> = tokens.iter().rev().map(update).collect();
+    bench.refused(stale, Conflict::Version(id(3)?)).await?;
+    let again: Vec<Change> = tokens.iter().map(insert).collect();
+    bench.refused(again, Conflict::Id(id(1)?)).await
+}
+
+async fn a_name_is_unique<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+    let named = |number: u64, name: &str| -> Result<Token, Seen> {
+        Ok(Token { name: TokenName::new(name)?, ..record(number)? })
+    };
+    let first = named(1, "Straße")?;
+    bench.insert(std::slice::from_ref(&first)).await?;
+    // What has one key is one name, however it is written.
+    for same in ["Straße", "STRASSE", "strasse", "\u{ff33}trasse"] {
+        let token = named(2, same)?;
+        bench.refused([insert(&token)], Conflict::Name(token.id)).await?;
+    }
+    // Revoked and expired records keep their names.
+    let ended = changed(&first, |token| token.facts.expires_at = Some(token.created_at));
+    bench.commit([update(&ended)]).await?;
+    let token = named(2, "strasse")?;
+    bench.refused([insert(&token)], Conflict::Name(token.id)).await?;
+    // What has another key is another name, whatever a collation makes of it.
+    let others =
+        ["strase", "resume", "résumé", "a b", "a  b", "ı", "i", "%", "_", "straße\u{301}", "аdmin", "admin"];
+    for (number, other) in (10..).zip(others) {
+        bench.commit([insert(&named(number, other)?)]).await?;
+    }
+    let other = named(10, "strase")?;
+    let onto = changed(&other, |token| token.name = first.name.clone());
+    bench.refused([update(&onto)], Conflict::Name(other.id)).await?;
+    // Its own name is not in its way.
+    let rewritten = changed(&other, |token| token.notified_days = Some(1));
+    bench.commit([update(&rewritten)]).await?;
+    let shouted = changed(&rewritten, |_| {});
+    let shouted = Token { name: TokenName::new("STRASE")?, ..shouted };
+    bench.commit([update(&shouted)]).await?;
+    bench.settle().await;
+    bench.holds(&shouted).await?;
+    bench.lacks(id(2)?).await
+}
+
+async fn a_name_is_one_owners_alone<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+    let first = record(1)?;
+    let like =
+        |number: u64| -> Result<Token, Seen> { Ok(Token { name: first.name.clone(), ..record(number)? }) };
+    bench.insert(std::slice::from_ref(&first)).await?;
+    let mut others = vec![Token { kind: TokenKind::Service, owner_kind: OwnerKind::Service, ..like(2)? }];
+    // Case, trailing spaces, normalization and patterns make no two owners the same.
+    let owners = ["Owner", "owner ", "öwner", "o\u{308}wner", "owne_", "owner%", "another"];
+    for (number, owner) in (10..).zip(owners) {
+        others.push(Token { owner: OwnerId::new(owner)?, ..like(number)? });
+    }
+    for (number, realm) in (20..).zip(["realm", "Realm", "realm ", "%"]) {
+        others.push(Token { realm: Realm::new(realm)?, ..like(number)? });
+    }
+    for other in &others {
+        bench.commit([insert(other)]).await?;
+    }
+    let second = like(30)?;
+    bench.refused([insert(&second)], Conflict::Name(second.id)).await?;
+    bench.settle().await;
+    for other in others.iter().filter(|other| other.owner != first.owner) {
+        let query =
+            ListQuery::new(ListBy::Owner { realm: Realm::default(), owner: other.owner.clone(), kind: None });
+        bench.lists(&query, &[other.id]).await?;
+    }
+    for other in others.iter().filter(|other| other.realm != first.realm) {
+        let query = ListQuery::new(ListBy::Kind { realm: other.realm.clone(), kind: TokenKind::Personal });
+        bench.lists(&query, &[other.id]).await?;
+    }
+    Ok(())
+}
+
+async fn a_name_is_free_again<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+    let tokens = records([1, 2, 3])?;
+    bench.insert(&tokens).await?;
+    let [removed, renamed, rotated] = tokens.as_slice() else {
+        return Ok(());
+    };
+    bench.commit([remove(removed)]).await?;
+    let renamed_after = Token { name: TokenName::new("renamed")?, ..changed(renamed, |_| {}) };
+    bench.commit([update(&renamed_after)]).await?;
+    let mut rotated_after = changed(rotated, |_| {});
+    rotated_after.facts.succession = succession(6)?;
+    bench.commit([update(&rotated_after)]).await?;
+    for (number, free) in (4..).zip([removed, renamed, rotated]) {
+        let token = Token { name: free.name.clone(), ..record(number)? };
+        bench.commit([insert(&token)]).await?;
+    }
+    // A second one with a successor and that name stands in nobody's way either.
+    let mut other = Token { name: rotated.name.clone(), ..record(7)? };
+    other.facts.succession = succession(6)?;
+    bench.commit([insert(&other)]).await?;
+    let taken = Token { name: rotated.name.clone(), ..record(8)? };
+    bench.refused([insert(&taken)], Conflict::Name(taken.id)).await
+}
+
+async fn a_name_is_handed_on_within_a_batch<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+    for (number, forwards) in [(10, true), (20, false)] {
+        let in_order = |mut changes: Vec<Change>| {
+            if !forwards {
+                changes.reverse();
+            }
+            changes
+        };
+        // By rotation, three times in a row.
+        let mut current = record(number)?;
+        bench.insert(std::slice::from_ref(&current)).await?;
+        for next in (number..).skip(1).take(3) {
+            let successor = Token { name: current.name.clone(), ..record(next)? };
+            let mut retired = changed(&current, |_| {});
+            retired.facts.succession = succession(next)?;
+            bench.commit(in_order(vec![update(&retired), insert(&successor)])).await?;
+            current = successor;
+        }
+        // By removal.
+        let heir = Token { name: current.name.clone(), ..record(number.saturating_add(5))? };
+        bench.commit(in_order(vec![remove(&current), insert(&heir)])).await?;
+        // By renaming each other.
+        let other = record(number.saturating_add(6))?;
+        bench.insert(std::slice::from_ref(&other)).await?;
+        let one = changed(&heir, |token| token.name = other.name.clone());
+        let two = changed(&other, |token| token.name = heir.name.clone());
+        bench.commit(in_order(vec![update(&one), update(&two)])).await?;
+        bench.settle().await;
+        bench.holds(&one).await?;
+        bench.holds(&two).await?;
+        let taken = Token { name: two.name.clone(), ..record(number.saturating_add(7))? };
+        bench.refused([insert(&taken)], Conflict::Name(taken.id)).await?;
+    }
+    Ok(())
+}
+
+async fn two_of_one_name_in_a_batch_conflict<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+    let one = record(1)?;
+    let two = Token { name: one.name.clone(), ..record(2)? };
+    let result = bench.store.commit(&batch([insert(&one), insert(&two)])).await;
+    let told = result.as_ref().err().and_then(StoreError::conflict);
+    // Either of the two is in the other's way.
+    let told = told.filter(|conflict| *conflict == Conflict::Name(one.id));
+    conflicts(&result, told.unwrap_or(Conflict::Name(two.id)))?;
+    bench.settle().await;
+    bench.lacks(one.id).await?;
+    bench.lacks(two.id).await
+}
+
+async fn a_list_holds_what_it_should<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+    let service = |token: Token| Token { kind: TokenKind::Service, owner_kind: OwnerKind::Service, ..token };
+    let made_by = |number: u64| -> Result<ActorRef, Seen> {
+        Ok(ActorRef::Token { owner: OwnerId::new("owner")?, id: id(number)? })
+    };
+    let elsewhere = Realm::new("elsewhere")?;
+    let tokens = [
+        record(1)?,
+        service(record(2)?),
+        Token { created_by: made_by(1)?, ..record(3)? },
+        Token { owner: OwnerId::new("other")?, created_by: made_by(1)?, ..service(record(4)?) },
+        Token { realm: elsewhere.clone(), ..record(5)? },
+        Token { realm: elsewhere.clone(), created_by: made_by(3)?, ..service(record(6)?) },
+    ];
+    bench.insert(&tokens).await?;
+    bench.settle().await;
+    let owner = |realm: &Realm, owner: &str, kind| -> Result<ListBy, Seen> {
+        Ok(ListBy::Owner { realm: realm.clone(), owner: OwnerId::new(owner)?, kind })
+    };
+    let of_kind = |realm: &Realm, kind| ListBy::Kind { realm: realm.clone(), kind };
+    let here = Realm::default();
+    let (personal, of_service) = (TokenKind::Personal, TokenKind::Service);
+    let table: [(ListBy, &[u64]); 15] = [
+        (owner(&here, "owner", None)?, &[1, 2, 3]),
+        (owner(&here, "owner", Some(personal))?, &[1, 3]),
+        (owner(&here, "owner", Some(of_service))?, &[2]),
+        (owner(&here, "other", None)?, &[4]),
+        (owner(&here, "other", Some(personal))?, &[]),
+        (owner(&here, "nobody", None)?, &[]),
+        (owner(&elsewhere, "owner", None)?, &[5, 6]),
+        (of_kind(&here, personal), &[1, 3]),
+        (of_kind(&here, of_service), &[2, 4]),
+        (of_kind(&elsewhere, of_service), &[6]),
+        (of_kind(&Realm::new("nowhere")?, personal), &[]),
+        (ListBy::Creator(id(1)?), &[3, 4]),
+        (ListBy::Creator(id(3)?), &[6]),
+        (ListBy::Creator(id(2)?), &[]),
+        (ListBy::Idle(at(1_000)?), &[1, 2, 3, 4, 5, 6]),
+    ];
+    for (by, expected) in table {
+        bench.lists(&ListQuery::new(by), &ids(expected.iter().copied())?).await?;
+    }
+    // An update moves a record from list to list.
+    let [.., adopted] = &tokens;
+    let adopted = changed(adopted, |token| token.created_by = ActorRef::Erased);
+    bench.commit([update(&adopted)]).await?;
+    bench.settle().await;
+    bench.lists(&ListQuery::new(ListBy::Creator(id(3)?)), &[]).await
+}
+
+async fn a_list_is_newest_first<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+    // Not in the order of their ids, many to a millisecond, and older ones last.
+    let numbers = [17, 3, 25, 4, 12, 5, 11, 24, 16, 13];
+    bench.insert(&records(numbers)?).await?;
+    bench.settle().await;
+    let expected = ids(numbers)?;
+    bench.lists(&by_owner("owner", None)?, &expected).await?;
+    let personal = ListBy::Kind { realm: Realm::default(), kind: TokenKind::Personal };
+    bench.lists(&ListQuery::new(personal), &expected).await?;
+    bench.lists(&ListQuery::new(ListBy::Idle(at(1_000)?)), &expected).await
+}
+
+async fn pages_are_exact<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+    let count = u64::try_from(MAX_PAGE)?.saturating_add(1);
+    bench.insert(&records(1..=count)?).await?;
+    bench.settle().await;
+    let all = ids(1..=count)?;
+    let child_of = ListQuery::new(ListBy::Idle(at(1_000)?));
+    for query in [by_owner("owner", Some(TokenKind::Personal))?, child_of] {
+        for limit in [1, 2, 67, MAX_PAGE] {
+            bench.lists(&query.clone().limit(limit), &all).await?;
+        }
+        // The end: a page that holds all that is left is the last one, be it full or not.
+        for (left, limit, more) in [(2, 1, true), (2, 2, false), (2, 3, false), (1, 1, false), (0, 1, false)]
+        {
+            let last = id(u64::try_from(left)?.saturating_add(1))?;
+            let page = bench.store.list(&query.clone().after(Some(last)).limit(limit)).await?;
+            let seen = page.tokens.len();
+            ensure(seen == limit.min(left) && page.next.is_some() == more, || {
+                format!("with {left} left, a page of {limit} held {seen} and went on at {:?}", page.next)
+            })?;
+        }
+    }
+    // A page may begin where no record is.
+    let between = by_owner("owner", None)?.after(Some(id(count.saturating_add(1_000))?));
+    bench.lists(&between, &all).await?;
+    bench.commit([remove(&record(100)?)]).await?;
+    bench.settle().await;
+    let rest = by_owner("owner", None)?.after(Some(id(100)?));
+    bench.lists(&rest, &ids(1..100)?).await
+}
+
+async fn pages_hold_while_records_come_and_go<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+    // Those with numbers that are multiples of three stay; others come and go between the pages.
+    let stay = || (100..140_u64).filter(|number| number.checked_rem(3) == Some(0));
+    let go: Vec<u64> = (100..140_u64).filter(|number| number.checked_rem(3) == Some(1)).collect();
+    let come: Vec<u64> = (90..150_u64).filter(|number| number.checked_rem(3) == Some(2)).collect();
+    bench.insert(&records(stay())?).await?;
+    bench.insert(&records(go.iter().copied())?).await?;
+    bench.settle().await;
+    let mut seen = Vec::new();
+    let mut query = by_owner("owner", None)?.limit(2);
+    let mut leaving = go.iter().copied();
+    let mut coming = come.iter().copied();
+    loop {
+        let page = bench.store.list(&query).await?;
+        seen.extend(page.tokens.iter().map(|token| token.id));
+        let Some(next) = page.next else { break };
+        query = query.after(Some(next));
+        // From both ends and in the middle, and also the very record that the next page begins after.
+        if page.tokens.len() == 2
+            && let Some(last) = page.tokens.last()
+            && go.contains(&number_of(last))
+        {
+            bench.commit([remove(last)]).await.unwrap_or_default();
+        }
+        for number in leaving.by_ref().take(1) {
+            bench.commit([remove(&record(number)?)]).await.unwrap_or_default();
+        }
+        for number in coming.by_ref().take(2) {
+            bench.insert(&[record(number)?]).await?;
+        }
+        bench.settle().await;
+        ensure(seen.len() < 1_000, || "the pages did not end".into())?;
+    }
+    ensure(seen.is_sorted_by(|one, next| one > next), || {
+        format!("the pages held {} in this order", shown_ids(&seen))
+    })?;
+    let seen: BTreeSet<TokenId> = seen.into_iter().collect();
+    let missing: Vec<TokenId> = ids(stay())?.into_iter().filter(|id| !seen.contains(id)).collect();
+    ensure(missing.is_empty(), || {
+        format!("the pages lacked {}, which were there all the time", shown_ids(&missing))
+    })
+}
+
+/// The number that [`record`] made it from.
+fn number_of(token: &Token) -> u64 {
+    let micros = token.created_at.timestamp_micros();
+    u64::try_from(micros.saturating_sub(1_800_000_000_000_000)).unwrap_or_default()
+}
+
+async fn only_active_ones_are_listed<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+    let expires = |number: u64, micros: i64| -> Result<Token, Seen> {
+        let mut token = record(number)?;
+        token.facts.expires_at = Some(at(micros)?);
+        Ok(token)
+    };
+    let revoke = |mut token: Token, micros: i64| -> Result<Token, Seen> {
+        token.facts.revocation = Some(revocation(Reason::Owner, micros)?);
+        Ok(token)
+    };
+    let tokens = [
+        record(1)?,
+        expires(2, 999)?,
+        expires(3, 1_000)?,
+        expires(4, 1_001)?,
+        revoke(record(5)?, 0)?,
+        // Revoked, though with a later instant: a revocation counts whatever its time.
+        revoke(record(6)?, 5_000)?,
+        revoke(expires(7, 5_000)?, 0)?,
+    ];
+    bench.insert(&tokens).await?;
+    bench.settle().await;
+    let table: [(i64, &[u64]); 4] =
+        [(998, &[1, 2, 3, 4]), (999, &[1, 3, 4]), (1_000, &[1, 4]), (1_001, &[1])];
+    let personal = ListBy::Kind { realm: Realm::default(), kind: TokenKind::Personal };
+    let queries =
+        [by_owner("owner", None)?, ListQuery::new(personal), ListQuery::new(ListBy::Idle(at(9_999)?))];
+    for query in queries {
+        for (now, expected) in table {
+            for limit in [1, 2, MAX_PAGE] {
+                let query = query.clone().active_at(at(now)?).limit(limit);
+                bench.lists(&query, &ids(expected.iter().copied())?).await?;
+            }
+        }
+        bench.lists(&query, &ids(1..=7)?).await?;
+    }
+    Ok(())
+}
+
+async fn idle_ones_are_listed<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+    let idle = |number: u64, from: i64, used: Option<i64>| -> Result<Token, Seen> {
+        let last_used = used.map(at).transpose()?.map(|at| LastUse::new(at, None));
+        Ok(Token { idle_from: at(from)?, last_used, ..record(number)? })
+    };
+    let tokens = [
+        idle(1, 999, None)?,
+        idle(2, 1_000, None)?,
+        idle(3, 1_001, None)?,
+        idle(4, 0, Some(999))?,
+        idle(5, 0, Some(1_000))?,
+        // Restored after its last use.
+        idle(6, 1_000, Some(500))?,
+        Token { realm: Realm::new("elsewhere")?, ..idle(7, 500, Some(0))? },
+    ];
+    bench.insert(&tokens).await?;
+    bench.settle().await;
+    let idle_at = |micros: i64| -> Result<ListQuery, Seen> { Ok(ListQuery::new(ListBy::Idle(at(micros)?))) };
+    bench.lists(&idle_at(1_000)?, &ids([1, 4, 7])?).await?;
+    bench.lists(&idle_at(1_001)?, &ids([1, 2, 4, 5, 6, 7])?).await?;
+    bench.lists(&idle_at(0)?, &[]).await?;
+    // A use counts at once.
+    let [first, ..] = &tokens;
+    bench.store.touch(&[touch(first, 1_000, None)?]).await?;
+    bench.settle().await;
+    bench.lists(&idle_at(1_000)?, &ids([4, 7])?).await
+}
+
+async fn a_touch_moves_forward_alone<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+    let token = record(1)?;
+    bench.insert(std::slice::from_ref(&token)).await?;
+    bench.store.touch(&[]).await?;
+    let steps = [
+        (1_000, Some(v4(1)), 1_000, Some(v4(1))),
+        (1_000, Some(v4(2)), 1_000, Some(v4(1))),
+        (999, Some(v4(2)), 1_000, Some(v4(1))),
+        (-5_000_000, None, 1_000, Some(v4(1))),
+        (1_001, Some(v6()), 1_001, Some(v6())),
+        (1_002, None, 1_002, None),
+    ];
+    for (micros, address, known, from) in steps {
+        bench.store.touch(&[touch(&token, micros, address)?]).await?;
+        bench.settle().await;
+        let last_used = Some(LastUse::new(at(known)?, from));
+        bench.holds(&Token { last_used, ..token.clone() }).await?;
+    }
+    Ok(())
+}
+
+async fn a_touch_changes_nothing_else<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+    let tokens = every_kind_of_record()?;
+    bench.insert(&tokens).await?;
+    let last = LastUse::new(extreme("9999-12-31T23:59:59.999999Z")?, Some(v6()));
+    let uses: Vec<Touch> = tokens.iter().map(|token| Touch::new(token.id, last)).collect();
+    bench.store.touch(&uses).await?;
+    bench.settle().await;
+    for token in &tokens {
+        // Some had been used at this very instant.
+        let last_used = token.last_used.filter(|used| used.at >= last.at).or(Some(last));
+        bench.holds(&Token { last_used, ..token.clone() }).await?;
+    }
+    // A change that was prepared before the touch is not in conflict with it.
+    for token in &tokens {
+        bench.commit([update(&changed(token, |_| {}))]).await?;
+    }
+    Ok(())
+}
+
+async fn a_touch_brings_nothing_back<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+    let tokens = records([1, 2])?;
+    bench.insert(&tokens).await?;
+    let [gone, here] = tokens.as_slice() else {
+        return Ok(());
+    };
+    bench.commit([remove(gone)]).await?;
+    let unknown = record(3)?;
+    let uses = [touch(gone, 1, None)?, touch(&unknown, 1, None)?, touch(here, 1, None)?];
+    bench.store.touch(&uses).await?;
+    bench.settle().await;
+    bench.lacks(gone.id).await?;
+    bench.lacks(unknown.id).await?;
+    bench.lists(&by_owner("owner", None)?, &[here.id]).await?;
+    let last_used = Some(LastUse::new(at(1)?, None));
+    bench.holds(&Token { last_used, ..here.clone() }).await
+}
+
+async fn a_thousand_touches_at_once<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+    let tokens = records(1..=1_000)?;
+    bench.insert(&tokens).await?;
+    let last_use = |number: usize| -> Result<LastUse, Seen> {
+        let address = (number & 1 == 1).then_some(v4(7));
+        Ok(LastUse::new(at(i64::try_from(number)?)?, address))
+    };
+    let mut uses = Vec::new();
+    for (number, token) in tokens.iter().enumerate() {
+        uses.push(Touch::new(token.id, last_use(number)?));
+    }
+    bench.store.touch(&uses).await?;
+    bench.settle().await;
+    for (number, token) in tokens.iter().enumerate() {
+        let last_used = Some(last_use(number)?);
+        bench.holds(&Token { last_used, ..token.clone() }).await?;
+    }
+    Ok(())
+}
+
+async fn a_purge_takes_what_has_ended<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+    let ends = |number: u64, expires: Option<i64>, revoked: Option<i64>| -> Result<Token, Seen> {
+        let mut token = record(number)?;
+        token.facts.expires_at = expires.map(at).transpose()?;
+        token.facts.revocation = revoked.map(|micros| revocation(Reason::Admin, micros)).transpose()?;
+        Ok(token)
+    };
+    let gone = [
+        ends(1, Some(999), None)?,
+        ends(2, Some(1_000), None)?,
+        ends(3, None, Some(999))?,
+        ends(4, None, Some(1_000))?,
+        ends(5, Some(5_000), Some(1_000))?,
+        ends(6, Some(1_000), Some(5_000))?,
+    ];
+    let stay = [
+        ends(11, Some(1_001), None)?,
+        ends(12, None, Some(1_001))?,
+        ends(13, Some(1_001), Some(1_001))?,
+        ends(14, None, None)?,
+    ];
+    bench.insert(&gone).await?;
+    bench.insert(&stay).await?;
+    let ids: BTreeSet<TokenId> = bench.store.purge(at(1_000)?, 100).await?.into_iter().collect();
+    let expected: BTreeSet<TokenId> = ids_of(&gone).into_iter().collect();
+    ensure(ids == expected, || {
+        let ids: Vec<TokenId> = ids.iter().copied().collect();
+        format!("it purged {}, not {}", shown_ids(&ids), shown_ids(&ids_of(&gone)))
+    })?;
+    bench.settle().await;
+    for token in &gone {
+        bench.lacks(token.id).await?;
+    }
+    for token in &stay {
+        bench.holds(token).await?;
+    }
+    let mut left = ids_of(&stay);
+    left.reverse();
+    bench.lists(&by_owner("owner", None)?, &left).await?;
+    // Their names are free.
+    let [first, ..] = &gone;
+    let heir = Token { name: first.name.clone(), ..record(20)? };
+    bench.commit([insert(&heir)]).await?;
+    let again = bench.store.purge(at(1_000)?, 100).await?;
+    ensure(again.is_empty(), || format!("it purged {} once more", shown_ids(&again)))
+}
+
+async fn a_purge_keeps_to_its_limit<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+    // The older a record is, the later it ended: the id decides.
+    let mut tokens = records(1..=5)?;
+    for (place, token) in (0_i64..).zip(&mut tokens) {
+        token.facts.expires_at = Some(at(place.saturating_neg())?);
+    }
+    tokens.reverse();
+    bench.insert(&tokens).await?;
+    for expected in [&[1, 2][..], &[3, 4], &[5], &[]] {
+        let mut purged = bench.store.purge(at(1_000)?, 2).await?;
+        purged.sort_unstable();
+        purged.reverse();
+        let expected = ids(expected.iter().copied())?;
+        ensure(purged == expected, || {
+            format!("a purge of two took {}, not {}", shown_ids(&purged), shown_ids(&expected))
+        })?;
+    }
+    Ok(())
+}
+
+async fn a_purge_spares_creators<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+    let made_by = |number: u64, maker: u64, ended: bool| -> Result<Token, Seen> {
+        let mut token = record(number)?;
+        token.created_by = ActorRef::Token { owner: token.owner.clone(), id: id(maker)? };
+        token.facts.expires_at = ended.then_some(at(number.try_into()?)?);
+        Ok(token)
+    };
+    // 1 made 2, which is ended and made 3, which lives; 4 made nothing; 5 made 6, and all of them have ended.
+    let mut first = record(1)?;
+    first.facts.expires_at = Some(at(0)?);
+    let mut alone = record(4)?;
+    alone.facts.revocation = Some(revocation(Reason::Compromised, 4)?);
+    let mut fifth = record(5)?;
+    fifth.facts.expires_at = Some(at(5)?);
+    let living = made_by(3, 2, false)?;
+    let tokens = [first, made_by(2, 1, true)?, living.clone(), alone, fifth, made_by(6, 5, true)?];
+    bench.insert(&tokens).await?;
+    // One at a time: what stays must not be in the way of what goes.
+    let mut purged = Vec::new();
+    loop {
+        let some = bench.store.purge(at(1_000)?, 1).await?;
+        ensure(some.len() <= 1, || format!("a purge of one took {}", shown_ids(&some)))?;
+        if some.is_empty() {
+            break;
+        }
+        purged.extend(some);
+        ensure(purged.len() <= 6, || "the purges did not end".into())?;
+    }
+    purged.sort_unstable();
+    purged.reverse();
+    let expected = ids([4, 5, 6])?;
+    ensure(purged == expected, || format!("it purged {}, not {}", shown_ids(&purged), shown_ids(&expected)))?;
+    bench.settle().await;
+    bench.lists(&ListQuery::new(ListBy::Creator(id(1)?)), &ids([2])?).await?;
+    // Once the last of the family is gone, so may be the others.
+    bench.commit([remove(&living)]).await?;
+    while !bench.store.purge(at(1_000)?, 10).await?.is_empty() {}
+    bench.settle().await;
+    bench.lists(&by_owner("owner", None)?, &[]).await
+}
+
+/// What one of several at once does.
+/// Each after the one before, up to the first that fails.
+enum Work {
+    Commits(Vec<ChangeBatch>),
+    Touches(Vec<Touch>),
+}
+
+impl Work {
+    async fn perform<S: TokenStore>(&self, store: &S) -> Result<(), StoreError> {
+        match self {
+            Self::Commits(batches) => {
+                for batch in batches {
+                    store.commit(batch).await?;
+                }
+            }
+            Self::Touches(uses) => {
+                for touch in uses {
+                    store.touch(std::slice::from_ref(touch)).await?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A race: what there is before it, what each of several does at once, and how many of them may have their way.
+struct Race {
+    before: Vec<Change>,
+    /// By round: in each, these happen at once.
+    rounds: Vec<Vec<Work>>,
+    outcome: Outcome,
+}
+
+enum Outcome {
+    /// In each round one is done and is what the records then say; all others have this conflict.
+    One(Box<dyn Fn(usize, usize) -> Result<Conflict, Seen> + Send + Sync>),
+    /// As `One`, but the store may also have given up on those that are not done.
+    OneOrGivenUp,
+    /// All are done, and these are the records then.
+    All(Vec<Token>),
+}
+
+type Results = Vec<Vec<Result<(), StoreError>>>;
+
+const AT_ONCE: u64 = 8;
+const ROUNDS: u64 = 25;
+const ROUND_OF_TOUCHES: u16 = 200;
+
+impl Race {
+    async fn check<S: TokenStore>(&self, bench: &Bench<'_, S>, results: &Results) -> Result<(), Seen> {
+        bench.settle().await;
+        for (round, (works, results)) in self.rounds.iter().zip(results).enumerate() {
+            let mut done = Vec::new();
+            for (place, (work, result)) in works.iter().zip(results).enumerate() {
+                match (result, &self.outcome) {
+                    (Ok(()), _) => done.push(work),
+                    (Err(_), Outcome::One(conflict)) => conflicts(result, conflict(round, place)?)?,
+                    (Err(StoreError::Unavailable(_) | StoreError::Conflict(_)), Outcome::OneOrGivenUp) => {}
+                    (Err(error), _) => return Err(Seen(format!("one of several at once got {error:?}"))),
+                }
+            }
+            if matches!(self.outcome, Outcome::All(_)) {
+                continue;
+            }
+            ensure(done.len() == 1, || format!("{} of {} at once were done", done.len(), works.len()))?;
+            for work in done {
+                let Work::Commits(batches) = work else { continue };
+                for change in batches.iter().flat_map(|batch| &batch.changes) {
+                    if let Change::Insert(token) | Change::Update(token) = change {
+                        bench.holds(token).await?;
+                    }
+                }
+            }
+        }
+        if let Outcome::All(after) = &self.outcome {
+            for token in after {
+                bench.holds(token).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Runs a race on the runtime that this is awaited on.
+async fn raced<S: TokenStore>(bench: &Bench<'_, S>, race: Race) -> Result<(), Seen> {
+    bench.commit_all(&race.before).await?;
+    let mut results = Vec::new();
+    for round in &race.rounds {
+        let futures = round.iter().map(|work| -> BoxedFuture<'_, _> { Box::pin(work.perform(&bench.store)) });
+        results.push(join_all(futures.collect()).await);
+    }
+    race.check(bench, &results).await
+}
+
+/// All of them at once, polled by one task.
+async fn join_all<T: Send>(futures: Vec<BoxedFuture<'_, T>>) -> Vec<T> {
+    let mut running: Vec<(BoxedFuture<'_, T>, Option<T>)> =
+        futures.into_iter().map(|future| (future, None)).collect();
+    std::future::poll_fn(|context| {
+        for (future, output) in &mut running {
+            if output.is_none()
+                && let Poll::Ready(ready) = future.as_mut().poll(context)
+            {
+                *output = Some(ready);
+            }
+        }
+        if running.iter().all(|(_, output)| output.is_some()) { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    running.into_iter().filter_map(|(_, output)| output).collect()
+}
+
+/// What a future gives, on this thread.
+fn blocked<T: Send>(
+    block_on: &(impl Fn(BoxedFuture<'_, ()>) + Sync),
+    future: impl Future<Output = T> + Send,
+) -> Result<T, Seen> {
+    let output = Mutex::new(None);
+    block_on(Box::pin(async {
+        let ready = future.await;
+        *output.lock().unwrap_or_else(PoisonError::into_inner) = Some(ready);
+    }));
+    let output = output.into_inner().unwrap_or_else(PoisonError::into_inner);
+    output.ok_or_else(|| Seen("`block_on` returned before the future was done".into()))
+}
+
+/// Each place of the rounds on a thread of its own, one round after the other.
+fn on_threads<S: TokenStore>(
+    store: &S,
+    race: &Race,
+    block_on: &(impl Fn(BoxedFuture<'_, ()>) + Sync),
+) -> Result<Results, Seen> {
+    let mut results = Vec::new();
+    for round in &race.rounds {
+        let line = std::sync::Barrier::new(round.len());
+        let of_round: Vec<Result<Result<(), StoreError>, Seen>> = std::thread::scope(|scope| {
+            let threads: Vec<_> = round
+                .iter()
+                .map(|work| {
+                    scope.spawn(|| {
+                        line.wait();
+                        blocked(block_on, work.perform(store))
+                    })
+                })
+                .collect();
+            let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
+                thread.join().unwrap_or_else(|_| Err(Seen("the store, or `block_on`, panicked".into())))
+            };
+            threads.into_iter().map(join).collect()
+        });
+        results.push(of_round.into_iter().collect::<Result<Vec<_>, _>>()?);
+    }
+    Ok(results)
+}
+
+fn race_plans() -> [(Check, Result<Race, Seen>); 5] {
+    let check = |name, contract| Check { name, contract };
+    [
+        (check("of_updates_at_once_one_wins", "changes are atomic and never lost"), race_of_updates()),
+        (
+            check("of_inserts_of_one_name_at_once_one_wins", "changes are atomic and never lost"),
+            race_of_names(),
+        ),
+        (check("of_inserts_of_one_id_at_once_one_wins", "an insert never overwrites"), race_of_ids()),
+        (
+            check(
+                "of_batches_in_opposite_order_one_wins",
+                "a commit does everything in its batch or nothing",
+            ),
+            race_of_batches(),
+        ),
+        (
+            check(
+                "touches_and_updates_at_once_are_all_kept",
+                "last uses belong to `touch` alone, and it never moves the version",
+            ),
+            race_with_touches(),
+        ),
+    ]
+}
+
+async fn of_updates_at_once_one_wins<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+    raced(bench, race_of_updates()?).await
+}
+
+fn race_of_updates() -> Result<Race, Seen> {
+    let tokens = records(0..ROUNDS)?;
+    let writers = |token: &Token| -> Result<Vec<Work>, Seen> {
+        let work = |writer: u64| {
+            let days = u16::try_from(writer)?;
+            let after = changed(token, |token| token.notified_days = Some(days));
+            Ok(Work::Commits(vec![batch([update(&after)])]))
+        };
+        (0..AT_ONCE).map(work).collect()
+    };
+    Ok(Race {
+        before: tokens.iter().map(insert).collect(),
+        rounds: tokens.iter().map(writers).collect::<Result<_, _>>()?,
+        outcome: Outcome::One(Box::new(|round, _| Ok(Conflict::Version(id(round.try_into()?)?)))),
+    })
+}
+
+/// The number of a record that one of a round inserts.
+fn contender(round: u64, place: u64) -> u64 {
+    round.saturating_mul(100).saturating_add(place).saturating_add(1_000)
+}
+
+async fn of_inserts_of_one_name_at_once_one_wins<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+    raced(bench, race_of_names()?).await
+}
+
+fn race_of_names() -> Result<Race, Seen> {
+    let round = |round: u64| -> Result<Vec<Work>, Seen> {
+        let name = TokenName::new(&format!("wanted {round}"))?;
+        let work = |place: u64| {
+            let token = Token { name: name.clone(), ..record(contender(round, place))? };
+            Ok(Work::Commits(vec![batch([insert(&token)])]))
+        };
+        (0..AT_ONCE).map(work).collect()
+    };
+    Ok(Race {
+        before: Vec::new(),
+        rounds: (0..ROUNDS).map(round).collect::<Result<_, _>>()?,
+        outcome: Outcome::One(Box::new(|round, place| {
+            Ok(Conflict::Name(id(contender(round.try_into()?, place.try_into()?))?))
+        })),
+    })
+}
+
+async fn of_inserts_of_one_id_at_once_one_wins<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+    raced(bench, race_of_ids()?).await
+}
+
+fn race_of_ids() -> Result<Race, Seen> {
+    let round = |round: u64| -> Result<Vec<Work>, Seen> {
+        let work = |place: u64| {
+            let token = Token { id: id(round)?, ..record(contender(round, place))? };
+            Ok(Work::Commits(vec![batch([insert(&token)])]))
+        };
+        (0..AT_ONCE).map(work).collect()
+    };
+    Ok(Race {
+        before: Vec::new(),
+        rounds: (0..ROUNDS).map(round).collect::<Result<_, _>>()?,
+        outcome: Outcome::One(Box::new(|round, _| Ok(Conflict::Id(id(round.try_into()?)?)))),
+    })
+}
+
+async fn of_batches_in_opposite_order_one_wins<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+    raced(bench, race_of_batches()?).await
+}
+
+/// Half of them change two records in one order, half in the other: what locks them one by one gets stuck.
+fn race_of_batches() -> Result<Race, Seen> {
+    let tokens = records(0..ROUNDS.saturating_mul(2))?;
+    let writers = |pair: &[Token]| -> Result<Vec<Work>, Seen> {
+        let work = |writer: u64| {
+            let days = u16::try_from(writer)?;
+            let mut changes: Vec<Change> = pair
+                .iter()
+                .map(|token| update(&changed(token, |token| token.notified_days = Some(days))))
+                .collect();
+            if writer & 1 == 1 {
+                changes.reverse();
+            }
+            Ok(Work::Commits(vec![batch(changes)]))
+        };
+        (0..AT_ONCE).map(work).collect()
+    };
+    Ok(Race {
+        before: tokens.iter().map(insert).collect(),
+        rounds: tokens.chunks(2).map(writers).collect::<Result<_, _>>()?,
+        outcome: Outcome::OneOrGivenUp,
+    })
+}
+
+async fn touches_and_updates_at_once_are_all_kept<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+    raced(bench, race_with_touches()?).await
+}
+
+/// One changes a record again and again, and all others note uses of it, none of them waiting for the others.
+fn race_with_touches() -> Result<Race, Seen> {
+    let token = record(0)?;
+    let mut current = token.clone();
+    let mut batches = Vec::new();
+    for days in 0..ROUND_OF_TOUCHES {
+        current = changed(&current, |token| token.notified_days = Some(days));
+        batches.push(batch([update(&current)]));
+    }
+    let last = i64::from(ROUND_OF_TOUCHES).saturating_mul(10);
+    let uses = |first: i64| -> Result<Work, Seen> {
+        let uses = (first..=last).step_by(10).map(|micros| touch(&token, micros, Some(v4(1))));
+        Ok(Work::Touches(uses.collect::<Result<_, _>>()?))
+    };
+    let mut round = vec![uses(10)?, Work::Commits(batches)];
+    for first in 2..i64::try_from(AT_ONCE)? {
+        round.push(uses(first)?);
+    }
+    current.last_used = Some(LastUse::new(at(last)?, Some(v4(1))));
+    Ok(Race { before: vec![insert(&token)], rounds: vec![round], outcome: Outcome::All(vec![current]) })
+}
+
+/// An event of the token with this number, so many microseconds on.
+fn event(number: u64, micros: i64, action: AuditAction) -> Result<AuditEvent, Seen> {
+    Ok(AuditEvent {
+        at: at(micros)?,
+        realm: Realm::default(),
+        action,
+        actor: ActorRef::System,
+        token: id(number)?,
+        owner: Some(OwnerId::new("owner")?),
+        reason: None,
+        address: None,
+    })
+}
+
+fn events_alone(events: Vec<AuditEvent>) -> ChangeBatch {
+    ChangeBatch { events, ..ChangeBatch::new() }
+}
+
+async fn logs<S: TokenStore + AuditLog>(
+    bench: &Bench<'_, S>,
+    realm: &Realm,
+    expected: &[AuditEvent],
+) -> Result<(), Seen> {
+    bench.settle().await;
+    let first = extreme("0001-01-01T00:00:00Z")?;
+    let found = bench.store.events(realm, None, first, 1_000).await?;
+    ensure(found == expected, || format!("the events were {found:?}, not {expected:?}"))
+}
+
+async fn an_event_comes_back_unchanged<S: TokenStore + AuditLog>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+    let actors = [
+        ActorRef::System,
+        ActorRef::Owner(OwnerId::new(&"é".repeat(127))?),
+        ActorRef::Token { owner: OwnerId::new("o'wner \"%_\\")?, id: id(7)? },
+        ActorRef::Erased,
+    ];
+    let addresses = [None, Some(v4(9)), Some(v6())];
+    let reasons = Reason::ALL.map(Reason::as_str);
+    let mut events = Vec::new();
+    for ((number, action), actor) in (0..).zip(AuditAction::ALL).zip(actors.iter().cycle()) {
+        let place = usize::try_from(number)?;
+        events.push(AuditEvent {
+            actor: actor.clone(),
+            owner: if number & 1 == 0 { Some(OwnerId::new("owner")?) } else { None },
+            reason: reasons.get(place).map(|reason| Cow::Borrowed(*reason)),
+            address: addresses.iter().copied().cycle().nth(place).flatten(),
+            ..event(u64::try_from(number)?, number, action)?
+        });
+    }
+    let (first, rest) = events.split_at(1);
+    let with_change = ChangeBatch { events: first.to_vec(), ..batch([insert(&record(0)?)]) };
+    bench.store.commit(&with_change).await?;
+    bench.store.commit(&events_alone(rest.to_vec())).await?;
+    logs(bench, &Realm::default(), &events).await
+}
+
+async fn events_are_of_one_realm_and_token<S: TokenStore + AuditLog>(
+    bench: &Bench<'_, S>,
+) -> Result<(), Seen> {
+    use AuditAction::{Generated, Renamed, Revoked};
+    let elsewhere = Realm::new("elsewhere")?;
+    let one = event(1, 0, Generated)?;
+    let two = event(2, 1, Generated)?;
+    // At one instant, in the order in which they were stored.
+    let three = event(1, 2, Renamed)?;
+    let four = event(1, 2, Revoked)?;
+    let abroad = AuditEvent { realm: elsewhere.clone(), ..event(1, 3, Revoked)? };
+    let all = vec![one.clone(), two.clone(), three.clone(), four.clone(), abroad.clone()];
+    bench.store.commit(&events_alone(all)).await?;
+    let home = Realm::default();
+    logs(bench, &home, &[one.clone(), two.clone(), three.clone(), four.clone()]).await?;
+    logs(bench, &elsewhere, std::slice::from_ref(&abroad)).await?;
+    logs(bench, &Realm::new("nowhere")?, &[]).await?;
+    let token = Some(id(1)?);
+    let table = [
+        (None, 1, 1_000, vec![&two, &three, &four]),
+        (None, 2, 1_000, vec![&three, &four]),
+        (None, 3, 1_000, vec![]),
+        (None, 0, 2, vec![&one, &two]),
+        (token, 0, 1_000, vec![&one, &three, &four]),
+        (token, 0, 2, vec![&one, &three]),
+        (token, 1, 1, vec![&three]),
+        (Some(id(3)?), 0, 1_000, vec![]),
+    ];
+    for (token, from, limit, expected) in table {
+        let found = bench.store.events(&home, token, at(from)?, limit).await?;
+        ensure(found.iter().eq(expected.iter().copied()), || {
+            format!(
+                "the events of {token:?} from {from} on, at most {limit}, were {found:?}, not {expected:?}"
+            )
+        })?;
+    }
+    Ok(())
+}
+
+async fn a_batch_may_hold_events_alone<S: TokenStore + AuditLog>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+    let told = event(1, 0, AuditAction::Refused)?;
+    bench.store.commit(&events_alone(vec![told.clone()])).await?;
+    logs(bench, &Realm::default(), &[told]).await
+}
+
+async fn a_conflict_leaves_no_event<S: TokenStore + AuditLog>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+    let token = record(1)?;
+    let told = event(1, 0, AuditAction::Generated)?;
+    let good = ChangeBatch { events: vec![told.clone()], ..batch([insert(&token)]) };
+    bench.store.commit(&good).await?;
+    let bad = [
+        (insert(&token), Conflict::Id(token.id)),
+        (update(&token), Conflict::Version(token.id)),
+        (insert(&Token { name: token.name.clone(), ..record(3)? }), Conflict::Name(id(3)?)),
+    ];
+    for (change, conflict) in bad {
+        let batch = ChangeBatch {
+            events: vec![event(2, 1, AuditAction::Generated)?],
+            erase: Some((Realm::default(), token.owner.clone())),
+            ..batch([insert(&record(2)?), change])
+        };
+        conflicts(&bench.store.commit(&batch).await, conflict)?;
+    }
+    logs(bench, &Realm::default(), &[told]).await
+}
+
+async fn erasing_takes_out_every_trace<S: TokenStore + AuditLog>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+    let (owner, other) = (OwnerId::new("owner")?, OwnerId::new("other")?);
+    let told = |micros: i64, realm: &Realm, of: &OwnerId, by: ActorRef| -> Result<AuditEvent, Seen> {
+        Ok(AuditEvent {
+            realm: realm.clone(),
+            owner: Some(of.clone()),
+            actor: by,
+            address: Some(v4(1)),
+            ..event(1, micros, AuditAction::Revoked)?
+        })
+    };
+    let through = ActorRef::Token { owner: owner.clone(), id: id(1)? };
+    let (home, elsewhere) = (Realm::default(), Realm::new("elsewhere")?);
+    let events = vec![
+        told(0, &home, &owner, ActorRef::Owner(owner.clone()))?,
+        told(1, &home, &owner, ActorRef::System)?,
+        told(2, &home, &other, through)?,
+        told(3, &home, &other, ActorRef::Owner(other.clone()))?,
+        told(4, &elsewhere, &owner, ActorRef::Owner(owner.clone()))?,
+    ];
+    bench.store.commit(&events_alone(events.clone())).await?;
+    let last = told(5, &home, &owner, ActorRef::Owner(owner.clone()))?;
+    let erasing =
+        ChangeBatch { erase: Some((home.clone(), owner.clone())), ..events_alone(vec![last.clone()]) };
+    bench.store.commit(&erasing).await?;
+    let mut expected = events;
+    for event in &mut expected {
+        event.erase(&home, &owner);
+    }
+    let abroad = expected.pop();
+    expected.push(last);
+    logs(bench, &home, &expected).await?;
+    logs(bench, &elsewhere, &Vec::from_iter(abroad)).await
+}
+
+async fn events_are_purged_oldest_first<S: TokenStore + AuditLog>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+    let mut events = Vec::new();
+    for number in 0..5 {
+        events.push(event(1, number, AuditAction::Refused)?);
+    }
+    bench.store.commit(&events_alone(events.clone())).await?;
+    for (removed, left) in [(2, 2), (1, 3), (0, 3)] {
+        let count = bench.store.purge_events(at(3)?, 2).await?;
+        ensure(count == removed, || format!("{count} events were purged, not {removed}"))?;
+        logs(bench, &Realm::default(), events.get(left..).unwrap_or_default()).await?;
+    }
+    Ok(())
+}
+
+async fn states_are_counted_at_an_instant<S: TokenStore + TokenCounts>(
+    bench: &Bench<'_, S>,
+) -> Result<(), Seen> {
+    let mut tokens = records(1..=5)?;
+    for (number, token) in (1..).zip(&mut tokens) {
+        token.facts = Facts {
+            expires_at: if number < 4 { Some(at(1_000)?) } else { None },
+            revocation: if number & 1 == 1 { Some(revocation(Reason::Owner, 0)?) } else { None },
+            succession: None,
+        };
+    }
+    bench.insert(&tokens).await?;
+    bench.settle().await;
+    for (now, active, revoked, expired) in [(999, 2, 3, 0), (1_000, 1, 1, 3), (1_001, 1, 1, 3)] {
+        let counts = bench.store.count_by_state(at(now)?).await?;
+        for (state, expected) in
+            [(TokenState::Active, active), (TokenState::Revoked, revoked), (TokenState::Expired, expired)]
+        {
+            let counted: u64 =
+                counts.iter().filter(|(counted, _)| *counted == state).map(|(_, count)| count).sum();
+            ensure(counted == expected, || {
+                format!("{counted} were counted as {state} at {now}, not {expected}")
+            })?;
+        }
+    }
+    Ok(())
+}
+
+async fn digests_are_counted_by_key<S: TokenStore + TokenCounts>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+    let mut tokens = records(1..=6)?;
+    for (number, token) in (1..).zip(&mut tokens) {
+        token.credential = match number {
+            1 => Credential::Foreign(ForeignDigest::new("sha256", &[1; 32])),
+            2 | 3 => Credential::Keyed(KeyedDigest::new(KeyId::new(u16::MAX), [1; 32])),
+            _ => Credential::Keyed(KeyedDigest::new(KeyId::new(0), [1; 32])),
+        };
+    }
+    bench.insert(&tokens).await?;
+    bench.settle().await;
+    let mut counts = bench.store.count_by_key().await?;
+    counts.retain(|(_, count)| *count > 0);
+    counts.sort_unstable();
+    let expected = [(KeyId::new(0), 3), (KeyId::new(u16::MAX), 2)];
+    ensure(counts == expected, || format!("the counts were {counts:?}, not {expected:?}"))
+}

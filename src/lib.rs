@@ -1,0 +1,41 @@
+//! Personal access tokens for Rust backends.
+//!
+//! The host supplies persistence (a [`TokenStore`]) and says who its users are (a [`Directory`]); a [`TokenService`] does
+//! the rest: it generates tokens, keeps keyed digests of them, verifies them in constant time, knows who may manage which
+//! token, and lets every token follow the permissions that its owner has now.
+
+pub mod audit;
+pub mod bearer;
+pub mod clock;
+#[cfg(feature = "conformance")]
+pub mod conformance;
+pub mod docs;
+pub mod lifecycle;
+pub mod owner;
+pub mod permission;
+pub mod policy;
+pub mod random;
+pub mod role;
+pub mod service;
+pub mod store;
+#[cfg(feature = "testkit")]
+pub mod testkit;
+pub mod token;
+
+pub use audit::{AuditAction, AuditEvent, AuditSink};
+pub use clock::{Clock, ManualClock, SystemClock};
+pub use owner::cache::OwnerCache;
+pub use owner::{Directory, DirectoryError, MemoryDirectory, Owner, OwnerId, OwnerKind, Realm};
+pub use permission::{Grant, Permission, PermissionSet, Scope};
+pub use policy::TokenPolicy;
+pub use role::RoleCatalog;
+pub use service::{
+    Actor, InvalidInput, IssuedToken, ManageError, NewToken, PermissionDenied, RejectReason, Rejected,
+    TokenEdit, TokenPage, TokenService, Unavailable, Verified, VerifyError,
+};
+pub use store::{AuditLog, MemoryStore, StoreError, TokenStore};
+pub use token::{Keyring, PlaintextToken, Reason, Token, TokenId, TokenKind, TokenState, TokenView};
+
+#[doc = include_str!("../README.md")]
+#[cfg(doctest)]
+struct Readme;

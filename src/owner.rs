@@ -1,0 +1,586 @@
+//! Who tokens act as, and how the host says who that is now.
+
+pub mod cache;
+
+use crate::permission::{Grant, PermissionSet};
+use crate::role::RoleCatalog;
+use arc_swap::ArcSwap;
+use chrono::{DateTime, Utc};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use std::collections::HashMap;
+use std::fmt;
+use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher, RandomState};
+use std::pin::Pin;
+use std::sync::{Arc, LazyLock, OnceLock};
+
+/// Most bytes of an owner's id and of a realm's name.
+pub const MAX_ID_BYTES: usize = 255;
+
+/// The host's id of an owner: opaque UTF-8 of 1 to 255 bytes without control characters, compared byte by byte.
+#[derive(Clone)]
+pub struct OwnerId {
+    /// Keyed anew in each process: nobody can choose ids that fall together in a map.
+    hash: u64,
+    text: Arc<str>,
+}
+
+/// The tenant. Owners, actors and tokens belong to exactly one, and nothing crosses from one to another.
+///
+/// A host without tenants never sees it: everything is in the [default](Realm::default) realm, whose name is empty.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Realm(Arc<str>);
+
+/// Why an owner's id or a realm's name was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum IdError {
+    /// It is empty.
+    #[error("it is empty")]
+    Empty,
+    /// It has more than [`MAX_ID_BYTES`] bytes.
+    #[error("it is longer than {MAX_ID_BYTES} bytes")]
+    TooLong,
+    /// It has a control character.
+    #[error("it has a control character")]
+    Control,
+}
+
+impl OwnerId {
+    /// The id with this text.
+    ///
+    /// # Errors
+    /// [`IdError`] when the text is empty, longer than 255 bytes or has a control character.
+    pub fn new(text: &str) -> Result<Self, IdError> {
+        checked_id(text).map(Self::from_checked)
+    }
+
+    /// The id's text.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    fn from_checked(text: Arc<str>) -> Self {
+        static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+        Self { hash: KEY.hash_one(&*text), text }
+    }
+}
+
+impl PartialEq for OwnerId {
+    fn eq(&self, other: &Self) -> bool {
+        self.hash == other.hash && self.text == other.text
+    }
+}
+
+impl Eq for OwnerId {}
+
+impl PartialOrd for OwnerId {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+/// Byte by byte.
+impl Ord for OwnerId {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.text.cmp(&other.text)
+    }
+}
+
+impl Hash for OwnerId {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.hash);
+    }
+}
+
+/// Finds owners by the hash that their ids bring along.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct ByOwnHash(u64);
+
+impl Hasher for ByOwnHash {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+
+    /// Not what an id's hash comes by; still no two inputs are sure to fall together.
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+}
+
+/// A map of owners by their ids.
+pub(crate) type OwnerMap<V> = HashMap<OwnerId, V, BuildHasherDefault<ByOwnHash>>;
+
+impl Realm {
+    /// The realm with this name.
+    ///
+    /// # Errors
+    /// [`IdError`] when the name is empty, longer than 255 bytes or has a control character.
+    pub fn new(name: &str) -> Result<Self, IdError> {
+        checked_id(name).map(Self)
+    }
+
+    /// The realm's name; empty for the default realm.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Realm {
+    /// Whether it is the default realm, the only one that a host without tenants has.
+    pub fn is_default(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl Default for Realm {
+    fn default() -> Self {
+        static DEFAULT: OnceLock<Realm> = OnceLock::new();
+        DEFAULT.get_or_init(|| Self(Arc::from(""))).clone()
+    }
+}
+
+fn checked_id(text: &str) -> Result<Arc<str>, IdError> {
+    match text.len() {
+        0 => Err(IdError::Empty),
+        1..=MAX_ID_BYTES if text.chars().any(char::is_control) => Err(IdError::Control),
+        1..=MAX_ID_BYTES => Ok(text.into()),
+        _ => Err(IdError::TooLong),
+    }
+}
+
+impl fmt::Display for OwnerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl fmt::Debug for OwnerId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "OwnerId({:?})", &*self.text)
+    }
+}
+
+impl Serialize for OwnerId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.text)
+    }
+}
+
+impl<'de> Deserialize<'de> for OwnerId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
+        Self::new(&text).map_err(de::Error::custom)
+    }
+}
+
+impl fmt::Display for Realm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Realm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Realm({:?})", &*self.0)
+    }
+}
+
+/// What an owner is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum OwnerKind {
+    /// A person: has personal tokens.
+    Human,
+    /// A service user: has service tokens, which admins manage.
+    Service,
+    /// Part of the host itself: has no tokens.
+    Internal,
+}
+
+impl OwnerKind {
+    /// `human`, `service` or `internal`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Human => "human",
+            Self::Service => "service",
+            Self::Internal => "internal",
+        }
+    }
+}
+
+impl fmt::Display for OwnerKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// What the host says of an owner, now.
+///
+/// ```
+/// # use patkit::owner::{Owner, OwnerId, OwnerKind};
+/// let owner = Owner::new(OwnerId::new("42")?, OwnerKind::Human).named("Ada").role("manager");
+/// assert!(owner.is_enabled());
+/// # Ok::<(), patkit::owner::IdError>(())
+/// ```
+#[derive(Clone)]
+// Aligned to a line of the cache: the counts of its `Arc` are written all the time, the rest is only read.
+#[repr(align(64))]
+pub struct Owner {
+    id: OwnerId,
+    realm: Realm,
+    kind: OwnerKind,
+    enabled: bool,
+    name: Option<Box<str>>,
+    roles: Vec<Box<str>>,
+    grants: PermissionSet,
+    valid_after: Option<DateTime<Utc>>,
+    /// The permissions under the catalogue that asked first: computed once, however often the owner is handed out.
+    resolved: OnceLock<(Arc<RoleCatalog>, PermissionSet)>,
+}
+
+impl Owner {
+    /// An enabled owner in the default realm, without roles and grants.
+    pub fn new(id: OwnerId, kind: OwnerKind) -> Self {
+        Self {
+            id,
+            realm: Realm::default(),
+            kind,
+            enabled: true,
+            name: None,
+            roles: Vec::new(),
+            grants: PermissionSet::empty(),
+            valid_after: None,
+            resolved: OnceLock::new(),
+        }
+    }
+
+    /// In this realm.
+    pub fn in_realm(mut self, realm: Realm) -> Self {
+        self.realm = realm;
+        self
+    }
+
+    /// With this name to show.
+    pub fn named(mut self, name: &str) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// With this role too. A role that the service's catalogue does not know grants nothing.
+    pub fn role(mut self, role: &str) -> Self {
+        self.roles.push(role.into());
+        self.resolved = OnceLock::new();
+        self
+    }
+
+    /// With these grants too, beside those of its roles.
+    pub fn grants(mut self, grants: impl IntoIterator<Item = Grant>) -> Self {
+        self.grants = self.grants.union(&grants.into_iter().collect());
+        self.resolved = OnceLock::new();
+        self
+    }
+
+    /// Enabled or not. All tokens of a disabled owner are refused; they work again when it is enabled again.
+    pub fn enabled(mut self, enabled: bool) -> Self {
+        self.enabled = enabled;
+        self
+    }
+
+    /// Tokens made before `instant` are refused: for an id that was given to another person, or "sign out
+    /// everywhere".
+    pub fn valid_after(mut self, instant: DateTime<Utc>) -> Self {
+        self.valid_after = Some(crate::clock::cut(instant));
+        self
+    }
+
+    /// The owner's id.
+    pub fn id(&self) -> &OwnerId {
+        &self.id
+    }
+
+    /// The owner's realm.
+    pub fn realm(&self) -> &Realm {
+        &self.realm
+    }
+
+    /// What the owner is.
+    pub fn kind(&self) -> OwnerKind {
+        self.kind
+    }
+
+    /// Whether the owner's tokens work.
+    pub fn is_enabled(&self) -> bool {
+        self.enabled
+    }
+
+    /// The name to show.
+    pub fn name(&self) -> Option<&str> {
+        self.name.as_deref()
+    }
+
+    /// The owner's roles, as the host gave them.
+    pub fn roles(&self) -> impl Iterator<Item = &str> {
+        self.roles.iter().map(|role| &**role)
+    }
+
+    /// The owner's grants beside those of its roles.
+    pub fn direct_grants(&self) -> &PermissionSet {
+        &self.grants
+    }
+
+    /// The instant before which no token was made that still works.
+    pub fn tokens_valid_after(&self) -> Option<DateTime<Utc>> {
+        self.valid_after
+    }
+
+    /// What the owner may do: the closure of its roles under `catalog`, and its direct grants.
+    pub fn permissions(&self, catalog: &Arc<RoleCatalog>) -> PermissionSet {
+        self.resolved_by(catalog).cloned().unwrap_or_else(|| self.resolve(catalog))
+    }
+
+    /// The permissions under `catalog`, computed once; `None` where another catalogue was there first.
+    pub(crate) fn resolved_by(&self, catalog: &Arc<RoleCatalog>) -> Option<&PermissionSet> {
+        let (by, permissions) = self.resolved.get_or_init(|| (catalog.clone(), self.resolve(catalog)));
+        Arc::ptr_eq(by, catalog).then_some(permissions)
+    }
+
+    /// The permissions under the catalogue that asked first.
+    pub(crate) fn resolved(&self) -> Option<&PermissionSet> {
+        self.resolved.get().map(|(_, permissions)| permissions)
+    }
+
+    /// An owner that may do nothing: stands where there always is one, should there be none.
+    pub(crate) fn nobody() -> &'static Arc<Self> {
+        static NOBODY: OnceLock<Arc<Owner>> = OnceLock::new();
+        NOBODY.get_or_init(|| {
+            Arc::new(Self::new(OwnerId::from_checked(Arc::from("")), OwnerKind::Internal).enabled(false))
+        })
+    }
+
+    fn resolve(&self, catalog: &RoleCatalog) -> PermissionSet {
+        catalog.resolve(self.roles(), &self.grants)
+    }
+}
+
+impl fmt::Debug for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Owner")
+            .field("id", &self.id)
+            .field("realm", &self.realm)
+            .field("kind", &self.kind)
+            .field("enabled", &self.enabled)
+            .field("roles", &self.roles)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The host's answer to "who is this owner now?". It is asked on every verification and for every actor, so that a
+/// token follows its owner at once; put an [`OwnerCache`](cache::OwnerCache) in front of a slow one.
+///
+/// Hand out shared owners (`Arc<Owner>` from a map) where you can: an owner's permissions are computed once per
+/// `Owner` value.
+///
+/// An answer for another id or realm than was asked for counts as a failure of the directory.
+///
+/// ```
+/// # use patkit::owner::{Directory, DirectoryError, Owner, OwnerId, OwnerKind, Realm};
+/// # use std::sync::Arc;
+/// struct Users;
+///
+/// impl Directory for Users {
+///     async fn find(&self, _realm: &Realm, id: &OwnerId) -> Result<Option<Arc<Owner>>, DirectoryError> {
+///         Ok((id.as_str() == "ada").then(|| Arc::new(Owner::new(id.clone(), OwnerKind::Human).role("member"))))
+///     }
+/// }
+/// ```
+pub trait Directory: Send + Sync {
+    /// The owner with this id in this realm, as it is now; `None` when there is none.
+    ///
+    /// # Errors
+    /// [`DirectoryError`] when the directory cannot say; then verification answers *unavailable*.
+    fn find(
+        &self,
+        realm: &Realm,
+        id: &OwnerId,
+    ) -> impl Future<Output = Result<Option<Arc<Owner>>, DirectoryError>> + Send;
+}
+
+/// The directory cannot say who the owner is.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("the directory of owners failed")]
+pub struct DirectoryError {
+    source: Arc<dyn std::error::Error + Send + Sync>,
+}
+
+impl DirectoryError {
+    /// A failure with this cause.
+    pub fn new(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self { source: Arc::from(source.into()) }
+    }
+}
+
+impl<D: Directory + ?Sized> Directory for &D {
+    fn find(
+        &self,
+        realm: &Realm,
+        id: &OwnerId,
+    ) -> impl Future<Output = Result<Option<Arc<Owner>>, DirectoryError>> + Send {
+        (**self).find(realm, id)
+    }
+}
+
+impl<D: Directory + ?Sized> Directory for Arc<D> {
+    fn find(
+        &self,
+        realm: &Realm,
+        id: &OwnerId,
+    ) -> impl Future<Output = Result<Option<Arc<Owner>>, DirectoryError>> + Send {
+        (**self).find(realm, id)
+    }
+}
+
+impl<D: Directory + ?Sized> Directory for Box<D> {
+    fn find(
+        &self,
+        realm: &Realm,
+        id: &OwnerId,
+    ) -> impl Future<Output = Result<Option<Arc<Owner>>, DirectoryError>> + Send {
+        (**self).find(realm, id)
+    }
+}
+
+/// [`Directory`] for `dyn`: every directory is one, and `Arc<dyn DynDirectory>` is a directory again, at the price
+/// of an allocation per question.
+pub trait DynDirectory: Send + Sync {
+    /// [`Directory::find`], boxed.
+    fn find_boxed<'a>(&'a self, realm: &'a Realm, id: &'a OwnerId) -> BoxedFind<'a>;
+}
+
+/// What [`DynDirectory::find_boxed`] gives.
+pub type BoxedFind<'a> =
+    Pin<Box<dyn Future<Output = Result<Option<Arc<Owner>>, DirectoryError>> + Send + 'a>>;
+
+impl<D: Directory> DynDirectory for D {
+    fn find_boxed<'a>(&'a self, realm: &'a Realm, id: &'a OwnerId) -> BoxedFind<'a> {
+        Box::pin(self.find(realm, id))
+    }
+}
+
+impl Directory for dyn DynDirectory + '_ {
+    async fn find(&self, realm: &Realm, id: &OwnerId) -> Result<Option<Arc<Owner>>, DirectoryError> {
+        self.find_boxed(realm, id).await
+    }
+}
+
+/// A directory in memory: for tests, examples and hosts with a fixed set of owners.
+///
+/// Reading takes no lock; each change copies the whole map.
+#[derive(Default)]
+pub struct MemoryDirectory {
+    owners: ArcSwap<Owners>,
+}
+
+#[derive(Default, Clone)]
+struct Owners {
+    /// The default realm, which most hosts have alone, is found without a look-up.
+    default_realm: OwnerMap<Arc<Owner>>,
+    realms: HashMap<Realm, OwnerMap<Arc<Owner>>>,
+}
+
+impl MemoryDirectory {
+    /// An empty directory.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds an owner or puts it in the place of the one with its id and realm.
+    pub fn put(&self, owner: Owner) {
+        let owner = Arc::new(owner);
+        self.owners.rcu(|owners| {
+            let mut owners = Owners::clone(owners);
+            owners.put(owner.clone());
+            owners
+        });
+    }
+
+    /// Removes an owner; `false` when it was not there.
+    pub fn remove(&self, realm: &Realm, id: &OwnerId) -> bool {
+        let mut found = false;
+        self.owners.rcu(|owners| {
+            let mut owners = Owners::clone(owners);
+            found = owners.of(realm).remove(id).is_some();
+            owners
+        });
+        found
+    }
+}
+
+impl Owners {
+    fn put(&mut self, owner: Arc<Owner>) {
+        self.of(&owner.realm).insert(owner.id.clone(), owner);
+    }
+
+    fn of(&mut self, realm: &Realm) -> &mut OwnerMap<Arc<Owner>> {
+        if realm.is_default() {
+            &mut self.default_realm
+        } else {
+            self.realms.entry(realm.clone()).or_default()
+        }
+    }
+
+    fn find(&self, realm: &Realm, id: &OwnerId) -> Option<&Arc<Owner>> {
+        let owners = if realm.is_default() { &self.default_realm } else { self.realms.get(realm)? };
+        owners.get(id)
+    }
+}
+
+impl FromIterator<Owner> for MemoryDirectory {
+    fn from_iter<I: IntoIterator<Item = Owner>>(owners: I) -> Self {
+        let mut map = Owners::default();
+        for owner in owners {
+            map.put(Arc::new(owner));
+        }
+        Self { owners: ArcSwap::from_pointee(map) }
+    }
+}
+
+impl Directory for MemoryDirectory {
+    async fn find(&self, realm: &Realm, id: &OwnerId) -> Result<Option<Arc<Owner>>, DirectoryError> {
+        Ok(self.owners.load().find(realm, id).cloned())
+    }
+}
+
+impl fmt::Debug for MemoryDirectory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryDirectory").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_have_bounds() {
+        assert!(OwnerId::new(&"x".repeat(255)).is_ok());
+        for (text, error) in [
+            (String::new(), IdError::Empty),
+            ("x".repeat(256), IdError::TooLong),
+            ("é".repeat(128), IdError::TooLong),
+            ("a\0".to_owned(), IdError::Control),
+            ("a\n".to_owned(), IdError::Control),
+            ("a\u{85}".to_owned(), IdError::Control),
+        ] {
+            assert_eq!(OwnerId::new(&text), Err(error), "{text:?}");
+            assert_eq!(Realm::new(&text), Err(error), "{text:?}");
+        }
+        assert_ne!(OwnerId::new("A"), OwnerId::new("a"));
+        assert_ne!(OwnerId::new("\u{e9}"), OwnerId::new("e\u{301}"), "compared byte by byte");
+    }
+}

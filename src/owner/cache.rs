@@ -1,0 +1,211 @@
+//! A bounded cache in front of a slow directory.
+
+use super::{Directory, DirectoryError, Owner, OwnerId, OwnerMap, Realm};
+use crate::clock::{Clock, SystemClock};
+use std::collections::HashMap;
+use std::fmt;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+const SHARDS: usize = 16;
+/// The longest lifetime.
+const LONGEST: Duration = Duration::from_secs(86_400);
+
+/// Keeps the owners that a directory gave for a while.
+///
+/// A change of an owner is seen after at most the `lifetime`, counted from the moment when the directory was asked; at once
+/// after [`invalidate_owner`](Self::invalidate_owner), in this process: answers that were asked for before that are not kept.
+/// It keeps at most `capacity` owners, and no answer that there is no such owner.
+pub struct OwnerCache<D> {
+    directory: D,
+    lifetime: Duration,
+    clock: Arc<dyn Clock>,
+    hasher: RandomState,
+    shards: [Mutex<Shard>; SHARDS],
+    shard_capacity: usize,
+}
+
+#[derive(Default)]
+struct Shard {
+    owners: HashMap<Realm, OwnerMap<Entry>>,
+    len: usize,
+    /// Counts the invalidations: an answer is kept only if none came while it was waited for.
+    epoch: u64,
+}
+
+struct Entry {
+    owner: Arc<Owner>,
+    asked_at: Duration,
+}
+
+/// Why a cache was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the owner cache's {0}")]
+#[non_exhaustive]
+pub enum OwnerCacheError {
+    /// The lifetime is zero or over a day.
+    #[error("the owner cache's lifetime must be over 0 s and at most 1 day")]
+    Lifetime,
+    /// The capacity is zero.
+    #[error("the owner cache's capacity must be 1 or more")]
+    Capacity,
+}
+
+impl<D> OwnerCache<D> {
+    /// A cache of up to `capacity` owners (rounded up to a multiple of 16), each for `lifetime`.
+    ///
+    /// # Errors
+    /// [`OwnerCacheError`] when the capacity is zero, or the lifetime zero or over a day.
+    pub fn new(directory: D, lifetime: Duration, capacity: usize) -> Result<Self, OwnerCacheError> {
+        if lifetime.is_zero() || lifetime > LONGEST {
+            return Err(OwnerCacheError::Lifetime);
+        }
+        if capacity == 0 {
+            return Err(OwnerCacheError::Capacity);
+        }
+        Ok(Self {
+            directory,
+            lifetime,
+            clock: Arc::new(SystemClock::new()),
+            hasher: RandomState::new(),
+            shards: std::array::from_fn(|_| Mutex::default()),
+            shard_capacity: capacity.div_ceil(SHARDS),
+        })
+    }
+
+    /// With this clock instead of the system's.
+    pub fn clock(mut self, clock: impl Clock + 'static) -> Self {
+        self.clock = Arc::new(clock);
+        self
+    }
+
+    /// The directory behind it.
+    pub fn directory(&self) -> &D {
+        &self.directory
+    }
+
+    /// Forgets an owner: the next question goes to the directory. Call it after every change of an owner.
+    pub fn invalidate_owner(&self, realm: &Realm, id: &OwnerId) {
+        let mut shard = self.shard(realm, id);
+        shard.epoch = shard.epoch.wrapping_add(1);
+        shard.remove(realm, id);
+    }
+
+    /// Forgets all owners.
+    pub fn invalidate_all(&self) {
+        for shard in &self.shards {
+            let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            *shard = Shard { epoch: shard.epoch.wrapping_add(1), ..Shard::default() };
+        }
+    }
+
+    /// How many owners it keeps.
+    pub fn len(&self) -> usize {
+        let len = |shard: &Mutex<Shard>| shard.lock().unwrap_or_else(PoisonError::into_inner).len;
+        self.shards.iter().map(len).sum()
+    }
+
+    /// Whether it keeps none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn shard(&self, realm: &Realm, id: &OwnerId) -> MutexGuard<'_, Shard> {
+        let number = usize::try_from(self.hasher.hash_one((realm, id)) % 16).unwrap_or_default();
+        let [first, ..] = &self.shards;
+        self.shards.get(number).unwrap_or(first).lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn cached(&self, realm: &Realm, id: &OwnerId, now: Duration) -> Result<Arc<Owner>, u64> {
+        let mut shard = self.shard(realm, id);
+        let entry = shard.owners.get(realm).and_then(|owners| owners.get(id));
+        let live = entry.filter(|entry| entry.is_live(now, self.lifetime)).map(|entry| entry.owner.clone());
+        if let Some(owner) = live {
+            return Ok(owner);
+        }
+        shard.remove(realm, id);
+        Err(shard.epoch)
+    }
+
+    fn keep(&self, owner: &Arc<Owner>, asked_at: Duration, epoch: u64) {
+        let (realm, id) = (&owner.realm, &owner.id);
+        let mut shard = self.shard(realm, id);
+        let newer = |entry: &Entry| entry.asked_at > asked_at;
+        if shard.epoch != epoch
+            || shard.owners.get(realm).and_then(|owners| owners.get(id)).is_some_and(newer)
+        {
+            return;
+        }
+        if shard.len >= self.shard_capacity {
+            shard.make_room(asked_at, self.lifetime);
+        }
+        let entry = Entry { owner: owner.clone(), asked_at };
+        if shard.owners.entry(realm.clone()).or_default().insert(id.clone(), entry).is_none() {
+            shard.len = shard.len.saturating_add(1);
+        }
+    }
+}
+
+impl Entry {
+    fn is_live(&self, now: Duration, lifetime: Duration) -> bool {
+        now.saturating_sub(self.asked_at) < lifetime
+    }
+}
+
+impl Shard {
+    fn remove(&mut self, realm: &Realm, id: &OwnerId) {
+        let Some(owners) = self.owners.get_mut(realm) else {
+            return;
+        };
+        if owners.remove(id).is_some() {
+            self.len = self.len.saturating_sub(1);
+        }
+        if owners.is_empty() {
+            self.owners.remove(realm);
+        }
+    }
+
+    /// Drops what is over; if nothing is, the owner that was asked for the longest ago.
+    fn make_room(&mut self, now: Duration, lifetime: Duration) {
+        for owners in self.owners.values_mut() {
+            owners.retain(|_, entry| entry.is_live(now, lifetime));
+        }
+        let before = self.len;
+        self.len = self.owners.values().map(HashMap::len).sum();
+        if self.len < before {
+            self.owners.retain(|_, owners| !owners.is_empty());
+            return;
+        }
+        let all = self.owners.values().flat_map(HashMap::values);
+        let oldest = all.min_by_key(|entry| entry.asked_at).map(|entry| entry.owner.clone());
+        if let Some(oldest) = oldest {
+            self.remove(&oldest.realm, &oldest.id);
+        }
+    }
+}
+
+impl<D: Directory> Directory for OwnerCache<D> {
+    async fn find(&self, realm: &Realm, id: &OwnerId) -> Result<Option<Arc<Owner>>, DirectoryError> {
+        let asked_at = self.clock.monotonic();
+        let epoch = match self.cached(realm, id, asked_at) {
+            Ok(owner) => return Ok(Some(owner)),
+            Err(epoch) => epoch,
+        };
+        let answer = self.directory.find(realm, id).await?;
+        // An answer for somebody else is the caller's to refuse; here it must only not be kept.
+        if let Some(owner) = answer.as_ref().filter(|owner| owner.realm == *realm && owner.id == *id) {
+            self.keep(owner, asked_at, epoch);
+        }
+        Ok(answer)
+    }
+}
+
+impl<D> fmt::Debug for OwnerCache<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OwnerCache")
+            .field("lifetime", &self.lifetime)
+            .field("len", &self.len())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,54 @@
+//! Where randomness comes from. No other file asks the system for it.
+
+use rand::TryRng;
+use rand::rngs::SysRng;
+
+/// The source of secrets and ids: the operating system's generator, or a CSPRNG seeded from it.
+///
+/// Every unguessable bit of every token comes from here. Replace it only with a hardware generator or, in tests,
+/// with one that fails.
+pub trait SecureRandom: Send + Sync {
+    /// Fills `buffer` with bytes that nobody can predict.
+    ///
+    /// # Errors
+    /// [`RandomError`] when the generator cannot; then no token is made.
+    fn fill(&self, buffer: &mut [u8]) -> Result<(), RandomError>;
+}
+
+/// The generator gave no randomness. Nothing was made from what it had given until then.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the random generator failed")]
+#[non_exhaustive]
+pub struct RandomError;
+
+impl RandomError {
+    /// The generator failed.
+    pub const fn new() -> Self {
+        Self
+    }
+}
+
+impl Default for RandomError {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The operating system's generator.
+#[derive(Debug, Clone, Copy, Default)]
+#[non_exhaustive]
+pub struct SystemRandom;
+
+impl SystemRandom {
+    /// The operating system's generator.
+    pub const fn new() -> Self {
+        Self
+    }
+}
+
+impl SecureRandom for SystemRandom {
+    #[allow(clippy::disallowed_methods)]
+    fn fill(&self, buffer: &mut [u8]) -> Result<(), RandomError> {
+        SysRng.try_fill_bytes(buffer).map_err(|_| RandomError)
+    }
+}

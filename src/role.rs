@@ -1,0 +1,536 @@
+//! Roles: named bundles of grants that may inherit from each other, and the catalogue that holds them. Who has which
+//! role is for the host's directory.
+//!
+//! ```
+//! use patkit::permission::PermissionSet;
+//! use patkit::role::RoleCatalog;
+//!
+//! let catalog = RoleCatalog::standard()
+//!     .grant("member", ["datastores:read"])
+//!     .grant("admin", ["datastores:*"])
+//!     .role("auditor", &["member"], &["reports:read"])
+//!     .build()?;
+//!
+//! let held = catalog.resolve(["auditor"], &PermissionSet::empty());
+//! assert!(held.allows_str("datastores:read")?);
+//! assert!(!held.allows_str("datastores:write")?);
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+
+use crate::permission::{Grant, PermissionError, PermissionSet};
+use std::borrow::Borrow;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+/// The longest the name of a role may be, in bytes.
+pub const MAX_ROLE_NAME_BYTES: usize = 64;
+
+/// The most roles one catalogue may have.
+pub const MAX_ROLES: usize = 10_000;
+
+/// The most distinct grants one catalogue may have over all its roles. A role takes a bit for each, so that this and
+/// [`MAX_ROLES`] together keep a catalogue below 13 MB however its roles inherit.
+pub const MAX_CATALOG_GRANTS: usize = 10_000;
+
+/// The name of a role: 1 to [`MAX_ROLE_NAME_BYTES`] of `[a-z0-9_-]`. A clone shares the text.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RoleName(Arc<str>);
+
+/// Why a text is no [`RoleName`]. Positions are byte offsets into that text, which itself is not repeated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RoleNameError {
+    /// The text is empty.
+    #[error("the name of a role may not be empty")]
+    Empty,
+    /// The text is longer than [`MAX_ROLE_NAME_BYTES`].
+    #[error("the name of a role has at most {MAX_ROLE_NAME_BYTES} bytes, this one has {bytes}")]
+    TooLong {
+        /// How long it is.
+        bytes: usize,
+    },
+    /// A character other than `a` to `z`, `0` to `9`, `_` and `-`.
+    #[error("the name of a role is made of a-z, 0-9, '_' and '-', unlike byte {at}")]
+    BadCharacter {
+        /// Where the character begins.
+        at: usize,
+    },
+}
+
+/// The roles of a host, checked, with all that each gives worked out. Immutable.
+#[derive(Debug, Clone)]
+pub struct RoleCatalog {
+    roles: BTreeMap<RoleName, PermissionSet>,
+}
+
+/// Collects roles for a [`RoleCatalog`]. The order of the calls does not matter; mistakes come up in
+/// [`build`](Self::build).
+#[derive(Debug, Clone, Default)]
+pub struct RoleCatalogBuilder {
+    roles: Vec<String>,
+    /// Which role, and its parent.
+    parents: Vec<(String, String)>,
+    /// Which role, and what it is given.
+    grants: Vec<(String, String)>,
+}
+
+/// Why roles make no [`RoleCatalog`]. Names that are no role names are shown escaped.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RoleError {
+    /// A role is defined under a name that is none.
+    #[error("{name:?} cannot be the name of a role")]
+    BadName {
+        /// The name, as it was given.
+        name: String,
+        /// What is wrong with it.
+        source: RoleNameError,
+    },
+    /// A role is defined twice.
+    #[error("the role {role} is defined twice")]
+    Duplicate {
+        /// Which.
+        role: RoleName,
+    },
+    /// A role that is not defined is given a parent or a grant.
+    #[error("the role {role:?} is not defined, but given {given:?}")]
+    UnknownRole {
+        /// Its name, as it was given.
+        role: String,
+        /// The parent or the grant.
+        given: String,
+    },
+    /// A role inherits one that is not defined.
+    #[error("the role {role} inherits {parent:?}, which is not defined")]
+    UnknownParent {
+        /// Which role.
+        role: RoleName,
+        /// The name of the parent, as it was given.
+        parent: String,
+    },
+    /// Roles inherit each other in a ring.
+    #[error("roles inherit in a ring: {}", Ring(.roles))]
+    Cycle {
+        /// The roles on the ring: each inherits the next, the last the first.
+        roles: Vec<RoleName>,
+    },
+    /// A role is given something that is no grant.
+    #[error("the role {role} is given {grant:?}, which is no grant")]
+    BadGrant {
+        /// Which role.
+        role: RoleName,
+        /// What it is given.
+        grant: String,
+        /// What is wrong with it.
+        source: PermissionError,
+    },
+    /// There are more than [`MAX_ROLES`].
+    #[error("a catalogue has at most {MAX_ROLES} roles, this one has {count}")]
+    TooManyRoles {
+        /// How many there are.
+        count: usize,
+    },
+    /// There are more than [`MAX_CATALOG_GRANTS`] distinct ones.
+    #[error("a catalogue has at most {MAX_CATALOG_GRANTS} distinct grants, this one has {count}")]
+    TooManyGrants {
+        /// How many there are.
+        count: usize,
+    },
+}
+
+impl RoleName {
+    /// Reads the name of a role.
+    ///
+    /// # Errors
+    /// [`RoleNameError`] when `text` is empty, longer than [`MAX_ROLE_NAME_BYTES`] or has a character outside
+    /// `[a-z0-9_-]`.
+    pub fn parse(text: &str) -> Result<Self, RoleNameError> {
+        if text.is_empty() {
+            return Err(RoleNameError::Empty);
+        }
+        if text.len() > MAX_ROLE_NAME_BYTES {
+            return Err(RoleNameError::TooLong { bytes: text.len() });
+        }
+        match text.bytes().position(|byte| !matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-')) {
+            Some(at) => Err(RoleNameError::BadCharacter { at }),
+            None => Ok(Self(Arc::from(text))),
+        }
+    }
+
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl RoleCatalog {
+    /// A builder without roles.
+    pub fn builder() -> RoleCatalogBuilder {
+        RoleCatalogBuilder::default()
+    }
+
+    /// A builder with the ready-made roles, to which a host adds its own grants and roles:
+    ///
+    /// | role | inherits | grants |
+    /// |---|---|---|
+    /// | `member` | | `tokens:manage` |
+    /// | `manager` | `member` | |
+    /// | `admin` | `manager` | `service-tokens:manage`, `tokens:scim`, `tokens:oversee` |
+    pub fn standard() -> RoleCatalogBuilder {
+        Self::builder().role("member", &[], &["tokens:manage"]).role("manager", &["member"], &[]).role(
+            "admin",
+            &["manager"],
+            &["service-tokens:manage", "tokens:scim", "tokens:oversee"],
+        )
+    }
+
+    /// All that a role gives, by itself and by inheritance; `None` for one that is not in the catalogue.
+    pub fn permissions_of(&self, role: &str) -> Option<&PermissionSet> {
+        self.roles.get(role)
+    }
+
+    /// All that somebody holds who has `roles` and the `direct` grants. A role that is not in the catalogue gives
+    /// nothing.
+    pub fn resolve<I>(&self, roles: I, direct: &PermissionSet) -> PermissionSet
+    where
+        I: IntoIterator<Item: AsRef<str>>,
+    {
+        // Sets of one catalogue share a table, so that joining them first is cheap.
+        roles
+            .into_iter()
+            .filter_map(|role| self.permissions_of(role.as_ref()))
+            .fold(PermissionSet::empty(), |held, role| held.union(role))
+            .union(direct)
+    }
+
+    /// The names of the roles, sorted.
+    pub fn roles(&self) -> impl Iterator<Item = &RoleName> {
+        self.roles.keys()
+    }
+}
+
+impl RoleCatalogBuilder {
+    /// Defines a role: its name, the roles it inherits, and what it is given besides.
+    pub fn role(mut self, name: &str, parents: &[&str], grants: &[&str]) -> Self {
+        self.roles.push(name.to_owned());
+        for parent in parents {
+            self = self.inherits(name, parent);
+        }
+        self.grant(name, grants)
+    }
+
+    /// Lets a role inherit all that `parent` gives, besides what it inherits already.
+    pub fn inherits(mut self, role: &str, parent: &str) -> Self {
+        self.parents.push((role.to_owned(), parent.to_owned()));
+        self
+    }
+
+    /// Gives a role more.
+    pub fn grant<I>(mut self, role: &str, grants: I) -> Self
+    where
+        I: IntoIterator<Item: AsRef<str>>,
+    {
+        self.grants.extend(grants.into_iter().map(|grant| (role.to_owned(), grant.as_ref().to_owned())));
+        self
+    }
+
+    /// Checks the roles and works out all that each gives.
+    ///
+    /// # Errors
+    /// The first [`RoleError`] found: a bad or repeated name, an unknown role or parent, a bad grant, too many of
+    /// either, or roles that inherit in a ring.
+    pub fn build(self) -> Result<RoleCatalog, RoleError> {
+        let drafts = self.drafts()?;
+        // Each role is a selection from this set and joining two is joining bits, so that a long line of roles,
+        // each with a grant of its own, does not copy its grants over and over.
+        let all: PermissionSet = drafts.values().flat_map(|draft| &draft.grants).cloned().collect();
+        let count = all.len();
+        if count > MAX_CATALOG_GRANTS {
+            return Err(RoleError::TooManyGrants { count });
+        }
+        let mut roles: BTreeMap<RoleName, PermissionSet> = BTreeMap::new();
+        for (name, draft) in parents_first(&drafts)? {
+            let own = all.select(&draft.grants);
+            let parents = draft.parents.iter().filter_map(|parent| roles.get(parent));
+            let closure = parents.fold(own, |held, parent| held.union(parent));
+            roles.insert(name.clone(), closure);
+        }
+        Ok(RoleCatalog { roles })
+    }
+
+    /// Everything parsed, and every name in it that of a defined role.
+    fn drafts(self) -> Result<BTreeMap<RoleName, Draft>, RoleError> {
+        let count = self.roles.len();
+        if count > MAX_ROLES {
+            return Err(RoleError::TooManyRoles { count });
+        }
+        let mut drafts: BTreeMap<RoleName, Draft> = BTreeMap::new();
+        for name in self.roles {
+            let role = RoleName::parse(&name).map_err(|source| RoleError::BadName { name, source })?;
+            if drafts.insert(role.clone(), Draft::default()).is_some() {
+                return Err(RoleError::Duplicate { role });
+            }
+        }
+        for (name, parent) in self.parents {
+            let Some(role) = defined(&drafts, &name) else {
+                return Err(RoleError::UnknownRole { role: name, given: parent });
+            };
+            let Some(parent) = defined(&drafts, &parent) else {
+                return Err(RoleError::UnknownParent { role, parent });
+            };
+            drafts.entry(role).or_default().parents.insert(parent);
+        }
+        for (name, grant) in self.grants {
+            let Some(role) = defined(&drafts, &name) else {
+                return Err(RoleError::UnknownRole { role: name, given: grant });
+            };
+            match Grant::parse(&grant) {
+                Ok(grant) => drafts.entry(role).or_default().grants.push(grant),
+                Err(source) => return Err(RoleError::BadGrant { role, grant, source }),
+            }
+        }
+        Ok(drafts)
+    }
+}
+
+impl fmt::Debug for RoleName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("RoleName").field(&self.0).finish()
+    }
+}
+
+impl fmt::Display for RoleName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&self.0)
+    }
+}
+
+impl AsRef<str> for RoleName {
+    fn as_ref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Borrow<str> for RoleName {
+    fn borrow(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for RoleName {
+    type Err = RoleNameError;
+
+    fn from_str(text: &str) -> Result<Self, RoleNameError> {
+        Self::parse(text)
+    }
+}
+
+impl TryFrom<&str> for RoleName {
+    type Error = RoleNameError;
+
+    fn try_from(text: &str) -> Result<Self, RoleNameError> {
+        Self::parse(text)
+    }
+}
+
+/// A role before its parents are followed.
+#[derive(Default)]
+struct Draft {
+    parents: BTreeSet<RoleName>,
+    grants: Vec<Grant>,
+}
+
+fn defined(drafts: &BTreeMap<RoleName, Draft>, name: &str) -> Option<RoleName> {
+    drafts.get_key_value(name).map(|(role, _)| role.clone())
+}
+
+/// The roles in an order in which each comes after its parents. Without recursion: a line of roles may be as long as
+/// the catalogue.
+fn parents_first(drafts: &BTreeMap<RoleName, Draft>) -> Result<Vec<(&RoleName, &Draft)>, RoleError> {
+    let mut children: HashMap<&RoleName, Vec<&RoleName>> = HashMap::new();
+    // How many parents of a role have not come yet.
+    let mut waiting: BTreeMap<&RoleName, usize> = BTreeMap::new();
+    for (role, draft) in drafts {
+        waiting.insert(role, draft.parents.len());
+        for parent in &draft.parents {
+            children.entry(parent).or_default().push(role);
+        }
+    }
+    let mut ready: Vec<&RoleName> = drafts.keys().filter(|role| waiting.get(role) == Some(&0)).collect();
+    let mut order = Vec::new();
+    while let Some(role) = ready.pop() {
+        waiting.remove(role);
+        order.extend(drafts.get_key_value(role));
+        for child in children.remove(role).unwrap_or_default() {
+            if let Some(parents) = waiting.get_mut(child) {
+                *parents = parents.saturating_sub(1);
+                if *parents == 0 {
+                    ready.push(child);
+                }
+            }
+        }
+    }
+    match waiting.keys().next() {
+        None => Ok(order),
+        Some(stuck) => Err(RoleError::Cycle { roles: ring(drafts, &waiting, stuck) }),
+    }
+}
+
+/// Follows roles that wait, each for a parent that waits too, until one comes up again.
+fn ring(
+    drafts: &BTreeMap<RoleName, Draft>,
+    waiting: &BTreeMap<&RoleName, usize>,
+    start: &RoleName,
+) -> Vec<RoleName> {
+    let mut path = Vec::new();
+    let mut seen = HashMap::new();
+    let mut next = Some(start);
+    while let Some(role) = next {
+        if let Some(first) = seen.insert(role, path.len()) {
+            return path.into_iter().skip(first).collect();
+        }
+        path.push(role.clone());
+        let parents = drafts.get(role).into_iter().flat_map(|draft| &draft.parents);
+        next = parents.into_iter().find(|parent| waiting.contains_key(parent));
+    }
+    path
+}
+
+/// Shows a ring of roles. A long one in part: its error may end up in one line of a log.
+struct Ring<'a>(&'a [RoleName]);
+
+impl fmt::Display for Ring<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const SHOWN: usize = 10;
+        for role in self.0.iter().take(SHOWN) {
+            write!(f, "{role} -> ")?;
+        }
+        match (self.0.len().checked_sub(SHOWN), self.0.first()) {
+            (Some(left), _) if left > 0 => write!(f, "({left} more)"),
+            (_, Some(first)) => write!(f, "{first}"),
+            (_, None) => Ok(()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn held(catalog: &RoleCatalog, role: &str) -> Vec<String> {
+        catalog.permissions_of(role).unwrap().iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn the_ready_made_roles_inherit_and_may_be_added_to() {
+        let catalog = RoleCatalog::standard()
+            .grant("member", ["datastores:read"])
+            .role("operator", &["manager"], &["datastores:*"])
+            .inherits("admin", "operator")
+            .build()
+            .unwrap();
+        assert_eq!(held(&catalog, "member"), ["datastores:read", "tokens:manage"]);
+        assert_eq!(held(&catalog, "manager"), held(&catalog, "member"));
+        assert_eq!(
+            held(&catalog, "admin"),
+            [
+                "datastores:*",
+                "datastores:read",
+                "service-tokens:manage",
+                "tokens:manage",
+                "tokens:oversee",
+                "tokens:scim"
+            ]
+        );
+        let names: Vec<&str> = catalog.roles().map(RoleName::as_str).collect();
+        assert_eq!(names, ["admin", "manager", "member", "operator"]);
+    }
+
+    #[test]
+    fn unknown_roles_give_nothing() {
+        let catalog = RoleCatalog::standard().build().unwrap();
+        let direct = PermissionSet::parse(["a:b"]).unwrap();
+        assert!(catalog.permissions_of("owner").is_none());
+        assert_eq!(catalog.resolve(["owner", "Admin", ""], &direct), direct);
+        assert_eq!(catalog.resolve([""; 0], &PermissionSet::empty()), PermissionSet::empty());
+        let both = catalog.resolve(["member", "owner"], &direct);
+        assert_eq!(both, PermissionSet::parse(["a:b", "tokens:manage"]).unwrap());
+        let named: Vec<RoleName> = catalog.roles().cloned().collect();
+        assert_eq!(
+            catalog.resolve(&named, &PermissionSet::empty()),
+            *catalog.permissions_of("admin").unwrap()
+        );
+    }
+
+    #[test]
+    fn a_role_does_not_get_what_its_children_have() {
+        let catalog = RoleCatalog::builder()
+            .role("left", &["base"], &["l"])
+            .role("right", &["base"], &["r"])
+            .role("both", &["left", "right"], &[])
+            .role("base", &[], &["*"])
+            .grant("base", ["b"])
+            .role("apart", &[], &["x"])
+            .build()
+            .unwrap();
+        assert_eq!(held(&catalog, "both"), ["*", "b", "l", "r"]);
+        assert_eq!(held(&catalog, "left"), ["*", "b", "l"]);
+        assert_eq!(held(&catalog, "apart"), ["x"]);
+        assert_eq!(catalog.permissions_of("apart").unwrap().allows_str("l"), Ok(false));
+    }
+
+    #[test]
+    fn a_line_of_roles_may_be_as_long_as_a_catalogue() {
+        let mut builder = RoleCatalog::builder().role("r0", &[], &["p0"]);
+        for at in 1..MAX_ROLES {
+            builder = builder.role(&format!("r{at}"), &[&format!("r{}", at - 1)], &[&format!("p{at}")]);
+        }
+        let catalog = builder.clone().build().unwrap();
+        assert_eq!(catalog.permissions_of("r9999").unwrap().len(), MAX_ROLES);
+        assert_eq!(catalog.permissions_of("r9999").unwrap().allows_str("p0"), Ok(true));
+        assert_eq!(catalog.permissions_of("r500").unwrap().allows_str("p501"), Ok(false));
+
+        let Err(RoleError::Cycle { roles }) = builder.clone().inherits("r0", "r9999").build() else {
+            panic!("a ring was not found");
+        };
+        assert_eq!(roles.len(), MAX_ROLES);
+        let shown = RoleError::Cycle { roles }.to_string();
+        assert!(shown.ends_with("(9990 more)") && shown.len() < 200, "{shown}");
+
+        let too_many = builder.role("one-more", &[], &[]).build();
+        assert_eq!(too_many.unwrap_err(), RoleError::TooManyRoles { count: MAX_ROLES + 1 });
+    }
+
+    #[test]
+    fn the_number_of_distinct_grants_is_bounded() {
+        let grants: Vec<String> = (0..=MAX_CATALOG_GRANTS).map(|at| format!("p{at}")).collect();
+        let full = RoleCatalog::builder().role("r", &[], &[]).grant("r", grants.iter().skip(1));
+        assert!(full.clone().grant("r", ["p1"]).build().is_ok());
+        assert_eq!(
+            full.grant("r", ["p0"]).build().unwrap_err(),
+            RoleError::TooManyGrants { count: MAX_CATALOG_GRANTS + 1 }
+        );
+    }
+
+    #[test]
+    fn a_ring_names_the_roles_on_it_alone() {
+        let built = RoleCatalog::builder()
+            .role("0-below", &["a"], &[])
+            .role("a", &["b", "above"], &[])
+            .role("b", &["c"], &[])
+            .role("c", &["a"], &[])
+            .role("above", &[], &[])
+            .build();
+        let Err(RoleError::Cycle { roles }) = built else {
+            panic!("a ring was not found");
+        };
+        assert_eq!(roles.iter().map(RoleName::as_str).collect::<Vec<_>>(), ["a", "b", "c"]);
+        let error = RoleError::Cycle { roles };
+        assert_eq!(error.to_string(), "roles inherit in a ring: a -> b -> c -> a");
+
+        let itself = RoleCatalog::builder().role("a", &["a"], &[]).build().unwrap_err();
+        assert_eq!(itself.to_string(), "roles inherit in a ring: a -> a");
+    }
+}

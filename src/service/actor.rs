@@ -1,0 +1,348 @@
+//! Who performs an operation, and what they may do to which token.
+
+use super::error::{Attenuation, ManageError, RejectReason, Rejected, Unavailable};
+use super::permissions::{SERVICE_TOKENS_MANAGE, TOKENS_MANAGE, TOKENS_OVERSEE, TOKENS_SCIM};
+use super::verify::Verified;
+use super::{InvalidInput, TokenService};
+use crate::audit::{AuditAction, AuditEvent};
+use crate::owner::{Directory, Owner, OwnerId, Realm};
+use crate::permission::{Grant, PermissionSet, Scope};
+use crate::policy::{Oversight, TokenManagement};
+use crate::store::TokenStore;
+use crate::token::{ActorRef, Authority, Reason, Revocation, Token, TokenId, TokenKind, TokenState};
+use chrono::{DateTime, Utc};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// Who performs a management operation. What they may do is looked up anew in each operation.
+#[derive(Debug, Clone)]
+pub struct Actor {
+    who: Who,
+    address: Option<IpAddr>,
+}
+
+#[derive(Debug, Clone)]
+enum Who {
+    Session { realm: Realm, owner: OwnerId },
+    Token { realm: Realm, owner: OwnerId, id: TokenId },
+    System { realm: Realm },
+}
+
+impl Actor {
+    /// An owner that the host has signed in, in the default realm.
+    pub fn session(owner: OwnerId) -> Self {
+        Self::session_in(Realm::default(), owner)
+    }
+
+    /// An owner that the host has signed in, in this realm.
+    pub fn session_in(realm: Realm, owner: OwnerId) -> Self {
+        Self { who: Who::Session { realm, owner }, address: None }
+    }
+
+    /// An owner through one of its tokens.
+    pub fn token(verified: &Verified) -> Self {
+        let token = verified.token();
+        let who =
+            Who::Token { realm: token.realm().clone(), owner: token.owner_id().clone(), id: token.id() };
+        Self { who, address: verified.peer() }
+    }
+
+    /// The host itself, in the default realm. It may revoke, restore and look at any token of the realm.
+    pub fn system() -> Self {
+        Self::system_in(Realm::default())
+    }
+
+    /// The host itself, in this realm.
+    pub fn system_in(realm: Realm) -> Self {
+        Self { who: Who::System { realm }, address: None }
+    }
+
+    /// With the address that the request came from, for the audit.
+    pub fn from_address(mut self, address: IpAddr) -> Self {
+        self.address = Some(address);
+        self
+    }
+}
+
+/// An actor after it was looked up.
+pub(super) struct Acting {
+    pub(super) realm: Realm,
+    pub(super) actor: ActorRef,
+    pub(super) address: Option<IpAddr>,
+    pub(super) now: DateTime<Utc>,
+    /// The owner, unless it is the host itself.
+    pub(super) owner: Option<Arc<Owner>>,
+    /// The token that it acts through.
+    pub(super) via: Option<Arc<Token>>,
+    permissions: PermissionSet,
+    management: TokenManagement,
+    oversight: Oversight,
+}
+
+/// What an actor is to a token that it may see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Relation {
+    /// The host itself.
+    System,
+    /// The token itself, without the permission to manage tokens.
+    Itself,
+    /// Its owner, or the token itself with the permission.
+    Owner,
+    /// An actor that manages service tokens.
+    Admin,
+    /// One that oversees personal tokens.
+    Overseer,
+}
+
+/// What is done to one token; each has its own rule of who may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Operation {
+    Get,
+    Revoke,
+    Restore,
+    Rotate,
+    Rename,
+    Delete,
+}
+
+impl<S: TokenStore, D: Directory> TokenService<S, D> {
+    /// Looks the actor up: its owner as it is now and, through a token, that token.
+    pub(super) async fn acting(&self, actor: &Actor) -> Result<Acting, ManageError> {
+        let now = self.now();
+        let (realm, owner, id) = match &actor.who {
+            Who::System { realm } => (realm, None, None),
+            Who::Session { realm, owner } => (realm, Some(owner), None),
+            Who::Token { realm, owner, id } => (realm, Some(owner), Some(*id)),
+        };
+        let rejected = |reason| Err(ManageError::ActorRejected(Rejected { reason, token: id }));
+        let via = match id {
+            None => None,
+            Some(id) => match self.find(id).await? {
+                None => return rejected(RejectReason::Unknown),
+                Some(token) => match token.state(now) {
+                    TokenState::Active => Some(token),
+                    TokenState::Revoked => return rejected(RejectReason::Revoked),
+                    TokenState::Expired => return rejected(RejectReason::Expired),
+                },
+            },
+        };
+        let owner = match owner {
+            None => None,
+            Some(owner) => match self.owner(realm, owner).await? {
+                None => return rejected(RejectReason::OwnerUnknown),
+                Some(owner) if !owner.is_enabled() => return rejected(RejectReason::OwnerDisabled),
+                Some(owner) => Some(owner),
+            },
+        };
+        if let (Some(via), Some(owner)) = (&via, &owner) {
+            if owner.kind() != via.kind.owner_kind() {
+                return rejected(RejectReason::OwnerKind);
+            }
+            if owner.tokens_valid_after().is_some_and(|after| via.created_at < after) {
+                return rejected(RejectReason::BeforeValidAfter);
+            }
+        }
+        let actor_ref = match &actor.who {
+            Who::System { .. } => ActorRef::System,
+            Who::Session { owner, .. } => ActorRef::Owner(owner.clone()),
+            Who::Token { owner, id, .. } => ActorRef::Token { owner: owner.clone(), id: *id },
+        };
+        Ok(Acting {
+            realm: realm.clone(),
+            actor: actor_ref,
+            address: actor.address,
+            now,
+            permissions: owner
+                .as_ref()
+                .map_or_else(PermissionSet::empty, |owner| owner.permissions(&self.catalog)),
+            owner,
+            via,
+            management: self.policy.tokens_managing_tokens(),
+            oversight: self.policy.oversight(),
+        })
+    }
+
+    pub(super) async fn find(&self, id: TokenId) -> Result<Option<Arc<Token>>, Unavailable> {
+        self.store.find(id).await.map_err(Unavailable::Store)
+    }
+}
+
+impl Acting {
+    /// Whether the actor holds a permission of this crate; through a token, whether that token may use it.
+    pub(super) fn may(&self, permission: &str) -> bool {
+        if !self.permissions.allows_str(permission).unwrap_or(false) {
+            return false;
+        }
+        let Some(via) = &self.via else { return true };
+        let named = || {
+            let grant = Grant::parse(permission).ok();
+            via.scope.as_set().zip(grant).is_some_and(|(scope, grant)| scope.names(&grant))
+        };
+        match self.management {
+            TokenManagement::Attenuated => via.scope.allows_str(permission).unwrap_or(false),
+            TokenManagement::Named => named(),
+            TokenManagement::Forbidden => false,
+        }
+    }
+
+    /// # Errors
+    /// Forbidden, without the permission.
+    pub(super) fn demand(&self, permission: &'static str) -> Result<(), ManageError> {
+        if self.may(permission) { Ok(()) } else { Err(ManageError::Forbidden { permission }) }
+    }
+
+    pub(super) fn is_system(&self) -> bool {
+        self.actor == ActorRef::System
+    }
+
+    /// Before the token is read: whether there is any token that the actor could do this to.
+    pub(super) fn demand_any(&self, operation: Operation, id: TokenId) -> Result<(), ManageError> {
+        let itself = self.via.as_ref().is_some_and(|via| via.id == id);
+        let may = match operation {
+            Operation::Get | Operation::Revoke | Operation::Restore if self.is_system() => true,
+            Operation::Get | Operation::Revoke if itself => true,
+            Operation::Rotate if itself && self.management != TokenManagement::Forbidden => true,
+            Operation::Revoke if self.oversees() => true,
+            _ => self.may(TOKENS_MANAGE) || self.may(SERVICE_TOKENS_MANAGE),
+        };
+        if may { Ok(()) } else { Err(ManageError::Forbidden { permission: TOKENS_MANAGE }) }
+    }
+
+    /// What the actor is to a token, and whether it may do this to it.
+    ///
+    /// # Errors
+    /// Not found for what the actor may not see, forbidden for what it may see and not do.
+    pub(super) fn relation(&self, operation: Operation, token: &Token) -> Result<Relation, ManageError> {
+        let relation = self.sees(token).ok_or(ManageError::NotFound)?;
+        let (may, permission) = match relation {
+            Relation::System => {
+                (matches!(operation, Operation::Get | Operation::Revoke | Operation::Restore), TOKENS_MANAGE)
+            }
+            Relation::Itself => match operation {
+                Operation::Get | Operation::Revoke => (true, TOKENS_MANAGE),
+                Operation::Rotate => (self.management != TokenManagement::Forbidden, TOKENS_MANAGE),
+                Operation::Restore | Operation::Rename | Operation::Delete => (false, TOKENS_MANAGE),
+            },
+            Relation::Owner | Relation::Admin => (true, TOKENS_MANAGE),
+            Relation::Overseer => (operation == Operation::Revoke, TOKENS_MANAGE),
+        };
+        if may { Ok(relation) } else { Err(ManageError::Forbidden { permission }) }
+    }
+
+    fn sees(&self, token: &Token) -> Option<Relation> {
+        if token.realm != self.realm {
+            return None;
+        }
+        if self.is_system() {
+            return Some(Relation::System);
+        }
+        let itself = self.via.as_ref().is_some_and(|via| via.id == token.id);
+        let managed = match token.kind {
+            TokenKind::Personal if self.owns(token) && self.may(TOKENS_MANAGE) => Some(Relation::Owner),
+            TokenKind::Personal if self.oversees() => Some(Relation::Overseer),
+            TokenKind::Service if self.may(SERVICE_TOKENS_MANAGE) => Some(Relation::Admin),
+            TokenKind::Personal | TokenKind::Service => None,
+        };
+        match managed {
+            None | Some(Relation::Overseer) if itself => Some(Relation::Itself),
+            Some(_) if itself => Some(Relation::Owner),
+            managed => managed,
+        }
+    }
+
+    pub(super) fn owns(&self, token: &Token) -> bool {
+        self.owner.as_ref().is_some_and(|owner| *owner.id() == token.owner)
+    }
+
+    pub(super) fn oversees(&self) -> bool {
+        self.oversight == Oversight::RevokeOnly && self.may(TOKENS_OVERSEE)
+    }
+
+    /// Whether what is made or restored may have this scope.
+    ///
+    /// # Errors
+    /// Forbidden for a scope under `scim:` without the permission for it.
+    pub(super) fn demand_scim(&self, scope: &Scope) -> Result<(), ManageError> {
+        if scope.covers_scim() && !self.is_system() { self.demand(TOKENS_SCIM) } else { Ok(()) }
+    }
+
+    /// Whether what is made or restored through a token is no wider than that token.
+    ///
+    /// # Errors
+    /// What is wider.
+    pub(super) fn demand_attenuated(&self, token: &Token) -> Result<(), ManageError> {
+        let Some(via) = &self.via else { return Ok(()) };
+        let for_another = token.owner != via.owner || token.kind != via.kind;
+        if !token.scope.is_within(&via.scope) || (for_another && token.scope.is_inherit()) {
+            return Err(ManageError::Attenuation(Attenuation::Scope));
+        }
+        let within = match (&via.networks, &token.networks) {
+            (None, _) => true,
+            (Some(_), None) => false,
+            (Some(outer), Some(inner)) => inner.is_within(outer),
+        };
+        if !within {
+            return Err(ManageError::Attenuation(Attenuation::Networks));
+        }
+        match (via.facts.expires_at, token.facts.expires_at) {
+            (None, _) => Ok(()),
+            (Some(outer), Some(inner)) if inner <= outer => Ok(()),
+            (Some(_), _) => Err(ManageError::Attenuation(Attenuation::Expiry)),
+        }
+    }
+
+    /// That the actor revokes, now.
+    pub(super) fn revocation(&self, relation: Relation, reason: Reason) -> Revocation {
+        Revocation { at: self.now, by: self.actor.clone(), authority: relation.authority(), reason }
+    }
+
+    /// The event that tells of what the actor did.
+    pub(super) fn event(&self, action: AuditAction, token: &Token) -> AuditEvent {
+        AuditEvent {
+            at: self.now,
+            realm: token.realm.clone(),
+            action,
+            actor: self.actor.clone(),
+            token: token.id,
+            owner: Some(token.owner.clone()),
+            reason: None,
+            address: self.address,
+        }
+    }
+}
+
+impl Relation {
+    /// With what weight the actor revokes and restores.
+    pub(super) const fn authority(self) -> Authority {
+        match self {
+            Self::System => Authority::System,
+            Self::Itself | Self::Owner => Authority::Owner,
+            Self::Admin | Self::Overseer => Authority::Admin,
+        }
+    }
+
+    /// The reason that a revocation gets when none is given.
+    pub(super) const fn reason(self) -> Reason {
+        match self {
+            Self::System => Reason::System,
+            Self::Itself | Self::Owner => Reason::Owner,
+            Self::Admin | Self::Overseer => Reason::Admin,
+        }
+    }
+
+    /// Whether a revocation by this actor may have this reason.
+    pub(super) fn may_give(self, reason: Reason) -> bool {
+        let own = reason == self.reason() || reason == Reason::Compromised;
+        own || (self == Self::System && matches!(reason, Reason::Offboarding | Reason::Idle))
+    }
+}
+
+/// Whether an owner may have tokens of this kind made now.
+pub(super) fn check_owner(owner: Option<&Owner>, kind: TokenKind) -> Result<(), InvalidInput> {
+    match owner {
+        None => Err(InvalidInput::OwnerUnknown),
+        Some(owner) if owner.kind() != kind.owner_kind() => Err(InvalidInput::OwnerKind(owner.kind())),
+        Some(owner) if !owner.is_enabled() => Err(InvalidInput::OwnerDisabled),
+        Some(_) => Ok(()),
+    }
+}

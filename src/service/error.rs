@@ -1,0 +1,295 @@
+//! What the service answers when it does not do what it was asked for.
+
+use crate::lifecycle::Refusal;
+use crate::owner::{DirectoryError, OwnerKind};
+use crate::permission::ScopeError;
+use crate::policy::LifetimeError;
+use crate::random::RandomError;
+use crate::store::{Conflict, StoreError};
+use crate::token::{KeyId, NameError, NetworksError, Reason, TokenId};
+use chrono::TimeDelta;
+use std::fmt;
+
+/// Why a token was not verified: two kinds that are never mixed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum VerifyError {
+    /// The credential is no good. All clients get the same answer, whatever the reason.
+    #[error(transparent)]
+    Rejected(#[from] Rejected),
+    /// It could not be found out; nobody gets in.
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+}
+
+impl VerifyError {
+    /// Why the credential was rejected, if it was: for the host's logs, not for the client.
+    pub fn reject_reason(&self) -> Option<RejectReason> {
+        match self {
+            Self::Rejected(rejected) => Some(rejected.reason),
+            Self::Unavailable(_) => None,
+        }
+    }
+}
+
+/// A credential was rejected. The text of this error says no more than a client may know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the credential was rejected")]
+#[non_exhaustive]
+pub struct Rejected {
+    /// Why: for the host's logs, not for the client.
+    pub reason: RejectReason,
+    /// Which token was meant, where the text named one; it may not exist.
+    pub token: Option<TokenId>,
+}
+
+/// Why a credential was rejected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum RejectReason {
+    /// The header has no bearer credential.
+    NoCredential,
+    /// The header is malformed (RFC 6750 section 3.1, `invalid_request`).
+    InvalidRequest,
+    /// The text is no token of this host.
+    Malformed,
+    /// There is no such token.
+    Unknown,
+    /// The secret is not the token's.
+    WrongSecret,
+    /// The token is revoked.
+    Revoked,
+    /// The token is expired.
+    Expired,
+    /// The owner is disabled.
+    OwnerDisabled,
+    /// The directory does not know the owner.
+    OwnerUnknown,
+    /// The owner is not of the kind that has such tokens.
+    OwnerKind,
+    /// The token was made before its owner's tokens became valid.
+    BeforeValidAfter,
+    /// The address is not in the token's networks, or is not known.
+    AddressNotAllowed,
+}
+
+impl RejectReason {
+    /// All reasons.
+    pub const ALL: [Self; 12] = [
+        Self::NoCredential,
+        Self::InvalidRequest,
+        Self::Malformed,
+        Self::Unknown,
+        Self::WrongSecret,
+        Self::Revoked,
+        Self::Expired,
+        Self::OwnerDisabled,
+        Self::OwnerUnknown,
+        Self::OwnerKind,
+        Self::BeforeValidAfter,
+        Self::AddressNotAllowed,
+    ];
+
+    /// The reason's name, such as `wrong_secret`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::NoCredential => "no_credential",
+            Self::InvalidRequest => "invalid_request",
+            Self::Malformed => "malformed",
+            Self::Unknown => "unknown",
+            Self::WrongSecret => "wrong_secret",
+            Self::Revoked => "revoked",
+            Self::Expired => "expired",
+            Self::OwnerDisabled => "owner_disabled",
+            Self::OwnerUnknown => "owner_unknown",
+            Self::OwnerKind => "owner_kind",
+            Self::BeforeValidAfter => "before_valid_after",
+            Self::AddressNotAllowed => "address_not_allowed",
+        }
+    }
+}
+
+impl fmt::Display for RejectReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// Something that the answer depends on did not answer: try again later.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Unavailable {
+    /// The store.
+    #[error("the token store did not answer")]
+    Store(#[source] StoreError),
+    /// The directory of owners.
+    #[error("the directory of owners did not answer")]
+    Directory(#[source] DirectoryError),
+    /// The directory answered for another owner than it was asked for.
+    #[error("the directory answered for another owner")]
+    WrongOwner,
+    /// The key that a token's digest was made with is not in the keyring.
+    #[error("the keyring has no key {0}, which a token needs")]
+    KeyMissing(KeyId),
+}
+
+/// Why a management operation was not done.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ManageError {
+    /// The actor is not, or no longer, somebody who may act: unknown, disabled, or a token that was revoked meanwhile.
+    #[error("the actor was rejected")]
+    ActorRejected(#[source] Rejected),
+    /// The actor lacks the permission, or the operation is not for it.
+    #[error("the operation needs the permission {permission}")]
+    Forbidden {
+        /// The permission that is lacking.
+        permission: &'static str,
+    },
+    /// There is no such token that the actor may see.
+    #[error("there is no such token")]
+    NotFound,
+    /// The token's state does not allow it.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The reason is not one that the actor may revoke for.
+    #[error("the actor cannot revoke for the reason {0}")]
+    ReasonNotAllowed(Reason),
+    /// The owner has another token with this name.
+    #[error("another token of the owner has this name")]
+    NameTaken,
+    /// The owner has as many active tokens as the policy allows.
+    #[error("the owner has {most} active tokens, the most that are allowed")]
+    TooManyTokens {
+        /// The most.
+        most: u32,
+    },
+    /// Something in the request is out of bounds.
+    #[error(transparent)]
+    Invalid(InvalidInput),
+    /// What is made, restored or removed through a token would be more than that token may.
+    #[error("what is done through a token cannot be wider than that token: {0}")]
+    Attenuation(Attenuation),
+    /// Others changed the token again and again at the same time.
+    #[error("the token is changed too often at the moment")]
+    Contended,
+    /// The store did not say whether the change happened, nor could it be found out.
+    #[error("it is unknown whether the change of {token} was stored")]
+    OutcomeUnknown {
+        /// The token that would tell.
+        token: TokenId,
+        /// What the store said.
+        source: StoreError,
+    },
+    /// It could not be done.
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+    /// The generator of secrets failed; no token was made.
+    #[error("no secret could be made")]
+    Random(#[from] RandomError),
+}
+
+impl ManageError {
+    /// Whether it conflicts with what is there: a taken name, a state that does not allow it.
+    pub const fn is_conflict(&self) -> bool {
+        matches!(self, Self::NameTaken | Self::Refused(_) | Self::Contended)
+    }
+}
+
+/// What is wider than the token through which it would be made or restored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Attenuation {
+    /// The scope.
+    Scope,
+    /// The networks.
+    Networks,
+    /// The expiry.
+    Expiry,
+    /// What it would remove: a token with a family.
+    Family,
+}
+
+impl fmt::Display for Attenuation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Scope => "its scope",
+            Self::Networks => "its networks",
+            Self::Expiry => "its expiry",
+            Self::Family => "it may not remove the traces of a family",
+        })
+    }
+}
+
+/// What was refused in a request.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvalidInput {
+    /// The name.
+    #[error("the name is refused")]
+    Name(#[source] NameError),
+    /// The description.
+    #[error("the description is refused")]
+    Description(#[source] NameError),
+    /// The lifetime.
+    #[error("the lifetime is refused")]
+    Lifetime(#[source] LifetimeError),
+    /// The scope.
+    #[error("the scope is refused")]
+    Scope(#[source] ScopeError),
+    /// The networks.
+    #[error("the networks are refused")]
+    Networks(#[source] NetworksError),
+    /// The overlap is over the policy's.
+    #[error("the overlap is {} s at most", most.num_seconds())]
+    Overlap {
+        /// The longest.
+        most: TimeDelta,
+    },
+    /// The directory does not know the owner.
+    #[error("the owner is unknown")]
+    OwnerUnknown,
+    /// The owner is disabled.
+    #[error("the owner is disabled")]
+    OwnerDisabled,
+    /// The owner has no tokens of this kind.
+    #[error("an owner that is {0} has no such tokens")]
+    OwnerKind(OwnerKind),
+    /// An edit has nothing to change.
+    #[error("the edit changes nothing")]
+    NothingToChange,
+}
+
+impl InvalidInput {
+    /// The field that was refused.
+    pub const fn field(&self) -> &'static str {
+        match self {
+            Self::Name(_) => "name",
+            Self::Description(_) => "description",
+            Self::Lifetime(_) => "lifetime",
+            Self::Scope(_) => "scope",
+            Self::Networks(_) => "networks",
+            Self::Overlap { .. } => "overlap",
+            Self::OwnerUnknown | Self::OwnerDisabled | Self::OwnerKind(_) => "owner",
+            Self::NothingToChange => "edit",
+        }
+    }
+}
+
+impl From<InvalidInput> for ManageError {
+    fn from(input: InvalidInput) -> Self {
+        Self::Invalid(input)
+    }
+}
+
+/// A store's error of an operation on `token`; conflicts that can be tried again are the caller's to catch before.
+pub(super) fn store_error(error: StoreError, token: TokenId) -> ManageError {
+    match error {
+        StoreError::Conflict(Conflict::Name(_)) => ManageError::NameTaken,
+        StoreError::Conflict(_) => ManageError::Contended,
+        StoreError::OutcomeUnknown(_) => ManageError::OutcomeUnknown { token, source: error },
+        StoreError::Unavailable(_) | StoreError::Corrupt(_) => {
+            ManageError::Unavailable(Unavailable::Store(error))
+        }
+    }
+}

@@ -1,0 +1,470 @@
+//! Making and managing tokens, by the table of who may do what.
+
+use super::actor::{Acting, Actor, Operation, Relation, check_owner};
+use super::error::{Attenuation, ManageError, store_error};
+use super::permissions::{SERVICE_TOKENS_MANAGE, TOKENS_MANAGE};
+use super::request::{CheckedToken, NewToken, TokenEdit};
+use super::{MAX_TRIES, TokenService};
+use crate::audit::AuditAction;
+use crate::lifecycle;
+use crate::owner::{Directory, Owner, OwnerId};
+use crate::store::{
+    Change, ChangeBatch, Conflict, CorruptRecord, ListBy, ListQuery, MAX_PAGE, Page, StoreError, TokenStore,
+};
+use crate::token::secret::Secret;
+use crate::token::{
+    Credential, Facts, PlaintextToken, Reason, Token, TokenId, TokenKind, TokenState, TokenView,
+};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// A token just made, with its text: the only time that it is there.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct IssuedToken {
+    /// What is shown of it.
+    pub token: TokenView,
+    /// What its owner puts into a script. Show it once.
+    pub plaintext: PlaintextToken,
+}
+
+/// One page of a list, newest first.
+#[derive(Debug)]
+#[non_exhaustive]
+pub struct TokenPage {
+    /// The tokens.
+    pub items: Vec<TokenView>,
+    /// Where the next page begins; none on the last one. It is an id, and it gives nobody access to anything.
+    pub next: Option<TokenId>,
+    /// Records of this page that could not be read; report them.
+    pub corrupt: Vec<CorruptRecord>,
+}
+
+impl<S: TokenStore, D: Directory> TokenService<S, D> {
+    /// Makes a token: a personal one of the actor or, with [`NewToken::for_service`], a service token.
+    ///
+    /// Through a token, what is made is no wider than that token: its scope and its networks lie within that token's, its
+    /// expiry is not later, and for another owner it has a scope of its own.
+    ///
+    /// # Errors
+    /// [`ManageError`]: what the actor lacks, what is out of bounds, that the name is taken, that the owner has as many tokens
+    /// as it may, or that it could not be done.
+    pub async fn generate(&self, actor: &Actor, new: NewToken) -> Result<IssuedToken, ManageError> {
+        for _ in 0..MAX_TRIES {
+            let acting = self.acting(actor).await?;
+            let kind = match new.service_owner {
+                None => TokenKind::Personal,
+                Some(_) => TokenKind::Service,
+            };
+            acting.demand(match kind {
+                TokenKind::Personal => TOKENS_MANAGE,
+                TokenKind::Service => SERVICE_TOKENS_MANAGE,
+            })?;
+            let checked = new.checked()?;
+            let owner = match &new.service_owner {
+                None => acting.owner.clone(),
+                Some(owner) => self.owner(&acting.realm, owner).await?,
+            };
+            check_owner(owner.as_deref(), kind)?;
+            let Some(owner) = owner else {
+                return Err(ManageError::NotFound);
+            };
+            acting.demand_scim(&checked.scope)?;
+
+            let (token, plaintext) = self.make(&acting, kind, &owner, checked)?;
+            acting.demand_attenuated(&token)?;
+            self.demand_room(&acting, &token).await?;
+            let token = Arc::new(token);
+            let batch = ChangeBatch::new()
+                .change(Change::Insert(token.clone()))
+                .event(acting.event(AuditAction::Generated, &token));
+            match self.commit(with_creator(batch, &acting, None)).await {
+                Ok(()) => {
+                    let token = TokenView::new(token, Some(owner), acting.now);
+                    return Ok(IssuedToken { token, plaintext });
+                }
+                Err(StoreError::Conflict(Conflict::Id(_) | Conflict::Version(_))) => {}
+                Err(error) => return Err(store_error(error, token.id)),
+            }
+        }
+        Err(ManageError::Contended)
+    }
+
+    /// The actor's own personal tokens, newest first: a page of up to `limit` (at most [`MAX_PAGE`]) after `after`.
+    ///
+    /// # Errors
+    /// [`ManageError`]: forbidden without `tokens:manage`, or it could not be done.
+    pub async fn list(
+        &self,
+        actor: &Actor,
+        after: Option<TokenId>,
+        limit: usize,
+    ) -> Result<TokenPage, ManageError> {
+        let acting = self.acting(actor).await?;
+        acting.demand(TOKENS_MANAGE)?;
+        let Some(owner) = &acting.owner else {
+            return Err(ManageError::Forbidden { permission: TOKENS_MANAGE });
+        };
+        let owner = owner.id().clone();
+        let by = ListBy::Owner { realm: acting.realm.clone(), owner, kind: Some(TokenKind::Personal) };
+        self.page(&acting, by, after, limit).await
+    }
+
+    /// The personal tokens of another owner, for an overseer where the policy allows any oversight.
+    ///
+    /// # Errors
+    /// [`ManageError`]: forbidden without `tokens:oversee` or where tokens are hidden, or it could not be done.
+    pub async fn list_overseen(
+        &self,
+        actor: &Actor,
+        owner: &OwnerId,
+        after: Option<TokenId>,
+        limit: usize,
+    ) -> Result<TokenPage, ManageError> {
+        let acting = self.acting(actor).await?;
+        if !acting.oversees() {
+            return Err(ManageError::Forbidden { permission: super::permissions::TOKENS_OVERSEE });
+        }
+        let by = ListBy::Owner {
+            realm: acting.realm.clone(),
+            owner: owner.clone(),
+            kind: Some(TokenKind::Personal),
+        };
+        self.page(&acting, by, after, limit).await
+    }
+
+    /// All service tokens of the realm, newest first: a page of up to `limit` (at most [`MAX_PAGE`]) after `after`.
+    ///
+    /// # Errors
+    /// [`ManageError`]: forbidden without `service-tokens:manage`, or it could not be done.
+    pub async fn list_service(
+        &self,
+        actor: &Actor,
+        after: Option<TokenId>,
+        limit: usize,
+    ) -> Result<TokenPage, ManageError> {
+        let acting = self.acting(actor).await?;
+        acting.demand(SERVICE_TOKENS_MANAGE)?;
+        let by = ListBy::Kind { realm: acting.realm.clone(), kind: TokenKind::Service };
+        self.page(&acting, by, after, limit).await
+    }
+
+    /// One token. A token may always look at itself.
+    ///
+    /// # Errors
+    /// [`ManageError`]: forbidden, not found, or it could not be done.
+    pub async fn get(&self, actor: &Actor, id: TokenId) -> Result<TokenView, ManageError> {
+        let acting = self.acting(actor).await?;
+        let (token, _) = self.target(&acting, Operation::Get, id).await?;
+        self.view(&acting, token).await
+    }
+
+    /// Renames a token.
+    ///
+    /// # Errors
+    /// As [`edit`](Self::edit).
+    pub async fn rename(&self, actor: &Actor, id: TokenId, name: &str) -> Result<TokenView, ManageError> {
+        self.edit(actor, id, TokenEdit::new().name(name)).await
+    }
+
+    /// Revokes a token: for the actor's own reason (owner, admin or system), or because it is compromised; the host itself may
+    /// also give the reasons offboarding and idle. A token that is revoked already stays as it is, unless it turns out to be
+    /// compromised. With a compromised token all tokens that it made, and theirs, are revoked as compromised: the token itself
+    /// first, then they. Where that fails half way, calling it again goes on.
+    ///
+    /// A token may always revoke itself.
+    ///
+    /// # Errors
+    /// As [`edit`](Self::edit).
+    pub async fn revoke(&self, actor: &Actor, id: TokenId, reason: Reason) -> Result<TokenView, ManageError> {
+        self.edit(actor, id, TokenEdit::new().active(false).reason(reason)).await
+    }
+
+    /// Restores a revoked token.
+    ///
+    /// # Errors
+    /// As [`edit`](Self::edit); a token that is not revoked is refused, too.
+    pub async fn restore(&self, actor: &Actor, id: TokenId) -> Result<TokenView, ManageError> {
+        self.change(actor, id, &TokenEdit::new().active(true), true).await
+    }
+
+    /// Changes any of a token's name, description and activity as one atomic change. Where it is already as wanted, nothing
+    /// happens.
+    ///
+    /// # Errors
+    /// [`ManageError`]: forbidden, not found, refused by the token's state, the name is taken, an input is out of bounds, or it
+    /// could not be done.
+    pub async fn edit(&self, actor: &Actor, id: TokenId, edit: TokenEdit) -> Result<TokenView, ManageError> {
+        self.change(actor, id, &edit, false).await
+    }
+
+    /// Deletes the record of a token that is revoked or expired. The tokens that it made count as made by its own maker from
+    /// then on.
+    ///
+    /// Through a token, one that made others, that took another's place or whose place was taken is not deleted: nobody removes
+    /// the traces of what came of a stolen token with what came of it.
+    ///
+    /// # Errors
+    /// [`ManageError`]: forbidden, not found, refused while it is active, or it could not be done.
+    pub async fn delete(&self, actor: &Actor, id: TokenId) -> Result<(), ManageError> {
+        for _ in 0..MAX_TRIES {
+            let acting = self.acting(actor).await?;
+            let (token, _) = self.target(&acting, Operation::Delete, id).await?;
+            lifecycle::may_delete(&token.facts, acting.now)?;
+            let relinked = self.relinked(&HashMap::from([(id, token.clone())])).await?;
+            // A thief would hide by it what came of the token that he stole.
+            if acting.via.is_some() && (token.facts.succession.is_some() || !relinked.is_empty()) {
+                return Err(ManageError::Attenuation(Attenuation::Family));
+            }
+            let mut batch = ChangeBatch::new()
+                .change(Change::Remove { id, version: token.version })
+                .event(acting.event(AuditAction::Deleted, &token));
+            batch.changes.extend(relinked.into_iter().map(Change::Update));
+            match self.commit(batch).await {
+                Err(StoreError::Conflict(Conflict::Version(_))) => {}
+                result => return result.map_err(|error| store_error(error, id)),
+            }
+        }
+        Err(ManageError::Contended)
+    }
+
+    /// One change of one token, tried again until no other one comes between. `strict`: restoring an active token is refused.
+    async fn change(
+        &self,
+        actor: &Actor,
+        id: TokenId,
+        edit: &TokenEdit,
+        strict: bool,
+    ) -> Result<TokenView, ManageError> {
+        for _ in 0..MAX_TRIES {
+            let acting = self.acting(actor).await?;
+            let operations = operations_of(edit);
+            for operation in operations.iter().flatten() {
+                acting.demand_any(*operation, id)?;
+            }
+            let checked = edit.checked()?;
+            let Some(token) = self.find(id).await? else {
+                return Err(ManageError::NotFound);
+            };
+            let mut relation = None;
+            for operation in operations.iter().flatten() {
+                relation = Some(acting.relation(*operation, &token)?);
+            }
+            let Some(relation) = relation else {
+                return Err(ManageError::NotFound);
+            };
+
+            let mut events = Vec::new();
+            let mut after = Token::clone(&token);
+            let mut compromised = false;
+            match edit.active {
+                Some(false) => {
+                    let reason = edit.reason.unwrap_or(relation.reason());
+                    if !relation.may_give(reason) {
+                        return Err(ManageError::ReasonNotAllowed(reason));
+                    }
+                    compromised = reason == Reason::Compromised;
+                    if let Some(facts) =
+                        lifecycle::revoke(&token.facts, acting.revocation(relation, reason), acting.now)?
+                    {
+                        after.facts = facts;
+                        events.push(acting.event(AuditAction::Revoked, &token).because(reason));
+                    }
+                }
+                Some(true) if strict || token.state(acting.now) != TokenState::Active => {
+                    after.facts = self.restored(&acting, relation, &token).await?;
+                    after.idle_from = acting.now;
+                    events.push(acting.event(AuditAction::Restored, &token));
+                }
+                Some(true) | None => {}
+            }
+            let renamed = checked.name.filter(|name| name.as_str() != token.name.as_str());
+            let described = checked.description.filter(|description| *description != token.description);
+            if renamed.is_some() || described.is_some() {
+                events.push(acting.event(AuditAction::Renamed, &token));
+            }
+            after.name = renamed.unwrap_or(after.name);
+            after.description = described.unwrap_or(after.description);
+
+            let mut batch = ChangeBatch::new();
+            let mut shown = token.clone();
+            if !events.is_empty() {
+                after.version = after.version.saturating_add(1);
+                shown = Arc::new(after);
+                batch = batch.change(Change::Update(shown.clone()));
+            }
+            batch.events = events;
+            let committed = if batch.changes.is_empty() { Ok(()) } else { self.commit(batch).await };
+            match committed {
+                Ok(()) => {
+                    if compromised {
+                        let revocation = acting.revocation(relation, Reason::Compromised);
+                        self.revoke_descendants(&shown, false, &revocation, acting.address).await?;
+                    }
+                    return self.view(&acting, shown).await;
+                }
+                Err(StoreError::Conflict(Conflict::Version(_))) => {}
+                Err(error) => return Err(store_error(error, id)),
+            }
+        }
+        Err(ManageError::Contended)
+    }
+
+    async fn restored(
+        &self,
+        acting: &Acting,
+        relation: Relation,
+        token: &Token,
+    ) -> Result<Facts, ManageError> {
+        let facts = lifecycle::restore(&token.facts, relation.authority(), acting.now)?;
+        acting.demand_scim(&token.scope)?;
+        acting.demand_attenuated(token)?;
+        self.demand_room(acting, token).await?;
+        Ok(facts)
+    }
+
+    /// Reads the token that an operation is about, after the actor's permission was checked and before it is told anything.
+    pub(super) async fn target(
+        &self,
+        acting: &Acting,
+        operation: Operation,
+        id: TokenId,
+    ) -> Result<(Arc<Token>, Relation), ManageError> {
+        acting.demand_any(operation, id)?;
+        let token = self.find(id).await?.ok_or(ManageError::NotFound)?;
+        let relation = acting.relation(operation, &token)?;
+        Ok((token, relation))
+    }
+
+    /// A new token of this owner and its text.
+    fn make(
+        &self,
+        acting: &Acting,
+        kind: TokenKind,
+        owner: &Owner,
+        checked: CheckedToken,
+    ) -> Result<(Token, PlaintextToken), ManageError> {
+        let now = acting.now;
+        let through = acting.via.as_ref().map(|via| via.facts.expires_at);
+        let expires_at =
+            self.policy.expiry(checked.lifetime, now, through).map_err(super::InvalidInput::Lifetime)?;
+        let (id, credential, plaintext) = self.new_secret(kind, now)?;
+        let token = Token {
+            id,
+            realm: acting.realm.clone(),
+            kind,
+            owner: owner.id().clone(),
+            owner_kind: owner.kind(),
+            name: checked.name,
+            description: checked.description,
+            scope: checked.scope,
+            networks: checked.networks,
+            credential,
+            created_at: now,
+            created_by: acting.actor.clone(),
+            predecessor: None,
+            lifetime: checked.lifetime,
+            facts: Facts { expires_at, ..Facts::default() },
+            idle_from: now,
+            reuse_reported_at: None,
+            notified_days: None,
+            last_used: None,
+            seal: None,
+            version: 1,
+        };
+        Ok((token, plaintext))
+    }
+
+    /// A new id with its secret: the digest to keep and the text to show.
+    pub(super) fn new_secret(
+        &self,
+        kind: TokenKind,
+        now: chrono::DateTime<chrono::Utc>,
+    ) -> Result<(TokenId, Credential, PlaintextToken), ManageError> {
+        let id = TokenId::generate(now, &*self.random)?;
+        let secret = Secret::generate(&*self.random)?;
+        let digest = self.keyring.digest(kind, id, &secret);
+        Ok((id, Credential::Keyed(digest), self.format.print(kind, id, &secret)))
+    }
+
+    /// Whether the owner may have one more active token; those that were rotated do not count.
+    async fn demand_room(&self, acting: &Acting, token: &Token) -> Result<(), ManageError> {
+        let Some(most) = self.policy.live_tokens_per_owner() else {
+            return Ok(());
+        };
+        let by =
+            ListBy::Owner { realm: token.realm.clone(), owner: token.owner.clone(), kind: Some(token.kind) };
+        let live = self.all(ListQuery::new(by).active_at(acting.now)).await?;
+        let count = live.tokens.iter().filter(|token| token.facts.succession.is_none()).count();
+        if u32::try_from(count).unwrap_or(u32::MAX) < most {
+            Ok(())
+        } else {
+            Err(ManageError::TooManyTokens { most })
+        }
+    }
+
+    async fn page(
+        &self,
+        acting: &Acting,
+        by: ListBy,
+        after: Option<TokenId>,
+        limit: usize,
+    ) -> Result<TokenPage, ManageError> {
+        let query = ListQuery::new(by).after(after).limit(limit.min(MAX_PAGE));
+        let Page { tokens, corrupt, next } =
+            self.store.list(&query).await.map_err(super::Unavailable::Store)?;
+        // The directory is asked once per owner of the page.
+        let mut owners: HashMap<OwnerId, Option<Arc<Owner>>> = HashMap::new();
+        let mut items = Vec::with_capacity(tokens.len());
+        for token in tokens {
+            let known = owners.get(&token.owner).cloned();
+            let owner = match known {
+                Some(owner) => owner,
+                None => self.owner(&acting.realm, &token.owner).await?,
+            };
+            owners.insert(token.owner.clone(), owner.clone());
+            items.push(TokenView::new(token, owner, acting.now));
+        }
+        Ok(TokenPage { items, next, corrupt })
+    }
+
+    pub(super) async fn view(&self, acting: &Acting, token: Arc<Token>) -> Result<TokenView, ManageError> {
+        let owner = match &acting.owner {
+            Some(owner) if *owner.id() == token.owner => Some(owner.clone()),
+            _ => self.owner(&acting.realm, &token.owner).await.unwrap_or_default(),
+        };
+        Ok(TokenView::new(token, owner, acting.now))
+    }
+}
+
+/// What an edit does to the token, for the rules of who may.
+fn operations_of(edit: &TokenEdit) -> [Option<Operation>; 2] {
+    let active = match edit.active {
+        Some(true) => Some(Operation::Restore),
+        Some(false) => Some(Operation::Revoke),
+        None => None,
+    };
+    let renames = edit.renames() || active.is_none();
+    [renames.then_some(Operation::Rename), active]
+}
+
+/// The record after a change, with its next version.
+pub(super) fn changed(token: &Token, change: impl FnOnce(&mut Token)) -> Arc<Token> {
+    let mut after = token.clone();
+    change(&mut after);
+    after.version = token.version.saturating_add(1);
+    Arc::new(after)
+}
+
+/// What is made through a token moves that token's version: a revocation of the family and a new member of it can then
+/// never pass each other by. `changed_already`: the token whose record the batch changes anyway.
+pub(super) fn with_creator(
+    batch: ChangeBatch,
+    acting: &Acting,
+    changed_already: Option<TokenId>,
+) -> ChangeBatch {
+    match &acting.via {
+        Some(via) if changed_already != Some(via.id) => batch.change(Change::Update(changed(via, |_| {}))),
+        _ => batch,
+    }
+}

@@ -1,0 +1,174 @@
+//! What a host asks for.
+
+use super::error::{InvalidInput, ManageError};
+use crate::owner::OwnerId;
+use crate::permission::Scope;
+use crate::policy::LifetimeError;
+use crate::token::{Description, Lifetime, Networks, Reason, TokenName};
+
+/// A token to be made. What is out of bounds is refused by [`TokenService::generate`](super::TokenService::generate),
+/// which names the field.
+///
+/// ```
+/// # use patkit::service::NewToken;
+/// let nightly = NewToken::named("nightly").expires_in_days(30).scope(["datastores:read"]).networks(["10.0.0.0/8"]);
+/// ```
+#[derive(Debug, Clone)]
+pub struct NewToken {
+    name: String,
+    description: Option<String>,
+    lifetime: Result<Lifetime, LifetimeError>,
+    scope: Option<Vec<String>>,
+    networks: Option<Vec<String>>,
+    pub(super) service_owner: Option<OwnerId>,
+}
+
+/// The request after its bounds were checked.
+pub(super) struct CheckedToken {
+    pub(super) name: TokenName,
+    pub(super) description: Option<Description>,
+    pub(super) lifetime: Lifetime,
+    pub(super) scope: Scope,
+    pub(super) networks: Option<Networks>,
+}
+
+impl NewToken {
+    /// A personal token of the actor with this name, the default lifetime, all permissions of its owner, and no limit on
+    /// addresses.
+    pub fn named(name: &str) -> Self {
+        Self {
+            name: name.into(),
+            description: None,
+            lifetime: Ok(Lifetime::Default),
+            scope: None,
+            networks: None,
+            service_owner: None,
+        }
+    }
+
+    /// With this description.
+    pub fn description(mut self, description: &str) -> Self {
+        self.description = Some(description.into());
+        self
+    }
+
+    /// That lives for so many whole days.
+    pub fn expires_in_days(mut self, days: i64) -> Self {
+        self.lifetime = Lifetime::days(days);
+        self
+    }
+
+    /// That lives without end.
+    pub fn never_expires(mut self) -> Self {
+        self.lifetime = Ok(Lifetime::Never);
+        self
+    }
+
+    /// Narrowed to these grants; an empty list allows nothing.
+    pub fn scope<T: Into<String>>(mut self, grants: impl IntoIterator<Item = T>) -> Self {
+        self.scope = Some(grants.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Narrowed to what is under `scim:`.
+    pub fn scim_only(self) -> Self {
+        self.scope(["scim:*"])
+    }
+
+    /// That is used from these networks alone, such as `10.0.0.0/8`; an empty list is refused.
+    pub fn networks<T: Into<String>>(mut self, networks: impl IntoIterator<Item = T>) -> Self {
+        self.networks = Some(networks.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// A service token of this service user, instead of a personal one of the actor.
+    pub fn for_service(mut self, owner: OwnerId) -> Self {
+        self.service_owner = Some(owner);
+        self
+    }
+
+    pub(super) fn checked(&self) -> Result<CheckedToken, InvalidInput> {
+        let scope = match &self.scope {
+            None => Scope::inherit(),
+            Some(grants) => Scope::only(grants.iter().map(String::as_str)).map_err(InvalidInput::Scope)?,
+        };
+        let networks = match &self.networks {
+            None => None,
+            Some(list) => {
+                Some(Networks::parse(list.iter().map(String::as_str)).map_err(InvalidInput::Networks)?)
+            }
+        };
+        Ok(CheckedToken {
+            name: TokenName::new(&self.name).map_err(InvalidInput::Name)?,
+            description: checked_description(self.description.as_deref().unwrap_or_default())?,
+            lifetime: self.lifetime.map_err(InvalidInput::Lifetime)?,
+            scope,
+            networks,
+        })
+    }
+}
+
+/// A change of a token: any of its name, its description, and whether it is active; all of it or nothing happens.
+#[derive(Debug, Clone, Default)]
+pub struct TokenEdit {
+    name: Option<String>,
+    description: Option<String>,
+    pub(super) active: Option<bool>,
+    pub(super) reason: Option<Reason>,
+}
+
+pub(super) struct CheckedEdit {
+    pub(super) name: Option<TokenName>,
+    pub(super) description: Option<NewDescription>,
+}
+
+/// None takes the description away.
+pub(super) type NewDescription = Option<Description>;
+
+impl TokenEdit {
+    /// An edit that changes nothing yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Give it this name.
+    pub fn name(mut self, name: &str) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// Give it this description; an empty one takes it away.
+    pub fn description(mut self, description: &str) -> Self {
+        self.description = Some(description.into());
+        self
+    }
+
+    /// Revoke it (`false`) or restore it (`true`); nothing happens where it is so already.
+    pub fn active(mut self, active: bool) -> Self {
+        self.active = Some(active);
+        self
+    }
+
+    /// Revoke it for this reason; the actor's own where none is given.
+    pub fn reason(mut self, reason: Reason) -> Self {
+        self.reason = Some(reason);
+        self
+    }
+
+    pub(super) fn renames(&self) -> bool {
+        self.name.is_some() || self.description.is_some()
+    }
+
+    pub(super) fn checked(&self) -> Result<CheckedEdit, ManageError> {
+        if self.name.is_none() && self.description.is_none() && self.active.is_none() {
+            return Err(InvalidInput::NothingToChange.into());
+        }
+        let name = self.name.as_deref().map(TokenName::new).transpose().map_err(InvalidInput::Name)?;
+        let description = self.description.as_deref().map(checked_description).transpose()?;
+        Ok(CheckedEdit { name, description })
+    }
+}
+
+fn checked_description(text: &str) -> Result<Option<Description>, InvalidInput> {
+    Description::new(text).map_err(InvalidInput::Description)
+}

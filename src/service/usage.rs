@@ -1,0 +1,461 @@
+//! What verification leaves behind without waiting for it: last uses, digests to move to the primary key, and refusals to
+//! be audited. All of it is kept in memory, up to a cap, and written in batches.
+
+use super::error::{ManageError, RejectReason, Unavailable, store_error};
+use super::manage::changed;
+use super::{MAX_TRIES, TokenService};
+use crate::audit::{AuditAction, AuditEvent};
+use crate::owner::{Directory, OwnerId, Realm};
+use crate::store::{Change, ChangeBatch, StoreError, TokenStore, Touch};
+use crate::token::{ActorRef, Credential, KeyedDigest, LastUse, Token, TokenId};
+use chrono::{DateTime, NaiveTime, TimeDelta, Timelike, Utc};
+use std::borrow::Cow;
+use std::collections::HashMap;
+use std::future::poll_fn;
+use std::net::IpAddr;
+use std::pin::pin;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, Waker};
+use std::time::Duration;
+
+/// Most last uses in one call of [`TokenStore::touch`].
+const TOUCH_BATCH: usize = 1_000;
+/// Most digests that wait for being moved; a token beyond it moves at a later verification.
+const REDIGEST_CAP: usize = 10_000;
+/// Most refusals that wait for being stored; beyond it they are counted as dropped.
+const REFUSAL_CAP: usize = 10_000;
+/// Places of the filter, a power of two.
+const FILTER: usize = 4_096;
+const SHARDS: usize = 16;
+
+pub(super) struct Usage {
+    granularity: TimeDelta,
+    granularity_nanos: u64,
+    /// What was recorded already in this stretch of time: a hash of token and stretch per place. Reading it is all that a
+    /// busy token costs.
+    filter: Box<[AtomicU64]>,
+    pending: [Mutex<HashMap<TokenId, LastUse>>; SHARDS],
+    pending_len: AtomicUsize,
+    cap: usize,
+    redigests: Mutex<HashMap<TokenId, Redigest>>,
+    refusals: Mutex<Vec<AuditEvent>>,
+    refusals_audited: u32,
+    refusal_count: AtomicU64,
+    dropped: AtomicU64,
+    failed_flushes: AtomicU64,
+    /// Flushes under way.
+    flushing: AtomicUsize,
+    stopping: AtomicBool,
+    /// Who waits for a flush to end or for the service to stop.
+    waiting: Mutex<Vec<Waker>>,
+}
+
+#[derive(Clone, Copy)]
+struct Redigest {
+    version: u64,
+    digest: KeyedDigest,
+}
+
+/// How the writing of last uses goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct UsageStats {
+    /// Tokens whose last use waits for being written.
+    pub pending: usize,
+    /// Last uses and audited refusals that were dropped since the service was built, because too many waited.
+    pub dropped: u64,
+    /// Flushes that failed since the service was built; what they held is kept.
+    pub failed_flushes: u64,
+}
+
+impl Usage {
+    pub(super) fn new(granularity: TimeDelta, cap: usize, refusals_audited: u32) -> Self {
+        Self {
+            granularity,
+            // A day at most, by the policy's bound.
+            granularity_nanos: granularity
+                .num_nanoseconds()
+                .and_then(|nanos| nanos.try_into().ok())
+                .unwrap_or(u64::MAX),
+            filter: std::iter::repeat_with(AtomicU64::default).take(FILTER).collect(),
+            pending: std::array::from_fn(|_| Mutex::default()),
+            pending_len: AtomicUsize::new(0),
+            cap,
+            redigests: Mutex::default(),
+            refusals: Mutex::default(),
+            refusals_audited,
+            refusal_count: AtomicU64::new(0),
+            dropped: AtomicU64::new(0),
+            failed_flushes: AtomicU64::new(0),
+            flushing: AtomicUsize::new(0),
+            stopping: AtomicBool::new(false),
+            waiting: Mutex::default(),
+        }
+    }
+
+    /// Notes a use, unless one is known that is near enough.
+    pub(super) fn record(&self, token: &Token, address: Option<IpAddr>, now: DateTime<Utc>) {
+        if token.last_used.is_some_and(|known| self.is_near(known.at, now)) {
+            return;
+        }
+        let mark = self.mark(token.id, now);
+        if mark.is_some_and(|(place, mark)| place.load(Ordering::Relaxed) == mark) {
+            return;
+        }
+        let use_now = LastUse::new(now, address);
+        if self.add(Touch::new(token.id, use_now)) {
+            if let Some((place, mark)) = mark {
+                place.store(mark, Ordering::Relaxed);
+            }
+        } else {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether a use is known that is near enough, or later: time never goes backwards.
+    fn is_near(&self, known: DateTime<Utc>, now: DateTime<Utc>) -> bool {
+        // On one day, which is nearly always, without the cost of a difference of dates.
+        let (known_utc, now_utc) = (known.naive_utc(), now.naive_utc());
+        if known_utc.date() == now_utc.date() {
+            let (known, now) = (nanos_of_day(known_utc.time()), nanos_of_day(now_utc.time()));
+            return now < known || now.saturating_sub(known) < self.granularity_nanos;
+        }
+        now.signed_duration_since(known) < self.granularity
+    }
+
+    /// Where the filter notes a token, and what it notes for the stretch of time that `now` is in. Two tokens with the same
+    /// place and note would hide one use of one of them, once; 63 bits of note make that a thing that does not happen.
+    fn mark(&self, id: TokenId, now: DateTime<Utc>) -> Option<(&AtomicU64, u64)> {
+        let micros = self.granularity.num_microseconds()?;
+        let stretch = now.timestamp_micros().checked_div(micros)?.cast_unsigned();
+        let [_, low] = id.words();
+        let place = usize::try_from(low % 4_096).ok()?;
+        // Never zero, which is what an unused place holds.
+        let mark = (low ^ stretch.wrapping_mul(0x9E37_79B9_7F4A_7C15)) | 1;
+        Some((self.filter.get(place)?, mark))
+    }
+
+    /// Adds a use to what waits, if there is room.
+    fn add(&self, touch: Touch) -> bool {
+        let mut pending = self.shard(touch.id);
+        if let Some(known) = pending.get_mut(&touch.id) {
+            if known.at < touch.last_use.at {
+                *known = touch.last_use;
+            }
+            return true;
+        }
+        let has_room = self.pending_len.fetch_add(1, Ordering::AcqRel) < self.cap;
+        if has_room {
+            pending.insert(touch.id, touch.last_use);
+        } else {
+            self.pending_len.fetch_sub(1, Ordering::AcqRel);
+        }
+        has_room
+    }
+
+    fn shard(&self, id: TokenId) -> MutexGuard<'_, HashMap<TokenId, LastUse>> {
+        let [_, low] = id.words();
+        let number = usize::try_from((low >> 16) % 16).unwrap_or_default();
+        let [first, ..] = &self.pending;
+        lock(self.pending.get(number).unwrap_or(first))
+    }
+
+    /// Takes up to a batch of what waits.
+    fn take(&self) -> Vec<Touch> {
+        let mut touches = Vec::new();
+        for shard in &self.pending {
+            let mut pending = lock(shard);
+            let room = TOUCH_BATCH.saturating_sub(touches.len());
+            let some: Vec<TokenId> = pending.keys().copied().take(room).collect();
+            for id in some {
+                touches.extend(pending.remove(&id).map(|last_use| Touch::new(id, last_use)));
+            }
+        }
+        self.pending_len.fetch_sub(touches.len(), Ordering::AcqRel);
+        touches
+    }
+
+    pub(super) fn redigest(&self, id: TokenId, version: u64, digest: KeyedDigest) {
+        let mut redigests = lock(&self.redigests);
+        if redigests.len() < REDIGEST_CAP || redigests.contains_key(&id) {
+            redigests.insert(id, Redigest { version, digest });
+        }
+    }
+
+    /// Takes an owner's traces out of what waits for being stored.
+    pub(super) fn erase(&self, realm: &Realm, owner: &OwnerId) {
+        for event in lock(&self.refusals).iter_mut() {
+            event.erase(realm, owner);
+        }
+    }
+
+    /// Waits until `is_so`. Whoever changes what it asks for calls [`wake`](Self::wake) afterwards.
+    fn wait<'a>(&'a self, is_so: impl Fn(&Self) -> bool + 'a) -> impl Future<Output = ()> + 'a {
+        poll_fn(move |context| {
+            if is_so(self) {
+                return Poll::Ready(());
+            }
+            let mut waiting = lock(&self.waiting);
+            if !waiting.iter().any(|waker| waker.will_wake(context.waker())) {
+                waiting.push(context.waker().clone());
+            }
+            drop(waiting);
+            // It may have come true before the waker was there.
+            if is_so(self) { Poll::Ready(()) } else { Poll::Pending }
+        })
+    }
+
+    fn wake(&self) {
+        for waker in std::mem::take(&mut *lock(&self.waiting)) {
+            waker.wake();
+        }
+    }
+
+    fn stats(&self) -> UsageStats {
+        UsageStats {
+            pending: self.pending_len.load(Ordering::Acquire),
+            dropped: self.dropped.load(Ordering::Relaxed),
+            failed_flushes: self.failed_flushes.load(Ordering::Relaxed),
+        }
+    }
+}
+
+/// A flush under way; over when it is dropped.
+struct Flushing<'a>(&'a Usage);
+
+impl<'a> Flushing<'a> {
+    fn begin(usage: &'a Usage) -> Self {
+        usage.flushing.fetch_add(1, Ordering::AcqRel);
+        Self(usage)
+    }
+}
+
+impl Drop for Flushing<'_> {
+    fn drop(&mut self) {
+        self.0.flushing.fetch_sub(1, Ordering::AcqRel);
+        self.0.wake();
+    }
+}
+
+/// A batch on its way to the store. What was not acknowledged goes back, also when the flush is dropped half way.
+struct InFlight<'a> {
+    usage: &'a Usage,
+    touches: Vec<Touch>,
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        for touch in self.touches.drain(..) {
+            if !self.usage.add(touch) {
+                self.usage.dropped.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+/// Audit events on their way to the store; the same.
+struct RefusalsInFlight<'a> {
+    usage: &'a Usage,
+    events: Vec<AuditEvent>,
+}
+
+impl Drop for RefusalsInFlight<'_> {
+    fn drop(&mut self) {
+        let mut waiting = lock(&self.usage.refusals);
+        let room = REFUSAL_CAP.saturating_sub(waiting.len());
+        let lost = self.events.len().saturating_sub(room);
+        self.usage.dropped.fetch_add(u64::try_from(lost).unwrap_or(u64::MAX), Ordering::Relaxed);
+        waiting.extend(self.events.drain(..).take(room));
+    }
+}
+
+impl<S: TokenStore, D: Directory> TokenService<S, D> {
+    /// Writes what waits: last uses, one call of the store per thousand of them; digests that move to the primary key; audited
+    /// refusals. What fails is kept for the next time.
+    ///
+    /// # Errors
+    /// [`Unavailable`] when the store failed.
+    pub async fn flush(&self) -> Result<(), Unavailable> {
+        let flushing = Flushing::begin(&self.usage);
+        let result = self.flush_all().await;
+        drop(flushing);
+        if result.is_err() {
+            self.usage.failed_flushes.fetch_add(1, Ordering::Relaxed);
+        }
+        result
+    }
+
+    /// What fails keeps nothing else from being written.
+    async fn flush_all(&self) -> Result<(), Unavailable> {
+        let uses = self.flush_uses().await;
+        let redigests = self.flush_redigests().await;
+        let refusals = self.flush_refusals().await;
+        uses.and(redigests).and(refusals)
+    }
+
+    async fn flush_uses(&self) -> Result<(), Unavailable> {
+        // What comes in meanwhile is for the next flush: as many batches as wait now, no more.
+        let batches = self.usage.stats().pending.div_ceil(TOUCH_BATCH);
+        for _ in 0..batches {
+            let mut batch = InFlight { usage: &self.usage, touches: self.usage.take() };
+            if batch.touches.is_empty() {
+                break;
+            }
+            self.store.touch(&batch.touches).await.map_err(Unavailable::Store)?;
+            batch.touches.clear();
+        }
+        Ok(())
+    }
+
+    async fn flush_refusals(&self) -> Result<(), Unavailable> {
+        let mut refusals = RefusalsInFlight { usage: &self.usage, events: Vec::new() };
+        refusals.events.append(&mut lock(&self.usage.refusals));
+        if refusals.events.is_empty() {
+            return Ok(());
+        }
+        let batch = ChangeBatch { events: refusals.events.clone(), ..ChangeBatch::new() };
+        // The sink was told when it happened. What may have been stored is not stored again.
+        let result = self.store.commit(&batch).await;
+        if matches!(result, Ok(()) | Err(StoreError::OutcomeUnknown(_))) {
+            refusals.events.clear();
+        }
+        result.map_err(Unavailable::Store)
+    }
+
+    async fn flush_redigests(&self) -> Result<(), Unavailable> {
+        let waiting: Vec<(TokenId, Redigest)> =
+            lock(&self.usage.redigests).iter().map(|(id, redigest)| (*id, *redigest)).collect();
+        let mut corrupt = Ok(());
+        for (id, redigest) in waiting {
+            let done = match self.find(id).await {
+                Ok(Some(token)) if token.version == redigest.version => {
+                    self.move_digest(&token, redigest).await
+                }
+                // Changed since: the next verification sees to it.
+                Ok(_) => Ok(()),
+                Err(unavailable) => Err(unavailable.into()),
+            };
+            match done {
+                Err(ManageError::Unavailable(Unavailable::Store(error @ StoreError::Corrupt(_)))) => {
+                    corrupt = Err(Unavailable::Store(error));
+                }
+                Err(ManageError::Unavailable(unavailable)) => return Err(unavailable),
+                // A conflict is a change that came between, and an unknown outcome is seen at the next verification.
+                _ => {}
+            }
+            lock(&self.usage.redigests).remove(&id);
+        }
+        corrupt
+    }
+
+    async fn move_digest(&self, token: &Token, redigest: Redigest) -> Result<(), ManageError> {
+        let after = changed(token, |token| {
+            token.credential = Credential::Keyed(redigest.digest);
+        });
+        let event = AuditEvent {
+            at: self.now(),
+            realm: token.realm.clone(),
+            action: AuditAction::Redigested,
+            actor: ActorRef::System,
+            token: token.id,
+            owner: Some(token.owner.clone()),
+            reason: None,
+            address: None,
+        };
+        let batch = ChangeBatch::new().change(Change::Update(after)).event(event);
+        self.commit(batch).await.map_err(|error| match error {
+            StoreError::Conflict(_) => ManageError::Contended,
+            error => store_error(error, token.id),
+        })
+    }
+
+    /// Flushes every flush interval until [`shutdown`](Self::shutdown). It needs no runtime of its own: hand in the sleep of
+    /// yours and spawn it, for example
+    /// `tokio::spawn({ let tokens = tokens.clone(); async move { tokens.run_flusher(tokio::time::sleep).await } })`.
+    ///
+    /// A flush that fails is counted ([`usage`](Self::usage)) and tried again at the next turn.
+    pub async fn run_flusher<F: Future<Output = ()> + Send>(&self, sleep: impl Fn(Duration) -> F + Send) {
+        let is_stopping = |usage: &Usage| usage.stopping.load(Ordering::Acquire);
+        while !is_stopping(&self.usage) {
+            let mut sleeping = pin!(sleep(self.flush_interval));
+            let mut stopping = pin!(self.usage.wait(is_stopping));
+            poll_fn(|context| match sleeping.as_mut().poll(context) {
+                Poll::Ready(()) => Poll::Ready(()),
+                Poll::Pending => stopping.as_mut().poll(context),
+            })
+            .await;
+            // The last one is the shutdown's.
+            if !is_stopping(&self.usage) {
+                self.flush().await.unwrap_or_default();
+            }
+        }
+    }
+
+    /// Ends [`run_flusher`](Self::run_flusher), waits for the flushes that are under way, and flushes what is left.
+    ///
+    /// # Errors
+    /// [`Unavailable`] when the store failed; what was not written is lost with the process.
+    pub async fn shutdown(&self) -> Result<(), Unavailable> {
+        self.usage.stopping.store(true, Ordering::Release);
+        self.usage.wake();
+        let is_idle = |usage: &Usage| usage.flushing.load(Ordering::Acquire) == 0;
+        // A flush that was under way may have failed and put back what it held. The bound is for a host that goes on
+        // verifying.
+        for _ in 0..MAX_TRIES {
+            self.usage.wait(is_idle).await;
+            self.flush().await?;
+            if is_idle(&self.usage)
+                && self.usage.stats().pending == 0
+                && lock(&self.usage.refusals).is_empty()
+            {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// How the writing of last uses goes: for the host's monitoring.
+    pub fn usage(&self) -> UsageStats {
+        self.usage.stats()
+    }
+
+    /// Tells of a refusal of a known token, if it is this one's turn.
+    pub(super) fn audit_refusal(
+        &self,
+        token: &Token,
+        reason: RejectReason,
+        peer: Option<IpAddr>,
+        now: DateTime<Utc>,
+    ) {
+        let one_in = u64::from(self.usage.refusals_audited);
+        if self.usage.refusal_count.fetch_add(1, Ordering::Relaxed).checked_rem(one_in) != Some(0) {
+            return;
+        }
+        let event = AuditEvent {
+            at: now,
+            realm: token.realm.clone(),
+            action: AuditAction::Refused,
+            actor: match reason {
+                RejectReason::WrongSecret => ActorRef::Unproven,
+                _ => ActorRef::Token { owner: token.owner.clone(), id: token.id },
+            },
+            token: token.id,
+            owner: Some(token.owner.clone()),
+            reason: Some(Cow::Borrowed(reason.as_str())),
+            address: peer,
+        };
+        self.tell(std::slice::from_ref(&event));
+        drop(RefusalsInFlight { usage: &self.usage, events: vec![event] });
+    }
+}
+
+fn nanos_of_day(time: NaiveTime) -> u64 {
+    u64::from(time.num_seconds_from_midnight())
+        .saturating_mul(1_000_000_000)
+        .saturating_add(time.nanosecond().into())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

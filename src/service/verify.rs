@@ -1,0 +1,389 @@
+//! From the text of a request to a [`Verified`], or a refusal.
+//!
+//! The order is part of the design: the text alone first (no store, no hash), then one look-up, then one digest, whatever
+//! was found, then the comparison; only the holder of the right secret gets further, to the state, the owner and the
+//! address.
+
+use super::TokenService;
+use super::error::{RejectReason, Rejected, Unavailable, VerifyError};
+use crate::bearer::{self, BearerError};
+use crate::owner::{Directory, Owner, Realm};
+use crate::permission::{Permission, PermissionSet};
+use crate::role::RoleCatalog;
+use crate::store::TokenStore;
+use crate::token::digest::same;
+use crate::token::{Credential, KeyedDigest, Presented, Token, TokenState, TokenView, Unreadable};
+use chrono::{DateTime, Utc};
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// Proof that a credential was verified: the token, its owner, and what both together allow. Only verification makes one
+/// (and, for tests of hosts, the `testkit` feature).
+///
+/// It tells how things were when it was made. For a stream or a socket that lives on, ask [`TokenService::recheck`] now
+/// and then.
+#[derive(Clone)]
+pub struct Verified {
+    token: TokenView,
+    /// The owner's permissions, where the owner does not hold them itself.
+    permissions: Option<Arc<PermissionSet>>,
+    peer: Option<IpAddr>,
+    at: DateTime<Utc>,
+}
+
+/// The token does not allow this. The text of this error names the permission.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the permission {permission:?} is not granted")]
+#[non_exhaustive]
+pub struct PermissionDenied {
+    /// What was asked for.
+    pub permission: String,
+}
+
+impl Verified {
+    pub(crate) fn new(
+        token: Arc<Token>,
+        owner: Arc<Owner>,
+        catalog: &Arc<RoleCatalog>,
+        peer: Option<IpAddr>,
+        at: DateTime<Utc>,
+    ) -> Self {
+        let permissions = match owner.resolved_by(catalog) {
+            Some(_) => None,
+            None => Some(Arc::new(owner.permissions(catalog))),
+        };
+        Self { token: TokenView::new(token, Some(owner), at), permissions, peer, at }
+    }
+
+    /// What is shown of the token.
+    pub fn token(&self) -> &TokenView {
+        &self.token
+    }
+
+    /// Who it acts as.
+    pub fn owner(&self) -> &Arc<Owner> {
+        self.token.owner().unwrap_or_else(|| Owner::nobody())
+    }
+
+    /// The tenant.
+    pub fn realm(&self) -> &Realm {
+        self.token.realm()
+    }
+
+    /// The address that the request came from, if the host said.
+    pub fn peer(&self) -> Option<IpAddr> {
+        self.peer
+    }
+
+    /// When it was verified.
+    pub fn verified_at(&self) -> DateTime<Utc> {
+        self.at
+    }
+
+    /// Whether both the owner and the token's scope allow this. It allocates nothing.
+    pub fn allows(&self, permission: &Permission) -> bool {
+        self.granted().is_some_and(|granted| granted.allows(permission))
+            && self.token.scope().allows(permission)
+    }
+
+    /// Demands a permission given as text, such as `datastores:read`. Text that is no concrete permission is denied.
+    ///
+    /// # Errors
+    /// [`PermissionDenied`] when the owner or the token's scope does not allow it.
+    pub fn require(&self, permission: &str) -> Result<(), PermissionDenied> {
+        let granted = self.granted().is_some_and(|granted| granted.allows_str(permission) == Ok(true));
+        if granted && self.token.scope().allows_str(permission) == Ok(true) {
+            Ok(())
+        } else {
+            Err(PermissionDenied { permission: permission.to_owned() })
+        }
+    }
+
+    /// All that it allows: what the owner has and the scope lets through.
+    pub fn effective_permissions(&self) -> PermissionSet {
+        let granted = self.granted().cloned().unwrap_or_else(PermissionSet::empty);
+        self.token.scope().as_set().map_or_else(|| granted.clone(), |scope| granted.intersection(scope))
+    }
+
+    /// What the owner may do.
+    fn granted(&self) -> Option<&PermissionSet> {
+        self.permissions.as_deref().or_else(|| self.owner().resolved())
+    }
+}
+
+impl fmt::Debug for Verified {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Verified")
+            .field("token", &self.token)
+            .field("owner", self.owner())
+            .field("peer", &self.peer)
+            .field("at", &self.at)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<S: TokenStore, D: Directory> TokenService<S, D> {
+    /// Verifies the value of an `Authorization` header; `None` where the request has none. `peer` is the address that the
+    /// request came from.
+    ///
+    /// # Errors
+    /// [`VerifyError`]: rejected with a reason for the operator, or unavailable.
+    // Not an `async fn`, like its neighbours: one future less for the result to be copied out of.
+    pub fn verify_header(
+        &self,
+        header: Option<&str>,
+        peer: Option<IpAddr>,
+    ) -> impl Future<Output = Result<Verified, VerifyError>> + Send {
+        self.authenticate(None, self.read_header(header), peer)
+    }
+
+    /// Verifies all `Authorization` headers of a request, from their values as they came: more than one is malformed.
+    ///
+    /// # Errors
+    /// [`VerifyError`]: rejected with a reason for the operator, or unavailable.
+    pub fn verify_headers<'a>(
+        &self,
+        headers: impl IntoIterator<Item = &'a [u8]>,
+        peer: Option<IpAddr>,
+    ) -> impl Future<Output = Result<Verified, VerifyError>> + Send {
+        let header = bearer::only(headers).map_err(|_| RejectReason::InvalidRequest);
+        self.authenticate(None, header.and_then(|header| self.read_header(header)), peer)
+    }
+
+    /// Verifies the value of an `Authorization` header for one realm: a token of another one is unknown.
+    ///
+    /// # Errors
+    /// [`VerifyError`]: rejected with a reason for the operator, or unavailable.
+    pub fn verify_header_in(
+        &self,
+        realm: &Realm,
+        header: Option<&str>,
+        peer: Option<IpAddr>,
+    ) -> impl Future<Output = Result<Verified, VerifyError>> + Send {
+        self.authenticate(Some(realm), self.read_header(header), peer)
+    }
+
+    /// Verifies a token's text.
+    ///
+    /// # Errors
+    /// [`VerifyError`]: rejected with a reason for the operator, or unavailable.
+    pub fn verify(
+        &self,
+        text: &str,
+        peer: Option<IpAddr>,
+    ) -> impl Future<Output = Result<Verified, VerifyError>> + Send {
+        self.authenticate(None, self.read(text), peer)
+    }
+
+    /// Verifies a token's text for one realm: a token of another one is unknown.
+    ///
+    /// # Errors
+    /// [`VerifyError`]: rejected with a reason for the operator, or unavailable.
+    pub fn verify_in(
+        &self,
+        realm: &Realm,
+        text: &str,
+        peer: Option<IpAddr>,
+    ) -> impl Future<Output = Result<Verified, VerifyError>> + Send {
+        self.authenticate(Some(realm), self.read(text), peer)
+    }
+
+    /// Verifies once more what was verified before, without its secret: whether the token is still there and active, and its
+    /// owner still enabled, with the permissions of now. It counts as a use.
+    ///
+    /// # Errors
+    /// [`VerifyError`]: rejected with a reason for the operator, or unavailable.
+    pub async fn recheck(&self, verified: &Verified) -> Result<Verified, VerifyError> {
+        let id = verified.token().id();
+        let rejected = |reason| Rejected { reason, token: Some(id) };
+        let found = self.find(id).await?.filter(|token| token.realm == *verified.realm());
+        let token = found.ok_or(rejected(RejectReason::Unknown))?;
+        let now = self.now();
+        admit_state(&token, now).map_err(rejected)?;
+        let owner = self.owner(&token.realm, &token.owner).await?;
+        let owner = admit_owner(&token, owner, verified.peer).map_err(rejected)?;
+        self.usage.record(&token, verified.peer, now);
+        Ok(Verified::new(token, owner, &self.catalog, verified.peer, now))
+    }
+
+    fn read_header<'a>(&self, header: Option<&'a str>) -> Result<Presented<'a>, RejectReason> {
+        match header.ok_or(BearerError::Missing).and_then(bearer::after_scheme) {
+            Err(BearerError::Missing) => Err(RejectReason::NoCredential),
+            Err(BearerError::Malformed) => Err(RejectReason::InvalidRequest),
+            Ok(text) => self.format.parse(text).map_err(|why| match why {
+                Unreadable::Form if !bearer::is_token68(text) => RejectReason::InvalidRequest,
+                Unreadable::Form | Unreadable::Content => RejectReason::Malformed,
+            }),
+        }
+    }
+
+    fn read<'a>(&self, text: &'a str) -> Result<Presented<'a>, RejectReason> {
+        self.format.parse(text).map_err(|_| RejectReason::Malformed)
+    }
+
+    async fn authenticate(
+        &self,
+        realm: Option<&Realm>,
+        presented: Result<Presented<'_>, RejectReason>,
+        peer: Option<IpAddr>,
+    ) -> Result<Verified, VerifyError> {
+        let presented = presented.map_err(|reason| Rejected { reason, token: None })?;
+        let rejected = |reason| VerifyError::Rejected(Rejected { reason, token: Some(presented.id) });
+        // Read on every path, so that no refusal is told from another by it; a token that expires while the store is asked was
+        // there when its request came.
+        let now = self.now();
+        let found = self.store.find(presented.id).await.map_err(Unavailable::Store)?;
+        // A token of another realm is no token at all, before anything of it is looked at.
+        let found = found.filter(|token| realm.is_none_or(|realm| token.realm == *realm));
+        let is_proven = self.is_proven(&presented, found.as_deref())?;
+        let token = found.ok_or_else(|| rejected(RejectReason::Unknown))?;
+        if !is_proven {
+            self.audit_refusal(&token, RejectReason::WrongSecret, peer, now);
+            return Err(rejected(RejectReason::WrongSecret));
+        }
+        if let Err(reason) = admit_state(&token, now) {
+            self.audit_refusal(&token, reason, peer, now);
+            // The refusal stands whether or not reuse could be told; untold, the next presentation tells it. In a box of its
+            // own, or every verification would carry room for it.
+            Box::pin(self.signal_reuse(&token, peer, now)).await.unwrap_or_default();
+            return Err(rejected(reason));
+        }
+        let owner = self.directory.find(&token.realm, &token.owner).await;
+        match admit_owner(&token, Self::right_owner(&token.realm, &token.owner, owner)?, peer) {
+            Ok(owner) => {
+                self.usage.record(&token, peer, now);
+                self.redigest(&presented, &token);
+                Ok(Verified::new(token, owner, &self.catalog, peer, now))
+            }
+            Err(reason) => {
+                self.audit_refusal(&token, reason, peer, now);
+                Err(rejected(reason))
+            }
+        }
+    }
+
+    /// Whether the presented secret is the token's: one digest and one comparison, whatever was found.
+    ///
+    /// # Errors
+    /// Unavailable when the keyring has no such key as the token's digest was made with.
+    fn is_proven(&self, presented: &Presented<'_>, token: Option<&Token>) -> Result<bool, Unavailable> {
+        let stored = token.and_then(|token| match &token.credential {
+            Credential::Keyed(digest) if token.kind == presented.kind => Some(digest),
+            Credential::Keyed(_) | Credential::Foreign(_) => None,
+        });
+        let key = stored.map_or(self.keyring.primary(), KeyedDigest::key);
+        let secret = presented.secret();
+        let Some(computed) = self.keyring.digest_under(key, presented.kind, presented.id, &secret) else {
+            return Err(Unavailable::KeyMissing(key));
+        };
+        let is_same = same(computed.mac(), stored.map_or(&[0; 32], KeyedDigest::mac));
+        Ok(bool::from(is_same) && stored.is_some())
+    }
+
+    /// Leaves a digest under the primary key behind for the next flush, where the token's is under another.
+    fn redigest(&self, presented: &Presented<'_>, token: &Token) {
+        if let Credential::Keyed(digest) = &token.credential
+            && digest.key() != self.keyring.primary()
+        {
+            let digest = self.keyring.digest(presented.kind, presented.id, &presented.secret());
+            self.usage.redigest(token.id, token.version, digest);
+        }
+    }
+}
+
+fn admit_state(token: &Token, now: DateTime<Utc>) -> Result<(), RejectReason> {
+    match token.state(now) {
+        TokenState::Active => Ok(()),
+        TokenState::Revoked => Err(RejectReason::Revoked),
+        TokenState::Expired => Err(RejectReason::Expired),
+    }
+}
+
+/// The owner, if it is one whose tokens work, and the address is one that this token works from.
+fn admit_owner(
+    token: &Token,
+    owner: Option<Arc<Owner>>,
+    peer: Option<IpAddr>,
+) -> Result<Arc<Owner>, RejectReason> {
+    let owner = owner.ok_or(RejectReason::OwnerUnknown)?;
+    if !owner.is_enabled() {
+        Err(RejectReason::OwnerDisabled)
+    } else if owner.kind() != token.kind.owner_kind() {
+        Err(RejectReason::OwnerKind)
+    } else if owner.tokens_valid_after().is_some_and(|after| token.created_at < after) {
+        Err(RejectReason::BeforeValidAfter)
+    } else if token
+        .networks
+        .as_ref()
+        .is_some_and(|networks| !peer.is_some_and(|peer| networks.contains(peer)))
+    {
+        Err(RejectReason::AddressNotAllowed)
+    } else {
+        Ok(owner)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::arithmetic_side_effects, clippy::string_slice, reason = "tests")]
+mod tests {
+    use super::*;
+    use crate::owner::{MemoryDirectory, OwnerId, OwnerKind};
+    use crate::service::{Actor, NewToken};
+    use crate::store::{Change, ChangeBatch, MemoryStore};
+    use crate::token::digest::COUNT;
+    use crate::token::secret::Secret;
+    use crate::token::{ForeignDigest, Keyring};
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
+    fn ready<F: Future>(future: F) -> F::Output {
+        match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(output) => output,
+            Poll::Pending => panic!("the memory store waited"),
+        }
+    }
+
+    fn service() -> TokenService<MemoryStore, MemoryDirectory> {
+        let ada = Owner::new(OwnerId::new("ada").unwrap(), OwnerKind::Human).role("member");
+        let builder =
+            TokenService::builder(MemoryStore::new(), MemoryDirectory::from_iter([ada])).brand("acme");
+        builder.keyring(Keyring::ephemeral().unwrap()).build().unwrap()
+    }
+
+    fn issue(service: &TokenService<MemoryStore, MemoryDirectory>, name: &str) -> String {
+        let actor = Actor::session(OwnerId::new("ada").unwrap());
+        ready(service.generate(&actor, NewToken::named(name))).unwrap().plaintext.expose_secret().to_owned()
+    }
+
+    #[test]
+    fn every_well_formed_text_costs_one_digest_whatever_is_found() {
+        let (ours, theirs) = (service(), service());
+        let (text, foreign) = (issue(&ours, "one"), issue(&ours, "foreign"));
+        let unknown = issue(&theirs, "one");
+        let (_, id) = ours.format.check(&foreign).unwrap();
+        let mut record = Token::clone(&ready(ours.store.find(id)).unwrap().unwrap());
+        record.credential = Credential::Foreign(ForeignDigest::new("sha256", &[0; 32]));
+        record.version += 1;
+        ready(ours.store.commit(&ChangeBatch::new().change(Change::Update(Arc::new(record))))).unwrap();
+        let elsewhere = Realm::new("elsewhere").unwrap();
+        let (kind, known) = ours.format.check(&text).unwrap();
+        let wrong = ours.format.print(kind, known, &Secret::new([1, 2, 3, 4]));
+        let count = |realm: Option<&Realm>, text: &str| {
+            COUNT.set(0);
+            let presented = ours.read(text);
+            let result = ready(ours.authenticate(realm, presented, None));
+            (result.err().and_then(|error| error.reject_reason()), COUNT.get())
+        };
+        for (realm, text, expected) in [
+            (None, text.as_str(), None),
+            (None, wrong.expose_secret(), Some(RejectReason::WrongSecret)),
+            (None, &unknown, Some(RejectReason::Unknown)),
+            (None, &foreign, Some(RejectReason::WrongSecret)),
+            (Some(&elsewhere), &text, Some(RejectReason::Unknown)),
+        ] {
+            assert_eq!(count(realm, text), (expected, 1), "{expected:?}");
+        }
+        assert_eq!(count(None, &text[1..]), (Some(RejectReason::Malformed), 0));
+    }
+}

@@ -1,0 +1,452 @@
+//! Persistence: what a database must do, and nothing of what is allowed.
+//!
+//! A store keeps [`Token`] records and [`AuditEvent`]s. All rules are above it; it does not know which change is
+//! permitted, only that changes are atomic and never lost.
+
+mod memory;
+
+pub use memory::MemoryStore;
+
+use crate::audit::AuditEvent;
+use crate::owner::{OwnerId, Realm};
+use crate::token::{KeyId, LastUse, Token, TokenId, TokenKind, TokenState};
+use chrono::{DateTime, Utc};
+use std::pin::Pin;
+use std::sync::Arc;
+
+/// Most entries that a page of a list is asked for.
+pub const MAX_PAGE: usize = 200;
+
+/// The contract of a store.
+///
+/// * **Atomic**: [`commit`](Self::commit) does everything in its batch or nothing, audit events included. When its
+///   future is dropped, the same holds.
+/// * **Never overwrites**: an insert with an id that is there is a conflict; an update or a remove whose expected version
+///   is not the record's is a conflict, and so is one whose record is gone.
+/// * **Names**: among the records of one realm, owner and kind, [`Token::unique_name`] is unique where it is there. It is
+///   checked on what a batch leaves behind, so that a batch may hand a name on.
+/// * **Kinds**: a record whose [`TokenKind::owner_kind`] is not its `owner_kind` is refused.
+/// * **Acknowledged means seen**: what was committed is seen by every read that starts afterwards. A wrapper that cannot
+///   promise this states how stale its answers may be.
+/// * **Last uses** belong to [`touch`](Self::touch) alone: an update keeps the stored `last_used`, whatever its record says.
+/// * **Errors** are [`StoreError::Unavailable`] for a fault that may pass, [`StoreError::Corrupt`] for a record that cannot
+///   be read, which harms itself alone, and [`StoreError::OutcomeUnknown`] when a commit may or may not have happened.
+/// * Times come cut to the microsecond and must come back unchanged.
+///
+/// The conformance suite (feature `conformance`) checks all of it. `MemoryStore` is the reference implementation.
+///
+/// There are no default methods: each would be a promise kept by nobody. `&S`, `Arc<S>` and `Box<S>` are stores where `S`
+/// is; `Arc<dyn DynTokenStore>` is one too, at the price of one allocation per call.
+pub trait TokenStore: Send + Sync {
+    /// The record with this id, in whatever realm.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store cannot say.
+    fn find(&self, id: TokenId) -> impl Future<Output = Result<Option<Arc<Token>>, StoreError>> + Send;
+
+    /// One page of a list, newest (greatest id) first.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store cannot say. A corrupt record is told in the page and does not fail it.
+    fn list(&self, query: &ListQuery) -> impl Future<Output = Result<Page, StoreError>> + Send;
+
+    /// Does all of a batch or nothing.
+    ///
+    /// # Errors
+    /// [`StoreError::Conflict`] for a change that conflicts, of ids and versions before names; [`StoreError::OutcomeUnknown`] when it may have
+    /// happened all the same; any other when it did not happen.
+    fn commit(&self, batch: &ChangeBatch) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// Notes last uses: each moves its record's `last_used` forward or does nothing, never back; a record that is gone stays
+    /// gone. The version does not move. A batch need not be atomic.
+    ///
+    /// # Errors
+    /// [`StoreError`] when any may not have been noted; they are sent again then.
+    fn touch(&self, uses: &[Touch]) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// Removes up to `limit` records that expired or were revoked at or before `ended`, smallest id first, and gives their ids. A
+    /// record that another one names as its creator stays, so that the family of a compromised token is found.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store cannot.
+    fn purge(
+        &self,
+        ended: DateTime<Utc>,
+        limit: usize,
+    ) -> impl Future<Output = Result<Vec<TokenId>, StoreError>> + Send;
+}
+
+/// Reading the audit events; not every store needs it.
+pub trait AuditLog: Send + Sync {
+    /// The events of a realm from `from` (inclusive) on, oldest first, at most `limit`; of one token where `token` says so.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store cannot say.
+    fn events(
+        &self,
+        realm: &Realm,
+        token: Option<TokenId>,
+        from: DateTime<Utc>,
+        limit: usize,
+    ) -> impl Future<Output = Result<Vec<AuditEvent>, StoreError>> + Send;
+
+    /// Removes up to `limit` events that are older than `before`, oldest first, and says how many.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store cannot.
+    fn purge_events(
+        &self,
+        before: DateTime<Utc>,
+        limit: usize,
+    ) -> impl Future<Output = Result<usize, StoreError>> + Send;
+}
+
+/// Counting records; not every store needs it.
+pub trait TokenCounts: Send + Sync {
+    /// How many records are in each state at `now`.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store cannot say.
+    fn count_by_state(
+        &self,
+        now: DateTime<Utc>,
+    ) -> impl Future<Output = Result<Vec<(TokenState, u64)>, StoreError>> + Send;
+
+    /// How many records have a digest under each key: an old key may go when none has.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store cannot say.
+    fn count_by_key(&self) -> impl Future<Output = Result<Vec<(KeyId, u64)>, StoreError>> + Send;
+}
+
+/// What a list holds, and which page of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ListQuery {
+    /// Which records.
+    pub by: ListBy,
+    /// Only those that are Active at this instant.
+    pub active_at: Option<DateTime<Utc>>,
+    /// Only those with a smaller id: what comes after the last one of the page before.
+    pub after: Option<TokenId>,
+    /// Most records of the page, from 1 to [`MAX_PAGE`].
+    pub limit: usize,
+}
+
+impl ListQuery {
+    /// The first page, of [`MAX_PAGE`] records, of all these.
+    pub fn new(by: ListBy) -> Self {
+        Self { by, active_at: None, after: None, limit: MAX_PAGE }
+    }
+
+    /// Only those that are Active at `now`.
+    pub fn active_at(mut self, now: DateTime<Utc>) -> Self {
+        self.active_at = Some(now);
+        self
+    }
+
+    /// Only what comes after this id.
+    pub fn after(mut self, id: Option<TokenId>) -> Self {
+        self.after = id;
+        self
+    }
+
+    /// At most this many, held to 1 to [`MAX_PAGE`].
+    pub fn limit(mut self, limit: usize) -> Self {
+        self.limit = limit.clamp(1, MAX_PAGE);
+        self
+    }
+}
+
+/// Which records a list holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ListBy {
+    /// Those of one owner, of one kind or of any.
+    Owner {
+        /// The owner's realm.
+        realm: Realm,
+        /// The owner.
+        owner: OwnerId,
+        /// Of this kind alone.
+        kind: Option<TokenKind>,
+    },
+    /// Those of one kind in a realm.
+    Kind {
+        /// The realm.
+        realm: Realm,
+        /// The kind.
+        kind: TokenKind,
+    },
+    /// Those that a token made ([`Token::creator`]), in whatever realm.
+    Creator(TokenId),
+    /// Those whose [`Token::last_activity`] lies before an instant, in all realms.
+    Idle(DateTime<Utc>),
+}
+
+/// One page of a list.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct Page {
+    /// The records, newest first.
+    pub tokens: Vec<Arc<Token>>,
+    /// The records of the page that could not be read.
+    pub corrupt: Vec<CorruptRecord>,
+    /// Where the next page begins; none on the last one.
+    pub next: Option<TokenId>,
+}
+
+impl Page {
+    /// A page of these, which goes on after `next`.
+    pub fn new(tokens: Vec<Arc<Token>>, corrupt: Vec<CorruptRecord>, next: Option<TokenId>) -> Self {
+        Self { tokens, corrupt, next }
+    }
+}
+
+/// Changes that happen together or not at all, with their audit events.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct ChangeBatch {
+    /// The changes; no two of them of the same record.
+    pub changes: Vec<Change>,
+    /// What is told of them. A batch may hold events alone.
+    pub events: Vec<AuditEvent>,
+    /// Take out the traces of this owner from all stored events ([`AuditEvent::erase`]), before these are added.
+    pub erase: Option<(Realm, OwnerId)>,
+}
+
+impl ChangeBatch {
+    /// An empty batch.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// With this change too.
+    pub fn change(mut self, change: Change) -> Self {
+        self.changes.push(change);
+        self
+    }
+
+    /// With this event too.
+    pub fn event(mut self, event: AuditEvent) -> Self {
+        self.events.push(event);
+        self
+    }
+}
+
+/// One change of one record.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum Change {
+    /// Adds a record; its version is 1.
+    Insert(Arc<Token>),
+    /// Puts a record in the place of the one with its id and the version before its own; the stored `last_used` is kept.
+    Update(Arc<Token>),
+    /// Removes a record.
+    Remove {
+        /// Which.
+        id: TokenId,
+        /// The version that it must have.
+        version: u64,
+    },
+}
+
+impl Change {
+    /// The id of the record that changes.
+    pub fn id(&self) -> TokenId {
+        match self {
+            Self::Insert(token) | Self::Update(token) => token.id,
+            Self::Remove { id, .. } => *id,
+        }
+    }
+}
+
+/// A use of a token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Touch {
+    /// Which token.
+    pub id: TokenId,
+    /// Its use.
+    pub last_use: LastUse,
+}
+
+impl Touch {
+    /// This use of that token.
+    pub const fn new(id: TokenId, last_use: LastUse) -> Self {
+        Self { id, last_use }
+    }
+}
+
+/// Why a store did not do what it was asked for.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// The store is out of reach, overloaded or read-only. Nothing happened.
+    #[error("the token store is unavailable")]
+    Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// A change conflicts with what is there. Nothing happened.
+    #[error("the change conflicts: {0}")]
+    Conflict(Conflict),
+    /// A record cannot be read.
+    #[error("a stored record is corrupt: {0}")]
+    Corrupt(CorruptRecord),
+    /// A commit may have happened or not.
+    #[error("it is unknown whether the change was stored")]
+    OutcomeUnknown(#[source] Box<dyn std::error::Error + Send + Sync>),
+}
+
+impl StoreError {
+    /// The store is unavailable because of `source`.
+    pub fn unavailable(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+        Self::Unavailable(source.into())
+    }
+
+    /// The conflict, if it is one.
+    pub fn conflict(&self) -> Option<Conflict> {
+        match self {
+            Self::Conflict(conflict) => Some(*conflict),
+            _ => None,
+        }
+    }
+}
+
+/// What a change conflicts with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Conflict {
+    /// A record with this id is there already.
+    #[error("the id {0} is taken")]
+    Id(TokenId),
+    /// Another record has the name of this one.
+    #[error("the name of {0} is taken")]
+    Name(TokenId),
+    /// The record was changed or removed since it was read.
+    #[error("{0} was changed meanwhile")]
+    Version(TokenId),
+    /// The kind of the record does not fit its owner's kind.
+    #[error("the kind of {0} does not fit its owner")]
+    OwnerKind(TokenId),
+}
+
+/// Where a record is that cannot be read.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{table}.{column} of the row {row:?}")]
+#[non_exhaustive]
+pub struct CorruptRecord {
+    /// The table.
+    pub table: String,
+    /// The column.
+    pub column: String,
+    /// The row, by what identifies it there.
+    pub row: String,
+}
+
+impl CorruptRecord {
+    /// A record that cannot be read because of this column.
+    pub fn new(table: &str, column: &str, row: &str) -> Self {
+        Self { table: table.into(), column: column.into(), row: row.into() }
+    }
+}
+
+/// Forwards a store through a pointer. A macro, since the same five methods stand behind three of them.
+macro_rules! forward {
+    ($pointer:ty) => {
+        #[deny(clippy::missing_trait_methods)]
+        impl<S: TokenStore + ?Sized> TokenStore for $pointer {
+            fn find(
+                &self,
+                id: TokenId,
+            ) -> impl Future<Output = Result<Option<Arc<Token>>, StoreError>> + Send {
+                (**self).find(id)
+            }
+
+            fn list(&self, query: &ListQuery) -> impl Future<Output = Result<Page, StoreError>> + Send {
+                (**self).list(query)
+            }
+
+            fn commit(&self, batch: &ChangeBatch) -> impl Future<Output = Result<(), StoreError>> + Send {
+                (**self).commit(batch)
+            }
+
+            fn touch(&self, uses: &[Touch]) -> impl Future<Output = Result<(), StoreError>> + Send {
+                (**self).touch(uses)
+            }
+
+            fn purge(
+                &self,
+                ended: DateTime<Utc>,
+                limit: usize,
+            ) -> impl Future<Output = Result<Vec<TokenId>, StoreError>> + Send {
+                (**self).purge(ended, limit)
+            }
+        }
+    };
+}
+
+forward!(&S);
+forward!(Arc<S>);
+forward!(Box<S>);
+
+/// A boxed future of a [`DynTokenStore`].
+pub type BoxedStore<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
+
+/// [`TokenStore`] for `dyn`: every store is one, and `dyn DynTokenStore` is a store again, so that
+/// `Arc<dyn DynTokenStore>` may stand wherever a store may.
+pub trait DynTokenStore: Send + Sync {
+    /// [`TokenStore::find`], boxed.
+    fn find_boxed(&self, id: TokenId) -> BoxedStore<'_, Option<Arc<Token>>>;
+    /// [`TokenStore::list`], boxed.
+    fn list_boxed<'a>(&'a self, query: &'a ListQuery) -> BoxedStore<'a, Page>;
+    /// [`TokenStore::commit`], boxed.
+    fn commit_boxed<'a>(&'a self, batch: &'a ChangeBatch) -> BoxedStore<'a, ()>;
+    /// [`TokenStore::touch`], boxed.
+    fn touch_boxed<'a>(&'a self, uses: &'a [Touch]) -> BoxedStore<'a, ()>;
+    /// [`TokenStore::purge`], boxed.
+    fn purge_boxed(&self, ended: DateTime<Utc>, limit: usize) -> BoxedStore<'_, Vec<TokenId>>;
+}
+
+impl<S: TokenStore> DynTokenStore for S {
+    fn find_boxed(&self, id: TokenId) -> BoxedStore<'_, Option<Arc<Token>>> {
+        Box::pin(self.find(id))
+    }
+
+    fn list_boxed<'a>(&'a self, query: &'a ListQuery) -> BoxedStore<'a, Page> {
+        Box::pin(self.list(query))
+    }
+
+    fn commit_boxed<'a>(&'a self, batch: &'a ChangeBatch) -> BoxedStore<'a, ()> {
+        Box::pin(self.commit(batch))
+    }
+
+    fn touch_boxed<'a>(&'a self, uses: &'a [Touch]) -> BoxedStore<'a, ()> {
+        Box::pin(self.touch(uses))
+    }
+
+    fn purge_boxed(&self, ended: DateTime<Utc>, limit: usize) -> BoxedStore<'_, Vec<TokenId>> {
+        Box::pin(self.purge(ended, limit))
+    }
+}
+
+#[deny(clippy::missing_trait_methods)]
+impl TokenStore for dyn DynTokenStore + '_ {
+    async fn find(&self, id: TokenId) -> Result<Option<Arc<Token>>, StoreError> {
+        self.find_boxed(id).await
+    }
+
+    async fn list(&self, query: &ListQuery) -> Result<Page, StoreError> {
+        self.list_boxed(query).await
+    }
+
+    async fn commit(&self, batch: &ChangeBatch) -> Result<(), StoreError> {
+        self.commit_boxed(batch).await
+    }
+
+    async fn touch(&self, uses: &[Touch]) -> Result<(), StoreError> {
+        self.touch_boxed(uses).await
+    }
+
+    async fn purge(&self, ended: DateTime<Utc>, limit: usize) -> Result<Vec<TokenId>, StoreError> {
+        self.purge_boxed(ended, limit).await
+    }
+}

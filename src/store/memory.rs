@@ -1,0 +1,458 @@
+//! The store in memory: the reference of the contract, and a fast store for tests and for hosts whose tokens may go with
+//! the process.
+//!
+//! Records are found without a lock: the id's keyed hash picks a shard, whose slots are probed from the hash on, and each
+//! slot hands out its record through an `arc-swap`. Changes and lists share one lock over the indexes; a change never
+//! makes a reader wait.
+
+use super::{
+    AuditLog, Change, ChangeBatch, Conflict, ListBy, ListQuery, Page, StoreError, TokenCounts, TokenStore,
+    Touch,
+};
+use crate::audit::AuditEvent;
+use crate::owner::{OwnerId, Realm};
+use crate::token::{Credential, KeyId, Token, TokenId, TokenKind, TokenState};
+use arc_swap::{ArcSwap, ArcSwapOption};
+use chrono::{DateTime, Utc};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::fmt;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// A store in memory. All is lost when it is dropped.
+///
+/// Audit events stay until [`AuditLog::purge_events`] removes them.
+pub struct MemoryStore {
+    records: Records,
+    indexes: Mutex<Indexes>,
+}
+
+impl MemoryStore {
+    /// An empty store.
+    pub fn new() -> Self {
+        Self { records: Records::new(), indexes: Mutex::default() }
+    }
+
+    /// How many records it holds.
+    pub fn len(&self) -> usize {
+        self.indexes().all.len()
+    }
+
+    /// Whether it holds none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// A panic elsewhere leaves the indexes whole: nothing in here can panic between two of their changes.
+    fn indexes(&self) -> MutexGuard<'_, Indexes> {
+        self.indexes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Default for MemoryStore {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl fmt::Debug for MemoryStore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryStore").field("len", &self.len()).finish_non_exhaustive()
+    }
+}
+
+impl TokenStore for MemoryStore {
+    async fn find(&self, id: TokenId) -> Result<Option<Arc<Token>>, StoreError> {
+        Ok(self.records.find(id))
+    }
+
+    async fn list(&self, query: &ListQuery) -> Result<Page, StoreError> {
+        let indexes = self.indexes();
+        let ids = match &query.by {
+            ListBy::Owner { realm, owner, .. } => {
+                indexes.lists.get(&List::Owner(realm.clone(), owner.clone()))
+            }
+            ListBy::Kind { realm, kind } => indexes.lists.get(&List::Kind(realm.clone(), *kind)),
+            ListBy::Creator(creator) => indexes.lists.get(&List::Creator(*creator)),
+            ListBy::Idle(_) => Some(&indexes.all),
+        };
+        let fits = |token: &Token| {
+            let in_list = match &query.by {
+                ListBy::Owner { kind, .. } => kind.is_none_or(|kind| token.kind == kind),
+                ListBy::Idle(before) => token.last_activity() < *before,
+                ListBy::Kind { .. } | ListBy::Creator(_) => true,
+            };
+            in_list && query.active_at.is_none_or(|now| token.state(now) == TokenState::Active)
+        };
+        let mut tokens: Vec<Arc<Token>> = Vec::new();
+        let mut next = None;
+        for id in ids.into_iter().flatten().rev() {
+            if query.after.is_some_and(|after| *id >= after) {
+                continue;
+            }
+            let Some(token) = self.records.find(*id).filter(|token| fits(token)) else {
+                continue;
+            };
+            if tokens.len() >= query.limit.max(1) {
+                next = tokens.last().map(|last| last.id);
+                break;
+            }
+            tokens.push(token);
+        }
+        Ok(Page::new(tokens, Vec::new(), next))
+    }
+
+    async fn commit(&self, batch: &ChangeBatch) -> Result<(), StoreError> {
+        let mut indexes = self.indexes();
+        self.check(&indexes, batch).map_err(StoreError::Conflict)?;
+        if let Some((realm, owner)) = &batch.erase {
+            indexes.events.iter_mut().for_each(|event| event.erase(realm, owner));
+        }
+        // What goes first: a name may be handed on within the batch.
+        for change in &batch.changes {
+            if let Some(old) = self.records.find(change.id()) {
+                indexes.forget(&old);
+            }
+        }
+        for change in &batch.changes {
+            match change {
+                Change::Insert(token) => {
+                    indexes.learn(token);
+                    self.records.put(token.id, Some(token.clone()));
+                }
+                Change::Update(token) => {
+                    indexes.learn(token);
+                    let last_used = self.records.find(token.id).and_then(|stored| stored.last_used);
+                    let token = if token.last_used == last_used {
+                        token.clone()
+                    } else {
+                        Arc::new(Token { last_used, ..Token::clone(token) })
+                    };
+                    self.records.put(token.id, Some(token));
+                }
+                Change::Remove { id, .. } => self.records.put(*id, None),
+            }
+        }
+        for event in &batch.events {
+            // By time, in the order of their coming where that is equal: at the end, but for clocks that differ.
+            let place = indexes.events.partition_point(|earlier| earlier.at <= event.at);
+            indexes.events.insert(place, event.clone());
+        }
+        Ok(())
+    }
+
+    async fn touch(&self, uses: &[Touch]) -> Result<(), StoreError> {
+        let _changing = self.indexes();
+        for touch in uses {
+            let Some(token) = self.records.find(touch.id) else {
+                continue;
+            };
+            if token.last_used.is_none_or(|known| known.at < touch.last_use.at) {
+                let touched = Token { last_used: Some(touch.last_use), ..Token::clone(&token) };
+                self.records.put(touch.id, Some(Arc::new(touched)));
+            }
+        }
+        Ok(())
+    }
+
+    async fn purge(&self, ended: DateTime<Utc>, limit: usize) -> Result<Vec<TokenId>, StoreError> {
+        let mut indexes = self.indexes();
+        let over: Vec<Arc<Token>> = indexes
+            .all
+            .iter()
+            .filter(|id| !indexes.lists.contains_key(&List::Creator(**id)))
+            .filter_map(|id| self.records.find(*id))
+            .filter(|token| {
+                token.facts.expires_at.is_some_and(|at| at <= ended)
+                    || token.facts.revocation.as_ref().is_some_and(|revocation| revocation.at <= ended)
+            })
+            .take(limit)
+            .collect();
+        for token in &over {
+            indexes.forget(token);
+            self.records.put(token.id, None);
+        }
+        Ok(over.into_iter().map(|token| token.id).collect())
+    }
+}
+
+impl MemoryStore {
+    fn check(&self, indexes: &Indexes, batch: &ChangeBatch) -> Result<(), Conflict> {
+        let mut freed = HashSet::new();
+        let mut changed = HashSet::new();
+        for change in &batch.changes {
+            let id = change.id();
+            let old = self.records.find(id);
+            let version = old.as_ref().map(|old| old.version);
+            let (fits, conflict) = match change {
+                Change::Insert(_) => (old.is_none(), Conflict::Id(id)),
+                Change::Update(token) => {
+                    (version.is_some() && version == token.version.checked_sub(1), Conflict::Version(id))
+                }
+                Change::Remove { version: expected, .. } => {
+                    (version == Some(*expected), Conflict::Version(id))
+                }
+            };
+            if !fits || !changed.insert(id) {
+                return Err(conflict);
+            }
+            freed.extend(old.as_deref().and_then(Name::of));
+        }
+        let mut claimed = HashSet::new();
+        for change in &batch.changes {
+            let (Change::Insert(token) | Change::Update(token)) = change else {
+                continue;
+            };
+            if token.owner_kind != token.kind.owner_kind() {
+                return Err(Conflict::OwnerKind(token.id));
+            }
+            let Some(name) = Name::of(token) else { continue };
+            let in_use = indexes.names.contains(&name) && !freed.contains(&name);
+            if in_use || !claimed.insert(name) {
+                return Err(Conflict::Name(token.id));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl AuditLog for MemoryStore {
+    async fn events(
+        &self,
+        realm: &Realm,
+        token: Option<TokenId>,
+        from: DateTime<Utc>,
+        limit: usize,
+    ) -> Result<Vec<AuditEvent>, StoreError> {
+        let indexes = self.indexes();
+        let wanted = indexes.events.iter().filter(|event| {
+            event.realm == *realm && event.at >= from && token.is_none_or(|token| event.token == token)
+        });
+        Ok(wanted.take(limit).cloned().collect())
+    }
+
+    async fn purge_events(&self, before: DateTime<Utc>, limit: usize) -> Result<usize, StoreError> {
+        let mut indexes = self.indexes();
+        let mut removed = 0_usize;
+        indexes.events.retain(|event| {
+            let keep = removed >= limit || event.at >= before;
+            removed = removed.saturating_add(usize::from(!keep));
+            keep
+        });
+        Ok(removed)
+    }
+}
+
+impl TokenCounts for MemoryStore {
+    async fn count_by_state(&self, now: DateTime<Utc>) -> Result<Vec<(TokenState, u64)>, StoreError> {
+        let mut counts = [(TokenState::Active, 0), (TokenState::Revoked, 0), (TokenState::Expired, 0)];
+        for token in self.indexes().all.iter().filter_map(|id| self.records.find(*id)) {
+            let state = token.state(now);
+            if let Some((_, count)) = counts.iter_mut().find(|(each, _)| *each == state) {
+                *count = u64::saturating_add(*count, 1);
+            }
+        }
+        Ok(counts.to_vec())
+    }
+
+    async fn count_by_key(&self) -> Result<Vec<(KeyId, u64)>, StoreError> {
+        let mut counts: BTreeMap<KeyId, u64> = BTreeMap::new();
+        for token in self.indexes().all.iter().filter_map(|id| self.records.find(*id)) {
+            if let Credential::Keyed(digest) = &token.credential {
+                let count = counts.entry(digest.key()).or_default();
+                *count = count.saturating_add(1);
+            }
+        }
+        Ok(counts.into_iter().collect())
+    }
+}
+
+/// What is found by anything but the id. Whoever holds its lock is the only one to change records.
+#[derive(Default)]
+struct Indexes {
+    all: BTreeSet<TokenId>,
+    lists: BTreeMap<List, BTreeSet<TokenId>>,
+    names: HashSet<Name>,
+    events: Vec<AuditEvent>,
+}
+
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum List {
+    Owner(Realm, OwnerId),
+    Kind(Realm, TokenKind),
+    Creator(TokenId),
+}
+
+#[derive(PartialEq, Eq, Hash)]
+struct Name(Realm, OwnerId, TokenKind, Box<str>);
+
+impl Name {
+    fn of(token: &Token) -> Option<Self> {
+        let key = token.unique_name()?;
+        Some(Self(token.realm.clone(), token.owner.clone(), token.kind, key.into()))
+    }
+}
+
+impl Indexes {
+    fn learn(&mut self, token: &Token) {
+        self.all.insert(token.id);
+        for list in lists_of(token) {
+            self.lists.entry(list).or_default().insert(token.id);
+        }
+        self.names.extend(Name::of(token));
+    }
+
+    fn forget(&mut self, token: &Token) {
+        self.all.remove(&token.id);
+        for list in lists_of(token) {
+            if let Some(ids) = self.lists.get_mut(&list) {
+                ids.remove(&token.id);
+                if ids.is_empty() {
+                    self.lists.remove(&list);
+                }
+            }
+        }
+        if let Some(name) = Name::of(token) {
+            self.names.remove(&name);
+        }
+    }
+}
+
+fn lists_of(token: &Token) -> impl Iterator<Item = List> {
+    let owner = List::Owner(token.realm.clone(), token.owner.clone());
+    let kind = List::Kind(token.realm.clone(), token.kind);
+    [owner, kind].into_iter().chain(token.creator().map(List::Creator))
+}
+
+/// The records by id, found without a lock. Only one thread changes them at a time.
+struct Records {
+    hash_key: u64,
+    shards: Box<[ArcSwap<Table>]>,
+}
+
+/// Open addressing with linear probing. A slot never changes its id: a removed record leaves it behind empty, until the
+/// table is full and a new one is built from the records that are there. A reader that still has the old one sees what was
+/// there when it began.
+struct Table {
+    slots: Box<[Slot]>,
+    /// Slots with an id.
+    taken: AtomicUsize,
+}
+
+/// `low` is zero in a slot that was never taken and in no other: the variant of a UUID is in it.
+#[derive(Default)]
+// No slot lies in two lines of the cache.
+#[repr(align(32))]
+struct Slot {
+    high: AtomicU64,
+    low: AtomicU64,
+    token: ArcSwapOption<Token>,
+}
+
+const SHARDS: usize = 64;
+const FEWEST_SLOTS: usize = 16;
+
+impl Records {
+    fn new() -> Self {
+        let shard = || ArcSwap::from_pointee(Table::with_slots(FEWEST_SLOTS));
+        Self {
+            // Ids are chosen by this side, look-ups are not: nobody can aim them at one spot without the key.
+            hash_key: RandomState::new().hash_one(0),
+            shards: std::iter::repeat_with(shard).take(SHARDS).collect(),
+        }
+    }
+
+    fn find(&self, id: TokenId) -> Option<Arc<Token>> {
+        let hash = self.hash(id);
+        self.shard(hash)?.load().slot_of(id, hash)?.token.load_full()
+    }
+
+    /// Puts a record in its slot or takes it out. The caller is the only one to do so.
+    fn put(&self, id: TokenId, token: Option<Arc<Token>>) {
+        let hash = self.hash(id);
+        let Some(shard) = self.shard(hash) else { return };
+        let table = shard.load();
+        match (table.slot_of(id, hash), token) {
+            (Some(slot), token) => slot.token.store(token),
+            (None, Some(token)) if table.has_room() => table.add(hash, token),
+            (None, Some(token)) => {
+                let rebuilt = table.rebuilt(|id| self.hash(id));
+                rebuilt.add(hash, token);
+                shard.store(Arc::new(rebuilt));
+            }
+            (None, None) => {}
+        }
+    }
+
+    fn hash(&self, id: TokenId) -> u64 {
+        let [high, low] = id.words();
+        // The low word is random but for its top two bits; multiplying twice spreads every bit over the word.
+        let mixed = (low ^ self.hash_key).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+        (mixed ^ (mixed >> 32) ^ high.rotate_left(20)).wrapping_mul(self.hash_key | 1)
+    }
+
+    /// By the top bits; the place in the table is by those in the middle.
+    fn shard(&self, hash: u64) -> Option<&ArcSwap<Table>> {
+        self.shards.get(to_index(hash >> 58))
+    }
+}
+
+impl Table {
+    fn with_slots(count: usize) -> Self {
+        let slots = std::iter::repeat_with(Slot::default).take(count.next_power_of_two()).collect();
+        Self { slots, taken: AtomicUsize::new(0) }
+    }
+
+    /// The slots in the order in which an id with this hash is looked for.
+    fn probe(&self, hash: u64) -> impl Iterator<Item = &Slot> {
+        let start = to_index(hash >> 24) & self.slots.len().saturating_sub(1);
+        let (before, after) = self.slots.split_at_checked(start).unwrap_or_default();
+        after.iter().chain(before)
+    }
+
+    fn slot_of(&self, id: TokenId, hash: u64) -> Option<&Slot> {
+        let [high, low] = id.words();
+        for slot in self.probe(hash) {
+            match slot.low.load(Ordering::Acquire) {
+                0 => return None,
+                found if found == low && slot.high.load(Ordering::Relaxed) == high => return Some(slot),
+                _ => {}
+            }
+        }
+        None
+    }
+
+    /// Five eighths full at most: few probes, and always a free slot to end a search.
+    fn has_room(&self) -> bool {
+        self.taken.load(Ordering::Relaxed).saturating_mul(8) < self.slots.len().saturating_mul(5)
+    }
+
+    fn add(&self, hash: u64, token: Arc<Token>) {
+        let [high, low] = token.id.words();
+        if let Some(slot) = self.probe(hash).find(|slot| slot.low.load(Ordering::Relaxed) == 0) {
+            slot.token.store(Some(token));
+            slot.high.store(high, Ordering::Relaxed);
+            // Last, so that whoever sees the id sees the record.
+            slot.low.store(low, Ordering::Release);
+            self.taken.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The records of this table in one with room for as many again, without the slots that removed ones left.
+    fn rebuilt(&self, hash: impl Fn(TokenId) -> u64) -> Self {
+        let live: Vec<Arc<Token>> = self.slots.iter().filter_map(|slot| slot.token.load_full()).collect();
+        let rebuilt =
+            Self::with_slots(live.len().saturating_add(1).saturating_mul(16).div_euclid(5).max(FEWEST_SLOTS));
+        for token in live {
+            rebuilt.add(hash(token.id), token);
+        }
+        rebuilt
+    }
+}
+
+/// Wider than any table on a machine with fewer bits; the mask takes what is needed.
+#[allow(clippy::as_conversions, clippy::cast_possible_truncation, reason = "masked or below 64")]
+const fn to_index(number: u64) -> usize {
+    number as usize
+}

@@ -1,0 +1,138 @@
+//! Makes a [`Verified`] without a store and a secret: for tests of hosts, behind its own feature.
+//!
+//! Never enable the feature in a release build: whoever can call this can be anybody. Put it into `[dev-dependencies]`.
+
+use crate::owner::Owner;
+use crate::permission::Scope;
+use crate::role::RoleCatalog;
+use crate::service::Verified;
+use crate::token::{
+    ActorRef, Credential, Facts, KeyId, KeyedDigest, Lifetime, NameError, Networks, Token, TokenId,
+    TokenKind, TokenName,
+};
+use chrono::{DateTime, Utc};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// A verified token to be made up.
+///
+/// ```
+/// use patkit::testkit::FakeToken;
+/// use patkit::{Owner, OwnerId, OwnerKind, RoleCatalog, Scope};
+///
+/// let ada = Owner::new(OwnerId::new("ada")?, OwnerKind::Human).role("member");
+/// let catalog = RoleCatalog::standard().grant("member", ["datastores:read"]).build()?;
+/// let verified = FakeToken::of(ada).scope(Scope::only(["datastores:read"])?).verified(catalog)?;
+/// assert!(verified.require("datastores:read").is_ok());
+/// assert!(verified.require("tokens:manage").is_err());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct FakeToken {
+    owner: Owner,
+    name: String,
+    scope: Scope,
+    networks: Option<Networks>,
+    expires_at: Option<DateTime<Utc>>,
+    peer: Option<IpAddr>,
+    now: DateTime<Utc>,
+}
+
+/// Why a verified token was not made up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum FakeTokenError {
+    /// An internal owner has no tokens.
+    #[error("an internal owner has no tokens")]
+    OwnerKind,
+    /// The name is refused.
+    #[error("the name is refused")]
+    Name(#[source] NameError),
+}
+
+impl FakeToken {
+    /// A token of this owner: its kind is the one that such an owner has; it inherits all that its owner may do.
+    pub fn of(owner: Owner) -> Self {
+        Self {
+            owner,
+            name: "test".into(),
+            scope: Scope::inherit(),
+            networks: None,
+            expires_at: None,
+            peer: None,
+            now: DateTime::UNIX_EPOCH,
+        }
+    }
+
+    /// With this name.
+    pub fn named(mut self, name: &str) -> Self {
+        self.name = name.into();
+        self
+    }
+
+    /// Narrowed to this.
+    pub fn scope(mut self, scope: Scope) -> Self {
+        self.scope = scope;
+        self
+    }
+
+    /// With these networks; they are not checked against the address.
+    pub fn networks(mut self, networks: Networks) -> Self {
+        self.networks = Some(networks);
+        self
+    }
+
+    /// That ends then.
+    pub fn expires_at(mut self, instant: DateTime<Utc>) -> Self {
+        self.expires_at = Some(instant);
+        self
+    }
+
+    /// Used from this address.
+    pub fn peer(mut self, address: IpAddr) -> Self {
+        self.peer = Some(address);
+        self
+    }
+
+    /// Made and verified at `now`, instead of at the beginning of 1970.
+    pub fn at(mut self, now: DateTime<Utc>) -> Self {
+        self.now = now;
+        self
+    }
+
+    /// The proof that nobody gave, with the permissions that the owner's roles have in this catalogue.
+    ///
+    /// # Errors
+    /// [`FakeTokenError`] for an internal owner, or a name that is refused.
+    pub fn verified(self, catalog: RoleCatalog) -> Result<Verified, FakeTokenError> {
+        let kind = TokenKind::for_owner(self.owner.kind()).ok_or(FakeTokenError::OwnerKind)?;
+        let now = crate::clock::cut(self.now);
+        let millis = u64::try_from(now.timestamp_millis()).unwrap_or(0);
+        // The form of a UUIDv7, which `from_words` checks; the fallback is never taken.
+        let id = TokenId::from_words([(millis << 16) | 0x7000, 1 << 63]);
+        let token = Token {
+            id: id.ok_or(FakeTokenError::OwnerKind)?,
+            realm: self.owner.realm().clone(),
+            kind,
+            owner: self.owner.id().clone(),
+            owner_kind: self.owner.kind(),
+            name: TokenName::new(&self.name).map_err(FakeTokenError::Name)?,
+            description: None,
+            scope: self.scope,
+            networks: self.networks,
+            credential: Credential::Keyed(KeyedDigest::new(KeyId::new(0), [0; 32])),
+            created_at: now,
+            created_by: ActorRef::Owner(self.owner.id().clone()),
+            predecessor: None,
+            lifetime: Lifetime::Never,
+            facts: Facts { expires_at: self.expires_at.map(crate::clock::cut), ..Facts::default() },
+            idle_from: now,
+            reuse_reported_at: None,
+            notified_days: None,
+            last_used: None,
+            seal: None,
+            version: 1,
+        };
+        Ok(Verified::new(Arc::new(token), Arc::new(self.owner), &Arc::new(catalog), self.peer, now))
+    }
+}

@@ -1,0 +1,416 @@
+//! The token: the stored record, and what is shown of it.
+
+pub(crate) mod base62;
+pub(crate) mod digest;
+mod facts;
+mod format;
+mod id;
+mod keyring;
+mod name;
+mod network;
+pub(crate) mod secret;
+
+pub use digest::KeyedDigest;
+pub use facts::{ActorRef, Authority, Facts, Reason, Revocation, Succession, TokenState};
+pub use format::{Brand, BrandError, MalformedToken, TokenFormat, TokenFormatError};
+pub(crate) use format::{Presented, Unreadable};
+pub use id::{TokenId, TokenIdError};
+pub use keyring::{KeyId, Keyring, KeyringError, MAX_KEY_BYTES, MAX_KEYS, MIN_KEY_BYTES};
+pub use name::{Description, MAX_DESCRIPTION_CHARS, MAX_NAME_CHARS, NameError, TokenName};
+pub use network::{MAX_NETWORKS, Network, NetworkError, Networks, NetworksError};
+pub use secret::PlaintextToken;
+
+use crate::owner::{Owner, OwnerId, OwnerKind, Realm};
+use crate::permission::Scope;
+use chrono::{DateTime, SecondsFormat, Utc};
+use serde::ser::SerializeStruct;
+use serde::{Serialize, Serializer};
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// Whose token it is, and so who manages it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum TokenKind {
+    /// The owner is human and manages it.
+    Personal,
+    /// The owner is a service user; admins manage it.
+    Service,
+}
+
+impl TokenKind {
+    /// `personal` or `service`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Personal => "personal",
+            Self::Service => "service",
+        }
+    }
+
+    /// What stands in a token's text: `pat` or `svc`.
+    pub const fn code(self) -> &'static str {
+        match self {
+            Self::Personal => "pat",
+            Self::Service => "svc",
+        }
+    }
+
+    /// The kind of owner whose tokens are of this kind.
+    pub const fn owner_kind(self) -> OwnerKind {
+        match self {
+            Self::Personal => OwnerKind::Human,
+            Self::Service => OwnerKind::Service,
+        }
+    }
+
+    /// The kind of token that such an owner has; none for an internal one.
+    pub const fn for_owner(kind: OwnerKind) -> Option<Self> {
+        match kind {
+            OwnerKind::Human => Some(Self::Personal),
+            OwnerKind::Service => Some(Self::Service),
+            OwnerKind::Internal => None,
+        }
+    }
+
+    pub(crate) const fn byte(self) -> u8 {
+        match self {
+            Self::Personal => 1,
+            Self::Service => 2,
+        }
+    }
+}
+
+impl fmt::Display for TokenKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// A token as a store keeps it.
+///
+/// It does not serialize: a page or an API shows a [`TokenView`]. The struct is open and exhaustive so that a store
+/// can read and write every field; a new field is a breaking change on purpose, since a store that forgets one loses
+/// data.
+#[derive(Debug, Clone, PartialEq)]
+// In this order, what a verification reads comes first and together: a record out of a million is not in the cache, and each
+// further line of memory costs as much as the digest. Aligned to a line, so that the counts of an `Arc`, which every use of a
+// busy token writes, do not share one with what all of them read.
+#[repr(C, align(64))]
+#[allow(clippy::exhaustive_structs, reason = "a store must not be able to forget a field")]
+pub struct Token {
+    /// The public id.
+    pub id: TokenId,
+    /// What its secret is checked against.
+    pub credential: Credential,
+    /// Who it acts as.
+    pub owner: OwnerId,
+    /// The tenant.
+    pub realm: Realm,
+    /// Its last use known to the store.
+    pub last_used: Option<LastUse>,
+    /// Where it may be used from; everywhere where there is no list.
+    pub networks: Option<Networks>,
+    /// When it was made.
+    pub created_at: DateTime<Utc>,
+    /// Personal or service.
+    pub kind: TokenKind,
+    /// What the owner was when the token was made. A store refuses a record whose kind does not fit it.
+    pub owner_kind: OwnerKind,
+    /// Expiry, revocation and succession: what its state is derived from.
+    pub facts: Facts,
+    /// What it is narrowed to.
+    pub scope: Scope,
+    /// What its owner calls it.
+    pub name: TokenName,
+    /// What it is for.
+    pub description: Option<Description>,
+    /// Who made it; the family of a compromised token is found by this.
+    pub created_by: ActorRef,
+    /// The token whose place it took by rotation.
+    pub predecessor: Option<TokenId>,
+    /// The lifetime that was asked for; rotation asks for it again.
+    pub lifetime: Lifetime,
+    /// From when on it counts as idle while it is not used: when it was made or last restored.
+    pub idle_from: DateTime<Utc>,
+    /// When its use after rotation was last reported.
+    pub reuse_reported_at: Option<DateTime<Utc>>,
+    /// The smallest threshold, in days before the expiry, that a notice was claimed for.
+    pub notified_days: Option<u16>,
+    /// The MAC of a sealing store over everything above that decides access.
+    pub seal: Option<Seal>,
+    /// Counts the changes of the record, from 1; a batch of last uses does not move it.
+    pub version: u64,
+}
+
+impl Token {
+    /// The state at `now`.
+    pub fn state(&self, now: DateTime<Utc>) -> TokenState {
+        self.facts.state(now)
+    }
+
+    /// The key under which its name is unique for its realm, owner and kind; none once it has a successor, which then
+    /// has the name.
+    pub fn unique_name(&self) -> Option<&str> {
+        if self.facts.succession.is_some() { None } else { Some(self.name.key()) }
+    }
+
+    /// When it was last active in any way: used, restored or made.
+    pub fn last_activity(&self) -> DateTime<Utc> {
+        self.last_used.map_or(self.idle_from, |used| used.at.max(self.idle_from))
+    }
+
+    /// The token that made it, where one did.
+    pub fn creator(&self) -> Option<TokenId> {
+        self.created_by.token()
+    }
+}
+
+/// What a token's secret is checked against.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Credential {
+    /// This crate's own keyed digest.
+    Keyed(KeyedDigest),
+    /// A digest imported from another system, for a token that was not presented here yet.
+    Foreign(ForeignDigest),
+}
+
+/// A digest of another system's scheme. Nothing verifies it yet; a store keeps it as it is.
+#[derive(Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ForeignDigest {
+    /// The name of the scheme.
+    pub scheme: Box<str>,
+    /// The digest with its parameters, in the scheme's own form.
+    pub value: Box<[u8]>,
+}
+
+impl ForeignDigest {
+    /// A digest of this scheme.
+    pub fn new(scheme: &str, value: &[u8]) -> Self {
+        Self { scheme: scheme.into(), value: value.into() }
+    }
+}
+
+impl fmt::Debug for ForeignDigest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ForeignDigest({:?}, …)", self.scheme)
+    }
+}
+
+/// The lifetime that was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum Lifetime {
+    /// None was asked for: the policy's default.
+    #[default]
+    Default,
+    /// Whole days.
+    Days(u32),
+    /// No end.
+    Never,
+}
+
+/// When and from where a token was last used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct LastUse {
+    /// When, to the policy's granularity.
+    pub at: DateTime<Utc>,
+    /// From where, if the host said.
+    pub address: Option<IpAddr>,
+}
+
+impl LastUse {
+    /// A use at `at`, cut to the microsecond.
+    pub fn new(at: DateTime<Utc>, address: Option<IpAddr>) -> Self {
+        Self { at: crate::clock::cut(at), address }
+    }
+}
+
+/// The MAC of a sealing store over a record.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Seal(KeyedDigest);
+
+impl Seal {
+    /// A seal made with this key.
+    pub const fn new(mac: KeyedDigest) -> Self {
+        Self(mac)
+    }
+
+    /// The MAC and the key that it was made with.
+    pub const fn mac(&self) -> &KeyedDigest {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Seal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Seal(key {}, …)", self.0.key())
+    }
+}
+
+/// What is shown of a token: everything but its digest and its seal, with its state at one instant and, where the
+/// directory knows it, its owner.
+///
+/// It serializes to the form of a JSON API:
+/// `id, name, description, kind, state, active, created, expiration, last_used, last_used_address, revoked, scopes`
+/// (null: inherit), `allowed_networks, successor, user`; times are RFC 3339 in UTC.
+#[derive(Clone)]
+pub struct TokenView {
+    token: Arc<Token>,
+    state: TokenState,
+    owner: Option<Arc<Owner>>,
+}
+
+impl TokenView {
+    /// The view of a token at `now`.
+    pub fn new(token: Arc<Token>, owner: Option<Arc<Owner>>, now: DateTime<Utc>) -> Self {
+        let state = token.state(now);
+        Self { token, state, owner }
+    }
+
+    /// The public id.
+    pub fn id(&self) -> TokenId {
+        self.token.id
+    }
+
+    /// The tenant.
+    pub fn realm(&self) -> &Realm {
+        &self.token.realm
+    }
+
+    /// Personal or service.
+    pub fn kind(&self) -> TokenKind {
+        self.token.kind
+    }
+
+    /// The state at the instant of the view.
+    pub fn state(&self) -> TokenState {
+        self.state
+    }
+
+    /// The name.
+    pub fn name(&self) -> &TokenName {
+        &self.token.name
+    }
+
+    /// The description.
+    pub fn description(&self) -> Option<&Description> {
+        self.token.description.as_ref()
+    }
+
+    /// Who it acts as.
+    pub fn owner_id(&self) -> &OwnerId {
+        &self.token.owner
+    }
+
+    /// Who that is now; none where the directory no longer knows the owner.
+    pub fn owner(&self) -> Option<&Arc<Owner>> {
+        self.owner.as_ref()
+    }
+
+    /// What it is narrowed to.
+    pub fn scope(&self) -> &Scope {
+        &self.token.scope
+    }
+
+    /// Where it may be used from.
+    pub fn networks(&self) -> Option<&Networks> {
+        self.token.networks.as_ref()
+    }
+
+    /// When it was made.
+    pub fn created_at(&self) -> DateTime<Utc> {
+        self.token.created_at
+    }
+
+    /// Who made it.
+    pub fn created_by(&self) -> &ActorRef {
+        &self.token.created_by
+    }
+
+    /// When it ends, if ever.
+    pub fn expires_at(&self) -> Option<DateTime<Utc>> {
+        self.token.facts.expires_at
+    }
+
+    /// Its last use; none when it was never used. What was used within the last flush interval may not show yet.
+    pub fn last_used(&self) -> Option<LastUse> {
+        self.token.last_used
+    }
+
+    /// When, why and by whom it was revoked.
+    pub fn revocation(&self) -> Option<&Revocation> {
+        self.token.facts.revocation.as_ref()
+    }
+
+    /// The token that took its place.
+    pub fn successor(&self) -> Option<TokenId> {
+        self.token.facts.succession.map(|succession| succession.successor)
+    }
+
+    /// Counts the changes of the record.
+    pub fn version(&self) -> u64 {
+        self.token.version
+    }
+}
+
+impl fmt::Debug for TokenView {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("TokenView")
+            .field("id", &self.id())
+            .field("kind", &self.kind())
+            .field("state", &self.state)
+            .field("name", self.name())
+            .field("owner", self.owner_id())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Serialize for TokenView {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut view = serializer.serialize_struct("Token", 16)?;
+        view.serialize_field("id", &self.id())?;
+        view.serialize_field("name", self.name())?;
+        view.serialize_field("description", &self.description())?;
+        view.serialize_field("kind", self.kind().as_str())?;
+        view.serialize_field("state", self.state.as_str())?;
+        view.serialize_field("active", &(self.state == TokenState::Active))?;
+        view.serialize_field("created", &Rfc3339(self.created_at()))?;
+        view.serialize_field("expiration", &self.expires_at().map(Rfc3339))?;
+        view.serialize_field("last_used", &self.last_used().map(|used| Rfc3339(used.at)))?;
+        view.serialize_field("last_used_address", &self.last_used().and_then(|used| used.address))?;
+        view.serialize_field("revoked", &self.revocation())?;
+        view.serialize_field("scopes", self.scope())?;
+        view.serialize_field("allowed_networks", &self.networks())?;
+        view.serialize_field("successor", &self.successor())?;
+        view.serialize_field("user", &User(self))?;
+        view.end()
+    }
+}
+
+/// The owner as a view shows it.
+struct User<'a>(&'a TokenView);
+
+impl Serialize for User<'_> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let owner = self.0.owner();
+        let kind = owner.map_or(self.0.kind().owner_kind(), |owner| owner.kind());
+        let mut user = serializer.serialize_struct("User", 3)?;
+        user.serialize_field("id", self.0.owner_id())?;
+        user.serialize_field("name", &owner.and_then(|owner| owner.name()))?;
+        user.serialize_field("kind", kind.as_str())?;
+        user.end()
+    }
+}
+
+/// An instant as RFC 3339 writes it, in UTC, to the microsecond where there is one.
+pub(crate) struct Rfc3339(pub(crate) DateTime<Utc>);
+
+impl Serialize for Rfc3339 {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0.to_rfc3339_opts(SecondsFormat::AutoSi, true))
+    }
+}

@@ -1,0 +1,325 @@
+//! The text of a plaintext token: `<brand>_<kind>_<id><secret><checksum>`.
+//!
+//! | part | characters | content |
+//! |---|---|---|
+//! | brand | 2–16 | the host's choice, `[a-z][a-z0-9]{1,15}` |
+//! | kind | 3 | `pat` or `svc` |
+//! | id | 22 | 128 bits, two words of 11 base62 digits |
+//! | secret | 44 | 256 bits, four words of 11 base62 digits |
+//! | checksum | 6 | CRC-32/ISO-HDLC of all characters before it |
+//!
+//! Whoever knows the rules can compute the checksum: it finds typing errors and keeps noise away from the store,
+//! it proves nothing.
+
+use super::secret::{PlaintextToken, Secret};
+use super::{TokenId, TokenKind, base62};
+use std::fmt;
+use std::str::FromStr;
+
+/// Characters after the two underscores.
+const BODY_LEN: usize = TokenId::TEXT_LEN + Secret::TEXT_LEN + base62::CRC_DIGITS;
+/// Earlier brands that a service may go on accepting.
+pub(crate) const MAX_FORMER_BRANDS: usize = 8;
+
+/// The first part of a token's text: `[a-z][a-z0-9]{1,15}`, so 2 to 16 characters.
+///
+/// It tells people and secret scanners whose token it is.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Brand(Box<str>);
+
+/// The text is no [`Brand`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a brand is 2 to 16 characters, a-z first and then a-z or 0-9")]
+#[non_exhaustive]
+pub struct BrandError;
+
+impl Brand {
+    /// The brand with this text.
+    ///
+    /// # Errors
+    /// [`BrandError`] when it is not `[a-z][a-z0-9]{1,15}`.
+    pub fn new(text: &str) -> Result<Self, BrandError> {
+        let [first, rest @ ..] = text.as_bytes() else {
+            return Err(BrandError);
+        };
+        let fits = (1..=15).contains(&rest.len())
+            && first.is_ascii_lowercase()
+            && rest.iter().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit());
+        if fits { Ok(Self(text.into())) } else { Err(BrandError) }
+    }
+
+    /// The brand's text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for Brand {
+    type Err = BrandError;
+
+    fn from_str(text: &str) -> Result<Self, BrandError> {
+        Self::new(text)
+    }
+}
+
+impl fmt::Display for Brand {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for Brand {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Brand({self})")
+    }
+}
+
+/// The text is not one of this host's tokens. That is all there is to say: the text alone was looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not a token of this host")]
+#[non_exhaustive]
+pub struct MalformedToken;
+
+/// The formats a host accepts: its brand's, and those of brands it had before.
+#[derive(Debug, Clone)]
+pub struct TokenFormat {
+    brand: Brand,
+    /// Each brand with each kind, the present brand first.
+    prefixes: Box<[Prefix]>,
+}
+
+/// What a text begins with: `brand_kind_`.
+#[derive(Debug, Clone)]
+struct Prefix {
+    text: Box<str>,
+    kind: TokenKind,
+    /// The checksum of the prefix, from which that of a whole text goes on.
+    checksum: u32,
+}
+
+impl Prefix {
+    fn new(brand: &Brand, kind: TokenKind) -> Self {
+        let text: Box<str> = format!("{brand}_{}_", kind.code()).into();
+        Self { checksum: crc32fast::hash(text.as_bytes()), text, kind }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        self.text.as_bytes()
+    }
+
+    /// The checksum of the prefix and what stands after it.
+    fn checksum(&self, rest: &[u8]) -> u32 {
+        let mut checksum = crc32fast::Hasher::new_with_initial(self.checksum);
+        checksum.update(rest);
+        checksum.finalize()
+    }
+}
+
+/// Why a text says nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unreadable {
+    /// It has not the form of our tokens.
+    Form,
+    /// It is made as our tokens are, of letters, digits and underscores alone; its checksum or a number in it is wrong.
+    Content,
+}
+
+/// What a well-formed text says. Nothing of it is proven; the secret stays where it is until it is asked for.
+#[derive(Clone, Copy)]
+pub(crate) struct Presented<'a> {
+    pub(crate) kind: TokenKind,
+    pub(crate) id: TokenId,
+    secret: &'a [u8; Secret::TEXT_LEN],
+}
+
+impl Presented<'_> {
+    pub(crate) fn secret(&self) -> Secret {
+        Secret::from_digits(self.secret)
+    }
+}
+
+impl TokenFormat {
+    /// The format of `brand`, which also accepts the texts of `former` brands, at most eight of them.
+    ///
+    /// # Errors
+    /// [`TokenFormatError`] when there are more, or one of them twice.
+    pub fn new(brand: Brand, former: &[Brand]) -> Result<Self, TokenFormatError> {
+        if former.len() > MAX_FORMER_BRANDS {
+            return Err(TokenFormatError::TooManyBrands);
+        }
+        let brands: Vec<&Brand> = std::iter::once(&brand).chain(former).collect();
+        for (place, each) in brands.iter().enumerate() {
+            if brands.iter().take(place).any(|earlier| earlier == each) {
+                return Err(TokenFormatError::RepeatedBrand(Brand::clone(each)));
+            }
+        }
+        let kinds = [TokenKind::Personal, TokenKind::Service];
+        let prefixes = brands.iter().flat_map(|brand| kinds.map(|kind| Prefix::new(brand, kind))).collect();
+        Ok(Self { brand, prefixes })
+    }
+
+    /// The brand that new tokens get.
+    pub fn brand(&self) -> &Brand {
+        &self.brand
+    }
+
+    /// A regular expression that finds this host's tokens in any text; for secret scanners, log filters and
+    /// pre-commit hooks. It is in the common subset of RE2, PCRE, Python, JavaScript and Rust.
+    pub fn scanner_expression(&self) -> String {
+        let prefixes: Vec<&str> = self.prefixes.iter().map(|prefix| &*prefix.text).collect();
+        format!(r"\b(?:{})[0-9A-Za-z]{{{BODY_LEN}}}\b", prefixes.join("|"))
+    }
+
+    /// Whether `text` is a token of this host, as far as the text alone can say: form, brand, alphabet and checksum.
+    ///
+    /// # Errors
+    /// [`MalformedToken`] when it is not.
+    pub fn check(&self, text: &str) -> Result<(TokenKind, TokenId), MalformedToken> {
+        self.parse(text).map(|presented| (presented.kind, presented.id)).map_err(|_| MalformedToken)
+    }
+
+    /// Takes a text apart. Allocates nothing; refuses by the checksum before it reads the rest.
+    pub(crate) fn parse<'a>(&self, text: &'a str) -> Result<Presented<'a>, Unreadable> {
+        let (prefix, body) = self.split(text.as_bytes()).ok_or(Unreadable::Form)?;
+        let Some((checked, _)) = body.split_last_chunk::<{ base62::CRC_DIGITS }>() else {
+            return Err(Unreadable::Form);
+        };
+        let (Some((id, rest)), Some(last)) = (body.split_first_chunk(), body.last_chunk()) else {
+            return Err(Unreadable::Form);
+        };
+        if !base62::are_digits(body) {
+            return Err(Unreadable::Form);
+        }
+        if base62::crc(*last) != u64::from(prefix.checksum(checked)) {
+            return Err(Unreadable::Content);
+        }
+        match (TokenId::from_digits(id), rest.split_first_chunk()) {
+            (Some(id), Some((secret, _))) if Secret::fits(secret) => {
+                Ok(Presented { kind: prefix.kind, id, secret })
+            }
+            _ => Err(Unreadable::Content),
+        }
+    }
+
+    fn split<'a>(&self, text: &'a [u8]) -> Option<(&Prefix, &'a [u8; BODY_LEN])> {
+        let split = |prefix| Some((prefix, text.strip_prefix(Prefix::bytes(prefix))?));
+        let (prefix, body) = self.prefixes.iter().find_map(split)?;
+        Some((prefix, body.try_into().ok()?))
+    }
+
+    /// Writes a token's text.
+    pub(crate) fn print(&self, kind: TokenKind, id: TokenId, secret: &Secret) -> PlaintextToken {
+        let brand = self.brand.as_str();
+        PlaintextToken::write(brand, kind, id, |text| {
+            text.push_str(brand);
+            text.push('_');
+            text.push_str(kind.code());
+            text.push('_');
+            push_digits(text, &id.digits());
+            for word in secret.words() {
+                push_digits(text, &base62::encode::<{ base62::WORD_DIGITS }>(*word));
+            }
+            let checksum = crc32fast::hash(text.as_bytes());
+            push_digits(text, &base62::encode::<{ base62::CRC_DIGITS }>(u64::from(checksum)));
+        })
+    }
+
+    /// Bytes of a token's text with this brand.
+    pub fn text_len(&self) -> usize {
+        self.brand.as_str().len().saturating_add(1 + 3 + 1 + BODY_LEN)
+    }
+}
+
+/// What [`TokenFormat::new`] refuses.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum TokenFormatError {
+    /// More than eight former brands.
+    #[error("at most {MAX_FORMER_BRANDS} former brands are accepted")]
+    TooManyBrands,
+    /// A brand stands there twice.
+    #[error("the brand {0} is given twice")]
+    RepeatedBrand(Brand),
+}
+
+fn push_digits(text: &mut String, digits: &[u8]) {
+    text.extend(digits.iter().copied().map(char::from));
+}
+
+#[cfg(test)]
+#[allow(
+    clippy::arithmetic_side_effects,
+    clippy::as_conversions,
+    clippy::cast_possible_truncation,
+    clippy::many_single_char_names,
+    clippy::string_slice,
+    reason = "tests"
+)]
+mod tests {
+    use super::*;
+
+    fn format() -> TokenFormat {
+        TokenFormat::new(Brand::new("acme").unwrap(), &[Brand::new("ac").unwrap()]).unwrap()
+    }
+
+    fn id() -> TokenId {
+        TokenId::from_words([0x0190_0000_0000_7abc, 0x8000_0000_0000_0001]).unwrap()
+    }
+
+    #[test]
+    fn a_known_token_has_its_known_text() {
+        let plaintext = format().print(TokenKind::Personal, id(), &Secret::new([1, 2, 3, u64::MAX]));
+        let text = plaintext.expose_secret();
+        assert_eq!(text.len(), 81);
+        assert_eq!(text.len(), format().text_len());
+        assert_eq!(
+            text,
+            // Computed by another implementation of base62 and CRC-32.
+            "acme_pat_08Jf7vJUPGOAzL8n0Y58m9000000000010000000000200000000003LygHa16AHYF4D0MJZ"
+        );
+        let presented = format().parse(text).unwrap();
+        assert_eq!((presented.kind, presented.id), (TokenKind::Personal, id()));
+        assert_eq!(presented.secret().words(), &[1, 2, 3, u64::MAX]);
+    }
+
+    #[test]
+    fn former_brands_are_read_and_unknown_ones_are_not() {
+        let former = TokenFormat::new(Brand::new("ac").unwrap(), &[]).unwrap();
+        let text = former.print(TokenKind::Service, id(), &Secret::new([9; 4]));
+        assert_eq!(format().check(text.expose_secret()), Ok((TokenKind::Service, id())));
+        let other = TokenFormat::new(Brand::new("acm").unwrap(), &[]).unwrap();
+        assert_eq!(other.check(text.expose_secret()), Err(MalformedToken));
+    }
+
+    #[test]
+    fn a_word_that_overflows_or_an_id_that_is_none_is_refused_with_a_right_checksum() {
+        let good = format().print(TokenKind::Personal, id(), &Secret::new([1; 4]));
+        let good = good.expose_secret();
+        for (place, digits) in
+            [(9, "zzzzzzzzzzz"), (9, "00000000000"), (31, "LygHa16AHYG"), (31, "zzzzzzzzzzz")]
+        {
+            let mut text = good[..75].to_owned();
+            text.replace_range(place..place + 11, digits);
+            let checksum = base62::encode::<6>(u64::from(crc32fast::hash(text.as_bytes())));
+            text.push_str(str::from_utf8(&checksum).unwrap());
+            assert_eq!(format().check(&text), Err(MalformedToken), "{text}");
+        }
+    }
+
+    #[test]
+    fn brands_have_bounds() {
+        for good in ["ac", "a0", "acme", "abcdefghijklmnop"] {
+            assert_eq!(Brand::new(good).unwrap().as_str(), good);
+        }
+        for bad in ["", "a", "0a", "Acme", "ac_me", "acmé", "ac-me", "abcdefghijklmnopq"] {
+            assert_eq!(Brand::new(bad), Err(BrandError), "{bad}");
+        }
+        let acme = Brand::new("acme").unwrap();
+        assert_eq!(
+            TokenFormat::new(acme.clone(), std::slice::from_ref(&acme)).unwrap_err(),
+            TokenFormatError::RepeatedBrand(acme.clone())
+        );
+        let many: Vec<Brand> = (0..9).map(|n| Brand::new(&format!("b{n}")).unwrap()).collect();
+        assert_eq!(TokenFormat::new(acme, &many).unwrap_err(), TokenFormatError::TooManyBrands);
+    }
+}

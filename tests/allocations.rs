@@ -1,0 +1,152 @@
+//! How often the hot paths ask for memory: never, once warm.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::string_slice,
+    reason = "a test"
+)]
+
+use patkit::owner::DynDirectory;
+use patkit::store::{Change, ChangeBatch, DynTokenStore};
+use patkit::token::{Brand, TokenFormat, TokenName};
+use patkit::{
+    Actor, Directory, Keyring, MemoryDirectory, MemoryStore, NewToken, Owner, OwnerId, OwnerKind, Permission,
+    RoleCatalog, Token, TokenId, TokenService, TokenStore,
+};
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+fn ready<F: Future>(future: F) -> F::Output {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(output) => output,
+        Poll::Pending => panic!("the memory store waited"),
+    }
+}
+
+fn allocations(work: impl FnMut()) -> u64 {
+    allocation_counter::measure(work).count_total
+}
+
+fn directory() -> MemoryDirectory {
+    [Owner::new(ada(), OwnerKind::Human).role("member")].into_iter().collect()
+}
+
+fn ada() -> OwnerId {
+    OwnerId::new("ada").unwrap()
+}
+
+fn service<S: TokenStore, D: Directory>(store: S, directory: D) -> TokenService<S, D> {
+    let roles = RoleCatalog::standard().grant("member", ["datastores:read"]).build().unwrap();
+    let builder = TokenService::builder(store, directory).brand("acme").roles(roles);
+    builder.keyring(Keyring::ephemeral().unwrap()).build().unwrap()
+}
+
+fn headers<S: TokenStore, D: Directory>(service: &TokenService<S, D>, count: usize) -> Vec<String> {
+    let make = |n| {
+        let new =
+            NewToken::named(&format!("token {n}")).scope(["datastores:*"]).networks(["10.0.0.0/8", "::1"]);
+        let issued = ready(service.generate(&Actor::session(ada()), new)).unwrap();
+        format!("Bearer {}", issued.plaintext.expose_secret())
+    };
+    (0..count).map(make).collect()
+}
+
+#[test]
+fn a_verification_allocates_nothing_once_warm() {
+    let service = service(MemoryStore::new(), directory());
+    let headers = headers(&service, 100);
+    let peer = Some([10, 1, 2, 3].into());
+    let verify = |header: &String| ready(service.verify_header(Some(header), peer)).unwrap();
+    // The first use of each token is noted; a second one within the granularity is not.
+    for header in &headers {
+        drop(verify(header));
+    }
+    let read = Permission::parse("datastores:read").unwrap();
+    let count = allocations(|| {
+        for header in &headers {
+            let verified = verify(header);
+            assert!(verified.allows(&read));
+            assert!(verified.require("datastores:read").is_ok());
+            assert_eq!(verified.token().owner_id(), verified.owner().id());
+        }
+    });
+    assert_eq!(count, 0);
+
+    ready(service.flush()).unwrap();
+    assert_eq!(allocations(|| headers.iter().map(verify).for_each(drop)), 0, "after a flush");
+    let verified = verify(&headers[0]);
+    assert_eq!(allocations(|| drop(ready(service.recheck(&verified)).unwrap())), 0, "a recheck");
+    assert_eq!(allocations(|| drop(verified.clone())), 0, "a clone");
+}
+
+#[test]
+fn a_refusal_allocates_nothing() {
+    let service = service(MemoryStore::new(), directory());
+    let header = headers(&service, 1).remove(0);
+    let other = self::service(MemoryStore::new(), directory());
+    let unknown = headers(&other, 1).remove(0);
+    let text = &header["Bearer ".len()..];
+    let mut checksum = header.clone();
+    checksum.pop();
+    for (name, header) in [
+        ("unknown", unknown.as_str()),
+        ("checksum", checksum.as_str()),
+        ("no address", header.as_str()),
+        ("other scheme", "Basic abc"),
+        ("not a token68", "Bearer a b"),
+        ("bare", text),
+    ] {
+        let refuse = || assert!(ready(service.verify_header(Some(header), None)).is_err());
+        refuse();
+        assert_eq!(allocations(refuse), 0, "{name}");
+    }
+}
+
+#[test]
+fn reading_a_text_allocates_nothing() {
+    let format = TokenFormat::new(Brand::new("acme").unwrap(), &[Brand::new("old").unwrap()]).unwrap();
+    let service = service(MemoryStore::new(), directory());
+    let header = headers(&service, 1).remove(0);
+    assert_eq!(allocations(|| assert!(format.check(&header["Bearer ".len()..]).is_ok())), 0);
+    assert_eq!(allocations(|| assert!(format.check(&header).is_err())), 0);
+}
+
+#[test]
+fn a_store_that_is_as_large_as_before_holds_as_much_memory_as_before() {
+    let store = MemoryStore::new();
+    let service = service(store, directory());
+    let new = NewToken::named("first");
+    let first = ready(service.generate(&Actor::session(ada()), new)).unwrap().token.id();
+    let first = ready(service.store().find(first)).unwrap().unwrap();
+    let churn = |from: u64, to: u64| {
+        for number in from..to {
+            let mut bytes = first.id.to_bytes();
+            bytes[9..].copy_from_slice(&number.to_be_bytes()[1..]);
+            let id = TokenId::from_bytes(bytes).unwrap();
+            let name = TokenName::new(&format!("token {number}")).unwrap();
+            let token = Arc::new(Token { id, name, ..Token::clone(&first) });
+            let insert = ChangeBatch::new().change(Change::Insert(token));
+            ready(service.store().commit(&insert)).unwrap();
+            let remove = ChangeBatch::new().change(Change::Remove { id, version: 1 });
+            ready(service.store().commit(&remove)).unwrap();
+        }
+    };
+    churn(0, 10_000);
+    let grown = allocation_counter::measure(|| churn(10_000, 60_000)).bytes_current;
+    assert!(grown.abs() < 100_000, "{grown} bytes more after 50,000 records that came and went");
+}
+
+/// The counter counts: what is behind `dyn` takes a box per question.
+#[test]
+fn behind_dyn_each_question_takes_one_allocation() {
+    let store: Arc<dyn DynTokenStore> = Arc::new(MemoryStore::new());
+    let directory: Arc<dyn DynDirectory> = Arc::new(directory());
+    let service = service(store, directory);
+    let header = headers(&service, 1).remove(0);
+    let verify = || drop(ready(service.verify_header(Some(&header), Some([10, 0, 0, 1].into()))).unwrap());
+    verify();
+    assert_eq!(allocations(verify), 2, "one for the store, one for the directory");
+}

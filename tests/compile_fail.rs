@@ -1,0 +1,6 @@
+//! What must not compile: copying a secret, showing one, making a proof without a verification.
+
+#[test]
+fn secrets_are_not_copied_shown_compared_or_serialized_and_proofs_are_not_made() {
+    trybuild::TestCases::new().compile_fail("tests/compile_fail/*.rs");
+}

@@ -1,0 +1,5 @@
+fn copy(issued: &patkit::IssuedToken) -> patkit::IssuedToken {
+    Clone::clone(issued)
+}
+
+fn main() {}

@@ -1,0 +1,5 @@
+fn copy(keys: &patkit::Keyring) -> patkit::Keyring {
+    Clone::clone(keys)
+}
+
+fn main() {}

@@ -1,0 +1,5 @@
+fn copy(token: &patkit::PlaintextToken) -> patkit::PlaintextToken {
+    Clone::clone(token)
+}
+
+fn main() {}

@@ -1,0 +1,5 @@
+fn is_same(one: &patkit::PlaintextToken, other: &patkit::PlaintextToken) -> bool {
+    *one == *other
+}
+
+fn main() {}

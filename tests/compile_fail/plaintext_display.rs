@@ -1,0 +1,5 @@
+fn show(token: &patkit::PlaintextToken) -> String {
+    format!("{token}")
+}
+
+fn main() {}

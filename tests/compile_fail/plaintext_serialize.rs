@@ -1,0 +1,5 @@
+fn send(token: &patkit::PlaintextToken) -> String {
+    serde_json::to_string(token).unwrap()
+}
+
+fn main() {}

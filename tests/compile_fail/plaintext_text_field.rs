@@ -1,0 +1,5 @@
+fn read(token: &patkit::PlaintextToken) -> &str {
+    &token.text
+}
+
+fn main() {}

@@ -1,0 +1,5 @@
+fn forge() -> patkit::Verified {
+    Default::default()
+}
+
+fn main() {}

@@ -1,0 +1,280 @@
+//! The world of the tests: a store, a directory with owners of every kind and role in two realms, a clock that is moved by
+//! hand, a sink that remembers, and a service over all of them.
+
+#![allow(dead_code, reason = "each test file uses a part of it")]
+
+use chrono::{DateTime, TimeDelta, Utc};
+use patkit::service::{BuildError, ManageError, TokenServiceBuilder};
+use patkit::store::{AuditLog, Change, ChangeBatch, ListBy, ListQuery};
+use patkit::token::Facts;
+use patkit::{
+    Actor, AuditEvent, AuditSink, Grant, IssuedToken, Keyring, ManualClock, MemoryDirectory, MemoryStore,
+    NewToken, Owner, OwnerId, OwnerKind, Realm, RoleCatalog, Token, TokenId, TokenPolicy, TokenService,
+    TokenStore, Verified,
+};
+use std::pin::pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+pub(crate) type Service = TokenService<Arc<MemoryStore>, Arc<MemoryDirectory>>;
+pub(crate) type Builder = TokenServiceBuilder<Arc<MemoryStore>, Arc<MemoryDirectory>>;
+
+/// The result of a future that never waits, as none does over the store and the directory in memory.
+pub(crate) fn ready<T>(future: impl Future<Output = T>) -> T {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(value) => value,
+        Poll::Pending => panic!("a future over memory alone waits"),
+    }
+}
+
+/// When the world begins.
+pub(crate) fn start() -> DateTime<Utc> {
+    DateTime::from_timestamp(1_800_000_000, 0).unwrap()
+}
+
+pub(crate) fn id(text: &str) -> OwnerId {
+    OwnerId::new(text).unwrap()
+}
+
+/// The default realm, where most owners of the tests live.
+pub(crate) fn home() -> Realm {
+    Realm::default()
+}
+
+/// The other realm: it has owners with the same ids.
+pub(crate) fn beta() -> Realm {
+    Realm::new("beta").unwrap()
+}
+
+/// Id, kind, role, direct grants, enabled.
+type Described = (&'static str, OwnerKind, Option<&'static str>, &'static [&'static str], bool);
+
+/// The owners of each realm.
+///
+/// Nobody is called `ghost`.
+pub(crate) const OWNERS: [Described; 9] = [
+    ("ann", OwnerKind::Human, Some("member"), &["datastores:read"], true),
+    ("bob", OwnerKind::Human, Some("member"), &[], true),
+    ("mia", OwnerKind::Human, Some("manager"), &[], true),
+    ("ada", OwnerKind::Human, Some("admin"), &["datastores:read", "scim:*"], true),
+    ("nil", OwnerKind::Human, None, &[], true),
+    ("off", OwnerKind::Human, Some("admin"), &[], false),
+    ("bot", OwnerKind::Service, None, &["datastores:read"], true),
+    ("robot", OwnerKind::Service, None, &["service-tokens:manage", "datastores:read"], true),
+    ("core", OwnerKind::Internal, Some("admin"), &[], true),
+];
+
+pub(crate) fn grants(texts: &[&str]) -> Vec<Grant> {
+    texts.iter().map(|text| Grant::parse(text).unwrap()).collect()
+}
+
+fn owners(everybody_is_admin: bool) -> impl Iterator<Item = Owner> {
+    [home(), beta()].into_iter().flat_map(move |realm| {
+        OWNERS.map(|(name, kind, role, direct, enabled)| {
+            let owner = Owner::new(id(name), kind).in_realm(realm.clone()).named(name).grants(grants(direct));
+            if everybody_is_admin {
+                owner.role("admin")
+            } else {
+                role.into_iter().fold(owner, Owner::role).enabled(enabled)
+            }
+        })
+    })
+}
+
+/// Remembers what it was told.
+#[derive(Default)]
+pub(crate) struct Heard(Mutex<Vec<AuditEvent>>);
+
+impl Heard {
+    pub(crate) fn all(&self) -> Vec<AuditEvent> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn take(&self) -> Vec<AuditEvent> {
+        std::mem::take(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+impl AuditSink for Heard {
+    fn record(&self, event: &AuditEvent) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).push(event.clone());
+    }
+}
+
+pub(crate) struct World {
+    pub(crate) store: Arc<MemoryStore>,
+    pub(crate) directory: Arc<MemoryDirectory>,
+    pub(crate) clock: Arc<ManualClock>,
+    pub(crate) heard: Arc<Heard>,
+    /// The service under test.
+    pub(crate) service: Service,
+    /// Another service over the same store, for which everybody is an enabled admin: it makes tokens for owners who may
+    /// not make them.
+    issuer: Service,
+}
+
+const KEYS: &str = "1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+
+pub(crate) fn builder(
+    store: Arc<MemoryStore>,
+    directory: Arc<MemoryDirectory>,
+    clock: Arc<ManualClock>,
+) -> Builder {
+    TokenService::builder(store, directory)
+        .brand("acme")
+        .keyring(Keyring::from_text(KEYS).unwrap())
+        .clock(clock)
+}
+
+impl World {
+    pub(crate) fn new() -> Self {
+        Self::with(TokenPolicy::default())
+    }
+
+    pub(crate) fn with(policy: TokenPolicy) -> Self {
+        Self::built(|builder| builder.policy(policy)).unwrap()
+    }
+
+    /// A world whose service is built with more than a policy.
+    pub(crate) fn built(more: impl FnOnce(Builder) -> Builder) -> Result<Self, BuildError> {
+        let store = Arc::new(MemoryStore::new());
+        let directory = Arc::new(owners(false).collect::<MemoryDirectory>());
+        let clock = Arc::new(ManualClock::at(start()));
+        let heard = Arc::new(Heard::default());
+        let plain = builder(store.clone(), directory.clone(), clock.clone()).audit_sink(heard.clone());
+        let service = more(plain).build()?;
+        let admins = Arc::new(owners(true).collect::<MemoryDirectory>());
+        let issuer = builder(store.clone(), admins, clock.clone()).build()?;
+        Ok(Self { store, directory, clock, heard, service, issuer })
+    }
+
+    /// A further service over the same store, directory, clock and keys, with another policy.
+    pub(crate) fn under(&self, policy: TokenPolicy) -> Service {
+        builder(self.store.clone(), self.directory.clone(), self.clock.clone())
+            .audit_sink(self.heard.clone())
+            .policy(policy)
+            .build()
+            .unwrap()
+    }
+
+    pub(crate) fn now(&self) -> DateTime<Utc> {
+        patkit::Clock::now(&*self.clock)
+    }
+
+    pub(crate) fn advance(&self, by: TimeDelta) {
+        self.clock.advance(by);
+    }
+
+    /// Puts an owner of the default realm in the place of the one with this id: of its kind, with what `change` gives it and
+    /// nothing else.
+    pub(crate) fn put(&self, name: &str, change: impl FnOnce(Owner) -> Owner) {
+        let kind = OWNERS.iter().find(|owner| owner.0 == name).map_or(OwnerKind::Human, |owner| owner.1);
+        self.directory.put(change(Owner::new(id(name), kind)));
+    }
+
+    /// A token of this owner in this realm, whoever that is: a personal one of a human, a service one of a service user.
+    pub(crate) fn issue_in(&self, realm: &Realm, owner: &str, new: NewToken) -> IssuedToken {
+        let kind = OWNERS.iter().find(|each| each.0 == owner).unwrap().1;
+        let issued = if kind == OwnerKind::Service {
+            let ada = Actor::session_in(realm.clone(), id("ada"));
+            ready(self.issuer.generate(&ada, new.for_service(id(owner))))
+        } else {
+            ready(self.issuer.generate(&Actor::session_in(realm.clone(), id(owner)), new))
+        };
+        issued.unwrap()
+    }
+
+    pub(crate) fn issue(&self, owner: &str, new: NewToken) -> IssuedToken {
+        self.issue_in(&home(), owner, new)
+    }
+
+    /// A token with this name, all else by default.
+    pub(crate) fn token(&self, owner: &str, name: &str) -> TokenId {
+        self.issue(owner, NewToken::named(name)).token.id()
+    }
+
+    /// An actor through this token, whoever owns it.
+    pub(crate) fn through(&self, issued: &IssuedToken) -> Actor {
+        Actor::token(&ready(self.issuer.verify(issued.plaintext.expose_secret(), None)).unwrap())
+    }
+
+    pub(crate) fn verify(&self, issued: &IssuedToken) -> Result<Verified, patkit::VerifyError> {
+        ready(self.service.verify(issued.plaintext.expose_secret(), None))
+    }
+
+    /// Why a token is refused; `None` where it works.
+    pub(crate) fn refusal(&self, issued: &IssuedToken) -> Option<patkit::RejectReason> {
+        self.verify(issued).err().map(|error| error.reject_reason().unwrap())
+    }
+
+    pub(crate) fn generate(&self, actor: &Actor, new: NewToken) -> Result<IssuedToken, ManageError> {
+        ready(self.service.generate(actor, new))
+    }
+
+    pub(crate) fn find(&self, id: TokenId) -> Option<Arc<Token>> {
+        ready(self.store.find(id)).unwrap()
+    }
+
+    pub(crate) fn stored(&self, id: TokenId) -> Arc<Token> {
+        self.find(id).unwrap()
+    }
+
+    pub(crate) fn facts(&self, id: TokenId) -> Facts {
+        self.stored(id).facts.clone()
+    }
+
+    /// Changes a stored record past all rules.
+    pub(crate) fn force(&self, id: TokenId, change: impl FnOnce(&mut Token)) {
+        let mut token = Token::clone(&self.stored(id));
+        token.version += 1;
+        change(&mut token);
+        let batch = ChangeBatch::new().change(Change::Update(Arc::new(token)));
+        ready(self.store.commit(&batch)).unwrap();
+    }
+
+    /// All records, of both realms.
+    pub(crate) fn tokens(&self) -> Vec<Token> {
+        let mut query = ListQuery::new(ListBy::Idle(DateTime::<Utc>::MAX_UTC));
+        let mut tokens = Vec::new();
+        loop {
+            let page = ready(self.store.list(&query)).unwrap();
+            tokens.extend(page.tokens.iter().map(|token| Token::clone(token)));
+            match page.next {
+                Some(next) => query = query.after(Some(next)),
+                None => return tokens,
+            }
+        }
+    }
+
+    /// All stored events of a realm.
+    pub(crate) fn events_in(&self, realm: &Realm) -> Vec<AuditEvent> {
+        ready(self.store.events(realm, None, DateTime::<Utc>::MIN_UTC, usize::MAX)).unwrap()
+    }
+
+    /// All stored events of both realms.
+    pub(crate) fn events(&self) -> Vec<AuditEvent> {
+        [home(), beta()].iter().flat_map(|realm| self.events_in(realm)).collect()
+    }
+
+    /// All that is stored: to see that nothing changed, versions and events included.
+    pub(crate) fn snapshot(&self) -> (Vec<Token>, Vec<AuditEvent>) {
+        (self.tokens(), self.events())
+    }
+}
+
+/// An owner of the default realm in a session.
+pub(crate) fn session(owner: &str) -> Actor {
+    Actor::session(id(owner))
+}
+
+/// An id that no store has.
+pub(crate) fn nowhere() -> TokenId {
+    let mut bytes = [0x11; 16];
+    bytes[6] = 0x71;
+    bytes[8] = 0x91;
+    TokenId::from_bytes(bytes).unwrap()
+}
+
+pub(crate) fn catalog() -> RoleCatalog {
+    RoleCatalog::standard().build().unwrap()
+}
