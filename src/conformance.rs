@@ -521,8 +521,8 @@ fn records(numbers: impl IntoIterator<Item = u64>) -> Result<Vec<Token>, Seen> {
     numbers.into_iter().map(record).collect()
 }
 
-fn revocation(reason: Reason, micros: i64) -> Result<Revocation, Seen> {
-    Ok(Revocation { at: at(micros)?, by: ActorRef::System, authority: Authority::System, reason })
+fn revocation(reason: Reason, micros: i64) -> Result<Box<Revocation>, Seen> {
+    Ok(Box::new(Revocation { at: at(micros)?, by: ActorRef::System, authority: Authority::System, reason }))
 }
 
 fn succession(successor: u64) -> Result<Option<Succession>, Seen> {
@@ -644,12 +644,12 @@ fn every_kind_of_record() -> Result<Vec<Token>, Seen> {
         // The first one is as active as can be.
         if number > 0 {
             token.facts.expires_at = (!has(1)).then_some(instant);
-            token.facts.revocation = Some(Revocation {
+            token.facts.revocation = Some(Box::new(Revocation {
                 at: instant,
                 by: pick(&actors, number)?,
                 authority: pick(&[Authority::Owner, Authority::Admin, Authority::System], number)?,
                 reason,
-            });
+            }));
         }
         tokens.push(token);
     }

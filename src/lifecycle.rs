@@ -118,11 +118,11 @@ pub fn revoke(facts: &Facts, with: Revocation, now: DateTime<Utc>) -> Result<Opt
     let revocation = match &facts.revocation {
         None => with,
         Some(first) if compromised && first.reason != Reason::Compromised => {
-            Revocation { reason: Reason::Compromised, ..first.clone() }
+            Revocation { reason: Reason::Compromised, ..Revocation::clone(first) }
         }
         Some(_) => return Ok(None),
     };
-    Ok(Some(Facts { revocation: Some(revocation), ..facts.clone() }))
+    Ok(Some(Facts { revocation: Some(Box::new(revocation)), ..facts.clone() }))
 }
 
 /// Restores a revoked token: the facts after it.
@@ -166,7 +166,11 @@ pub fn rotate(
     let succession = |until| Some(Succession { successor, at: now, until });
     if overlap <= TimeDelta::zero() {
         let revocation = Revocation { at: now, by, authority, reason: Reason::Rotated };
-        return Ok(Facts { revocation: Some(revocation), succession: succession(now), ..facts.clone() });
+        return Ok(Facts {
+            revocation: Some(Box::new(revocation)),
+            succession: succession(now),
+            ..facts.clone()
+        });
     }
     let end = cut(now.checked_add_signed(overlap).unwrap_or(DateTime::<Utc>::MAX_UTC));
     let end = facts.expires_at.map_or(end, |expires_at| expires_at.min(end));

@@ -99,26 +99,26 @@ impl fmt::Display for TokenKind {
 #[repr(C, align(64))]
 #[allow(clippy::exhaustive_structs, reason = "a store must not be able to forget a field")]
 pub struct Token {
-    /// The public id.
-    pub id: TokenId,
     /// What its secret is checked against.
     pub credential: Credential,
     /// Who it acts as.
     pub owner: OwnerId,
     /// The tenant.
     pub realm: Realm,
-    /// Its last use known to the store.
-    pub last_used: Option<LastUse>,
     /// Where it may be used from; everywhere where there is no list.
     pub networks: Option<Networks>,
-    /// When it was made.
-    pub created_at: DateTime<Utc>,
     /// Personal or service.
     pub kind: TokenKind,
     /// What the owner was when the token was made. A store refuses a record whose kind does not fit it.
     pub owner_kind: OwnerKind,
     /// Expiry, revocation and succession: what its state is derived from.
     pub facts: Facts,
+    /// Its last use known to the store.
+    pub last_used: Option<LastUse>,
+    /// When it was made.
+    pub created_at: DateTime<Utc>,
+    /// The public id.
+    pub id: TokenId,
     /// What it is narrowed to.
     pub scope: Scope,
     /// What its owner calls it.
@@ -266,6 +266,7 @@ pub struct TokenView {
 
 impl TokenView {
     /// The view of a token at `now`.
+    #[inline]
     pub fn new(token: Arc<Token>, owner: Option<Arc<Owner>>, now: DateTime<Utc>) -> Self {
         let state = token.state(now);
         Self { token, state, owner }
@@ -343,7 +344,7 @@ impl TokenView {
 
     /// When, why and by whom it was revoked.
     pub fn revocation(&self) -> Option<&Revocation> {
-        self.token.facts.revocation.as_ref()
+        self.token.facts.revocation.as_deref()
     }
 
     /// The token that took its place.

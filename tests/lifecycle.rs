@@ -173,7 +173,7 @@ fn cases(now: DateTime<Utc>) -> Vec<Case> {
                     ),
                     facts: Facts {
                         expires_at: offset.map(|offset| now + offset),
-                        revocation: revocation.clone(),
+                        revocation: revocation.clone().map(Box::new),
                         succession: succession.map(|before| Succession {
                             successor: nowhere(),
                             at: now - before,
@@ -220,7 +220,7 @@ fn revoking_every_state_for_every_reason_with_every_authority() {
                     Cell::Nothing => assert_eq!(result, Ok(None), "{label}"),
                     Cell::Revokes => {
                         let after = result.unwrap().unwrap();
-                        assert_eq!(after.revocation, Some(with), "{label}");
+                        assert_eq!(after.revocation.as_deref(), Some(&with), "{label}");
                         assert_eq!(after.state(now), TokenState::Revoked, "{label}");
                         assert_eq!(
                             (after.expires_at, after.succession),
@@ -230,9 +230,9 @@ fn revoking_every_state_for_every_reason_with_every_authority() {
                     Cell::Escalates | Cell::Records => {
                         let expected = match first {
                             None => with,
-                            Some(first) => Revocation { reason: Reason::Compromised, ..first },
+                            Some(first) => Revocation { reason: Reason::Compromised, ..*first },
                         };
-                        let after = Facts { revocation: Some(expected), ..case.facts.clone() };
+                        let after = Facts { revocation: Some(Box::new(expected)), ..case.facts.clone() };
                         // What is compromised already stays as it is.
                         let changed = Some(after.clone()).filter(|after| *after != case.facts);
                         assert_eq!(result, Ok(changed), "{label}");
@@ -289,7 +289,7 @@ fn rotating_every_state_with_every_overlap() {
                     assert_eq!(after.succession, Some(Succession { successor, at: now, until }), "{label}");
                     if overlap.is_zero() {
                         let expected = Revocation { at: now, by: by.0, authority, reason: Reason::Rotated };
-                        assert_eq!(after.revocation, Some(expected), "{label}");
+                        assert_eq!(after.revocation.as_deref(), Some(&expected), "{label}");
                         assert_eq!(after.expires_at, case.facts.expires_at, "{label}");
                     } else {
                         assert_eq!(after.revocation, None, "{label}");
@@ -381,7 +381,7 @@ fn the_service_does_to_every_state_what_the_table_says() {
                 match (cell, first) {
                     (Cell::Nothing | Cell::Refuses(_), first) => assert_eq!(after, first, "{label}"),
                     (_, Some(first)) => {
-                        assert_eq!(after, Some(Revocation { reason, ..first }), "{label}");
+                        assert_eq!(after.as_deref(), Some(&Revocation { reason, ..*first }), "{label}");
                     }
                     (_, None) => {
                         let after = after.unwrap();
@@ -551,7 +551,7 @@ fn facts() -> impl Strategy<Value = Facts> {
     (prop::option::of(-20_i64..60), revocation, any::<bool>()).prop_map(|(expiry, revocation, succeeded)| {
         Facts {
             expires_at: expiry.map(|micros| start() + TimeDelta::microseconds(micros)),
-            revocation,
+            revocation: revocation.map(Box::new),
             succession: succeeded.then(|| Succession { successor: nowhere(), at: start(), until: start() }),
         }
     })
@@ -621,7 +621,7 @@ proptest! {
         // Neither the successor nor who revoked it, when and why has a say.
         let other = Facts {
             succession: None,
-            revocation: facts.revocation.as_ref().map(|_| revocation(Reason::Idle, Authority::Owner, now)),
+            revocation: facts.revocation.as_ref().map(|_| Box::new(revocation(Reason::Idle, Authority::Owner, now))),
             ..facts
         };
         prop_assert_eq!(other.state(now), expected);

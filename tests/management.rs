@@ -401,8 +401,12 @@ fn every_actor_with_every_operation_on_every_token_gets_the_answer_of_the_table(
                     let by = ActorRef::System;
                     let at = scene.world.now();
                     scene.world.force(id, |token| {
-                        token.facts.revocation =
-                            Some(Revocation { at, by, authority: Authority::Owner, reason: Reason::Owner });
+                        token.facts.revocation = Some(Box::new(Revocation {
+                            at,
+                            by,
+                            authority: Authority::Owner,
+                            reason: Reason::Owner,
+                        }));
                     });
                 }
                 let before = scene.world.snapshot();

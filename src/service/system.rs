@@ -144,7 +144,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
                 let version = token.version;
                 let after = self.revoke_one(token, &revocation, None, &still).await?;
                 let is_ours = |token: &Arc<Token>| {
-                    token.version != version && token.facts.revocation.as_ref() == Some(&revocation)
+                    token.version != version && token.facts.revocation.as_deref() == Some(&revocation)
                 };
                 revoked = revoked.saturating_add(u64::from(after.as_ref().is_some_and(is_ours)));
             }

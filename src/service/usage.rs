@@ -5,6 +5,7 @@ use super::error::{ManageError, RejectReason, Unavailable, store_error};
 use super::manage::changed;
 use super::{MAX_TRIES, TokenService};
 use crate::audit::{AuditAction, AuditEvent};
+use crate::clock::cut;
 use crate::owner::{Directory, OwnerId, Realm};
 use crate::store::{Change, ChangeBatch, StoreError, TokenStore, Touch};
 use crate::token::{ActorRef, Credential, KeyedDigest, LastUse, Token, TokenId};
@@ -433,7 +434,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             return;
         }
         let event = AuditEvent {
-            at: now,
+            at: cut(now),
             realm: token.realm.clone(),
             action: AuditAction::Refused,
             actor: match reason {

@@ -7,6 +7,7 @@
 use super::TokenService;
 use super::error::{RejectReason, Rejected, Unavailable, VerifyError};
 use crate::bearer::{self, BearerError};
+use crate::clock::cut;
 use crate::owner::{Directory, Owner, Realm};
 use crate::permission::{Permission, PermissionSet};
 use crate::role::RoleCatalog;
@@ -29,6 +30,7 @@ pub struct Verified {
     /// The owner's permissions, where the owner does not hold them itself.
     permissions: Option<Arc<PermissionSet>>,
     peer: Option<IpAddr>,
+    /// As the clock gave it: what ends at a microsecond has ended at an instant if it has at the microsecond before it.
     at: DateTime<Utc>,
 }
 
@@ -42,6 +44,7 @@ pub struct PermissionDenied {
 }
 
 impl Verified {
+    #[inline]
     pub(crate) fn new(
         token: Arc<Token>,
         owner: Arc<Owner>,
@@ -78,7 +81,7 @@ impl Verified {
 
     /// When it was verified.
     pub fn verified_at(&self) -> DateTime<Utc> {
-        self.at
+        cut(self.at)
     }
 
     /// Whether both the owner and the token's scope allow this. It allocates nothing.
@@ -118,7 +121,7 @@ impl fmt::Debug for Verified {
             .field("token", &self.token)
             .field("owner", self.owner())
             .field("peer", &self.peer)
-            .field("at", &self.at)
+            .field("at", &self.verified_at())
             .finish_non_exhaustive()
     }
 }
@@ -135,7 +138,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         header: Option<&str>,
         peer: Option<IpAddr>,
     ) -> impl Future<Output = Result<Verified, VerifyError>> + Send {
-        self.authenticate(None, self.read_header(header), peer)
+        self.authenticate(None, move || self.read_header(header), peer)
     }
 
     /// Verifies all `Authorization` headers of a request, from their values as they came: more than one is malformed.
@@ -148,7 +151,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         peer: Option<IpAddr>,
     ) -> impl Future<Output = Result<Verified, VerifyError>> + Send {
         let header = bearer::only(headers).map_err(|_| RejectReason::InvalidRequest);
-        self.authenticate(None, header.and_then(|header| self.read_header(header)), peer)
+        self.authenticate(None, move || header.and_then(|header| self.read_header(header)), peer)
     }
 
     /// Verifies the value of an `Authorization` header for one realm: a token of another one is unknown.
@@ -161,7 +164,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         header: Option<&str>,
         peer: Option<IpAddr>,
     ) -> impl Future<Output = Result<Verified, VerifyError>> + Send {
-        self.authenticate(Some(realm), self.read_header(header), peer)
+        self.authenticate(Some(realm), move || self.read_header(header), peer)
     }
 
     /// Verifies a token's text.
@@ -173,7 +176,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         text: &str,
         peer: Option<IpAddr>,
     ) -> impl Future<Output = Result<Verified, VerifyError>> + Send {
-        self.authenticate(None, self.read(text), peer)
+        self.authenticate(None, move || self.read(text), peer)
     }
 
     /// Verifies a token's text for one realm: a token of another one is unknown.
@@ -186,7 +189,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         text: &str,
         peer: Option<IpAddr>,
     ) -> impl Future<Output = Result<Verified, VerifyError>> + Send {
-        self.authenticate(Some(realm), self.read(text), peer)
+        self.authenticate(Some(realm), move || self.read(text), peer)
     }
 
     /// Verifies once more what was verified before, without its secret: whether the token is still there and active, and its
@@ -222,43 +225,47 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         self.format.parse(text).map_err(|_| RejectReason::Malformed)
     }
 
-    async fn authenticate(
+    /// What is presented is read in here and not handed in: each move of it costs as much as reading the number of a digit.
+    #[allow(clippy::manual_async_fn, reason = "an `async fn` would move its arguments once more")]
+    fn authenticate<'a>(
         &self,
         realm: Option<&Realm>,
-        presented: Result<Presented<'_>, RejectReason>,
+        read: impl FnOnce() -> Result<Presented<'a>, RejectReason> + Send,
         peer: Option<IpAddr>,
-    ) -> Result<Verified, VerifyError> {
-        let presented = presented.map_err(|reason| Rejected { reason, token: None })?;
-        let rejected = |reason| VerifyError::Rejected(Rejected { reason, token: Some(presented.id) });
-        // Read on every path, so that no refusal is told from another by it; a token that expires while the store is asked was
-        // there when its request came.
-        let now = self.now();
-        let found = self.store.find(presented.id).await.map_err(Unavailable::Store)?;
-        // A token of another realm is no token at all, before anything of it is looked at.
-        let found = found.filter(|token| realm.is_none_or(|realm| token.realm == *realm));
-        let is_proven = self.is_proven(&presented, found.as_deref())?;
-        let token = found.ok_or_else(|| rejected(RejectReason::Unknown))?;
-        if !is_proven {
-            self.audit_refusal(&token, RejectReason::WrongSecret, peer, now);
-            return Err(rejected(RejectReason::WrongSecret));
-        }
-        if let Err(reason) = admit_state(&token, now) {
-            self.audit_refusal(&token, reason, peer, now);
-            // The refusal stands whether or not reuse could be told; untold, the next presentation tells it. In a box of its
-            // own, or every verification would carry room for it.
-            Box::pin(self.signal_reuse(&token, peer, now)).await.unwrap_or_default();
-            return Err(rejected(reason));
-        }
-        let owner = self.directory.find(&token.realm, &token.owner).await;
-        match admit_owner(&token, Self::right_owner(&token.realm, &token.owner, owner)?, peer) {
-            Ok(owner) => {
-                self.usage.record(&token, peer, now);
-                self.redigest(&presented, &token);
-                Ok(Verified::new(token, owner, &self.catalog, peer, now))
+    ) -> impl Future<Output = Result<Verified, VerifyError>> + Send {
+        async move {
+            let presented = read().map_err(|reason| Rejected { reason, token: None })?;
+            let rejected = |reason| VerifyError::Rejected(Rejected { reason, token: Some(presented.id) });
+            // Read on every path, so that no refusal is told from another by it; a token that expires while the store is asked was
+            // there when its request came.
+            let now = self.clock.now();
+            let found = self.store.find(presented.id).await.map_err(Unavailable::Store)?;
+            // A token of another realm is no token at all, before anything of it is looked at.
+            let found = found.filter(|token| realm.is_none_or(|realm| token.realm == *realm));
+            let is_proven = self.is_proven(&presented, found.as_deref())?;
+            let token = found.ok_or_else(|| rejected(RejectReason::Unknown))?;
+            if !is_proven {
+                self.audit_refusal(&token, RejectReason::WrongSecret, peer, now);
+                return Err(rejected(RejectReason::WrongSecret));
             }
-            Err(reason) => {
+            if let Err(reason) = admit_state(&token, now) {
                 self.audit_refusal(&token, reason, peer, now);
-                Err(rejected(reason))
+                // The refusal stands whether or not reuse could be told; untold, the next presentation tells it. In a box of its
+                // own, or every verification would carry room for it.
+                Box::pin(self.signal_reuse(&token, peer, cut(now))).await.unwrap_or_default();
+                return Err(rejected(reason));
+            }
+            let owner = self.directory.find(&token.realm, &token.owner).await;
+            match admit_owner(&token, Self::right_owner(&token.realm, &token.owner, owner)?, peer) {
+                Ok(owner) => {
+                    self.usage.record(&token, peer, now);
+                    self.redigest(&presented, &token);
+                    Ok(Verified::new(token, owner, &self.catalog, peer, now))
+                }
+                Err(reason) => {
+                    self.audit_refusal(&token, reason, peer, now);
+                    Err(rejected(reason))
+                }
             }
         }
     }
@@ -372,7 +379,7 @@ mod tests {
         let count = |realm: Option<&Realm>, text: &str| {
             COUNT.set(0);
             let presented = ours.read(text);
-            let result = ready(ours.authenticate(realm, presented, None));
+            let result = ready(ours.authenticate(realm, || presented, None));
             (result.err().and_then(|error| error.reject_reason()), COUNT.get())
         };
         for (realm, text, expected) in [

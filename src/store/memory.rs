@@ -442,8 +442,7 @@ impl Table {
     /// The records of this table in one with room for as many again, without the slots that removed ones left.
     fn rebuilt(&self, hash: impl Fn(TokenId) -> u64) -> Self {
         let live: Vec<Arc<Token>> = self.slots.iter().filter_map(|slot| slot.token.load_full()).collect();
-        let rebuilt =
-            Self::with_slots(live.len().saturating_add(1).saturating_mul(16).div_euclid(5).max(FEWEST_SLOTS));
+        let rebuilt = Self::with_slots(live.len().saturating_mul(16).div_euclid(5).max(FEWEST_SLOTS));
         for token in live {
             rebuilt.add(hash(token.id), token);
         }

@@ -18,15 +18,16 @@ pub(crate) fn encode<const N: usize>(mut value: u64) -> [u8; N] {
     text
 }
 
-/// Whether all characters are digits. A plain loop without an exit is what the compiler makes vectors of.
-#[allow(clippy::needless_bitwise_bool, reason = "`&&` would be a branch")]
+/// Whether all characters are digits. A plain loop without an exit, of operations that vectors have, is what the compiler
+/// makes vectors of.
 pub(crate) fn are_digits(text: &[u8]) -> bool {
-    text.iter().fold(true, |all, &character| {
-        let number = character.wrapping_sub(b'0') < 10;
-        let upper = character.wrapping_sub(b'A') < 26;
-        let lower = character.wrapping_sub(b'a') < 26;
-        all & (number | upper | lower)
-    })
+    let amiss = text.iter().fold(0, |amiss, &character| {
+        // By how much it lies above the ten numbers, and above the letters, of which both cases are one by this bit.
+        let number = character.wrapping_sub(b'0').saturating_sub(9);
+        let letter = (character | 0x20).wrapping_sub(b'a').saturating_sub(25);
+        amiss | number.min(letter)
+    });
+    amiss == 0
 }
 
 /// Whether eleven digits are a number up to 2^64-1. The digits are in the order of their characters, so texts compare as

@@ -44,8 +44,8 @@ impl fmt::Display for TokenState {
 pub struct Facts {
     /// When it ends; never where there is none.
     pub expires_at: Option<DateTime<Utc>>,
-    /// That it was revoked.
-    pub revocation: Option<Revocation>,
+    /// That it was revoked. In a box, since most tokens are not.
+    pub revocation: Option<Box<Revocation>>,
     /// That it was rotated.
     pub succession: Option<Succession>,
 }
