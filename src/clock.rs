@@ -5,8 +5,7 @@
 
 #![allow(clippy::disallowed_methods)]
 
-use chrono::{DateTime, NaiveDate, NaiveTime, TimeDelta, Utc};
-use std::cell::Cell;
+use chrono::{DateTime, TimeDelta, Utc};
 use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -21,6 +20,12 @@ pub trait Clock: Send + Sync {
     /// The present instant. What is finer than a microsecond is cut off by the caller.
     fn now(&self) -> DateTime<Utc>;
 
+    /// [`now`](Self::now) in microseconds since 1970, cut off towards the past: all that a verification asks for. A clock that
+    /// has the number at hand need not make a date of it first.
+    fn now_micros(&self) -> i64 {
+        micros(self.now())
+    }
+
     /// The time since some fixed moment. It never goes back, whatever is done to the time of day: what is kept for a while
     /// is measured by it.
     fn monotonic(&self) -> Duration;
@@ -29,6 +34,10 @@ pub trait Clock: Send + Sync {
 impl<C: Clock + ?Sized> Clock for Arc<C> {
     fn now(&self) -> DateTime<Utc> {
         (**self).now()
+    }
+
+    fn now_micros(&self) -> i64 {
+        (**self).now_micros()
     }
 
     fn monotonic(&self) -> Duration {
@@ -50,12 +59,18 @@ impl SystemClock {
 
 impl Clock for SystemClock {
     fn now(&self) -> DateTime<Utc> {
-        // Before 1970 and beyond chrono's range are both possible on a broken clock; neither may panic.
+        at_micros(self.now_micros())
+    }
+
+    fn now_micros(&self) -> i64 {
+        // Before 1970 and beyond what the number holds are both possible on a broken clock; neither may panic.
         match SystemTime::now().duration_since(UNIX_EPOCH) {
-            Ok(since) => at_seconds(since.as_secs(), cut_nanos(since.subsec_nanos())),
+            Ok(since) => i64::try_from(since.as_secs()).map_or(i64::MAX, |seconds| {
+                seconds.saturating_mul(1_000_000).saturating_add(since.subsec_micros().into())
+            }),
             Err(before) => {
-                let micros = i64::try_from(before.duration().as_micros());
-                at_micros(micros.map_or(i64::MIN, i64::saturating_neg))
+                let nanos = before.duration().as_nanos();
+                i64::try_from(nanos.div_ceil(1_000)).map_or(i64::MIN, i64::saturating_neg)
             }
         }
     }
@@ -97,33 +112,16 @@ impl ManualClock {
 
 impl Clock for ManualClock {
     fn now(&self) -> DateTime<Utc> {
-        at_micros(self.now.load(Ordering::SeqCst))
+        at_micros(self.now_micros())
+    }
+
+    fn now_micros(&self) -> i64 {
+        self.now.load(Ordering::SeqCst)
     }
 
     fn monotonic(&self) -> Duration {
         Duration::from_micros(self.passed.load(Ordering::SeqCst))
     }
-}
-
-/// The instant so long after 1970 began. The date of the day is kept from one call to the next: finding it is a third of
-/// what reading the clock costs.
-fn at_seconds(seconds: u64, nanos: u32) -> DateTime<Utc> {
-    const DAY: u64 = 86_400;
-    thread_local! {
-        static TODAY: Cell<(u64, NaiveDate)> = const { Cell::new((0, NaiveDate::MIN)) };
-    }
-    let (day, second) = (seconds / DAY, seconds % DAY);
-    let time =
-        u32::try_from(second).ok().and_then(|s| NaiveTime::from_num_seconds_from_midnight_opt(s, nanos));
-    let (known_day, mut date) = TODAY.get();
-    if known_day != day || date == NaiveDate::MIN {
-        match i64::try_from(seconds).ok().and_then(|seconds| DateTime::from_timestamp(seconds, 0)) {
-            Some(instant) => date = instant.date_naive(),
-            None => return DateTime::<Utc>::MAX_UTC,
-        }
-        TODAY.set((day, date));
-    }
-    date.and_time(time.unwrap_or_default()).and_utc()
 }
 
 /// Cuts an instant to the microsecond, towards the past.
@@ -135,11 +133,18 @@ pub(crate) fn cut(instant: DateTime<Utc>) -> DateTime<Utc> {
     DateTime::from_timestamp_micros(instant.timestamp_micros()).unwrap_or(instant)
 }
 
+/// Microseconds since 1970, cut as [`cut`] does: what ends at a microsecond has ended at an instant if it has at the
+/// microsecond before it. chrono's range is well within that of the number.
+pub(crate) fn micros(instant: DateTime<Utc>) -> i64 {
+    instant.timestamp_micros()
+}
+
 const fn cut_nanos(nanos: u32) -> u32 {
     nanos.saturating_sub(nanos % 1_000)
 }
 
-fn at_micros(micros: i64) -> DateTime<Utc> {
+/// Beyond chrono's range it is the end of that.
+pub(crate) fn at_micros(micros: i64) -> DateTime<Utc> {
     let end = if micros < 0 { DateTime::<Utc>::MIN_UTC } else { DateTime::<Utc>::MAX_UTC };
     DateTime::from_timestamp_micros(micros).unwrap_or(end)
 }
@@ -154,6 +159,10 @@ mod tests {
         assert_eq!(cut(fine).timestamp_subsec_nanos(), 123_456_000);
         let before_1970 = DateTime::from_timestamp(-5, 999_999_999).unwrap();
         assert_eq!(cut(before_1970), DateTime::from_timestamp(-5, 999_999_000).unwrap());
+        for instant in [fine, before_1970, DateTime::<Utc>::MIN_UTC, DateTime::<Utc>::MAX_UTC] {
+            assert_eq!(micros(instant), micros(cut(instant)));
+        }
+        assert_eq!(micros(before_1970), -4_000_001);
     }
 
     #[test]
@@ -169,21 +178,10 @@ mod tests {
     }
 
     #[test]
-    fn seconds_are_the_instant_that_they_are() {
-        for seconds in [0, 1, 86_399, 86_400, 1_800_000_000, 1_800_057_599, 1_800_057_600, 0, 253_402_300_799]
-        {
-            let expected = DateTime::from_timestamp(seconds.try_into().unwrap(), 123_456_000).unwrap();
-            assert_eq!(at_seconds(seconds, 123_456_000), expected);
-        }
-        for beyond in [u64::MAX, 10_000_000_000_000] {
-            assert_eq!(at_seconds(beyond, 0), DateTime::<Utc>::MAX_UTC);
-        }
-    }
-
-    #[test]
     fn the_system_clock_reads_the_time() {
         let now = SystemClock::new().now();
         assert!(now.timestamp() > 1_700_000_000);
         assert_eq!(now, cut(now));
+        assert!((0..60_000_000).contains(&(SystemClock::new().now_micros() - micros(now))));
     }
 }

@@ -157,8 +157,11 @@ macro_rules! run {
     ($suite:expr; $($check:ident: $contract:literal),+ $(,)?) => {{
         let mut verdicts = Vec::new();
         $(
-            let bench = Bench { store: ($suite.factory)().await, settling: &$suite.settling };
-            let verdict = Box::pin($check(&bench)).await;
+            let verdict = Box::pin(async {
+                let bench = Bench { store: ($suite.factory)().await, settling: &$suite.settling };
+                $check(&bench).await
+            });
+            let verdict = verdict.await;
             verdicts.push((Check { name: stringify!($check), contract: $contract }, verdict));
         )+
         judged(verdicts)

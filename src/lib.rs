@@ -17,7 +17,9 @@ pub mod policy;
 pub mod random;
 pub mod role;
 pub mod service;
+pub mod snapshot;
 pub mod store;
+mod table;
 #[cfg(feature = "testkit")]
 pub mod testkit;
 pub mod token;
@@ -33,6 +35,7 @@ pub use service::{
     Actor, InvalidInput, IssuedToken, ManageError, NewToken, PermissionDenied, RejectReason, Rejected,
     TokenEdit, TokenPage, TokenService, Unavailable, Verified, VerifyError,
 };
+pub use snapshot::Snapshot;
 pub use store::{AuditLog, MemoryStore, StoreError, TokenStore};
 pub use token::{Keyring, PlaintextToken, Reason, Token, TokenId, TokenKind, TokenState, TokenView};
 

@@ -4,7 +4,8 @@ pub mod cache;
 
 use crate::permission::{Grant, PermissionSet};
 use crate::role::RoleCatalog;
-use arc_swap::ArcSwap;
+use crate::snapshot::Snapshot;
+use crate::table::{Key, LEAST_SECOND_WORD, Table};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::collections::HashMap;
@@ -27,8 +28,12 @@ pub struct OwnerId {
 /// The tenant. Owners, actors and tokens belong to exactly one, and nothing crosses from one to another.
 ///
 /// A host without tenants never sees it: everything is in the [default](Realm::default) realm, whose name is empty.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Eq, PartialOrd, Ord, Hash)]
+#[allow(clippy::derived_hash_with_manual_eq, reason = "equal where the derived one is, and faster")]
 pub struct Realm(Arc<str>);
+
+/// Anew in each process.
+static HASH_KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
 /// Why an owner's id or a realm's name was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -60,8 +65,7 @@ impl OwnerId {
     }
 
     fn from_checked(text: Arc<str>) -> Self {
-        static KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
-        Self { hash: KEY.hash_one(&*text), text }
+        Self { hash: HASH_KEY.hash_one(&*text), text }
     }
 }
 
@@ -116,6 +120,13 @@ impl Hasher for ByOwnHash {
 
 /// A map of owners by their ids.
 pub(crate) type OwnerMap<V> = HashMap<OwnerId, V, BuildHasherDefault<ByOwnHash>>;
+
+impl PartialEq for Realm {
+    fn eq(&self, other: &Self) -> bool {
+        // Nearly always the default realm on both sides, which is one text.
+        Arc::ptr_eq(&self.0, &other.0) || self.0 == other.0
+    }
+}
 
 impl Realm {
     /// The realm with this name.
@@ -359,10 +370,16 @@ impl Owner {
 
     /// An owner that may do nothing: stands where there always is one, should there be none.
     pub(crate) fn nobody() -> &'static Arc<Self> {
-        static NOBODY: OnceLock<Arc<Owner>> = OnceLock::new();
-        NOBODY.get_or_init(|| {
-            Arc::new(Self::new(OwnerId::from_checked(Arc::from("")), OwnerKind::Internal).enabled(false))
-        })
+        static NOBODY: LazyLock<Arc<Owner>> = LazyLock::new(|| {
+            let id = OwnerId::from_checked(Arc::from(""));
+            Arc::new(Owner::new(id, OwnerKind::Internal).enabled(false))
+        });
+        &NOBODY
+    }
+
+    /// Whether this is the owner with this realm and id.
+    pub(crate) fn is(&self, realm: &Realm, id: &OwnerId) -> bool {
+        self.id == *id && self.realm == *realm
     }
 
     fn resolve(&self, catalog: &RoleCatalog) -> PermissionSet {
@@ -391,13 +408,14 @@ impl fmt::Debug for Owner {
 /// An answer for another id or realm than was asked for counts as a failure of the directory.
 ///
 /// ```
+/// # use patkit::Snapshot;
 /// # use patkit::owner::{Directory, DirectoryError, Owner, OwnerId, OwnerKind, Realm};
 /// # use std::sync::Arc;
 /// struct Users;
 ///
 /// impl Directory for Users {
-///     async fn find(&self, _realm: &Realm, id: &OwnerId) -> Result<Option<Arc<Owner>>, DirectoryError> {
-///         Ok((id.as_str() == "ada").then(|| Arc::new(Owner::new(id.clone(), OwnerKind::Human).role("member"))))
+///     async fn find(&self, _realm: &Realm, id: &OwnerId) -> Result<Option<Snapshot<Owner>>, DirectoryError> {
+///         Ok((id.as_str() == "ada").then(|| Owner::new(id.clone(), OwnerKind::Human).role("member").into()))
 ///     }
 /// }
 /// ```
@@ -410,7 +428,7 @@ pub trait Directory: Send + Sync {
         &self,
         realm: &Realm,
         id: &OwnerId,
-    ) -> impl Future<Output = Result<Option<Arc<Owner>>, DirectoryError>> + Send;
+    ) -> impl Future<Output = Result<Option<Snapshot<Owner>>, DirectoryError>> + Send;
 }
 
 /// The directory cannot say who the owner is.
@@ -432,7 +450,7 @@ impl<D: Directory + ?Sized> Directory for &D {
         &self,
         realm: &Realm,
         id: &OwnerId,
-    ) -> impl Future<Output = Result<Option<Arc<Owner>>, DirectoryError>> + Send {
+    ) -> impl Future<Output = Result<Option<Snapshot<Owner>>, DirectoryError>> + Send {
         (**self).find(realm, id)
     }
 }
@@ -442,7 +460,7 @@ impl<D: Directory + ?Sized> Directory for Arc<D> {
         &self,
         realm: &Realm,
         id: &OwnerId,
-    ) -> impl Future<Output = Result<Option<Arc<Owner>>, DirectoryError>> + Send {
+    ) -> impl Future<Output = Result<Option<Snapshot<Owner>>, DirectoryError>> + Send {
         (**self).find(realm, id)
     }
 }
@@ -452,7 +470,7 @@ impl<D: Directory + ?Sized> Directory for Box<D> {
         &self,
         realm: &Realm,
         id: &OwnerId,
-    ) -> impl Future<Output = Result<Option<Arc<Owner>>, DirectoryError>> + Send {
+    ) -> impl Future<Output = Result<Option<Snapshot<Owner>>, DirectoryError>> + Send {
         (**self).find(realm, id)
     }
 }
@@ -466,7 +484,7 @@ pub trait DynDirectory: Send + Sync {
 
 /// What [`DynDirectory::find_boxed`] gives.
 pub type BoxedFind<'a> =
-    Pin<Box<dyn Future<Output = Result<Option<Arc<Owner>>, DirectoryError>> + Send + 'a>>;
+    Pin<Box<dyn Future<Output = Result<Option<Snapshot<Owner>>, DirectoryError>> + Send + 'a>>;
 
 impl<D: Directory> DynDirectory for D {
     fn find_boxed<'a>(&'a self, realm: &'a Realm, id: &'a OwnerId) -> BoxedFind<'a> {
@@ -475,86 +493,60 @@ impl<D: Directory> DynDirectory for D {
 }
 
 impl Directory for dyn DynDirectory + '_ {
-    async fn find(&self, realm: &Realm, id: &OwnerId) -> Result<Option<Arc<Owner>>, DirectoryError> {
+    async fn find(&self, realm: &Realm, id: &OwnerId) -> Result<Option<Snapshot<Owner>>, DirectoryError> {
         self.find_boxed(realm, id).await
     }
 }
 
-/// A directory in memory: for tests, examples and hosts with a fixed set of owners.
-///
-/// Reading takes no lock; each change copies the whole map.
-#[derive(Default)]
+/// A directory in memory: for tests, examples and hosts with a fixed set of owners. Reading takes no lock.
 pub struct MemoryDirectory {
-    owners: ArcSwap<Owners>,
-}
-
-#[derive(Default, Clone)]
-struct Owners {
-    /// The default realm, which most hosts have alone, is found without a look-up.
-    default_realm: OwnerMap<Arc<Owner>>,
-    realms: HashMap<Realm, OwnerMap<Arc<Owner>>>,
+    owners: Table<Owner, 0>,
 }
 
 impl MemoryDirectory {
-    /// An empty directory.
+    /// A directory of nobody.
     pub fn new() -> Self {
-        Self::default()
+        Self { owners: Table::new(Owner::nobody().clone()) }
     }
 
     /// Adds an owner or puts it in the place of the one with its id and realm.
     pub fn put(&self, owner: Owner) {
+        let key = key_of(&owner.realm, &owner.id);
         let owner = Arc::new(owner);
-        self.owners.rcu(|owners| {
-            let mut owners = Owners::clone(owners);
-            owners.put(owner.clone());
-            owners
-        });
+        self.owners.put(key, |found| found.is(&owner.realm, &owner.id), [], owner.clone());
     }
 
     /// Removes an owner; `false` when it was not there.
     pub fn remove(&self, realm: &Realm, id: &OwnerId) -> bool {
-        let mut found = false;
-        self.owners.rcu(|owners| {
-            let mut owners = Owners::clone(owners);
-            found = owners.of(realm).remove(id).is_some();
-            owners
-        });
-        found
+        self.owners.remove(key_of(realm, id), |found| found.is(realm, id))
     }
 }
 
-impl Owners {
-    fn put(&mut self, owner: Arc<Owner>) {
-        self.of(&owner.realm).insert(owner.id.clone(), owner);
-    }
+/// What an owner is looked up by: hashes, so two may share it.
+fn key_of(realm: &Realm, id: &OwnerId) -> Key {
+    // Most hosts have the default realm alone, and hash nothing here.
+    let realm = if realm.is_default() { 0 } else { HASH_KEY.hash_one(realm) };
+    [realm, id.hash.max(LEAST_SECOND_WORD)]
+}
 
-    fn of(&mut self, realm: &Realm) -> &mut OwnerMap<Arc<Owner>> {
-        if realm.is_default() {
-            &mut self.default_realm
-        } else {
-            self.realms.entry(realm.clone()).or_default()
-        }
-    }
-
-    fn find(&self, realm: &Realm, id: &OwnerId) -> Option<&Arc<Owner>> {
-        let owners = if realm.is_default() { &self.default_realm } else { self.realms.get(realm)? };
-        owners.get(id)
+impl Default for MemoryDirectory {
+    fn default() -> Self {
+        Self::new()
     }
 }
 
 impl FromIterator<Owner> for MemoryDirectory {
     fn from_iter<I: IntoIterator<Item = Owner>>(owners: I) -> Self {
-        let mut map = Owners::default();
-        for owner in owners {
-            map.put(Arc::new(owner));
-        }
-        Self { owners: ArcSwap::from_pointee(map) }
+        let directory = Self::new();
+        owners.into_iter().for_each(|owner| directory.put(owner));
+        directory
     }
 }
 
 impl Directory for MemoryDirectory {
-    async fn find(&self, realm: &Realm, id: &OwnerId) -> Result<Option<Arc<Owner>>, DirectoryError> {
-        Ok(self.owners.load().find(realm, id).cloned())
+    async fn find(&self, realm: &Realm, id: &OwnerId) -> Result<Option<Snapshot<Owner>>, DirectoryError> {
+        let found = self.owners.get(key_of(realm, id), |owner| owner.is(realm, id));
+        Ok(found.map(|entry| Snapshot::lent(entry.value)))
     }
 }
 

@@ -356,6 +356,11 @@ impl Scope {
         Self(Narrowing::Inherit)
     }
 
+    /// Nothing.
+    pub(crate) fn none() -> Self {
+        Self(Narrowing::Only(PermissionSet::empty()))
+    }
+
     /// Only what `entries` cover, and of that only what the owner holds. No entries: nothing.
     ///
     /// # Errors

@@ -19,6 +19,8 @@ pub use error::{Attenuation, InvalidInput, ManageError, RejectReason, Rejected, 
 pub use manage::{IssuedToken, TokenPage};
 pub use request::{NewToken, TokenEdit};
 pub use usage::UsageStats;
+#[cfg(feature = "testkit")]
+pub(crate) use verify::Peer;
 pub use verify::{PermissionDenied, Verified};
 
 use crate::audit::{AuditEvent, AuditSink};
@@ -27,6 +29,7 @@ use crate::owner::{Directory, DirectoryError, Owner, OwnerId, Realm};
 use crate::policy::TokenPolicy;
 use crate::random::{SecureRandom, SystemRandom};
 use crate::role::{RoleCatalog, RoleError};
+use crate::snapshot::Snapshot;
 use crate::store::{Change, ChangeBatch, StoreError, TokenStore};
 use crate::token::{Brand, BrandError, Keyring, Token, TokenFormat, TokenFormatError};
 use chrono::{DateTime, TimeDelta, Utc};
@@ -117,7 +120,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     }
 
     /// The owner, if the directory knows it.
-    async fn owner(&self, realm: &Realm, id: &OwnerId) -> Result<Option<Arc<Owner>>, Unavailable> {
+    async fn owner(&self, realm: &Realm, id: &OwnerId) -> Result<Option<Snapshot<Owner>>, Unavailable> {
         Self::right_owner(realm, id, self.directory.find(realm, id).await)
     }
 
@@ -125,8 +128,8 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     fn right_owner(
         realm: &Realm,
         id: &OwnerId,
-        answer: Result<Option<Arc<Owner>>, DirectoryError>,
-    ) -> Result<Option<Arc<Owner>>, Unavailable> {
+        answer: Result<Option<Snapshot<Owner>>, DirectoryError>,
+    ) -> Result<Option<Snapshot<Owner>>, Unavailable> {
         match answer {
             Ok(Some(owner)) if owner.id() != id || owner.realm() != realm => Err(Unavailable::WrongOwner),
             Ok(owner) => Ok(owner),
@@ -154,7 +157,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             Some(Change::Insert(token) | Change::Update(token)) => {
                 // Its last use may have moved since, and a seal is the store's own.
                 let is_ours = |found: &Token| {
-                    let found = Token { last_used: token.last_used, seal: token.seal, ..found.clone() };
+                    let found = Token { last_used: token.last_used, seal: token.seal, ..Token::clone(found) };
                     found == **token && found.name.as_str() == token.name.as_str()
                 };
                 matches!(self.store.find(token.id).await, Ok(Some(found)) if is_ours(&found))

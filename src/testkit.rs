@@ -2,10 +2,11 @@
 //!
 //! Never enable the feature in a release build: whoever can call this can be anybody. Put it into `[dev-dependencies]`.
 
+use crate::clock::micros;
 use crate::owner::Owner;
 use crate::permission::Scope;
 use crate::role::RoleCatalog;
-use crate::service::Verified;
+use crate::service::{Peer, Verified};
 use crate::token::{
     ActorRef, Credential, Facts, KeyId, KeyedDigest, Lifetime, NameError, Networks, Token, TokenId,
     TokenKind, TokenName,
@@ -133,6 +134,7 @@ impl FakeToken {
             seal: None,
             version: 1,
         };
-        Ok(Verified::new(Arc::new(token), Arc::new(self.owner), &Arc::new(catalog), self.peer, now))
+        let peer = Peer::new(self.peer);
+        Ok(Verified::new(token.into(), self.owner.into(), &Arc::new(catalog), peer, micros(now)))
     }
 }

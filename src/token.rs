@@ -1,10 +1,11 @@
 //! The token: the stored record, and what is shown of it.
 
+pub(crate) mod access;
 pub(crate) mod base62;
 pub(crate) mod digest;
 mod facts;
 mod format;
-mod id;
+pub(crate) mod id;
 mod keyring;
 mod name;
 mod network;
@@ -22,12 +23,13 @@ pub use secret::PlaintextToken;
 
 use crate::owner::{Owner, OwnerId, OwnerKind, Realm};
 use crate::permission::Scope;
+use crate::snapshot::Snapshot;
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 use std::fmt;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 /// Whose token it is, and so who manages it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -93,10 +95,6 @@ impl fmt::Display for TokenKind {
 /// can read and write every field; a new field is a breaking change on purpose, since a store that forgets one loses
 /// data.
 #[derive(Debug, Clone, PartialEq)]
-// In this order, what a verification reads comes first and together: a record out of a million is not in the cache, and each
-// further line of memory costs as much as the digest. Aligned to a line, so that the counts of an `Arc`, which every use of a
-// busy token writes, do not share one with what all of them read.
-#[repr(C, align(64))]
 #[allow(clippy::exhaustive_structs, reason = "a store must not be able to forget a field")]
 pub struct Token {
     /// What its secret is checked against.
@@ -144,9 +142,46 @@ pub struct Token {
 }
 
 impl Token {
+    /// What stands in a place for a record where there is none; it is told by its address and never handed out.
+    pub(crate) fn vacant() -> &'static Arc<Self> {
+        static VACANT: LazyLock<Arc<Token>> = LazyLock::new(|| {
+            Arc::new(Token {
+                credential: Credential::Keyed(KeyedDigest::new(KeyId::new(0), [0; 32])),
+                owner: Owner::nobody().id().clone(),
+                realm: Realm::default(),
+                networks: None,
+                kind: TokenKind::Personal,
+                owner_kind: OwnerKind::Internal,
+                facts: Facts::default(),
+                last_used: None,
+                created_at: DateTime::UNIX_EPOCH,
+                id: TokenId::VACANT,
+                scope: Scope::none(),
+                name: TokenName::vacant(),
+                description: None,
+                created_by: ActorRef::System,
+                predecessor: None,
+                lifetime: Lifetime::Default,
+                idle_from: DateTime::UNIX_EPOCH,
+                reuse_reported_at: None,
+                notified_days: None,
+                seal: None,
+                version: 0,
+            })
+        });
+        &VACANT
+    }
+
     /// The state at `now`.
     pub fn state(&self, now: DateTime<Utc>) -> TokenState {
         self.facts.state(now)
+    }
+
+    /// Whether it may be used from this address. Where it is bound to networks, no address is not allowed.
+    pub fn is_allowed_from(&self, address: Option<IpAddr>) -> bool {
+        self.networks
+            .as_ref()
+            .is_none_or(|networks| address.is_some_and(|address| networks.contains(address)))
     }
 
     /// The key under which its name is unique for its realm, owner and kind; none once it has a successor, which then
@@ -259,17 +294,27 @@ impl fmt::Debug for Seal {
 /// (null: inherit), `allowed_networks, successor, user`; times are RFC 3339 in UTC.
 #[derive(Clone)]
 pub struct TokenView {
-    token: Arc<Token>,
+    token: Snapshot<Token>,
     state: TokenState,
-    owner: Option<Arc<Owner>>,
+    owner: Option<Snapshot<Owner>>,
 }
 
 impl TokenView {
     /// The view of a token at `now`.
     #[inline]
-    pub fn new(token: Arc<Token>, owner: Option<Arc<Owner>>, now: DateTime<Utc>) -> Self {
+    pub fn new(
+        token: impl Into<Snapshot<Token>>,
+        owner: Option<Snapshot<Owner>>,
+        now: DateTime<Utc>,
+    ) -> Self {
+        let token = token.into();
         let state = token.state(now);
         Self { token, state, owner }
+    }
+
+    /// The view of a token that was found active, made without a look at the record.
+    pub(crate) const fn active(token: Snapshot<Token>, owner: Snapshot<Owner>) -> Self {
+        Self { token, state: TokenState::Active, owner: Some(owner) }
     }
 
     /// The public id.
@@ -308,8 +353,8 @@ impl TokenView {
     }
 
     /// Who that is now; none where the directory no longer knows the owner.
-    pub fn owner(&self) -> Option<&Arc<Owner>> {
-        self.owner.as_ref()
+    pub fn owner(&self) -> Option<&Owner> {
+        self.owner.as_deref()
     }
 
     /// What it is narrowed to.
@@ -398,7 +443,7 @@ struct User<'a>(&'a TokenView);
 impl Serialize for User<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let owner = self.0.owner();
-        let kind = owner.map_or(self.0.kind().owner_kind(), |owner| owner.kind());
+        let kind = owner.map_or(self.0.kind().owner_kind(), Owner::kind);
         let mut user = serializer.serialize_struct("User", 3)?;
         user.serialize_field("id", self.0.owner_id())?;
         user.serialize_field("name", &owner.and_then(|owner| owner.name()))?;

@@ -15,7 +15,8 @@ use patkit::audit::AuditEvent;
 use patkit::conformance::{Failure, Suite};
 use patkit::owner::Realm;
 use patkit::store::{
-    AuditLog, Change, ChangeBatch, Conflict, DynTokenStore, ListBy, ListQuery, Page, TokenCounts, Touch,
+    AuditLog, Change, ChangeBatch, Conflict, DynTokenStore, Found, ListBy, ListQuery, Page, TokenCounts,
+    Touch,
 };
 use patkit::token::{ActorRef, Credential, KeyId};
 use patkit::{MemoryStore, StoreError, Token, TokenId, TokenState, TokenStore};
@@ -194,8 +195,10 @@ fn broken_stores_are_caught_by_races_on_threads() {
     ];
     let runtime = tokio::runtime::Runtime::new().unwrap();
     for (fault, check) in table {
+        // Whether two threads meet in one run is the scheduler's business.
         let suite = Suite::new(|| async move { Model::broken(fault) });
-        let verdict = suite.run_races(|future| runtime.block_on(future));
+        let run = || suite.run_races(|future| runtime.block_on(future));
+        let verdict = (0..20).map(|_| run()).find(Result::is_err).unwrap_or_else(run);
         assert_caught(verdict, fault, check);
     }
 }
@@ -567,13 +570,13 @@ async fn wait() {
 }
 
 impl TokenStore for Model {
-    async fn find(&self, id: TokenId) -> Result<Option<Arc<Token>>, StoreError> {
+    async fn find(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
         self.up()?;
         let state = self.state();
         if self.is(Fault::FindsTheNextId) {
-            return Ok(state.records.range(id..).next().map(|(_, token)| token.clone()));
+            return Ok(state.records.range(id..).next().map(|(_, token)| token.clone().into()));
         }
-        Ok(state.records.get(&id).cloned())
+        Ok(state.records.get(&id).cloned().map(Found::from))
     }
 
     async fn list(&self, query: &ListQuery) -> Result<Page, StoreError> {
@@ -841,8 +844,9 @@ impl Lagging {
 }
 
 impl TokenStore for Lagging {
-    async fn find(&self, id: TokenId) -> Result<Option<Arc<Token>>, StoreError> {
-        self.seen().find(id).await
+    async fn find(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+        let found = self.seen().find(id).await?.map(Found::into_token);
+        Ok(found.map(Found::from))
     }
 
     async fn list(&self, query: &ListQuery) -> Result<Page, StoreError> {

@@ -16,12 +16,12 @@ use chrono::{DateTime, Utc};
 use patkit::audit::AuditAction;
 use patkit::random::{RandomError, SecureRandom};
 use patkit::service::{RejectReason, Unavailable, VerifyError};
-use patkit::store::{AuditLog, ChangeBatch, CorruptRecord, ListBy, ListQuery, Page, Touch};
+use patkit::store::{AuditLog, ChangeBatch, CorruptRecord, Found, ListBy, ListQuery, Page, Touch};
 use patkit::token::LastUse;
 use patkit::{
     AuditEvent, AuditSink, Clock, Directory, DirectoryError, IssuedToken, Keyring, ManageError, ManualClock,
-    MemoryDirectory, MemoryStore, NewToken, Owner, OwnerId, OwnerKind, Realm, Reason, StoreError, Token,
-    TokenId, TokenPolicy, TokenService, TokenState, TokenStore,
+    MemoryDirectory, MemoryStore, NewToken, Owner, OwnerId, OwnerKind, Realm, Reason, Snapshot, StoreError,
+    Token, TokenId, TokenPolicy, TokenService, TokenState, TokenStore,
 };
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
@@ -82,7 +82,7 @@ impl FaultyStore {
 }
 
 impl TokenStore for FaultyStore {
-    async fn find(&self, id: TokenId) -> Result<Option<Arc<Token>>, StoreError> {
+    async fn find(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
         self.enter().await?;
         if self.find_down.load(Ordering::SeqCst) {
             return Err(StoreError::unavailable("unplugged"));
@@ -192,7 +192,7 @@ fn verify<S: TokenStore, D: Directory>(
 }
 
 fn stored(store: &FaultyStore, id: TokenId) -> Option<Arc<Token>> {
-    block_on(store.inner.find(id)).unwrap()
+    block_on(store.inner.find(id)).unwrap().map(|found| found.into_token().into_arc())
 }
 
 /// The stored events of this action.
@@ -319,17 +319,17 @@ impl FaultyDirectory {
 }
 
 impl Directory for FaultyDirectory {
-    async fn find(&self, realm: &Realm, id: &OwnerId) -> Result<Option<Arc<Owner>>, DirectoryError> {
+    async fn find(&self, realm: &Realm, id: &OwnerId) -> Result<Option<Snapshot<Owner>>, DirectoryError> {
         let trouble = *self.0.lock().unwrap();
         let owner = Owner::new(id.clone(), OwnerKind::Human).in_realm(realm.clone()).role("admin");
         match trouble {
-            Trouble::None => Ok(Some(Arc::new(owner))),
+            Trouble::None => Ok(Some(owner.into())),
             Trouble::Down => Err(DirectoryError::new("unplugged")),
             Trouble::AnotherOwner => {
                 let other = Owner::new(owner_id("eve"), OwnerKind::Human).role("admin");
-                Ok(Some(Arc::new(other)))
+                Ok(Some(other.into()))
             }
-            Trouble::AnotherRealm => Ok(Some(Arc::new(owner.in_realm(Realm::new("elsewhere").unwrap())))),
+            Trouble::AnotherRealm => Ok(Some(owner.in_realm(Realm::new("elsewhere").unwrap()).into())),
             Trouble::Panics => panic!("the directory panics"),
         }
     }

@@ -15,7 +15,7 @@ use patkit::owner::cache::OwnerCacheError;
 use patkit::service::{RejectReason, Unavailable, VerifyError};
 use patkit::{
     Directory, DirectoryError, ManualClock, MemoryDirectory, NewToken, Owner, OwnerCache, OwnerId, OwnerKind,
-    Realm, TokenService,
+    Realm, Snapshot, TokenService,
 };
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -42,7 +42,7 @@ impl Slow {
 }
 
 impl Directory for Slow {
-    async fn find(&self, realm: &Realm, id: &OwnerId) -> Result<Option<Arc<Owner>>, DirectoryError> {
+    async fn find(&self, realm: &Realm, id: &OwnerId) -> Result<Option<Snapshot<Owner>>, DirectoryError> {
         self.asked.fetch_add(1, Ordering::SeqCst);
         if self.down.load(Ordering::SeqCst) {
             return Err(DirectoryError::new("unplugged"));
@@ -76,7 +76,7 @@ fn cache(capacity: usize) -> (Cache, Arc<ManualClock>) {
     (cache, clock)
 }
 
-fn find_in(cache: &Cache, realm: &Realm, name: &str) -> Option<Arc<Owner>> {
+fn find_in(cache: &Cache, realm: &Realm, name: &str) -> Option<Snapshot<Owner>> {
     ready(cache.find(realm, &id(name))).unwrap()
 }
 

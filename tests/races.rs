@@ -37,7 +37,7 @@ fn generate(service: &Service, name: &str) -> IssuedToken {
 }
 
 fn find(service: &Service, id: TokenId) -> Option<Arc<Token>> {
-    block_on(service.store().find(id)).unwrap()
+    block_on(service.store().find(id)).unwrap().map(|found| found.into_token().into_arc())
 }
 
 fn state(token: &Token) -> TokenState {

@@ -15,7 +15,7 @@ use patkit::service::{TokenEdit, Unavailable};
 use patkit::store::AuditLog;
 use patkit::{
     Actor, Directory, DirectoryError, IssuedToken, ManageError, NewToken, Owner, OwnerCache, OwnerId,
-    OwnerKind, Realm, Reason, RejectReason, TokenId, TokenPolicy, VerifyError,
+    OwnerKind, Realm, Reason, RejectReason, Snapshot, TokenId, TokenPolicy, VerifyError,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -249,8 +249,8 @@ fn the_audit_of_one_realm_says_nothing_of_the_other() {
 struct Careless(Arc<Owner>);
 
 impl Directory for Careless {
-    async fn find(&self, _realm: &Realm, _id: &OwnerId) -> Result<Option<Arc<Owner>>, DirectoryError> {
-        Ok(Some(self.0.clone()))
+    async fn find(&self, _realm: &Realm, _id: &OwnerId) -> Result<Option<Snapshot<Owner>>, DirectoryError> {
+        Ok(Some(self.0.clone().into()))
     }
 }
 

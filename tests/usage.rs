@@ -7,7 +7,7 @@ mod support;
 use chrono::{DateTime, TimeDelta, Utc};
 use patkit::audit::AuditAction;
 use patkit::service::{BuildError, RejectReason, TokenServiceBuilder};
-use patkit::store::{AuditLog, ChangeBatch, ListQuery, Page, Touch};
+use patkit::store::{AuditLog, ChangeBatch, Found, ListQuery, Page, Touch};
 use patkit::token::{ActorRef, LastUse};
 use patkit::{
     Actor, AuditEvent, IssuedToken, MemoryDirectory, MemoryStore, NewToken, Reason, StoreError, Token,
@@ -50,7 +50,7 @@ impl Watched {
 }
 
 impl TokenStore for Watched {
-    async fn find(&self, id: TokenId) -> Result<Option<Arc<Token>>, StoreError> {
+    async fn find(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
         self.inner.find(id).await
     }
 

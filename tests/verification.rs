@@ -19,16 +19,15 @@ use chrono::{DateTime, TimeDelta, Utc};
 use patkit::audit::AuditAction;
 use patkit::random::{RandomError, SecureRandom};
 use patkit::service::{RejectReason, Rejected, Unavailable, VerifyError};
-use patkit::store::{ChangeBatch, ListQuery, Page, TokenCounts, Touch};
+use patkit::store::{ChangeBatch, Found, ListQuery, Page, TokenCounts, Touch};
 use patkit::token::{Brand, Credential, ForeignDigest, KeyId, TokenFormat};
 use patkit::{
     Actor, Directory, DirectoryError, Grant, IssuedToken, Keyring, ManualClock, MemoryDirectory, MemoryStore,
-    NewToken, Owner, OwnerId, OwnerKind, Permission, Realm, Reason, RoleCatalog, Scope, StoreError, Token,
+    NewToken, Owner, OwnerId, OwnerKind, Permission, Realm, Reason, RoleCatalog, Scope, Snapshot, StoreError,
     TokenId, TokenKind, TokenService, TokenState, TokenStore, Verified,
 };
 use proptest::prelude::*;
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 use support::{World, beta, builder, grants, home, id, nowhere, ready, session, start};
@@ -781,7 +780,7 @@ struct Counted {
 }
 
 impl TokenStore for Counted {
-    async fn find(&self, id: TokenId) -> Result<Option<Arc<Token>>, StoreError> {
+    async fn find(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
         self.finds.fetch_add(1, Ordering::Relaxed);
         self.inner.find(id).await
     }
@@ -816,7 +815,7 @@ struct Asked {
 }
 
 impl Directory for Asked {
-    async fn find(&self, realm: &Realm, id: &OwnerId) -> Result<Option<Arc<Owner>>, DirectoryError> {
+    async fn find(&self, realm: &Realm, id: &OwnerId) -> Result<Option<Snapshot<Owner>>, DirectoryError> {
         self.finds.fetch_add(1, Ordering::Relaxed);
         if self.down.load(Ordering::Relaxed) {
             return Err(DirectoryError::new("unplugged"));

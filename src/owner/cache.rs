@@ -2,6 +2,7 @@
 
 use super::{Directory, DirectoryError, Owner, OwnerId, OwnerMap, Realm};
 use crate::clock::{Clock, SystemClock};
+use crate::snapshot::Snapshot;
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
@@ -186,18 +187,22 @@ impl Shard {
 }
 
 impl<D: Directory> Directory for OwnerCache<D> {
-    async fn find(&self, realm: &Realm, id: &OwnerId) -> Result<Option<Arc<Owner>>, DirectoryError> {
+    async fn find(&self, realm: &Realm, id: &OwnerId) -> Result<Option<Snapshot<Owner>>, DirectoryError> {
         let asked_at = self.clock.monotonic();
         let epoch = match self.cached(realm, id, asked_at) {
-            Ok(owner) => return Ok(Some(owner)),
+            Ok(owner) => return Ok(Some(owner.into())),
             Err(epoch) => epoch,
         };
         let answer = self.directory.find(realm, id).await?;
         // An answer for somebody else is the caller's to refuse; here it must only not be kept.
-        if let Some(owner) = answer.as_ref().filter(|owner| owner.realm == *realm && owner.id == *id) {
-            self.keep(owner, asked_at, epoch);
+        match answer {
+            Some(owner) if owner.realm == *realm && owner.id == *id => {
+                let owner = owner.into_arc();
+                self.keep(&owner, asked_at, epoch);
+                Ok(Some(owner.into()))
+            }
+            answer => Ok(answer),
         }
-        Ok(answer)
     }
 }
 

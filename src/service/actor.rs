@@ -8,6 +8,7 @@ use crate::audit::{AuditAction, AuditEvent};
 use crate::owner::{Directory, Owner, OwnerId, Realm};
 use crate::permission::{Grant, PermissionSet, Scope};
 use crate::policy::{Oversight, TokenManagement};
+use crate::snapshot::Snapshot;
 use crate::store::TokenStore;
 use crate::token::{ActorRef, Authority, Reason, Revocation, Token, TokenId, TokenKind, TokenState};
 use chrono::{DateTime, Utc};
@@ -71,7 +72,7 @@ pub(super) struct Acting {
     pub(super) address: Option<IpAddr>,
     pub(super) now: DateTime<Utc>,
     /// The owner, unless it is the host itself.
-    pub(super) owner: Option<Arc<Owner>>,
+    pub(super) owner: Option<Snapshot<Owner>>,
     /// The token that it acts through.
     pub(super) via: Option<Arc<Token>>,
     permissions: PermissionSet,
@@ -163,7 +164,8 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     }
 
     pub(super) async fn find(&self, id: TokenId) -> Result<Option<Arc<Token>>, Unavailable> {
-        self.store.find(id).await.map_err(Unavailable::Store)
+        let found = self.store.find(id).await.map_err(Unavailable::Store)?;
+        Ok(found.map(|found| found.into_token().into_arc()))
     }
 }
 

@@ -36,7 +36,10 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
                 if let Some(next) = successor(&parent).filter(|_| successors) {
                     match self.store.find(next).await {
                         Err(StoreError::Corrupt(record)) => corrupt = Some(record),
-                        next => found.tokens.extend(next.map_err(Unavailable::Store)?),
+                        next => {
+                            let next = next.map_err(Unavailable::Store)?;
+                            found.tokens.extend(next.map(|next| next.into_token().into_arc()));
+                        }
                     }
                 }
                 corrupt = corrupt.or(found.corrupt);

@@ -8,6 +8,7 @@ use super::{MAX_TRIES, TokenService};
 use crate::audit::AuditAction;
 use crate::lifecycle;
 use crate::owner::{Directory, Owner, OwnerId};
+use crate::snapshot::Snapshot;
 use crate::store::{
     Change, ChangeBatch, Conflict, CorruptRecord, ListBy, ListQuery, MAX_PAGE, Page, StoreError, TokenStore,
 };
@@ -414,7 +415,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         let Page { tokens, corrupt, next } =
             self.store.list(&query).await.map_err(super::Unavailable::Store)?;
         // The directory is asked once per owner of the page.
-        let mut owners: HashMap<OwnerId, Option<Arc<Owner>>> = HashMap::new();
+        let mut owners: HashMap<OwnerId, Option<Snapshot<Owner>>> = HashMap::new();
         let mut items = Vec::with_capacity(tokens.len());
         for token in tokens {
             let known = owners.get(&token.owner).cloned();

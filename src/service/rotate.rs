@@ -102,11 +102,11 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     /// When it could not be stored: the refusal stands, and the next presentation tells it.
     pub(super) async fn signal_reuse(
         &self,
-        presented: &Arc<Token>,
+        presented: Arc<Token>,
         peer: Option<IpAddr>,
         now: DateTime<Utc>,
     ) -> Result<(), ManageError> {
-        let mut current = Some(presented.clone());
+        let mut current = Some(presented);
         for _ in 0..MAX_TRIES {
             let Some(token) = current.filter(|token| self.is_reuse(token, now)) else {
                 return Ok(());

@@ -5,11 +5,11 @@ use super::error::{ManageError, RejectReason, Unavailable, store_error};
 use super::manage::changed;
 use super::{MAX_TRIES, TokenService};
 use crate::audit::{AuditAction, AuditEvent};
-use crate::clock::cut;
+use crate::clock::at_micros;
 use crate::owner::{Directory, OwnerId, Realm};
 use crate::store::{Change, ChangeBatch, StoreError, TokenStore, Touch};
 use crate::token::{ActorRef, Credential, KeyedDigest, LastUse, Token, TokenId};
-use chrono::{DateTime, NaiveTime, TimeDelta, Timelike, Utc};
+use chrono::TimeDelta;
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::future::poll_fn;
@@ -31,8 +31,7 @@ const FILTER: usize = 4_096;
 const SHARDS: usize = 16;
 
 pub(super) struct Usage {
-    granularity: TimeDelta,
-    granularity_nanos: u64,
+    granularity_micros: i64,
     /// What was recorded already in this stretch of time: a hash of token and stretch per place. Reading it is all that a
     /// busy token costs.
     filter: Box<[AtomicU64]>,
@@ -73,12 +72,8 @@ pub struct UsageStats {
 impl Usage {
     pub(super) fn new(granularity: TimeDelta, cap: usize, refusals_audited: u32) -> Self {
         Self {
-            granularity,
             // A day at most, by the policy's bound.
-            granularity_nanos: granularity
-                .num_nanoseconds()
-                .and_then(|nanos| nanos.try_into().ok())
-                .unwrap_or(u64::MAX),
+            granularity_micros: granularity.num_microseconds().unwrap_or(i64::MAX),
             filter: std::iter::repeat_with(AtomicU64::default).take(FILTER).collect(),
             pending: std::array::from_fn(|_| Mutex::default()),
             pending_len: AtomicUsize::new(0),
@@ -95,17 +90,18 @@ impl Usage {
         }
     }
 
-    /// Notes a use, unless one is known that is near enough.
-    pub(super) fn record(&self, token: &Token, address: Option<IpAddr>, now: DateTime<Utc>) {
-        if token.last_used.is_some_and(|known| self.is_near(known.at, now)) {
+    /// Notes a use, unless one is known that is near enough; `known_at` is the last one that the store knows, in microseconds.
+    pub(super) fn record(&self, id: TokenId, known_at: Option<i64>, address: Option<IpAddr>, now: i64) {
+        // A known use that is later than now is near enough: time never goes backwards.
+        if known_at.is_some_and(|known| now.saturating_sub(known) < self.granularity_micros) {
             return;
         }
-        let mark = self.mark(token.id, now);
+        let mark = self.mark(id, now);
         if mark.is_some_and(|(place, mark)| place.load(Ordering::Relaxed) == mark) {
             return;
         }
-        let use_now = LastUse::new(now, address);
-        if self.add(Touch::new(token.id, use_now)) {
+        let use_now = LastUse::new(at_micros(now), address);
+        if self.add(Touch::new(id, use_now)) {
             if let Some((place, mark)) = mark {
                 place.store(mark, Ordering::Relaxed);
             }
@@ -114,22 +110,10 @@ impl Usage {
         }
     }
 
-    /// Whether a use is known that is near enough, or later: time never goes backwards.
-    fn is_near(&self, known: DateTime<Utc>, now: DateTime<Utc>) -> bool {
-        // On one day, which is nearly always, without the cost of a difference of dates.
-        let (known_utc, now_utc) = (known.naive_utc(), now.naive_utc());
-        if known_utc.date() == now_utc.date() {
-            let (known, now) = (nanos_of_day(known_utc.time()), nanos_of_day(now_utc.time()));
-            return now < known || now.saturating_sub(known) < self.granularity_nanos;
-        }
-        now.signed_duration_since(known) < self.granularity
-    }
-
     /// Where the filter notes a token, and what it notes for the stretch of time that `now` is in. Two tokens with the same
     /// place and note would hide one use of one of them, once; 63 bits of note make that a thing that does not happen.
-    fn mark(&self, id: TokenId, now: DateTime<Utc>) -> Option<(&AtomicU64, u64)> {
-        let micros = self.granularity.num_microseconds()?;
-        let stretch = now.timestamp_micros().checked_div(micros)?.cast_unsigned();
+    fn mark(&self, id: TokenId, now: i64) -> Option<(&AtomicU64, u64)> {
+        let stretch = now.checked_div(self.granularity_micros)?.cast_unsigned();
         let [_, low] = id.words();
         let place = usize::try_from(low % 4_096).ok()?;
         // Never zero, which is what an unused place holds.
@@ -422,19 +406,16 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     }
 
     /// Tells of a refusal of a known token, if it is this one's turn.
-    pub(super) fn audit_refusal(
-        &self,
-        token: &Token,
-        reason: RejectReason,
-        peer: Option<IpAddr>,
-        now: DateTime<Utc>,
-    ) {
+    pub(super) fn audit_refusal(&self, token: &Token, reason: RejectReason, peer: Option<IpAddr>, now: i64) {
         let one_in = u64::from(self.usage.refusals_audited);
+        if one_in == 0 {
+            return;
+        }
         if self.usage.refusal_count.fetch_add(1, Ordering::Relaxed).checked_rem(one_in) != Some(0) {
             return;
         }
         let event = AuditEvent {
-            at: cut(now),
+            at: at_micros(now),
             realm: token.realm.clone(),
             action: AuditAction::Refused,
             actor: match reason {
@@ -449,12 +430,6 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         self.tell(std::slice::from_ref(&event));
         drop(RefusalsInFlight { usage: &self.usage, events: vec![event] });
     }
-}
-
-fn nanos_of_day(time: NaiveTime) -> u64 {
-    u64::from(time.num_seconds_from_midnight())
-        .saturating_mul(1_000_000_000)
-        .saturating_add(time.nanosecond().into())
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

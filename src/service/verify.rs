@@ -7,16 +7,18 @@
 use super::TokenService;
 use super::error::{RejectReason, Rejected, Unavailable, VerifyError};
 use crate::bearer::{self, BearerError};
-use crate::clock::cut;
+use crate::clock::{at_micros, micros};
 use crate::owner::{Directory, Owner, Realm};
 use crate::permission::{Permission, PermissionSet};
 use crate::role::RoleCatalog;
-use crate::store::TokenStore;
+use crate::snapshot::Snapshot;
+use crate::store::{Found, TokenStore};
 use crate::token::digest::same;
-use crate::token::{Credential, KeyedDigest, Presented, Token, TokenState, TokenView, Unreadable};
+use crate::token::id::{from_words, words};
+use crate::token::{KeyedDigest, Presented, Token, TokenState, TokenView, Unreadable};
 use chrono::{DateTime, Utc};
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 /// Proof that a credential was verified: the token, its owner, and what both together allow. Only verification makes one
@@ -29,9 +31,35 @@ pub struct Verified {
     token: TokenView,
     /// The owner's permissions, where the owner does not hold them itself.
     permissions: Option<Arc<PermissionSet>>,
-    peer: Option<IpAddr>,
-    /// As the clock gave it: what ends at a microsecond has ended at an instant if it has at the microsecond before it.
-    at: DateTime<Utc>,
+    peer: Peer,
+    /// In microseconds since 1970.
+    at: i64,
+}
+
+/// The address of a client, if there is one, as words: a verification moves it several times, and a byte at its front would
+/// have each move wait until the stores of the one before are through.
+#[derive(Clone, Copy)]
+pub(crate) struct Peer([u64; 3]);
+
+impl Peer {
+    pub(crate) fn new(address: Option<IpAddr>) -> Self {
+        match address {
+            None => Self([0, 0, 0]),
+            Some(IpAddr::V4(address)) => Self([4, 0, address.to_bits().into()]),
+            Some(IpAddr::V6(address)) => {
+                let [high, low] = words(address.to_bits());
+                Self([6, high, low])
+            }
+        }
+    }
+
+    fn address(self) -> Option<IpAddr> {
+        match self.0 {
+            [4, _, bits] => u32::try_from(bits).ok().map(|bits| Ipv4Addr::from_bits(bits).into()),
+            [6, high, low] => Some(Ipv6Addr::from_bits(from_words([high, low])).into()),
+            _ => None,
+        }
+    }
 }
 
 /// The token does not allow this. The text of this error names the permission.
@@ -44,19 +72,20 @@ pub struct PermissionDenied {
 }
 
 impl Verified {
-    #[inline]
+    #[inline(always)]
+    #[allow(clippy::inline_always, reason = "measured, as in the table")]
     pub(crate) fn new(
-        token: Arc<Token>,
-        owner: Arc<Owner>,
+        token: Snapshot<Token>,
+        owner: Snapshot<Owner>,
         catalog: &Arc<RoleCatalog>,
-        peer: Option<IpAddr>,
-        at: DateTime<Utc>,
+        peer: Peer,
+        at: i64,
     ) -> Self {
         let permissions = match owner.resolved_by(catalog) {
             Some(_) => None,
             None => Some(Arc::new(owner.permissions(catalog))),
         };
-        Self { token: TokenView::new(token, Some(owner), at), permissions, peer, at }
+        Self { token: TokenView::active(token, owner), permissions, peer, at }
     }
 
     /// What is shown of the token.
@@ -65,7 +94,7 @@ impl Verified {
     }
 
     /// Who it acts as.
-    pub fn owner(&self) -> &Arc<Owner> {
+    pub fn owner(&self) -> &Owner {
         self.token.owner().unwrap_or_else(|| Owner::nobody())
     }
 
@@ -76,12 +105,12 @@ impl Verified {
 
     /// The address that the request came from, if the host said.
     pub fn peer(&self) -> Option<IpAddr> {
-        self.peer
+        self.peer.address()
     }
 
     /// When it was verified.
     pub fn verified_at(&self) -> DateTime<Utc> {
-        cut(self.at)
+        at_micros(self.at)
     }
 
     /// Whether both the owner and the token's scope allow this. It allocates nothing.
@@ -120,7 +149,7 @@ impl fmt::Debug for Verified {
         f.debug_struct("Verified")
             .field("token", &self.token)
             .field("owner", self.owner())
-            .field("peer", &self.peer)
+            .field("peer", &self.peer())
             .field("at", &self.verified_at())
             .finish_non_exhaustive()
     }
@@ -200,14 +229,15 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     pub async fn recheck(&self, verified: &Verified) -> Result<Verified, VerifyError> {
         let id = verified.token().id();
         let rejected = |reason| Rejected { reason, token: Some(id) };
-        let found = self.find(id).await?.filter(|token| token.realm == *verified.realm());
-        let token = found.ok_or(rejected(RejectReason::Unknown))?;
-        let now = self.now();
-        admit_state(&token, now).map_err(rejected)?;
-        let owner = self.owner(&token.realm, &token.owner).await?;
-        let owner = admit_owner(&token, owner, verified.peer).map_err(rejected)?;
-        self.usage.record(&token, verified.peer, now);
-        Ok(Verified::new(token, owner, &self.catalog, verified.peer, now))
+        let found = self.store.find(id).await.map_err(Unavailable::Store)?;
+        let found = found.filter(|found| found.realm() == verified.realm());
+        let found = found.ok_or(rejected(RejectReason::Unknown))?;
+        let now = self.clock.now_micros();
+        admit_state(&found, now).map_err(rejected)?;
+        let owner = self.owner(found.realm(), found.owner()).await?;
+        let owner = admit_owner(&found, owner, verified.peer()).map_err(rejected)?;
+        self.usage.record(id, found.access().last_used_at(), verified.peer(), now);
+        Ok(Verified::new(found.into_token(), owner, &self.catalog, verified.peer, now))
     }
 
     fn read_header<'a>(&self, header: Option<&'a str>) -> Result<Presented<'a>, RejectReason> {
@@ -233,74 +263,100 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         read: impl FnOnce() -> Result<Presented<'a>, RejectReason> + Send,
         peer: Option<IpAddr>,
     ) -> impl Future<Output = Result<Verified, VerifyError>> + Send {
+        let peer = Peer::new(peer);
         async move {
             let presented = read().map_err(|reason| Rejected { reason, token: None })?;
             let rejected = |reason| VerifyError::Rejected(Rejected { reason, token: Some(presented.id) });
+            let Some(secret) = presented.secret() else {
+                return Err(Rejected { reason: RejectReason::Malformed, token: None }.into());
+            };
+            // A look-up in memory is under way while the clock is read and the digest is computed, which depend on nothing that is
+            // found.
+            let finding = self.store.find(presented.id);
             // Read on every path, so that no refusal is told from another by it; a token that expires while the store is asked was
             // there when its request came.
-            let now = self.clock.now();
-            let found = self.store.find(presented.id).await.map_err(Unavailable::Store)?;
+            let now = self.clock.now_micros();
+            let computed = self.keyring.digest(presented.kind, presented.id, &secret);
+            drop(secret);
+            let found = finding.await.map_err(Unavailable::Store)?;
             // A token of another realm is no token at all, before anything of it is looked at.
-            let found = found.filter(|token| realm.is_none_or(|realm| token.realm == *realm));
-            let is_proven = self.is_proven(&presented, found.as_deref())?;
-            let token = found.ok_or_else(|| rejected(RejectReason::Unknown))?;
+            let is_here = |found: &&Found<'_>| realm.is_none_or(|realm| found.realm() == realm);
+            let known = found.as_ref().filter(is_here);
+            let is_proven = self.is_proven(&presented, &computed, known)?;
+            let Some(known) = known else {
+                return Err(rejected(RejectReason::Unknown));
+            };
             if !is_proven {
-                self.audit_refusal(&token, RejectReason::WrongSecret, peer, now);
+                self.audit_refusal(known, RejectReason::WrongSecret, peer.address(), now);
                 return Err(rejected(RejectReason::WrongSecret));
             }
-            if let Err(reason) = admit_state(&token, now) {
-                self.audit_refusal(&token, reason, peer, now);
+            if let Err(reason) = admit_state(known, now) {
+                self.audit_refusal(known, reason, peer.address(), now);
                 // The refusal stands whether or not reuse could be told; untold, the next presentation tells it. In a box of its
                 // own, or every verification would carry room for it.
-                Box::pin(self.signal_reuse(&token, peer, cut(now))).await.unwrap_or_default();
+                Box::pin(self.signal_reuse(Arc::new(Token::clone(known)), peer.address(), at_micros(now)))
+                    .await
+                    .unwrap_or_default();
                 return Err(rejected(reason));
             }
-            let owner = self.directory.find(&token.realm, &token.owner).await;
-            match admit_owner(&token, Self::right_owner(&token.realm, &token.owner, owner)?, peer) {
+            let owner = self.directory.find(known.realm(), known.owner()).await;
+            let owner = Self::right_owner(known.realm(), known.owner(), owner)?;
+            match admit_owner(known, owner, peer.address()) {
                 Ok(owner) => {
-                    self.usage.record(&token, peer, now);
-                    self.redigest(&presented, &token);
-                    Ok(Verified::new(token, owner, &self.catalog, peer, now))
+                    self.usage.record(presented.id, known.access().last_used_at(), peer.address(), now);
+                    self.redigest(&presented, known);
+                    match found {
+                        Some(found) => Ok(Verified::new(found.into_token(), owner, &self.catalog, peer, now)),
+                        None => Err(rejected(RejectReason::Unknown)),
+                    }
                 }
                 Err(reason) => {
-                    self.audit_refusal(&token, reason, peer, now);
+                    self.audit_refusal(known, reason, peer.address(), now);
                     Err(rejected(reason))
                 }
             }
         }
     }
 
-    /// Whether the presented secret is the token's: one digest and one comparison, whatever was found.
+    /// Whether the presented secret is the token's, by one comparison, whatever was found. `computed` is its digest under the
+    /// primary key; a record under another key costs a second digest.
     ///
     /// # Errors
     /// Unavailable when the keyring has no such key as the token's digest was made with.
-    fn is_proven(&self, presented: &Presented<'_>, token: Option<&Token>) -> Result<bool, Unavailable> {
-        let stored = token.and_then(|token| match &token.credential {
-            Credential::Keyed(digest) if token.kind == presented.kind => Some(digest),
-            Credential::Keyed(_) | Credential::Foreign(_) => None,
-        });
-        let key = stored.map_or(self.keyring.primary(), KeyedDigest::key);
-        let secret = presented.secret();
-        let Some(computed) = self.keyring.digest_under(key, presented.kind, presented.id, &secret) else {
-            return Err(Unavailable::KeyMissing(key));
+    #[inline]
+    fn is_proven(
+        &self,
+        presented: &Presented<'_>,
+        computed: &KeyedDigest,
+        found: Option<&Found<'_>>,
+    ) -> Result<bool, Unavailable> {
+        let stored = found.and_then(|found| Some((found.access().key(presented.kind)?, found.access())));
+        let under_its_key = match stored.map(|(key, _)| key).filter(|key| *key != computed.key()) {
+            None => None,
+            Some(key) => {
+                let Some(secret) = presented.secret() else { return Ok(false) };
+                let digest = self.keyring.digest_under(key, presented.kind, presented.id, &secret);
+                Some(digest.ok_or(Unavailable::KeyMissing(key))?)
+            }
         };
-        let is_same = same(computed.mac(), stored.map_or(&[0; 32], KeyedDigest::mac));
+        let computed = under_its_key.as_ref().unwrap_or(computed);
+        let is_same = same(computed.words(), stored.map_or([0; 4], |(_, access)| access.digest()));
         Ok(bool::from(is_same) && stored.is_some())
     }
 
-    /// Leaves a digest under the primary key behind for the next flush, where the token's is under another.
-    fn redigest(&self, presented: &Presented<'_>, token: &Token) {
-        if let Credential::Keyed(digest) = &token.credential
-            && digest.key() != self.keyring.primary()
+    /// Leaves the digest under the primary key behind for the next flush, where the token's is under another.
+    fn redigest(&self, presented: &Presented<'_>, found: &Found<'_>) {
+        if found.access().key(presented.kind) != Some(self.keyring.primary())
+            && let Some(secret) = presented.secret()
         {
-            let digest = self.keyring.digest(presented.kind, presented.id, &presented.secret());
-            self.usage.redigest(token.id, token.version, digest);
+            let digest = self.keyring.digest(presented.kind, presented.id, &secret);
+            self.usage.redigest(presented.id, found.version, digest);
         }
     }
 }
 
-fn admit_state(token: &Token, now: DateTime<Utc>) -> Result<(), RejectReason> {
-    match token.state(now) {
+fn admit_state(found: &Found<'_>, now: i64) -> Result<(), RejectReason> {
+    match found.access().state(now) {
         TokenState::Active => Ok(()),
         TokenState::Revoked => Err(RejectReason::Revoked),
         TokenState::Expired => Err(RejectReason::Expired),
@@ -309,22 +365,19 @@ fn admit_state(token: &Token, now: DateTime<Utc>) -> Result<(), RejectReason> {
 
 /// The owner, if it is one whose tokens work, and the address is one that this token works from.
 fn admit_owner(
-    token: &Token,
-    owner: Option<Arc<Owner>>,
+    found: &Found<'_>,
+    owner: Option<Snapshot<Owner>>,
     peer: Option<IpAddr>,
-) -> Result<Arc<Owner>, RejectReason> {
+) -> Result<Snapshot<Owner>, RejectReason> {
+    let access = found.access();
     let owner = owner.ok_or(RejectReason::OwnerUnknown)?;
     if !owner.is_enabled() {
         Err(RejectReason::OwnerDisabled)
-    } else if owner.kind() != token.kind.owner_kind() {
+    } else if owner.kind() != access.kind().owner_kind() {
         Err(RejectReason::OwnerKind)
-    } else if owner.tokens_valid_after().is_some_and(|after| token.created_at < after) {
+    } else if owner.tokens_valid_after().is_some_and(|after| access.created_at() < micros(after)) {
         Err(RejectReason::BeforeValidAfter)
-    } else if token
-        .networks
-        .as_ref()
-        .is_some_and(|networks| !peer.is_some_and(|peer| networks.contains(peer)))
-    {
+    } else if access.has_networks() && !found.is_allowed_from(peer) {
         Err(RejectReason::AddressNotAllowed)
     } else {
         Ok(owner)
@@ -338,6 +391,7 @@ mod tests {
     use crate::owner::{MemoryDirectory, OwnerId, OwnerKind};
     use crate::service::{Actor, NewToken};
     use crate::store::{Change, ChangeBatch, MemoryStore};
+    use crate::token::Credential;
     use crate::token::digest::COUNT;
     use crate::token::secret::Secret;
     use crate::token::{ForeignDigest, Keyring};

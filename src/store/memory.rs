@@ -1,28 +1,28 @@
 //! The store in memory: the reference of the contract, and a fast store for tests and for hosts whose tokens may go with
 //! the process.
 //!
-//! Records are found without a lock: the id's keyed hash picks a shard, whose slots are probed from the hash on, and each
-//! slot hands out its record through an `arc-swap`. Changes and lists share one lock over the indexes; a change never
-//! makes a reader wait.
+//! Records are found in a [`Table`], without a lock, each with what a verification decides on beside its id. Changes and
+//! lists share one lock over the indexes.
 
 use super::{
-    AuditLog, Change, ChangeBatch, Conflict, ListBy, ListQuery, Page, StoreError, TokenCounts, TokenStore,
-    Touch,
+    AuditLog, Change, ChangeBatch, Conflict, Found, ListBy, ListQuery, Page, StoreError, TokenCounts,
+    TokenStore, Touch,
 };
 use crate::audit::AuditEvent;
 use crate::owner::{OwnerId, Realm};
+use crate::snapshot::Snapshot;
+use crate::table::{Entry, Growing, Table};
+use crate::token::access::Access;
 use crate::token::{Credential, KeyId, Token, TokenId, TokenKind, TokenState};
-use arc_swap::{ArcSwap, ArcSwapOption};
 use chrono::{DateTime, Utc};
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fmt;
-use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// A store in memory. All is lost when it is dropped.
 ///
-/// Audit events stay until [`AuditLog::purge_events`] removes them.
+/// Audit events stay until [`AuditLog::purge_events`] removes them. The id of an owner who ever had a token stays as long
+/// as the store does.
 pub struct MemoryStore {
     records: Records,
     indexes: Mutex<Indexes>,
@@ -63,8 +63,10 @@ impl fmt::Debug for MemoryStore {
 }
 
 impl TokenStore for MemoryStore {
-    async fn find(&self, id: TokenId) -> Result<Option<Arc<Token>>, StoreError> {
-        Ok(self.records.find(id))
+    fn find(&self, id: TokenId) -> impl Future<Output = Result<Option<Found<'_>>, StoreError>> + Send {
+        // Now, so that memory is on its way while the caller computes the digest.
+        self.records.table.prefetch(id.words());
+        async move { Ok(self.records.lend(id)) }
     }
 
     async fn list(&self, query: &ListQuery) -> Result<Page, StoreError> {
@@ -327,131 +329,60 @@ fn lists_of(token: &Token) -> impl Iterator<Item = List> {
 
 /// The records by id, found without a lock. Only one thread changes them at a time.
 struct Records {
-    hash_key: u64,
-    shards: Box<[ArcSwap<Table>]>,
+    table: Table<Token, 8>,
+    /// By the number that stands beside a record in the table.
+    owners: Growing<OnceLock<(Realm, OwnerId)>>,
+    numbers: Mutex<HashMap<(Realm, OwnerId), u32>>,
 }
-
-/// Open addressing with linear probing. A slot never changes its id: a removed record leaves it behind empty, until the
-/// table is full and a new one is built from the records that are there. A reader that still has the old one sees what was
-/// there when it began.
-struct Table {
-    slots: Box<[Slot]>,
-    /// Slots with an id.
-    taken: AtomicUsize,
-}
-
-/// `low` is zero in a slot that was never taken and in no other: the variant of a UUID is in it.
-#[derive(Default)]
-// No slot lies in two lines of the cache.
-#[repr(align(32))]
-struct Slot {
-    high: AtomicU64,
-    low: AtomicU64,
-    token: ArcSwapOption<Token>,
-}
-
-const SHARDS: usize = 64;
-const FEWEST_SLOTS: usize = 16;
 
 impl Records {
     fn new() -> Self {
-        let shard = || ArcSwap::from_pointee(Table::with_slots(FEWEST_SLOTS));
-        Self {
-            // Ids are chosen by this side, look-ups are not: nobody can aim them at one spot without the key.
-            hash_key: RandomState::new().hash_one(0),
-            shards: std::iter::repeat_with(shard).take(SHARDS).collect(),
-        }
+        Self { table: Table::new(Token::vacant().clone()), owners: Growing::new(), numbers: Mutex::default() }
+    }
+
+    /// The record as it is now.
+    #[inline(always)]
+    #[allow(clippy::inline_always, reason = "measured, as in the table")]
+    fn lend(&self, id: TokenId) -> Option<Found<'_>> {
+        let Entry { value, words } = self.table.get(id.words(), |_| true)?;
+        let number = words.read().and_then(|words| usize::try_from(Access::from_words(words).owner()).ok());
+        let owner = number.and_then(|number| self.owners.get(number)?.get());
+        Some(Found::lent(Snapshot::lent(value), words, owner))
     }
 
     fn find(&self, id: TokenId) -> Option<Arc<Token>> {
-        let hash = self.hash(id);
-        self.shard(hash)?.load().slot_of(id, hash)?.token.load_full()
+        self.lend(id).map(|found| found.into_token().into_arc())
     }
 
-    /// Puts a record in its slot or takes it out. The caller is the only one to do so.
+    /// Puts a record in its place or takes it out.
     fn put(&self, id: TokenId, token: Option<Arc<Token>>) {
-        let hash = self.hash(id);
-        let Some(shard) = self.shard(hash) else { return };
-        let table = shard.load();
-        match (table.slot_of(id, hash), token) {
-            (Some(slot), token) => slot.token.store(token),
-            (None, Some(token)) if table.has_room() => table.add(hash, token),
-            (None, Some(token)) => {
-                let rebuilt = table.rebuilt(|id| self.hash(id));
-                rebuilt.add(hash, token);
-                shard.store(Arc::new(rebuilt));
+        match token {
+            Some(token) => {
+                let words = Access::of(&token, self.number_of(&token)).words();
+                self.table.put(id.words(), |_| true, words, token);
             }
-            (None, None) => {}
-        }
-    }
-
-    fn hash(&self, id: TokenId) -> u64 {
-        let [high, low] = id.words();
-        // The low word is random but for its top two bits; multiplying twice spreads every bit over the word.
-        let mixed = (low ^ self.hash_key).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        (mixed ^ (mixed >> 32) ^ high.rotate_left(20)).wrapping_mul(self.hash_key | 1)
-    }
-
-    /// By the top bits; the place in the table is by those in the middle.
-    fn shard(&self, hash: u64) -> Option<&ArcSwap<Table>> {
-        self.shards.get(to_index(hash >> 58))
-    }
-}
-
-impl Table {
-    fn with_slots(count: usize) -> Self {
-        let slots = std::iter::repeat_with(Slot::default).take(count.next_power_of_two()).collect();
-        Self { slots, taken: AtomicUsize::new(0) }
-    }
-
-    /// The slots in the order in which an id with this hash is looked for.
-    fn probe(&self, hash: u64) -> impl Iterator<Item = &Slot> {
-        let start = to_index(hash >> 24) & self.slots.len().saturating_sub(1);
-        let (before, after) = self.slots.split_at_checked(start).unwrap_or_default();
-        after.iter().chain(before)
-    }
-
-    fn slot_of(&self, id: TokenId, hash: u64) -> Option<&Slot> {
-        let [high, low] = id.words();
-        for slot in self.probe(hash) {
-            match slot.low.load(Ordering::Acquire) {
-                0 => return None,
-                found if found == low && slot.high.load(Ordering::Relaxed) == high => return Some(slot),
-                _ => {}
+            None => {
+                self.table.remove(id.words(), |_| true);
             }
         }
-        None
     }
 
-    /// Five eighths full at most: few probes, and always a free slot to end a search.
-    fn has_room(&self) -> bool {
-        self.taken.load(Ordering::Relaxed).saturating_mul(8) < self.slots.len().saturating_mul(5)
-    }
-
-    fn add(&self, hash: u64, token: Arc<Token>) {
-        let [high, low] = token.id.words();
-        if let Some(slot) = self.probe(hash).find(|slot| slot.low.load(Ordering::Relaxed) == 0) {
-            slot.token.store(Some(token));
-            slot.high.store(high, Ordering::Relaxed);
-            // Last, so that whoever sees the id sees the record.
-            slot.low.store(low, Ordering::Release);
-            self.taken.fetch_add(1, Ordering::Relaxed);
+    /// The number of a record's owner; one that is beyond all numbers is looked up in the record.
+    fn number_of(&self, token: &Token) -> u32 {
+        let mut numbers = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
+        let owner = (token.realm.clone(), token.owner.clone());
+        if let Some(number) = numbers.get(&owner) {
+            return *number;
         }
-    }
-
-    /// The records of this table in one with room for as many again, without the slots that removed ones left.
-    fn rebuilt(&self, hash: impl Fn(TokenId) -> u64) -> Self {
-        let live: Vec<Arc<Token>> = self.slots.iter().filter_map(|slot| slot.token.load_full()).collect();
-        let rebuilt = Self::with_slots(live.len().saturating_mul(16).div_euclid(5).max(FEWEST_SLOTS));
-        for token in live {
-            rebuilt.add(hash(token.id), token);
+        let index = numbers.len();
+        let Some(number) = u32::try_from(index).ok().filter(|number| *number < u32::MAX) else {
+            return u32::MAX;
+        };
+        self.owners.grow(index.saturating_add(1), OnceLock::new);
+        if let Some(place) = self.owners.get(index) {
+            place.get_or_init(|| owner.clone());
         }
-        rebuilt
+        numbers.insert(owner, number);
+        number
     }
-}
-
-/// Wider than any table on a machine with fewer bits; the mask takes what is needed.
-#[allow(clippy::as_conversions, clippy::cast_possible_truncation, reason = "masked or below 64")]
-const fn to_index(number: u64) -> usize {
-    number as usize
 }

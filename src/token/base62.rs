@@ -1,7 +1,7 @@
 //! Base62, digits `0-9A-Za-z`, big-endian, fixed width. Canonical: one number has one text.
 //!
 //! Both directions work on secrets, so neither branches on a digit nor uses one as an index. A text is first checked as a
-//! whole ([`are_digits`], [`fits_word`]); what reads it then ([`word`], [`crc`]) takes that for granted.
+//! whole ([`are_digits`]); what reads it then ([`word`], [`crc`]) takes that for granted.
 
 /// Digits of one 64-bit word: 62^11 > 2^64 > 62^10.
 pub(crate) const WORD_DIGITS: usize = 11;
@@ -18,33 +18,28 @@ pub(crate) fn encode<const N: usize>(mut value: u64) -> [u8; N] {
     text
 }
 
-/// Whether all characters are digits. A plain loop without an exit, of operations that vectors have, is what the compiler
-/// makes vectors of.
+/// Whether all characters are digits; of fewer than sixteen none are. Without an exit and of operations that vectors have, so
+/// that the compiler makes vectors of it.
+#[inline]
 pub(crate) fn are_digits(text: &[u8]) -> bool {
-    let amiss = text.iter().fold(0, |amiss, &character| {
-        // By how much it lies above the ten numbers, and above the letters, of which both cases are one by this bit.
-        let number = character.wrapping_sub(b'0').saturating_sub(9);
-        let letter = (character | 0x20).wrapping_sub(b'a').saturating_sub(25);
-        amiss | number.min(letter)
+    // The last sixteen stand for what is left over, and may be looked at twice.
+    let (chunks, _) = text.as_chunks();
+    let Some(last) = text.last_chunk() else { return false };
+    let amiss = chunks.iter().chain([last]).fold([0; 16], |mut amiss: [u8; 16], chunk: &[u8; 16]| {
+        for (amiss, &character) in amiss.iter_mut().zip(chunk) {
+            // By how much it lies above the ten numbers, and above the letters, of which both cases are one by this bit.
+            let number = character.wrapping_sub(b'0').saturating_sub(9);
+            let letter = (character | 0x20).wrapping_sub(b'a').saturating_sub(25);
+            *amiss |= number.min(letter);
+        }
+        amiss
     });
-    amiss == 0
+    u128::from_ne_bytes(amiss) == 0
 }
 
-/// Whether eleven digits are a number up to 2^64-1. The digits are in the order of their characters, so texts compare as
-/// numbers do.
-#[allow(clippy::needless_bitwise_bool, reason = "`&&` would be a branch")]
-pub(crate) fn fits_word(text: &[u8; WORD_DIGITS]) -> bool {
-    const MOST: [u8; WORD_DIGITS] = *b"LygHa16AHYF";
-    let ([head @ .., _, _, _], [_, _, _, tail @ ..]) = (text, text);
-    let ([most_head @ .., _, _, _], [_, _, _, most_tail @ ..]) = (&MOST, &MOST);
-    let (head, most_head) = (u64::from_be_bytes(*head), u64::from_be_bytes(*most_head));
-    let (tail, most_tail) = (u64::from_be_bytes(*tail), u64::from_be_bytes(*most_tail));
-    // Where the first eight are equal, the last eight, which share five with them, decide.
-    (head < most_head) | ((head == most_head) & (tail <= most_tail))
-}
-
-/// The number that eleven digits are; they must [fit](fits_word).
-pub(crate) fn word(text: &[u8; WORD_DIGITS]) -> u64 {
+/// The number that eleven digits are, and whether it is over 2^64-1, in which case it is another one.
+#[inline]
+pub(crate) fn word(text: &[u8; WORD_DIGITS]) -> (u64, bool) {
     let ([first @ .., _, _, _], [_, _, _, last @ ..]) = (text, text);
     let [_, _, _, _, _, a, b, c] = values(*last).to_le_bytes();
     let high = join(values(*first));
@@ -52,7 +47,9 @@ pub(crate) fn word(text: &[u8; WORD_DIGITS]) -> u64 {
         .wrapping_mul(62 * 62)
         .wrapping_add(u64::from(b).wrapping_mul(62))
         .wrapping_add(u64::from(c));
-    high.wrapping_mul(62 * 62 * 62).wrapping_add(low)
+    let (high, is_over) = high.overflowing_mul(62 * 62 * 62);
+    let (number, is_over_too) = high.overflowing_add(low);
+    (number, is_over | is_over_too)
 }
 
 /// The number that the last six of these digits are.
@@ -112,10 +109,11 @@ mod tests {
     fn every_byte_is_a_digit_or_refused() {
         for byte in 0..=u8::MAX {
             let place = DIGITS.iter().position(|&digit| digit == byte);
-            assert_eq!(are_digits(&[byte]), place.is_some(), "{byte}");
-            let mut text = [b'0'; 40];
-            text[17] = byte;
-            assert_eq!(are_digits(&text), place.is_some(), "{byte}");
+            for (len, at) in [(16, 0), (22, 3), (22, 21), (40, 17), (72, 71)] {
+                let mut text = vec![b'0'; len];
+                text[at] = byte;
+                assert_eq!(are_digits(&text), place.is_some(), "{byte} at {at} of {len}");
+            }
             if let Some(place) = place {
                 assert_eq!(values([byte; 8]), 0x0101_0101_0101_0101 * place as u64);
                 assert_eq!(digit(place as u64), byte);
@@ -127,14 +125,13 @@ mod tests {
     fn words_have_an_end() {
         for number in [0, 1, 61, 62, u64::MAX - 1, u64::MAX, 839_299_365_868_340_224] {
             let text = encode(number);
-            assert!(fits_word(&text));
-            assert_eq!(word(&text), number);
+            assert_eq!(word(&text), (number, false));
         }
         assert_eq!(&encode::<11>(u64::MAX), b"LygHa16AHYF");
         for over in
             [b"LygHa16AHYG", b"M0000000000", b"zzzzzzzzzzz", b"Lzzzzzzzzzz", b"LygHa16AHZ0", b"LygHa16B000"]
         {
-            assert!(!fits_word(over));
+            assert!(word(over).1);
         }
     }
 
@@ -149,8 +146,7 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_written_is_read(number: u64) {
-            prop_assert!(fits_word(&encode(number)));
-            prop_assert_eq!(word(&encode(number)), number);
+            prop_assert_eq!(word(&encode(number)), (number, false));
         }
 
         #[test]
@@ -159,10 +155,8 @@ mod tests {
             let number = text.iter().fold(0_u128, |number, byte| {
                 number * 62 + DIGITS.iter().position(|digit| digit == byte).unwrap() as u128
             });
-            prop_assert_eq!(fits_word(text), u64::try_from(number).is_ok());
-            if fits_word(text) {
-                prop_assert_eq!(u128::from(word(text)), number);
-            }
+            let (read, is_over) = word(text);
+            prop_assert_eq!((!is_over).then_some(read), u64::try_from(number).ok());
         }
     }
 }

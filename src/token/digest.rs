@@ -44,12 +44,21 @@ impl KeyedDigest {
     pub const fn mac(&self) -> &[u8; 32] {
         &self.mac
     }
+
+    /// The same bytes in words, as they lie in memory.
+    pub(crate) fn words(&self) -> [u64; 4] {
+        let mut words = [0; 4];
+        for (word, bytes) in words.iter_mut().zip(self.mac.as_chunks().0) {
+            *word = u64::from_ne_bytes(*bytes);
+        }
+        words
+    }
 }
 
 /// In constant time over the digest's bytes.
 impl PartialEq for KeyedDigest {
     fn eq(&self, other: &Self) -> bool {
-        self.key == other.key && bool::from(same(&self.mac, &other.mac))
+        self.key == other.key && bool::from(same(self.words(), other.words()))
     }
 }
 
@@ -62,12 +71,8 @@ impl fmt::Debug for KeyedDigest {
 }
 
 /// All differences are gathered in one word first, so that `subtle`'s barrier stands once instead of 32 times.
-pub(crate) fn same(one: &[u8; 32], other: &[u8; 32]) -> Choice {
-    let (one, _) = one.as_chunks();
-    let (other, _) = other.as_chunks();
-    let differences = one.iter().zip(other).fold(0, |differences, (one, other)| {
-        differences | (u64::from_ne_bytes(*one) ^ u64::from_ne_bytes(*other))
-    });
+pub(crate) fn same(one: [u64; 4], other: [u64; 4]) -> Choice {
+    let differences = one.iter().zip(other).fold(0, |differences, (one, other)| differences | (one ^ other));
     differences.ct_eq(&0)
 }
 
@@ -242,12 +247,12 @@ mod tests {
 
     #[test]
     fn one_bit_of_difference_is_seen_wherever_it_stands() {
-        let one = [0x55; 32];
-        assert!(bool::from(same(&one, &one)));
+        let one = KeyedDigest::new(KeyId::new(1), [0x55; 32]);
+        assert!(bool::from(same(one.words(), one.words())));
         for bit in 0..256 {
             let mut other = one;
-            other[bit / 8] ^= 1 << (bit % 8);
-            assert!(!bool::from(same(&one, &other)), "{bit}");
+            other.mac[bit / 8] ^= 1 << (bit % 8);
+            assert!(one != other && !bool::from(same(one.words(), other.words())), "{bit}");
         }
     }
 

@@ -2,6 +2,7 @@
 //! [`lifecycle`](crate::lifecycle).
 
 use super::{Rfc3339, TokenId};
+use crate::clock::micros;
 use crate::owner::OwnerId;
 use chrono::{DateTime, Utc};
 use serde::ser::SerializeStruct;
@@ -51,14 +52,25 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// The state at `now`: the one place where it is decided. A token is expired at the very instant of its expiry.
+    /// The state at `now`. A token is expired at the very instant of its expiry.
     pub fn state(&self, now: DateTime<Utc>) -> TokenState {
-        if self.expires_at.is_some_and(|expires_at| expires_at <= now) {
-            TokenState::Expired
-        } else if self.revocation.is_some() {
-            TokenState::Revoked
+        let expires_at = self.expires_at.map_or(NEVER_ENDS, micros);
+        TokenState::derived(expires_at, self.revocation.is_some(), micros(now))
+    }
+}
+
+/// Later than any instant: the end of what has none.
+pub(super) const NEVER_ENDS: i64 = i64::MAX;
+
+impl TokenState {
+    /// The one place where it is decided; instants are microseconds since 1970.
+    pub(super) const fn derived(expires_at: i64, is_revoked: bool, now: i64) -> Self {
+        if expires_at <= now {
+            Self::Expired
+        } else if is_revoked {
+            Self::Revoked
         } else {
-            TokenState::Active
+            Self::Active
         }
     }
 }

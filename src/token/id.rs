@@ -28,6 +28,9 @@ impl TokenId {
     /// Characters of an id's text.
     pub const TEXT_LEN: usize = 22;
 
+    /// No id of any token.
+    pub(crate) const VACANT: Self = Self { high: 0, low: 0 };
+
     const VERSION: u64 = 0x7000;
     const VARIANT: u64 = 0x8000_0000_0000_0000;
 
@@ -35,7 +38,7 @@ impl TokenId {
     pub(crate) fn generate(now: DateTime<Utc>, random: &dyn SecureRandom) -> Result<Self, RandomError> {
         let mut bytes = [0; 16];
         random.fill(&mut bytes)?;
-        let (high, low) = split(u128::from_be_bytes(bytes));
+        let [high, low] = words(u128::from_be_bytes(bytes));
         // 48 bits of milliseconds; before 1970 they would wrap to the far future, so they stop at zero.
         let millis = u64::try_from(now.timestamp_millis()).unwrap_or(0);
         Ok(Self {
@@ -49,7 +52,7 @@ impl TokenId {
     /// # Errors
     /// [`TokenIdError`] when they hold no `UUIDv7`.
     pub fn from_bytes(bytes: [u8; 16]) -> Result<Self, TokenIdError> {
-        let (high, low) = split(u128::from_be_bytes(bytes));
+        let [high, low] = words(u128::from_be_bytes(bytes));
         Self::from_words([high, low]).ok_or(TokenIdError)
     }
 
@@ -71,12 +74,13 @@ impl TokenId {
     }
 
     /// From characters that are all digits.
+    #[inline]
     pub(crate) fn from_digits(text: &[u8; Self::TEXT_LEN]) -> Option<Self> {
         let ([high, low], []) = text.as_chunks() else {
             return None;
         };
-        let fits = base62::fits_word(high) && base62::fits_word(low);
-        Self::from_words([base62::word(high), base62::word(low)]).filter(|_| fits)
+        let ((high, is_over), (low, is_over_too)) = (base62::word(high), base62::word(low));
+        if is_over | is_over_too { None } else { Self::from_words([high, low]) }
     }
 
     pub(crate) const fn words(self) -> [u64; 2] {
@@ -92,15 +96,21 @@ impl TokenId {
         text
     }
 
-    #[allow(clippy::as_conversions, reason = "u128::from is not const; u64 to u128 loses nothing")]
     const fn to_u128(self) -> u128 {
-        ((self.high as u128) << 64) | self.low as u128
+        from_words(self.words())
     }
 }
 
+/// The upper and the lower half of a number of 128 bits.
 #[allow(clippy::as_conversions, clippy::cast_possible_truncation, reason = "the two halves are wanted")]
-const fn split(number: u128) -> (u64, u64) {
-    ((number >> 64) as u64, number as u64)
+pub(crate) const fn words(number: u128) -> [u64; 2] {
+    [(number >> 64) as u64, number as u64]
+}
+
+/// The number that has these halves.
+#[allow(clippy::as_conversions, reason = "u128::from is not const; u64 to u128 loses nothing")]
+pub(crate) const fn from_words([high, low]: [u64; 2]) -> u128 {
+    ((high as u128) << 64) | low as u128
 }
 
 impl fmt::Display for TokenId {

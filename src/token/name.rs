@@ -41,6 +41,12 @@ impl TokenName {
         Ok(Self { key: if *key == *text { text.clone() } else { key.into() }, text })
     }
 
+    /// The name of no token.
+    pub(crate) fn vacant() -> Self {
+        let text: Arc<str> = Arc::from("");
+        Self { key: text.clone(), text }
+    }
+
     /// The name as it is shown.
     pub fn as_str(&self) -> &str {
         &self.text

@@ -69,18 +69,17 @@ impl Secret {
         Ok(secret)
     }
 
-    /// Whether these digits are a secret.
-    pub(crate) fn fits(text: &[u8; Self::TEXT_LEN]) -> bool {
-        text.as_chunks().0.iter().fold(true, |all, word| all & base62::fits_word(word))
-    }
-
-    /// From digits that [are a secret](Self::fits).
-    pub(crate) fn from_digits(text: &[u8; Self::TEXT_LEN]) -> Self {
+    /// From characters that are all digits; none where one of the four numbers is over 2^64-1.
+    #[inline]
+    pub(crate) fn from_digits(text: &[u8; Self::TEXT_LEN]) -> Option<Self> {
         let mut secret = Self([0; 4]);
+        let mut any_is_over = false;
         for (word, digits) in secret.0.iter_mut().zip(text.as_chunks().0) {
-            *word = base62::word(digits);
+            let (number, is_over) = base62::word(digits);
+            *word = number;
+            any_is_over |= is_over;
         }
-        secret
+        if any_is_over { None } else { Some(secret) }
     }
 
     pub(crate) const fn words(&self) -> &[u64; 4] {

@@ -212,7 +212,7 @@ impl World {
     }
 
     pub(crate) fn find(&self, id: TokenId) -> Option<Arc<Token>> {
-        ready(self.store.find(id)).unwrap()
+        ready(self.store.find(id)).unwrap().map(|found| found.into_token().into_arc())
     }
 
     pub(crate) fn stored(&self, id: TokenId) -> Arc<Token> {
