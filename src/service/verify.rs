@@ -15,6 +15,7 @@ use crate::snapshot::Snapshot;
 use crate::store::{Found, TokenStore};
 use crate::token::digest::same;
 use crate::token::id::{from_words, words};
+use crate::token::secret::Secret;
 use crate::token::{KeyedDigest, Presented, Token, TokenState, TokenView, Unreadable};
 use chrono::{DateTime, Utc};
 use std::fmt;
@@ -267,17 +268,20 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         async move {
             let presented = read().map_err(|reason| Rejected { reason, token: None })?;
             let rejected = |reason| VerifyError::Rejected(Rejected { reason, token: Some(presented.id) });
-            let Some(secret) = presented.secret() else {
-                return Err(Rejected { reason: RejectReason::Malformed, token: None }.into());
-            };
-            // A look-up in memory is under way while the clock is read and the digest is computed, which depend on nothing that is
-            // found.
-            let finding = self.store.find(presented.id);
-            // Read on every path, so that no refusal is told from another by it; a token that expires while the store is asked was
-            // there when its request came.
-            let now = self.clock.now_micros();
-            let computed = self.keyring.digest(presented.kind, presented.id, &secret);
-            drop(secret);
+            let (finding, now, computed);
+            {
+                let mut secret = Secret::room();
+                if !presented.read_secret(&mut secret) {
+                    return Err(Rejected { reason: RejectReason::Malformed, token: None }.into());
+                }
+                // A look-up in memory is under way while the clock is read and the digest is computed, which depend on nothing
+                // that is found.
+                finding = self.store.find(presented.id);
+                // Read on every path, so that no refusal is told from another by it; a token that expires while the store is asked
+                // was there when its request came.
+                now = self.clock.now_micros();
+                computed = self.keyring.digest(presented.kind, presented.id, &secret);
+            }
             let found = finding.await.map_err(Unavailable::Store)?;
             // A token of another realm is no token at all, before anything of it is looked at.
             let is_here = |found: &&Found<'_>| realm.is_none_or(|realm| found.realm() == realm);
@@ -334,7 +338,10 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         let under_its_key = match stored.map(|(key, _)| key).filter(|key| *key != computed.key()) {
             None => None,
             Some(key) => {
-                let Some(secret) = presented.secret() else { return Ok(false) };
+                let mut secret = Secret::room();
+                if !presented.read_secret(&mut secret) {
+                    return Ok(false);
+                }
                 let digest = self.keyring.digest_under(key, presented.kind, presented.id, &secret);
                 Some(digest.ok_or(Unavailable::KeyMissing(key))?)
             }
@@ -346,9 +353,11 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
 
     /// Leaves the digest under the primary key behind for the next flush, where the token's is under another.
     fn redigest(&self, presented: &Presented<'_>, found: &Found<'_>) {
-        if found.access().key(presented.kind) != Some(self.keyring.primary())
-            && let Some(secret) = presented.secret()
-        {
+        if found.access().key(presented.kind) == Some(self.keyring.primary()) {
+            return;
+        }
+        let mut secret = Secret::room();
+        if presented.read_secret(&mut secret) {
             let digest = self.keyring.digest(presented.kind, presented.id, &secret);
             self.usage.redigest(presented.id, found.version, digest);
         }

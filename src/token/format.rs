@@ -134,9 +134,11 @@ pub(crate) struct Presented<'a> {
 }
 
 impl Presented<'_> {
+    /// Reads the secret; `false` where it is none.
     #[inline]
-    pub(crate) fn secret(&self) -> Option<Secret> {
-        Secret::from_digits(self.secret)
+    #[must_use]
+    pub(crate) fn read_secret(&self, secret: &mut Secret) -> bool {
+        secret.read(self.secret)
     }
 }
 
@@ -178,7 +180,8 @@ impl TokenFormat {
     /// [`MalformedToken`] when it is not.
     pub fn check(&self, text: &str) -> Result<(TokenKind, TokenId), MalformedToken> {
         let presented = self.parse(text).map_err(|_| MalformedToken)?;
-        presented.secret().map(|_| (presented.kind, presented.id)).ok_or(MalformedToken)
+        let is_secret = presented.read_secret(&mut Secret::room());
+        is_secret.then_some((presented.kind, presented.id)).ok_or(MalformedToken)
     }
 
     /// Takes a text apart, all but the secret. Allocates nothing; refuses by the checksum before it reads the rest.
@@ -281,7 +284,9 @@ mod tests {
         );
         let presented = format().parse(text).unwrap();
         assert_eq!((presented.kind, presented.id), (TokenKind::Personal, id()));
-        assert_eq!(presented.secret().unwrap().words(), &[1, 2, 3, u64::MAX]);
+        let mut secret = Secret::room();
+        assert!(presented.read_secret(&mut secret));
+        assert_eq!(secret.words(), &[1, 2, 3, u64::MAX]);
     }
 
     #[test]

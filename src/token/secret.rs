@@ -69,17 +69,22 @@ impl Secret {
         Ok(secret)
     }
 
-    /// From characters that are all digits; none where one of the four numbers is over 2^64-1.
+    /// Room for a secret: one that is moved would leave a copy behind.
+    pub(crate) const fn room() -> Self {
+        Self([0; 4])
+    }
+
+    /// Reads characters that are all digits; `false` where one of the four numbers is over 2^64-1.
     #[inline]
-    pub(crate) fn from_digits(text: &[u8; Self::TEXT_LEN]) -> Option<Self> {
-        let mut secret = Self([0; 4]);
+    #[must_use]
+    pub(crate) fn read(&mut self, text: &[u8; Self::TEXT_LEN]) -> bool {
         let mut any_is_over = false;
-        for (word, digits) in secret.0.iter_mut().zip(text.as_chunks().0) {
+        for (word, digits) in self.0.iter_mut().zip(text.as_chunks().0) {
             let (number, is_over) = base62::word(digits);
             *word = number;
             any_is_over |= is_over;
         }
-        if any_is_over { None } else { Some(secret) }
+        !any_is_over
     }
 
     pub(crate) const fn words(&self) -> &[u64; 4] {
