@@ -36,6 +36,10 @@ pub use service::{
     TokenEdit, TokenPage, TokenService, Unavailable, Verified, VerifyError,
 };
 pub use snapshot::Snapshot;
+#[cfg(feature = "postgres")]
+pub use store::PostgresStore;
+#[cfg(feature = "sqlite")]
+pub use store::SqliteStore;
 pub use store::{AuditLog, MemoryStore, StoreError, TokenStore};
 pub use token::{Keyring, PlaintextToken, Reason, Token, TokenId, TokenKind, TokenState, TokenView};
 

@@ -2,6 +2,7 @@
 
 use caseless::Caseless;
 use serde::{Serialize, Serializer};
+use sha2::{Digest, Sha256};
 use std::fmt;
 use std::sync::Arc;
 use unicode_normalization::UnicodeNormalization;
@@ -56,6 +57,13 @@ impl TokenName {
     /// Stores keep it as it is, as part of a unique key; it is at most 18 times as long as the name.
     pub fn key(&self) -> &str {
         &self.key
+    }
+}
+
+impl TokenName {
+    /// SHA-256 of the [`key`](Self::key): for stores whose unique indexes hold only so much.
+    pub fn key_hash(&self) -> [u8; 32] {
+        Sha256::digest(self.key.as_bytes()).into()
     }
 }
 

@@ -1,0 +1,119 @@
+-- Tokens and their audit events.
+--
+-- Names: `patkit_` stands for the prefix that the host chose. Instants are microseconds since 1970-01-01T00:00:00Z, exact in
+-- every engine; datetime(created_at / 1000000, 'unixepoch') shows one. Ids are the 16 bytes of a UUIDv7, so they sort by the time of their making.
+
+CREATE TABLE patkit_tokens (
+    -- The public id.
+    id                BLOB NOT NULL PRIMARY KEY CHECK (length(id) = 16),
+    -- The tenant; empty in a host without tenants.
+    realm             TEXT NOT NULL,
+    -- Who the token acts as: the host's own id of that owner, and what the owner was when the token was made.
+    owner             TEXT NOT NULL,
+    owner_kind        TEXT NOT NULL,
+    -- personal (of a human) or service (of a service user).
+    kind              TEXT NOT NULL,
+    -- What its owner calls it, as it is shown.
+    name              TEXT NOT NULL,
+    -- SHA-256 of what names are compared by (their NFKC case folding, which may be too long for an index).
+    name_key          BLOB NOT NULL CHECK (length(name_key) IN (16, 32)),
+    -- What it is for; none where it has no description.
+    description       TEXT,
+    created_at        INTEGER NOT NULL,
+    -- Who made it: system, owner, token (an owner through a token) or erased.
+    created_by        TEXT NOT NULL CHECK (created_by IN ('system', 'owner', 'token', 'erased', 'unproven')),
+    created_by_owner  TEXT,
+    created_by_token  BLOB CHECK (length(created_by_token) = 16),
+    -- From this instant on it is expired; never where there is none.
+    expires_at        INTEGER,
+    -- That it was revoked: when, why, by whom and with what authority (owner, admin or system). All of it or none.
+    revoked_at        INTEGER,
+    revoked_reason    TEXT,
+    revoked_by        TEXT CHECK (revoked_by IN ('system', 'owner', 'token', 'erased', 'unproven')),
+    revoked_by_owner  TEXT,
+    revoked_by_token  BLOB CHECK (length(revoked_by_token) = 16),
+    revoked_authority TEXT CHECK (revoked_authority IN ('owner', 'admin', 'system')),
+    -- That it was rotated: its successor, when, and until when it was let work beside it. All of it or none.
+    successor         BLOB CHECK (length(successor) = 16),
+    succeeded_at      INTEGER,
+    succeeded_until   INTEGER,
+    -- The token whose place it took by rotation.
+    predecessor       BLOB CHECK (length(predecessor) = 16),
+    -- The lifetime that was asked for: default, never, or a number of days.
+    lifetime          TEXT NOT NULL,
+    -- inherit: all that its owner may do. only: what scope_grants lists, separated by spaces; empty allows nothing.
+    scope             TEXT NOT NULL CHECK (scope IN ('inherit', 'only')),
+    scope_grants      TEXT,
+    -- The networks that it may be used from, in CIDR notation, separated by spaces; anywhere where there is none.
+    networks          TEXT,
+    -- The keyed digest of its secret and the number of the key, or a digest of another system's scheme.
+    digest_key        INTEGER CHECK (digest_key BETWEEN 0 AND 65535),
+    digest            BLOB CHECK (length(digest) = 32),
+    foreign_scheme    TEXT,
+    foreign_digest    BLOB,
+    -- From when on it counts as idle while it is not used: when it was made or last restored.
+    idle_from         INTEGER NOT NULL,
+    -- Its last use, which is written in batches; it moves no version.
+    last_used_at      INTEGER,
+    last_used_address TEXT,
+    -- When its use after rotation was last reported.
+    reuse_reported_at INTEGER,
+    -- The smallest threshold, in days before its expiry, that a notice was claimed for.
+    notified_days     INTEGER CHECK (notified_days BETWEEN 0 AND 65535),
+    -- The MAC of a sealing store and the number of its key.
+    seal_key          INTEGER CHECK (seal_key BETWEEN 0 AND 65535),
+    seal              BLOB CHECK (length(seal) = 32),
+    -- Counts its changes, from 1; each change is a compare-and-set on it.
+    version           INTEGER NOT NULL CHECK (version >= 1),
+    -- When it expired or was revoked, whichever comes first: what pruning goes by.
+    ended_at          INTEGER GENERATED ALWAYS AS (CASE WHEN revoked_at < expires_at THEN revoked_at
+                          ELSE COALESCE(expires_at, revoked_at) END) STORED,
+
+    CONSTRAINT patkit_owner_kind CHECK ((kind = 'personal' AND owner_kind = 'human')
+        OR (kind = 'service' AND owner_kind = 'service')),
+    CONSTRAINT patkit_revocation CHECK ((revoked_at IS NULL) = (revoked_reason IS NULL)
+        AND (revoked_at IS NULL) = (revoked_by IS NULL) AND (revoked_at IS NULL) = (revoked_authority IS NULL)),
+    CONSTRAINT patkit_succession CHECK ((successor IS NULL) = (succeeded_at IS NULL)
+        AND (successor IS NULL) = (succeeded_until IS NULL)),
+    CONSTRAINT patkit_scope CHECK ((scope = 'inherit') = (scope_grants IS NULL)),
+    CONSTRAINT patkit_digest CHECK ((digest IS NULL) = (digest_key IS NULL)
+        AND (foreign_digest IS NULL) = (foreign_scheme IS NULL) AND (digest IS NULL) <> (foreign_digest IS NULL)),
+    CONSTRAINT patkit_seal CHECK ((seal IS NULL) = (seal_key IS NULL)),
+    CONSTRAINT patkit_last_use CHECK (last_used_address IS NULL OR last_used_at IS NOT NULL)
+) STRICT, WITHOUT ROWID;
+
+-- A name is unique among the tokens of an owner and kind that have no successor.
+CREATE UNIQUE INDEX patkit_tokens_name ON patkit_tokens (realm, owner, kind, name_key) WHERE successor IS NULL;
+-- An owner's tokens, newest first.
+CREATE INDEX patkit_tokens_owner ON patkit_tokens (realm, owner, id);
+-- The tokens of one kind in a realm, newest first.
+CREATE INDEX patkit_tokens_kind ON patkit_tokens (realm, kind, id);
+-- The tokens that a token made.
+CREATE INDEX patkit_tokens_creator ON patkit_tokens (created_by_token, id) WHERE created_by_token IS NOT NULL;
+-- What may be pruned.
+CREATE INDEX patkit_tokens_ended ON patkit_tokens (ended_at) WHERE ended_at IS NOT NULL;
+
+CREATE TABLE patkit_events (
+    -- The order in which events of one instant came.
+    seq               INTEGER PRIMARY KEY AUTOINCREMENT,
+    at                INTEGER NOT NULL,
+    realm             TEXT NOT NULL,
+    -- generated, revoked, restored and so on.
+    action            TEXT NOT NULL,
+    -- Who did it: system, owner, token, erased, or unproven (somebody with a wrong secret).
+    actor             TEXT NOT NULL CHECK (actor IN ('system', 'owner', 'token', 'erased', 'unproven')),
+    actor_owner       TEXT,
+    actor_token       BLOB CHECK (length(actor_token) = 16),
+    -- The token that it was done to, and whose that is; no owner once that was erased.
+    token             BLOB NOT NULL CHECK (length(token) = 16),
+    owner             TEXT,
+    reason            TEXT,
+    address           TEXT
+) STRICT;
+
+CREATE INDEX patkit_events_realm ON patkit_events (realm, at, seq);
+CREATE INDEX patkit_events_token ON patkit_events (token, at, seq);
+CREATE INDEX patkit_events_at ON patkit_events (at, seq);
+-- To erase an owner.
+CREATE INDEX patkit_events_owner ON patkit_events (realm, owner) WHERE owner IS NOT NULL;
+CREATE INDEX patkit_events_actor ON patkit_events (realm, actor_owner) WHERE actor_owner IS NOT NULL;

@@ -1,0 +1,716 @@
+//! What the stores in SQL databases share: the statements, what a failure means, and the contract kept by them. What differs
+//! between the engines is in [`Engine`].
+
+mod error;
+mod migrate;
+mod record;
+
+pub use error::{SetupError, SqlFault};
+pub(super) use migrate::Migration;
+#[allow(unreachable_pub, reason = "in the signature of a sealed trait")]
+pub use record::Value;
+
+use crate::audit::AuditEvent;
+use crate::owner::Realm;
+use crate::store::{
+    AuditLog, Change, ChangeBatch, Conflict, CorruptRecord, Found, ListBy, ListQuery, Page, StoreError,
+    TokenCounts, TokenStore, Touch,
+};
+use crate::token::{KeyId, TokenId, TokenState};
+use chrono::{DateTime, Utc};
+use error::{Violation, unavailable};
+use record::{EVENT_COLUMNS, TOKEN_COLUMNS, event_values, read_event, read_id, read_token, token_values};
+use sqlx::query::Query;
+use sqlx::{AssertSqlSafe, Database, Encode, Pool, Transaction, Type, query};
+use std::collections::HashMap;
+use std::fmt;
+use std::fmt::Write;
+use std::sync::Arc;
+
+/// Most characters of a prefix: with what follows it, an index's name stays within PostgreSQL's 63 bytes.
+const MAX_PREFIX: usize = 32;
+
+/// A database engine that tokens can be kept in. It is implemented in this crate alone.
+pub trait Engine: Database<Connection: Send> + sealed::Sealed {
+    /// What differs in the text of statements.
+    #[doc(hidden)]
+    const DIALECT: Dialect;
+
+    /// Runs a statement and says how many rows it changed.
+    #[doc(hidden)]
+    fn execute(
+        connection: &mut Self::Connection,
+        sql: Arc<str>,
+        values: Vec<Value>,
+    ) -> impl Future<Output = Result<u64, sqlx::Error>> + Send;
+
+    /// Runs a statement and gives its rows.
+    #[doc(hidden)]
+    fn fetch(
+        connection: &mut Self::Connection,
+        sql: Arc<str>,
+        values: Vec<Value>,
+    ) -> impl Future<Output = Result<Vec<Self::Row>, sqlx::Error>> + Send;
+
+    /// Runs several statements as they are.
+    #[doc(hidden)]
+    fn script(
+        connection: &mut Self::Connection,
+        sql: String,
+    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+
+    /// Notes last uses, each of another token, in one statement. `table` is to stand in it.
+    #[doc(hidden)]
+    fn touch(
+        connection: &mut Self::Connection,
+        table: &str,
+        uses: &[Touch],
+    ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
+
+    /// Refuses a pool that would break the contract.
+    #[doc(hidden)]
+    fn check(pool: &Pool<Self>, table: &str) -> impl Future<Output = Result<(), SetupError>> + Send;
+
+    /// The integer in a cell.
+    #[doc(hidden)]
+    fn int(row: &Self::Row, index: usize) -> Result<Option<i64>, sqlx::Error>;
+
+    /// The text in a cell.
+    #[doc(hidden)]
+    fn text(row: &Self::Row, index: usize) -> Result<Option<String>, sqlx::Error>;
+
+    /// The bytes in a cell.
+    #[doc(hidden)]
+    fn bytes(row: &Self::Row, index: usize) -> Result<Option<Vec<u8>>, sqlx::Error>;
+}
+
+mod sealed {
+    pub trait Sealed {}
+
+    #[cfg(feature = "sqlite")]
+    impl Sealed for sqlx_sqlite::Sqlite {}
+    #[cfg(feature = "postgres")]
+    impl Sealed for sqlx_postgres::Postgres {}
+}
+
+/// What differs between the engines in the text of statements.
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy)]
+pub struct Dialect {
+    /// Begins a transaction that changes something.
+    pub(super) begin: &'static str,
+    /// Stands behind a sub-query that picks rows to be removed.
+    pub(super) skip_locked: &'static str,
+    /// Whether tables can lie in a schema of the host's choice.
+    pub(super) has_schemas: bool,
+    /// Lets one node at a time migrate.
+    pub(super) lock: Option<&'static str>,
+    pub(super) migrations: &'static [Migration],
+}
+
+/// A store in a database of the host's, built on the host's own pool of connections.
+///
+/// Cloning it is cheap; the clones share the pool.
+pub struct SqlStore<E: Engine> {
+    pool: Pool<E>,
+    statements: Arc<Statements>,
+}
+
+/// Makes a [`SqlStore`].
+#[derive(Debug)]
+pub struct SqlStoreBuilder<E: Engine> {
+    pool: Pool<E>,
+    prefix: String,
+    schema: Option<String>,
+}
+
+impl<E: Engine> SqlStore<E> {
+    /// Begins a store on the host's pool.
+    pub fn builder(pool: Pool<E>) -> SqlStoreBuilder<E> {
+        SqlStoreBuilder { pool, prefix: "patkit_".into(), schema: None }
+    }
+
+    /// The pool.
+    pub fn pool(&self) -> &Pool<E> {
+        &self.pool
+    }
+
+    /// Does a batch within a transaction of the host's own: it happens when that commits, and not if it does not. The
+    /// transaction is of no use any more after an error.
+    ///
+    /// # Errors
+    /// As [`TokenStore::commit`].
+    pub async fn commit_within(
+        &self,
+        connection: &mut E::Connection,
+        batch: &ChangeBatch,
+    ) -> Result<(), StoreError> {
+        Writer::<E> { connection, statements: &self.statements }.write(batch).await.map_err(|failure| {
+            match failure {
+                Failure::Conflict(conflict) => StoreError::Conflict(conflict),
+                Failure::Sql(error) => unavailable(error),
+            }
+        })
+    }
+
+    /// Whether the database answers and its tables are there.
+    ///
+    /// # Errors
+    /// [`StoreError::Unavailable`] when not.
+    pub async fn health(&self) -> Result<(), StoreError> {
+        self.fetch(&self.statements.health, Vec::new()).await.map(drop)
+    }
+
+    async fn fetch(&self, sql: &Arc<str>, values: Vec<Value>) -> Result<Vec<E::Row>, StoreError> {
+        let mut connection = self.pool.acquire().await.map_err(unavailable)?;
+        E::fetch(&mut connection, sql.clone(), values).await.map_err(unavailable)
+    }
+
+    async fn begin(&self) -> Result<Transaction<'static, E>, StoreError> {
+        self.pool.begin_with(E::DIALECT.begin).await.map_err(unavailable)
+    }
+
+    /// The first change whose id or version conflicts is told, and only where there is none the conflict that was seen: the
+    /// statements were not run in the order of the batch.
+    async fn first_conflict(&self, batch: &ChangeBatch, seen: Conflict) -> Result<Conflict, StoreError> {
+        let ids: Vec<Value> = batch.changes.iter().map(|change| Value::id(change.id())).collect();
+        let sql: Arc<str> = self.statements.versions(ids.len()).into();
+        let mut versions = HashMap::new();
+        for row in self.fetch(&sql, ids).await? {
+            let id = read_id::<E>(&row, &self.statements.tokens).map_err(StoreError::Corrupt)?;
+            versions.insert(id, E::int(&row, 1).ok().flatten());
+        }
+        let conflict = batch.changes.iter().find_map(|change| {
+            let version = versions.get(&change.id()).copied().flatten();
+            match change {
+                Change::Insert(token) => version.map(|_| Conflict::Id(token.id)),
+                Change::Update(token) => {
+                    let expected = token.version.checked_sub(1).and_then(|before| i64::try_from(before).ok());
+                    (version != expected).then_some(Conflict::Version(token.id))
+                }
+                Change::Remove { id, version: expected } => {
+                    (version != i64::try_from(*expected).ok()).then_some(Conflict::Version(*id))
+                }
+            }
+        });
+        Ok(conflict.unwrap_or(seen))
+    }
+}
+
+impl<E: Engine> Clone for SqlStore<E> {
+    fn clone(&self) -> Self {
+        Self { pool: self.pool.clone(), statements: self.statements.clone() }
+    }
+}
+
+impl<E: Engine> fmt::Debug for SqlStore<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SqlStore").field("table", &self.statements.tokens).finish_non_exhaustive()
+    }
+}
+
+impl<E: Engine> SqlStoreBuilder<E> {
+    /// What the names of tables and indexes begin with: `[a-z_][a-z0-9_]*`, at most 32 characters; `patkit_` by default.
+    pub fn prefix(mut self, prefix: &str) -> Self {
+        self.prefix = prefix.into();
+        self
+    }
+
+    /// The schema that the tables lie in, `[a-z_][a-z0-9_]*`; where the connections' search path leads to by default. The host
+    /// creates it. Only PostgreSQL has schemas.
+    pub fn schema(mut self, schema: &str) -> Self {
+        self.schema = Some(schema.into());
+        self
+    }
+
+    /// The store, after its tables were created or brought to this version. Any number of nodes may do so at once.
+    ///
+    /// # Errors
+    /// [`SetupError`]: a name is refused, the database did what it was asked for not, or its tables are of a version that this one
+    /// does not go with.
+    pub async fn migrate(self) -> Result<SqlStore<E>, SetupError> {
+        let store = self.unchecked()?;
+        migrate::migrate(&store).await?;
+        store.checked().await
+    }
+
+    /// The store, whose tables must be there: for hosts that run the SQL files of this crate
+    /// (`src/store/migrations`) themselves.
+    ///
+    /// # Errors
+    /// As [`migrate`](Self::migrate); also when tables are missing or of an earlier version.
+    pub async fn open(self) -> Result<SqlStore<E>, SetupError> {
+        self.unchecked()?.checked().await
+    }
+
+    fn unchecked(self) -> Result<SqlStore<E>, SetupError> {
+        for (field, name) in [("prefix", Some(&self.prefix)), ("schema", self.schema.as_ref())] {
+            if !name.is_none_or(|name| is_name(name)) {
+                return Err(SetupError::Name { field, most: MAX_PREFIX });
+            }
+        }
+        if self.schema.is_some() && !E::DIALECT.has_schemas {
+            return Err(SetupError::NoSchemas);
+        }
+        let statements = Statements::new::<E>(self.prefix, self.schema);
+        Ok(SqlStore { pool: self.pool, statements: Arc::new(statements) })
+    }
+}
+
+impl<E: Engine> SqlStore<E> {
+    async fn checked(self) -> Result<Self, SetupError> {
+        migrate::check(&self).await?;
+        E::check(&self.pool, &self.statements.tokens).await?;
+        Ok(self)
+    }
+}
+
+fn is_name(name: &str) -> bool {
+    (1..=MAX_PREFIX).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
+        && !name.starts_with(|first: char| first.is_ascii_digit())
+}
+
+/// The texts of all statements: made once, so that connections find the prepared ones again.
+#[derive(Debug)]
+struct Statements {
+    prefix: String,
+    schema: Option<String>,
+    tokens: String,
+    events: String,
+    find: Arc<str>,
+    insert: Arc<str>,
+    update: Arc<str>,
+    remove: Arc<str>,
+    erase: Arc<str>,
+    purge: Arc<str>,
+    purge_events: Arc<str>,
+    count_by_state: Arc<str>,
+    count_by_key: Arc<str>,
+    health: Arc<str>,
+}
+
+impl Statements {
+    fn new<E: Engine>(prefix: String, schema: Option<String>) -> Self {
+        let table = |name: &str| match &schema {
+            Some(schema) => format!("{schema}.{prefix}{name}"),
+            None => format!("{prefix}{name}"),
+        };
+        let (tokens, events) = (table("tokens"), table("events"));
+        let columns = TOKEN_COLUMNS.join(", ");
+        let skip_locked = E::DIALECT.skip_locked;
+        // All columns but the id and, at the end, those of the last use.
+        let assignments: Vec<String> = TOKEN_COLUMNS
+            .iter()
+            .enumerate()
+            .filter(|(_, column)| **column != "id" && !column.starts_with("last_used"))
+            .map(|(index, column)| format!("{column} = ${}", index.saturating_add(1)))
+            .collect();
+        let version = TOKEN_COLUMNS.len().saturating_sub(2);
+        Self {
+            find: format!("SELECT {columns} FROM {tokens} WHERE id = $1").into(),
+            insert: format!("INSERT INTO {tokens} ({columns}) VALUES ({})", places(1, TOKEN_COLUMNS.len())).into(),
+            update: format!(
+                "UPDATE {tokens} SET {} WHERE id = $1 AND version = ${version} - 1",
+                assignments.join(", ")
+            )
+            .into(),
+            remove: format!("DELETE FROM {tokens} WHERE id = $1 AND version = $2").into(),
+            erase: format!(
+                "UPDATE {events} SET address = NULL, \
+                 owner = CASE WHEN owner = $2 THEN NULL ELSE owner END, \
+                 actor = CASE WHEN actor_owner = $2 THEN 'erased' ELSE actor END, \
+                 actor_token = CASE WHEN actor_owner = $2 THEN NULL ELSE actor_token END, \
+                 actor_owner = CASE WHEN actor_owner = $2 THEN NULL ELSE actor_owner END \
+                 WHERE (realm = $1 AND owner = $2) OR (realm = $1 AND actor_owner = $2)"
+            )
+            .into(),
+            purge: format!(
+                "DELETE FROM {tokens} WHERE id IN (SELECT id FROM {tokens} AS ended WHERE ended_at <= $1 \
+                 AND NOT EXISTS (SELECT 1 FROM {tokens} AS made WHERE made.created_by_token = ended.id) \
+                 ORDER BY id LIMIT $2{skip_locked}) RETURNING id"
+            )
+            .into(),
+            purge_events: format!(
+                "DELETE FROM {events} WHERE seq IN (SELECT seq FROM {events} WHERE at < $1 \
+                 ORDER BY at, seq LIMIT $2{skip_locked})"
+            )
+            .into(),
+            count_by_state: format!(
+                "SELECT COUNT(*) FILTER (WHERE revoked_at IS NULL AND (expires_at IS NULL OR expires_at > $1)), \
+                 COUNT(*) FILTER (WHERE revoked_at IS NOT NULL AND (expires_at IS NULL OR expires_at > $1)), \
+                 COUNT(*) FILTER (WHERE expires_at <= $1) FROM {tokens}"
+            )
+            .into(),
+            count_by_key: format!(
+                "SELECT digest_key, COUNT(*) FROM {tokens} WHERE digest_key IS NOT NULL \
+                 GROUP BY digest_key ORDER BY digest_key"
+            )
+            .into(),
+            health: format!("SELECT 1 FROM {tokens} LIMIT 1").into(),
+            prefix,
+            schema,
+            tokens,
+            events,
+        }
+    }
+
+    /// A list, and what is to be bound to it.
+    fn list(&self, query: &ListQuery) -> (Arc<str>, Vec<Value>) {
+        let mut values = Vec::new();
+        let mut conditions: Vec<String> = Vec::new();
+        let mut bind = |value: Value| {
+            values.push(value);
+            format!("${}", values.len())
+        };
+        match &query.by {
+            ListBy::Owner { realm, owner, kind } => {
+                conditions.push(format!("realm = {}", bind(Value::text(realm.as_str()))));
+                conditions.push(format!("owner = {}", bind(Value::text(owner))));
+                conditions.extend(kind.map(|kind| format!("kind = {}", bind(Value::text(&kind)))));
+            }
+            ListBy::Kind { realm, kind } => {
+                conditions.push(format!("realm = {}", bind(Value::text(realm.as_str()))));
+                conditions.push(format!("kind = {}", bind(Value::text(&kind))));
+            }
+            ListBy::Creator(creator) => {
+                conditions.push(format!("created_by_token = {}", bind(Value::id(*creator))));
+            }
+            ListBy::Idle(before) => {
+                let before = bind(Value::time(*before));
+                conditions.push(format!(
+                    "idle_from < {before} AND (last_used_at IS NULL OR last_used_at < {before})"
+                ));
+            }
+        }
+        if let Some(now) = query.active_at {
+            let now = bind(Value::time(now));
+            conditions.push(format!("revoked_at IS NULL AND (expires_at IS NULL OR expires_at > {now})"));
+        }
+        conditions.extend(query.after.map(|after| format!("id < {}", bind(Value::id(after)))));
+        // One more than is asked for tells whether there is a next page.
+        let limit = bind(Value::count(query.limit.max(1).saturating_add(1)));
+        let sql = format!(
+            "SELECT {} FROM {} WHERE {} ORDER BY id DESC LIMIT {limit}",
+            TOKEN_COLUMNS.join(", "),
+            self.tokens,
+            conditions.join(" AND ")
+        );
+        (sql.into(), values)
+    }
+
+    /// Id and version of so many records.
+    fn versions(&self, count: usize) -> String {
+        format!("SELECT id, version FROM {} WHERE id IN ({})", self.tokens, places(1, count))
+    }
+
+    /// Takes so many names away for a moment: those that stand in their place are no one's, since no name's hash is as short.
+    fn clear_names(&self, count: usize) -> String {
+        format!("UPDATE {} SET name_key = id WHERE id IN ({})", self.tokens, places(1, count))
+    }
+
+    fn insert_events(&self, count: usize) -> String {
+        let mut sql = format!("INSERT INTO {} ({}) VALUES ", self.events, EVENT_COLUMNS.join(", "));
+        for event in 0..count {
+            let first = event.saturating_mul(EVENT_COLUMNS.len()).saturating_add(1);
+            let comma = if event == 0 { "" } else { ", " };
+            // Writing to a text cannot fail.
+            let _ = write!(sql, "{comma}({})", places(first, EVENT_COLUMNS.len()));
+        }
+        sql
+    }
+}
+
+/// A statement with its values.
+pub(super) fn bound<'q, E: Database>(sql: Arc<str>, values: Vec<Value>) -> Query<'q, E, E::Arguments>
+where
+    Option<i64>: Encode<'q, E> + Type<E>,
+    Option<String>: Encode<'q, E> + Type<E>,
+    Option<Vec<u8>>: Encode<'q, E> + Type<E>,
+{
+    values.into_iter().fold(query(AssertSqlSafe(sql)), |query, value| match value {
+        Value::Int(value) => query.bind(value),
+        Value::Text(value) => query.bind(value),
+        Value::Bytes(value) => query.bind(value),
+    })
+}
+
+/// `$first, …`: so many.
+pub(super) fn places(first: usize, count: usize) -> String {
+    let mut text = String::new();
+    for place in first..first.saturating_add(count) {
+        let comma = if place == first { "" } else { ", " };
+        // Writing to a text cannot fail.
+        let _ = write!(text, "{comma}${place}");
+    }
+    text
+}
+
+/// Why a batch was not written; the transaction is to be rolled back.
+enum Failure {
+    Conflict(Conflict),
+    Sql(sqlx::Error),
+}
+
+impl From<sqlx::Error> for Failure {
+    fn from(error: sqlx::Error) -> Self {
+        Self::Sql(error)
+    }
+}
+
+/// Writes a batch within a transaction.
+struct Writer<'a, E: Engine> {
+    connection: &'a mut E::Connection,
+    statements: &'a Statements,
+}
+
+/// Most values of one statement: SQLite takes 32,766, PostgreSQL 65,535.
+const MAX_VALUES: usize = 30_000;
+
+impl<E: Engine> Writer<'_, E> {
+    async fn write(&mut self, batch: &ChangeBatch) -> Result<(), Failure> {
+        self.clear_names(batch).await?;
+        // What frees a name before what takes one, and each in the order of the ids, so that two batches lock rows in one order.
+        let mut changes: Vec<&Change> = batch.changes.iter().collect();
+        changes.sort_by_key(|change| {
+            let takes_name = match change {
+                Change::Remove { .. } => 0,
+                Change::Update(token) if token.unique_name().is_none() => 1,
+                Change::Update(_) => 2,
+                Change::Insert(_) => 3,
+            };
+            (takes_name, change.id())
+        });
+        for change in changes {
+            self.change(change).await?;
+        }
+        if let Some((realm, owner)) = &batch.erase {
+            let values = vec![Value::text(realm.as_str()), Value::text(owner)];
+            E::execute(self.connection, self.statements.erase.clone(), values).await?;
+        }
+        for events in batch.events.chunks(MAX_VALUES.div_euclid(EVENT_COLUMNS.len())) {
+            let sql = self.statements.insert_events(events.len());
+            E::execute(self.connection, sql.into(), events.iter().flat_map(event_values).collect()).await?;
+        }
+        Ok(())
+    }
+
+    /// Where several records are updated, one may take the name that another one has until then, whatever the order.
+    async fn clear_names(&mut self, batch: &ChangeBatch) -> Result<(), Failure> {
+        let takers: Vec<TokenId> = batch
+            .changes
+            .iter()
+            .filter_map(|change| match change {
+                Change::Update(token) if token.unique_name().is_some() => Some(token.id),
+                _ => None,
+            })
+            .collect();
+        if takers.len() < 2 {
+            return Ok(());
+        }
+        for ids in takers.chunks(MAX_VALUES) {
+            let sql = self.statements.clear_names(ids.len());
+            E::execute(self.connection, sql.into(), ids.iter().copied().map(Value::id).collect()).await?;
+        }
+        Ok(())
+    }
+
+    async fn change(&mut self, change: &Change) -> Result<(), Failure> {
+        let (sql, values) = match change {
+            Change::Insert(token) => (&self.statements.insert, token_values(token)),
+            Change::Update(token) => {
+                let mut values = token_values(token);
+                // Those of the last use.
+                values.truncate(TOKEN_COLUMNS.len().saturating_sub(2));
+                (&self.statements.update, values)
+            }
+            Change::Remove { id, version } => {
+                (&self.statements.remove, vec![Value::id(*id), Value::count(*version)])
+            }
+        };
+        if let Change::Insert(token) | Change::Update(token) = change
+            && token.owner_kind != token.kind.owner_kind()
+        {
+            return Err(Failure::Conflict(Conflict::OwnerKind(token.id)));
+        }
+        let changed = E::execute(self.connection, sql.clone(), values).await;
+        match (changed, change) {
+            (Ok(1), _) => Ok(()),
+            (Ok(_), change) => Err(Failure::Conflict(Conflict::Version(change.id()))),
+            (Err(error), change) => Err(match Violation::of(&error) {
+                Some(Violation::Name) => Failure::Conflict(Conflict::Name(change.id())),
+                Some(Violation::Id) => Failure::Conflict(Conflict::Id(change.id())),
+                None => Failure::Sql(error),
+            }),
+        }
+    }
+}
+
+impl<E: Engine> TokenStore for SqlStore<E> {
+    async fn find(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+        let rows = self.fetch(&self.statements.find, vec![Value::id(id)]).await?;
+        let token = rows.first().map(|row| read_token::<E>(row, &self.statements.tokens)).transpose();
+        Ok(token.map_err(StoreError::Corrupt)?.map(Found::from))
+    }
+
+    async fn list(&self, query: &ListQuery) -> Result<Page, StoreError> {
+        let (sql, values) = self.statements.list(query);
+        let mut rows = self.fetch(&sql, values).await?;
+        let limit = query.limit.max(1);
+        let is_last = rows.len() <= limit;
+        rows.truncate(limit);
+        let (mut tokens, mut corrupt) = (Vec::with_capacity(rows.len()), Vec::new());
+        let mut last = None;
+        for row in &rows {
+            match read_token::<E>(row, &self.statements.tokens) {
+                Ok(token) => {
+                    last = Some(token.id);
+                    tokens.push(Arc::new(token));
+                }
+                Err(record) => {
+                    last = read_id::<E>(row, &self.statements.tokens).ok().or(last);
+                    corrupt.push(record);
+                }
+            }
+        }
+        Ok(Page::new(tokens, corrupt, last.filter(|_| !is_last)))
+    }
+
+    async fn commit(&self, batch: &ChangeBatch) -> Result<(), StoreError> {
+        if has_repeated_id(batch) {
+            return Err(StoreError::Conflict(self.repeated(batch).await?));
+        }
+        let mut transaction = self.begin().await?;
+        let mut writer = Writer::<E> { connection: &mut transaction, statements: &self.statements };
+        match writer.write(batch).await {
+            Ok(()) => transaction.commit().await.map_err(error::commit),
+            Err(failure) => {
+                // Rolled back before anything is said. If that fails the connection is closed, which rolls back, too.
+                if let Err(error) = transaction.rollback().await {
+                    return Err(unavailable(error));
+                }
+                match failure {
+                    Failure::Sql(error) => Err(unavailable(error)),
+                    Failure::Conflict(seen) => {
+                        Err(StoreError::Conflict(self.first_conflict(batch, seen).await?))
+                    }
+                }
+            }
+        }
+    }
+
+    async fn touch(&self, uses: &[Touch]) -> Result<(), StoreError> {
+        // The latest use of each token, in the order of the ids: two nodes that write at once lock rows in one order.
+        let mut latest: HashMap<TokenId, Touch> = HashMap::new();
+        for touch in uses {
+            let known = latest.entry(touch.id).or_insert(*touch);
+            if known.last_use.at < touch.last_use.at {
+                *known = *touch;
+            }
+        }
+        let mut latest: Vec<Touch> = latest.into_values().collect();
+        latest.sort_by_key(|touch| touch.id);
+        let mut connection = self.pool.acquire().await.map_err(unavailable)?;
+        for chunk in latest.chunks(MAX_VALUES.div_euclid(3)) {
+            E::touch(&mut connection, &self.statements.tokens, chunk).await.map_err(unavailable)?;
+        }
+        Ok(())
+    }
+
+    async fn purge(&self, ended: DateTime<Utc>, limit: usize) -> Result<Vec<TokenId>, StoreError> {
+        let values = vec![Value::time(ended), Value::count(limit)];
+        let rows = self.fetch(&self.statements.purge, values).await?;
+        let table = &self.statements.tokens;
+        let mut ids = rows
+            .iter()
+            .map(|row| read_id::<E>(row, table))
+            .collect::<Result<Vec<_>, CorruptRecord>>()
+            .map_err(StoreError::Corrupt)?;
+        ids.sort_unstable();
+        Ok(ids)
+    }
+}
+
+fn has_repeated_id(batch: &ChangeBatch) -> bool {
+    let mut ids: Vec<TokenId> = batch.changes.iter().map(Change::id).collect();
+    ids.sort_unstable();
+    ids.windows(2).any(|pair| matches!(pair, [one, other] if one == other))
+}
+
+impl<E: Engine> SqlStore<E> {
+    /// What a batch conflicts with that changes one record twice: with the first of its changes that does not fit, the second of
+    /// that record at the latest.
+    async fn repeated(&self, batch: &ChangeBatch) -> Result<Conflict, StoreError> {
+        let mut seen = Vec::new();
+        let mut twice = None;
+        for change in &batch.changes {
+            if seen.contains(&change.id()) {
+                twice = Some(match change {
+                    Change::Insert(token) => Conflict::Id(token.id),
+                    Change::Update(_) | Change::Remove { .. } => Conflict::Version(change.id()),
+                });
+                break;
+            }
+            seen.push(change.id());
+        }
+        let twice = twice.unwrap_or(Conflict::Version(TokenId::VACANT));
+        let first = batch.changes.iter().take(seen.len()).cloned().collect();
+        let first = ChangeBatch { changes: first, ..ChangeBatch::new() };
+        // A name stands for "none of those before".
+        Ok(match self.first_conflict(&first, Conflict::Name(TokenId::VACANT)).await? {
+            Conflict::Name(_) => twice,
+            conflict => conflict,
+        })
+    }
+}
+
+impl<E: Engine> AuditLog for SqlStore<E> {
+    async fn events(
+        &self,
+        realm: &Realm,
+        token: Option<TokenId>,
+        from: DateTime<Utc>,
+        limit: usize,
+    ) -> Result<Vec<AuditEvent>, StoreError> {
+        let mut values = vec![Value::text(realm.as_str()), Value::time(from), Value::count(limit)];
+        let of_token = if token.is_some() { " AND token = $4" } else { "" };
+        values.extend(token.map(Value::id));
+        let events = &self.statements.events;
+        let sql = format!(
+            "SELECT {} FROM {events} WHERE realm = $1 AND at >= $2{of_token} ORDER BY at, seq LIMIT $3",
+            EVENT_COLUMNS.join(", ")
+        );
+        let rows = self.fetch(&sql.into(), values).await?;
+        let read = rows.iter().map(|row| read_event::<E>(row, events)).collect::<Result<Vec<_>, _>>();
+        read.map_err(StoreError::Corrupt)
+    }
+
+    async fn purge_events(&self, before: DateTime<Utc>, limit: usize) -> Result<usize, StoreError> {
+        let mut connection = self.pool.acquire().await.map_err(unavailable)?;
+        let values = vec![Value::time(before), Value::count(limit)];
+        let removed = E::execute(&mut connection, self.statements.purge_events.clone(), values).await;
+        Ok(usize::try_from(removed.map_err(unavailable)?).unwrap_or(usize::MAX))
+    }
+}
+
+impl<E: Engine> TokenCounts for SqlStore<E> {
+    async fn count_by_state(&self, now: DateTime<Utc>) -> Result<Vec<(TokenState, u64)>, StoreError> {
+        let rows = self.fetch(&self.statements.count_by_state, vec![Value::time(now)]).await?;
+        let count = |index| {
+            let cell = rows.first().and_then(|row| E::int(row, index).ok().flatten());
+            cell.and_then(|count| u64::try_from(count).ok()).unwrap_or(0)
+        };
+        let states = [TokenState::Active, TokenState::Revoked, TokenState::Expired];
+        Ok(states.into_iter().enumerate().map(|(index, state)| (state, count(index))).collect())
+    }
+
+    async fn count_by_key(&self) -> Result<Vec<(KeyId, u64)>, StoreError> {
+        let rows = self.fetch(&self.statements.count_by_key, Vec::new()).await?;
+        let number = |row, index| E::int(row, index).ok().flatten();
+        let counts = rows.iter().filter_map(|row| {
+            let key = KeyId::new(number(row, 0)?.try_into().ok()?);
+            Some((key, number(row, 1)?.try_into().ok()?))
+        });
+        Ok(counts.collect())
+    }
+}

@@ -1,0 +1,453 @@
+//! Records and events as rows, alike in every engine: in which column what stands, and how it is read back.
+
+use super::Engine;
+use crate::audit::{AuditAction, AuditEvent};
+use crate::clock::micros;
+use crate::owner::{OwnerId, OwnerKind, Realm};
+use crate::permission::{Grant, Scope};
+use crate::store::CorruptRecord;
+use crate::token::{
+    ActorRef, Authority, Credential, Description, Facts, ForeignDigest, KeyId, KeyedDigest, LastUse,
+    Lifetime, Networks, Reason, Revocation, Seal, Succession, Token, TokenId, TokenKind, TokenName,
+};
+use chrono::{DateTime, Utc};
+use std::borrow::Cow;
+use std::net::IpAddr;
+
+/// A value as it is bound to a statement; a null knows its type.
+#[derive(Debug, Clone)]
+pub enum Value {
+    /// An integer of 64 bits.
+    Int(Option<i64>),
+    /// A text.
+    Text(Option<String>),
+    /// Bytes.
+    Bytes(Option<Vec<u8>>),
+}
+
+impl Value {
+    pub(super) fn int(value: impl Into<i64>) -> Self {
+        Self::Int(Some(value.into()))
+    }
+
+    pub(super) fn text(value: &(impl ToString + ?Sized)) -> Self {
+        Self::Text(Some(value.to_string()))
+    }
+
+    pub(in crate::store) fn id(id: TokenId) -> Self {
+        Self::Bytes(Some(id.to_bytes().to_vec()))
+    }
+
+    pub(super) fn time(at: DateTime<Utc>) -> Self {
+        Self::Int(Some(micros(at)))
+    }
+
+    /// A count; what no column holds is the most that one does.
+    pub(super) fn count(value: impl TryInto<i64>) -> Self {
+        Self::Int(Some(value.try_into().unwrap_or(i64::MAX)))
+    }
+}
+
+/// The columns of a token, in the order in which they are written and read.
+pub(super) const TOKEN_COLUMNS: [&str; 39] = [
+    "id",
+    "realm",
+    "owner",
+    "owner_kind",
+    "kind",
+    "name",
+    "name_key",
+    "description",
+    "created_at",
+    "created_by",
+    "created_by_owner",
+    "created_by_token",
+    "expires_at",
+    "revoked_at",
+    "revoked_reason",
+    "revoked_by",
+    "revoked_by_owner",
+    "revoked_by_token",
+    "revoked_authority",
+    "successor",
+    "succeeded_at",
+    "succeeded_until",
+    "predecessor",
+    "lifetime",
+    "scope",
+    "scope_grants",
+    "networks",
+    "digest_key",
+    "digest",
+    "foreign_scheme",
+    "foreign_digest",
+    "idle_from",
+    "reuse_reported_at",
+    "notified_days",
+    "seal_key",
+    "seal",
+    "version",
+    // An update leaves these two as they are.
+    "last_used_at",
+    "last_used_address",
+];
+
+/// The columns of an event, in the order in which they are written and read.
+pub(super) const EVENT_COLUMNS: [&str; 10] =
+    ["at", "realm", "action", "actor", "actor_owner", "actor_token", "token", "owner", "reason", "address"];
+
+/// A record as the values of [`TOKEN_COLUMNS`].
+pub(super) fn token_values(token: &Token) -> Vec<Value> {
+    let opt_time = |at: Option<DateTime<Utc>>| Value::Int(at.map(micros));
+    let opt_text = |text: Option<String>| Value::Text(text);
+    let revocation = token.facts.revocation.as_deref();
+    let succession = token.facts.succession;
+    let (digest, foreign) = match &token.credential {
+        Credential::Keyed(digest) => (Some(*digest), None),
+        Credential::Foreign(foreign) => (None, Some(foreign)),
+    };
+    let seal = token.seal.as_ref().map(Seal::mac);
+    let key = |mac: Option<&KeyedDigest>| Value::Int(mac.map(|mac| mac.key().get().into()));
+    let bytes = |mac: Option<&KeyedDigest>| Value::Bytes(mac.map(|mac| mac.mac().to_vec()));
+    let mut values = vec![
+        Value::id(token.id),
+        Value::text(token.realm.as_str()),
+        Value::text(&token.owner),
+        Value::text(&token.owner_kind),
+        Value::text(&token.kind),
+        Value::text(token.name.as_str()),
+        Value::Bytes(Some(token.name.key_hash().to_vec())),
+        opt_text(token.description.as_ref().map(|description| description.as_str().to_owned())),
+        Value::time(token.created_at),
+    ];
+    values.extend(actor_values(Some(&token.created_by)));
+    values.extend([
+        opt_time(token.facts.expires_at),
+        opt_time(revocation.map(|revocation| revocation.at)),
+        opt_text(revocation.map(|revocation| revocation.reason.as_str().to_owned())),
+    ]);
+    values.extend(actor_values(revocation.map(|revocation| &revocation.by)));
+    values.extend([
+        opt_text(revocation.map(|revocation| revocation.authority.to_string())),
+        opt_id(succession.map(|succession| succession.successor)),
+        opt_time(succession.map(|succession| succession.at)),
+        opt_time(succession.map(|succession| succession.until)),
+        opt_id(token.predecessor),
+        Value::text(&match token.lifetime {
+            Lifetime::Default => "default".to_owned(),
+            Lifetime::Never => "never".to_owned(),
+            Lifetime::Days(days) => days.to_string(),
+        }),
+        Value::text(if token.scope.is_inherit() { "inherit" } else { "only" }),
+        opt_text(token.scope.as_set().map(|grants| joined(grants.iter().map(Grant::as_str)))),
+        opt_text(token.networks.as_ref().map(|networks| joined(networks.iter().map(ToString::to_string)))),
+        key(digest.as_ref()),
+        bytes(digest.as_ref()),
+        opt_text(foreign.map(|foreign| foreign.scheme.clone().into_string())),
+        Value::Bytes(foreign.map(|foreign| foreign.value.to_vec())),
+        Value::time(token.idle_from),
+        opt_time(token.reuse_reported_at),
+        Value::Int(token.notified_days.map(i64::from)),
+        key(seal),
+        bytes(seal),
+        Value::count(token.version),
+        opt_time(token.last_used.map(|used| used.at)),
+        opt_address(token.last_used.and_then(|used| used.address)),
+    ]);
+    values
+}
+
+/// An event as the values of [`EVENT_COLUMNS`].
+pub(super) fn event_values(event: &AuditEvent) -> Vec<Value> {
+    let mut values =
+        vec![Value::time(event.at), Value::text(event.realm.as_str()), Value::text(&event.action)];
+    values.extend(actor_values(Some(&event.actor)));
+    values.extend([
+        Value::id(event.token),
+        Value::Text(event.owner.as_ref().map(ToString::to_string)),
+        Value::Text(event.reason.as_deref().map(str::to_owned)),
+        opt_address(event.address),
+    ]);
+    values
+}
+
+/// Kind, owner and token of whoever did something.
+fn actor_values(actor: Option<&ActorRef>) -> [Value; 3] {
+    [
+        Value::Text(actor.map(|actor| actor.kind().to_owned())),
+        Value::Text(actor.and_then(ActorRef::owner).map(ToString::to_string)),
+        opt_id(actor.and_then(ActorRef::token)),
+    ]
+}
+
+fn opt_id(id: Option<TokenId>) -> Value {
+    Value::Bytes(id.map(|id| id.to_bytes().to_vec()))
+}
+
+fn opt_address(address: Option<IpAddr>) -> Value {
+    Value::Text(address.map(|address| address.to_string()))
+}
+
+fn joined<T: AsRef<str>>(parts: impl Iterator<Item = T>) -> String {
+    let mut text = String::new();
+    for part in parts {
+        if !text.is_empty() {
+            text.push(' ');
+        }
+        text.push_str(part.as_ref());
+    }
+    text
+}
+
+/// The record in a row of [`TOKEN_COLUMNS`].
+///
+/// # Errors
+/// [`CorruptRecord`], which names the first column that holds what no record has.
+pub(super) fn read_token<E: Engine>(row: &E::Row, table: &str) -> Result<Token, CorruptRecord> {
+    let mut cells = Cells::<E>::new(row, table, &TOKEN_COLUMNS);
+    let id = cells.required(Cells::id)?;
+    cells.row = id.to_string();
+    let realm = cells.realm()?;
+    let owner = cells.required(Cells::owner)?;
+    let owner_kind = cells.one_of([OwnerKind::Human, OwnerKind::Service, OwnerKind::Internal])?;
+    let kind = cells.one_of([TokenKind::Personal, TokenKind::Service])?;
+    let name = cells.parsed(|text| TokenName::new(text).ok().filter(|name| name.as_str() == text))?;
+    // Written for its index alone.
+    cells.skip();
+    let description = cells
+        .opt_parsed(|text| Description::new(text).ok().flatten().filter(|read| read.as_str() == text))?;
+    let created_at = cells.required(Cells::time)?;
+    let created_by = cells.actor()?.ok_or_else(|| cells.corrupt())?;
+    let expires_at = cells.time()?;
+    let revoked_at = cells.time()?;
+    let reason = cells.opt_parsed(Reason::from_name)?;
+    let revoked_by = cells.actor()?;
+    let authority = cells.opt_parsed(|text| {
+        [Authority::Owner, Authority::Admin, Authority::System].into_iter().find(|each| each.as_str() == text)
+    })?;
+    let revocation = match (revoked_at, reason, revoked_by, authority) {
+        (None, None, None, None) => None,
+        (Some(at), Some(reason), Some(by), Some(authority)) => {
+            Some(Box::new(Revocation { at, by, authority, reason }))
+        }
+        _ => return Err(cells.corrupt()),
+    };
+    let succession = match (cells.id()?, cells.time()?, cells.time()?) {
+        (None, None, None) => None,
+        (Some(successor), Some(at), Some(until)) => Some(Succession { successor, at, until }),
+        _ => return Err(cells.corrupt()),
+    };
+    let predecessor = cells.id()?;
+    let lifetime = cells.parsed(|text| match text {
+        "default" => Some(Lifetime::Default),
+        "never" => Some(Lifetime::Never),
+        days => days.parse().ok().filter(|days: &u32| days.to_string() == text).map(Lifetime::Days),
+    })?;
+    let inherits = cells.parsed(|text| match text {
+        "inherit" => Some(true),
+        "only" => Some(false),
+        _ => None,
+    })?;
+    let grants =
+        cells.opt_parsed(|text| Scope::only(text.split(' ').filter(|part| !part.is_empty())).ok())?;
+    let scope = match (inherits, grants) {
+        (true, None) => Scope::inherit(),
+        (false, Some(scope)) => scope,
+        _ => return Err(cells.corrupt()),
+    };
+    let networks = cells.opt_parsed(|text| Networks::parse(text.split(' ')).ok())?;
+    let digest = cells.mac()?;
+    let scheme = cells.text()?;
+    let credential = match (digest, scheme, cells.bytes()?) {
+        (Some(digest), None, None) => Credential::Keyed(digest),
+        (None, Some(scheme), Some(value)) => Credential::Foreign(ForeignDigest::new(&scheme, &value)),
+        _ => return Err(cells.corrupt()),
+    };
+    let idle_from = cells.required(Cells::time)?;
+    let reuse_reported_at = cells.time()?;
+    let notified_days = cells.number()?;
+    let seal = cells.mac()?.map(Seal::new);
+    let version = cells.required(Cells::number)?;
+    let last_used_at = cells.time()?;
+    let address = cells.address()?;
+    let last_used = match (last_used_at, address) {
+        (None, None) => None,
+        (Some(at), address) => Some(LastUse { at, address }),
+        (None, Some(_)) => return Err(cells.corrupt()),
+    };
+    Ok(Token {
+        credential,
+        owner,
+        realm,
+        networks,
+        kind,
+        owner_kind,
+        facts: Facts { expires_at, revocation, succession },
+        last_used,
+        created_at,
+        id,
+        scope,
+        name,
+        description,
+        created_by,
+        predecessor,
+        lifetime,
+        idle_from,
+        reuse_reported_at,
+        notified_days,
+        seal,
+        version,
+    })
+}
+
+/// The event in a row of [`EVENT_COLUMNS`].
+///
+/// # Errors
+/// [`CorruptRecord`], which names the first column that holds what no event has.
+pub(super) fn read_event<E: Engine>(row: &E::Row, table: &str) -> Result<AuditEvent, CorruptRecord> {
+    let mut cells = Cells::<E>::new(row, table, &EVENT_COLUMNS);
+    Ok(AuditEvent {
+        at: cells.required(Cells::time)?,
+        realm: cells.realm()?,
+        action: cells.parsed(AuditAction::from_name)?,
+        actor: cells.actor()?.ok_or_else(|| cells.corrupt())?,
+        token: cells.required(Cells::id)?,
+        owner: cells.owner()?,
+        reason: cells.text()?.map(Cow::Owned),
+        address: cells.address()?,
+    })
+}
+
+/// The id in the first column of a row.
+pub(super) fn read_id<E: Engine>(row: &E::Row, table: &str) -> Result<TokenId, CorruptRecord> {
+    Cells::<E>::new(row, table, &TOKEN_COLUMNS).required(Cells::id)
+}
+
+/// The cells of a row, one after the other.
+struct Cells<'a, E: Engine> {
+    of_row: &'a E::Row,
+    table: &'a str,
+    columns: &'a [&'static str],
+    /// The next one.
+    index: usize,
+    /// What the row is known by, as far as that was read.
+    row: String,
+}
+
+impl<'a, E: Engine> Cells<'a, E> {
+    fn new(cells: &'a E::Row, table: &'a str, columns: &'a [&'static str]) -> Self {
+        Self { of_row: cells, table, columns, index: 0, row: "?".into() }
+    }
+
+    /// That the cell which was read last is amiss.
+    fn corrupt(&self) -> CorruptRecord {
+        let column = self.columns.get(self.index.saturating_sub(1)).copied().unwrap_or_default();
+        CorruptRecord::new(self.table, column, &self.row)
+    }
+
+    fn skip(&mut self) {
+        self.index = self.index.saturating_add(1);
+    }
+
+    fn next<T>(
+        &mut self,
+        read: impl FnOnce(&E::Row, usize) -> Result<Option<T>, sqlx::Error>,
+    ) -> Result<Option<T>, CorruptRecord> {
+        let value = read(self.of_row, self.index);
+        self.skip();
+        value.map_err(|_| self.corrupt())
+    }
+
+    fn text(&mut self) -> Result<Option<String>, CorruptRecord> {
+        self.next(E::text)
+    }
+
+    fn bytes(&mut self) -> Result<Option<Vec<u8>>, CorruptRecord> {
+        self.next(E::bytes)
+    }
+
+    fn required<T>(
+        &mut self,
+        read: impl FnOnce(&mut Self) -> Result<Option<T>, CorruptRecord>,
+    ) -> Result<T, CorruptRecord> {
+        read(self)?.ok_or_else(|| self.corrupt())
+    }
+
+    fn opt_parsed<T>(&mut self, parse: impl FnOnce(&str) -> Option<T>) -> Result<Option<T>, CorruptRecord> {
+        match self.text()? {
+            None => Ok(None),
+            Some(text) => parse(&text).map(Some).ok_or_else(|| self.corrupt()),
+        }
+    }
+
+    fn parsed<T>(&mut self, parse: impl FnOnce(&str) -> Option<T>) -> Result<T, CorruptRecord> {
+        self.required(|cells| cells.opt_parsed(parse))
+    }
+
+    fn one_of<T: ToString, const N: usize>(&mut self, values: [T; N]) -> Result<T, CorruptRecord> {
+        self.parsed(|text| values.into_iter().find(|value| value.to_string() == text))
+    }
+
+    fn number<T: TryFrom<i64>>(&mut self) -> Result<Option<T>, CorruptRecord> {
+        match self.next(E::int)? {
+            None => Ok(None),
+            Some(number) => T::try_from(number).map(Some).map_err(|_| self.corrupt()),
+        }
+    }
+
+    fn time(&mut self) -> Result<Option<DateTime<Utc>>, CorruptRecord> {
+        match self.number()? {
+            None => Ok(None),
+            Some(micros) => DateTime::from_timestamp_micros(micros).map(Some).ok_or_else(|| self.corrupt()),
+        }
+    }
+
+    fn array<const N: usize>(&mut self) -> Result<Option<[u8; N]>, CorruptRecord> {
+        match self.bytes()? {
+            None => Ok(None),
+            Some(bytes) => bytes.try_into().map(Some).map_err(|_| self.corrupt()),
+        }
+    }
+
+    fn id(&mut self) -> Result<Option<TokenId>, CorruptRecord> {
+        match self.array()? {
+            None => Ok(None),
+            Some(bytes) => TokenId::from_bytes(bytes).map(Some).map_err(|_| self.corrupt()),
+        }
+    }
+
+    /// A key's number and the MAC that was made with it.
+    fn mac(&mut self) -> Result<Option<KeyedDigest>, CorruptRecord> {
+        match (self.number()?, self.array()?) {
+            (None, None) => Ok(None),
+            (Some(key), Some(mac)) => Ok(Some(KeyedDigest::new(KeyId::new(key), mac))),
+            _ => Err(self.corrupt()),
+        }
+    }
+
+    fn realm(&mut self) -> Result<Realm, CorruptRecord> {
+        self.parsed(|text| if text.is_empty() { Some(Realm::default()) } else { Realm::new(text).ok() })
+    }
+
+    fn owner(&mut self) -> Result<Option<OwnerId>, CorruptRecord> {
+        self.opt_parsed(|text| OwnerId::new(text).ok())
+    }
+
+    fn address(&mut self) -> Result<Option<IpAddr>, CorruptRecord> {
+        self.opt_parsed(|text| text.parse().ok())
+    }
+
+    /// Whoever did something; none where nobody is named.
+    fn actor(&mut self) -> Result<Option<ActorRef>, CorruptRecord> {
+        let (kind, owner, token) = (self.text()?, self.owner()?, self.id()?);
+        match (kind.as_deref(), owner, token) {
+            (None, None, None) => Ok(None),
+            (Some("system"), None, None) => Ok(Some(ActorRef::System)),
+            (Some("erased"), None, None) => Ok(Some(ActorRef::Erased)),
+            (Some("unproven"), None, None) => Ok(Some(ActorRef::Unproven)),
+            (Some("owner"), Some(owner), None) => Ok(Some(ActorRef::Owner(owner))),
+            (Some("token"), Some(owner), Some(id)) => Ok(Some(ActorRef::Token { owner, id })),
+            _ => Err(self.corrupt()),
+        }
+    }
+}

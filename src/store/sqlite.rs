@@ -1,0 +1,151 @@
+//! Tokens in a SQLite database: for one machine.
+//!
+//! What the store needs of the host's pool, and refuses to open without:
+//!
+//! * a journal in WAL mode (`journal_mode`), so that verifications and changes do not wait for each other;
+//! * `synchronous` FULL or EXTRA, so that a revocation that was acknowledged is there after a loss of power;
+//! * a `busy_timeout` of a second or more, so that changes of several connections wait for each other instead of failing;
+//! * for a database in memory: one that all connections of the pool share.
+//!
+//! sqlx's `SqliteConnectOptions` come with the second and the third; the first is
+//! `.journal_mode(SqliteJournalMode::Wal)`.
+
+use super::Touch;
+use super::sql::{Dialect, Engine, Migration, SetupError, SqlStore, Value, bound, places};
+use crate::clock::micros;
+use sqlx::{Pool, Row, raw_sql};
+use sqlx_sqlite::{Sqlite, SqliteConnection, SqliteRow};
+use std::sync::Arc;
+
+/// A [`TokenStore`](crate::TokenStore) in a SQLite database (version 3.37 or later).
+///
+/// ```no_run
+/// # use patkit::SqliteStore;
+/// # async fn open(pool: sqlx_sqlite::SqlitePool) -> Result<(), patkit::store::SetupError> {
+/// let store = SqliteStore::builder(pool).migrate().await?;
+/// # Ok(())
+/// # }
+/// ```
+pub type SqliteStore = SqlStore<Sqlite>;
+
+impl Engine for Sqlite {
+    const DIALECT: Dialect = Dialect {
+        // Takes the lock at once: a transaction that first reads and then writes cannot wait for it.
+        begin: "BEGIN IMMEDIATE",
+        skip_locked: "",
+        has_schemas: false,
+        lock: None,
+        migrations: &[Migration {
+            version: 1,
+            min_compatible: 1,
+            name: "tokens",
+            sql: include_str!("migrations/sqlite/0001_tokens.sql"),
+        }],
+    };
+
+    async fn execute(
+        connection: &mut SqliteConnection,
+        sql: Arc<str>,
+        values: Vec<Value>,
+    ) -> Result<u64, sqlx::Error> {
+        Ok(bound::<Self>(sql, values).execute(connection).await?.rows_affected())
+    }
+
+    async fn fetch(
+        connection: &mut SqliteConnection,
+        sql: Arc<str>,
+        values: Vec<Value>,
+    ) -> Result<Vec<SqliteRow>, sqlx::Error> {
+        bound::<Self>(sql, values).fetch_all(connection).await
+    }
+
+    async fn script(connection: &mut SqliteConnection, sql: String) -> Result<(), sqlx::Error> {
+        raw_sql(sqlx::AssertSqlSafe(sql)).execute(connection).await.map(drop)
+    }
+
+    async fn touch(
+        connection: &mut SqliteConnection,
+        table: &str,
+        uses: &[Touch],
+    ) -> Result<(), sqlx::Error> {
+        let rows: Vec<String> = (0..uses.len())
+            .map(|row| format!("({})", places(row.saturating_mul(3).saturating_add(1), 3)))
+            .collect();
+        let sql = format!(
+            "WITH used (id, at, address) AS (VALUES {}) \
+             UPDATE {table} SET last_used_at = used.at, last_used_address = used.address FROM used \
+             WHERE {table}.id = used.id AND ({table}.last_used_at IS NULL OR {table}.last_used_at < used.at)",
+            rows.join(", ")
+        );
+        let values = uses.iter().flat_map(|touch| {
+            let address = touch.last_use.address.map(|address| address.to_string());
+            [Value::id(touch.id), Value::Int(Some(micros(touch.last_use.at))), Value::Text(address)]
+        });
+        // Its text depends on their number: no use to keep it.
+        bound::<Self>(sql.into(), values.collect()).persistent(false).execute(connection).await.map(drop)
+    }
+
+    async fn check(pool: &Pool<Self>, table: &str) -> Result<(), SetupError> {
+        let mut connection = pool.acquire().await?;
+        let mut setting = async |name: &str| -> Result<String, sqlx::Error> {
+            let rows = Self::fetch(&mut connection, format!("PRAGMA {name}").into(), Vec::new()).await?;
+            let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
+            let number = row.try_get::<i64, _>(0).map(|number| number.to_string());
+            number.or_else(|_| row.try_get::<String, _>(0))
+        };
+        let journal = setting("journal_mode").await?;
+        let synchronous = setting("synchronous").await?;
+        let timeout = setting("busy_timeout").await?;
+        let is_in_memory = journal == "memory";
+        if journal != "wal" && !is_in_memory {
+            return Err(SetupError::Setting {
+                setting: "journal_mode",
+                found: journal,
+                needed: "WAL",
+                reason: "verifications and changes would wait for each other",
+            });
+        }
+        // FULL is 2, EXTRA is 3.
+        if !is_in_memory && !matches!(&*synchronous, "2" | "3") {
+            return Err(SetupError::Setting {
+                setting: "synchronous",
+                found: synchronous,
+                needed: "FULL (2) or EXTRA (3)",
+                reason: "a revocation that was acknowledged would be lost with the power",
+            });
+        }
+        if timeout.parse::<u64>().is_ok_and(|millis| millis < 1_000) {
+            return Err(SetupError::Setting {
+                setting: "busy_timeout",
+                found: timeout,
+                needed: "1,000 ms or more",
+                reason: "changes of two connections would fail instead of waiting for each other",
+            });
+        }
+        if is_in_memory && pool.options().get_max_connections() > 1 {
+            let mut second = pool.acquire().await?;
+            let sql = format!("SELECT 1 FROM {table} LIMIT 1");
+            if Self::fetch(&mut second, sql.into(), Vec::new()).await.is_err() {
+                return Err(SetupError::Setting {
+                    setting: "the database in memory",
+                    found: "one for each connection".into(),
+                    needed: "shared by all connections of the pool, or a pool of one",
+                    reason: "each connection would have tokens of its own",
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn int(row: &SqliteRow, index: usize) -> Result<Option<i64>, sqlx::Error> {
+        row.try_get(index)
+    }
+
+    fn text(row: &SqliteRow, index: usize) -> Result<Option<String>, sqlx::Error> {
+        row.try_get(index)
+    }
+
+    fn bytes(row: &SqliteRow, index: usize) -> Result<Option<Vec<u8>>, sqlx::Error> {
+        row.try_get(index)
+    }
+}

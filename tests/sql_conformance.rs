@@ -1,0 +1,70 @@
+//! The stores in databases keep the contract: the suite on real engines, plain and behind pointers.
+
+#![cfg(all(feature = "sqlite", feature = "postgres"))]
+#![allow(clippy::arithmetic_side_effects, clippy::large_futures, reason = "tests")]
+
+mod support_sql;
+
+use patkit::SqliteStore;
+use patkit::conformance::Suite;
+use patkit::store::DynTokenStore;
+use std::sync::Arc;
+use support_sql::{Folder, postgres_pool, postgres_store, sqlite_memory_pool, sqlite_store, unique};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sqlite_in_a_file_is_right() {
+    let folder = Folder::new();
+    let suite = Suite::new(|| async { sqlite_store(&folder.path().join(unique("db"))).await });
+    assert!(suite.run().await.unwrap().passed.len() > 30);
+    suite.run_audit_log().await.unwrap();
+    suite.run_counts().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sqlite_in_shared_memory_is_right() {
+    // One connection: those of a shared cache do not wait for each other's locks but fail.
+    let suite =
+        Suite::new(|| async { SqliteStore::builder(sqlite_memory_pool(1).await).migrate().await.unwrap() });
+    suite.run().await.unwrap();
+    suite.run_audit_log().await.unwrap();
+    suite.run_counts().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn postgres_is_right() {
+    let pool = postgres_pool(8).await;
+    let suite = Suite::new(|| postgres_store(&pool));
+    assert!(suite.run().await.unwrap().passed.len() > 30);
+    suite.run_audit_log().await.unwrap();
+    suite.run_counts().await.unwrap();
+}
+
+#[test]
+fn sqlite_is_right_when_changes_race_on_threads() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let folder = Folder::new();
+    let suite = Suite::new(|| async { sqlite_store(&folder.path().join(unique("db"))).await });
+    suite.run_races(|future| runtime.block_on(future)).unwrap();
+}
+
+#[test]
+fn postgres_is_right_when_changes_race_on_threads() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let pool = runtime.block_on(postgres_pool(8));
+    let suite = Suite::new(|| postgres_store(&pool));
+    suite.run_races(|future| runtime.block_on(future)).unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn databases_behind_pointers_are_right() {
+    let pool = postgres_pool(8).await;
+    let suite = Suite::new(|| async { Arc::new(postgres_store(&pool).await) });
+    suite.run().await.unwrap();
+    let folder = Folder::new();
+    let file = || folder.path().join(unique("db"));
+    let suite = Suite::new(|| async {
+        let store: Arc<dyn DynTokenStore> = Arc::new(sqlite_store(&file()).await);
+        store
+    });
+    suite.run().await.unwrap();
+}

@@ -1,0 +1,107 @@
+//! Databases for tests: SQLite in a file of its own or in shared memory, and PostgreSQL, each test in a schema of its own.
+
+#![allow(dead_code, reason = "no test uses all of it")]
+#![allow(
+    clippy::arithmetic_side_effects,
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "tests"
+)]
+
+use patkit::{PostgresStore, SqliteStore};
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// Where PostgreSQL is. `scripts/test` starts one and sets it; without it the tests fail, none is skipped.
+pub(crate) const URL: &str = "PATKIT_TEST_POSTGRES_URL";
+
+pub(crate) fn postgres_url() -> String {
+    std::env::var(URL)
+        .unwrap_or_else(|_| panic!("{URL} is not set; run scripts/test, which starts a database"))
+}
+
+/// A name that nothing else of this run and no earlier run has.
+pub(crate) fn unique(what: &str) -> String {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let since = patkit::Clock::now(&patkit::SystemClock::new()).timestamp_micros() % 10_000_000_000;
+    format!("{what}_{}_{since}_{count}", std::process::id())
+}
+
+pub(crate) async fn postgres_pool(connections: u32) -> PgPool {
+    let options: PgConnectOptions = postgres_url().parse().unwrap();
+    PgPoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(Duration::from_secs(20))
+        .connect_with(options)
+        .await
+        .unwrap()
+}
+
+/// A new schema.
+pub(crate) async fn schema(pool: &PgPool) -> String {
+    let schema = unique("t");
+    sqlx::raw_sql(sqlx::AssertSqlSafe(format!("CREATE SCHEMA {schema}"))).execute(pool).await.unwrap();
+    schema
+}
+
+/// An empty store in a schema of its own.
+pub(crate) async fn postgres_store(pool: &PgPool) -> PostgresStore {
+    let schema = schema(pool).await;
+    PostgresStore::builder(pool.clone()).schema(&schema).migrate().await.unwrap()
+}
+
+/// A directory that is removed when it is dropped.
+pub(crate) struct Folder(PathBuf);
+
+impl Folder {
+    pub(crate) fn new() -> Self {
+        let path = std::env::temp_dir().join(unique("patkit"));
+        std::fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+pub(crate) fn sqlite_options(file: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new().filename(file).create_if_missing(true).journal_mode(SqliteJournalMode::Wal)
+}
+
+pub(crate) async fn sqlite_pool(file: &Path, connections: u32) -> SqlitePool {
+    SqlitePoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(Duration::from_secs(20))
+        .connect_with(sqlite_options(file))
+        .await
+        .unwrap()
+}
+
+/// In memory, shared by the connections of the pool; there as long as one of them is.
+pub(crate) async fn sqlite_memory_pool(connections: u32) -> SqlitePool {
+    let url = format!("sqlite:file:{}?mode=memory&cache=shared", unique("memory"));
+    SqlitePoolOptions::new()
+        .min_connections(1)
+        .max_connections(connections)
+        .idle_timeout(None)
+        .max_lifetime(None)
+        .connect(&url)
+        .await
+        .unwrap()
+}
+
+pub(crate) async fn sqlite_store(file: &Path) -> SqliteStore {
+    SqliteStore::builder(sqlite_pool(file, 8).await).migrate().await.unwrap()
+}
