@@ -129,7 +129,7 @@ impl AuditEvent {
     }
 }
 
-/// Is told of every event after it was stored.
+/// Is told of every event after it was stored; of a refusal when it happens, since those are stored with the next flush.
 ///
 /// It is called on the thread of the operation: hand the event on and return. A panic in it goes to the caller of the
 /// operation, which is committed by then.

@@ -1395,7 +1395,8 @@ async fn a_purge_spares_creators<S: TokenStore>(bench: &Bench<'_, S>) -> Result<
         token.facts.expires_at = ended.then_some(at(number.try_into()?)?);
         Ok(token)
     };
-    // 1 made 2, which is ended and made 3, which lives; 4 made nothing; 5 made 6, and all of them have ended.
+    // 1 made 2, which is ended and made 3, which lives; 4 made nothing; 5 made 6, and all of them have ended. 7 rotated itself:
+    // 8 took its place, and lives.
     let mut first = record(1)?;
     first.facts.expires_at = Some(at(0)?);
     let mut alone = record(4)?;
@@ -1403,7 +1404,13 @@ async fn a_purge_spares_creators<S: TokenStore>(bench: &Bench<'_, S>) -> Result<
     let mut fifth = record(5)?;
     fifth.facts.expires_at = Some(at(5)?);
     let living = made_by(3, 2, false)?;
-    let tokens = [first, made_by(2, 1, true)?, living.clone(), alone, fifth, made_by(6, 5, true)?];
+    let mut seventh = record(7)?;
+    seventh.facts.revocation = Some(revocation(Reason::Rotated, 7)?);
+    seventh.facts.succession = Some(Succession { successor: id(8)?, at: at(7)?, until: at(7)? });
+    let eighth = Token { predecessor: Some(id(7)?), ..made_by(8, 7, false)? };
+    let sixth = made_by(6, 5, true)?;
+    let second = made_by(2, 1, true)?;
+    let tokens = [first, second, living.clone(), alone, fifth, sixth, seventh, eighth.clone()];
     bench.insert(&tokens).await?;
     // One at a time: what stays must not be in the way of what goes.
     let mut purged = Vec::new();
@@ -1414,16 +1421,16 @@ async fn a_purge_spares_creators<S: TokenStore>(bench: &Bench<'_, S>) -> Result<
             break;
         }
         purged.extend(some);
-        ensure(purged.len() <= 6, || "the purges did not end".into())?;
+        ensure(purged.len() <= 8, || "the purges did not end".into())?;
     }
     purged.sort_unstable();
     purged.reverse();
-    let expected = ids([4, 5, 6])?;
+    let expected = ids([4, 5, 6, 7])?;
     ensure(purged == expected, || format!("it purged {}, not {}", shown_ids(&purged), shown_ids(&expected)))?;
     bench.settle().await;
     bench.lists(&ListQuery::new(ListBy::Creator(id(1)?)), &ids([2])?).await?;
     // Once the last of the family is gone, so may be the others.
-    bench.commit([remove(&living)]).await?;
+    bench.commit([remove(&living), remove(&eighth)]).await?;
     while !bench.store.purge(at(1_000)?, 10).await?.is_empty() {}
     bench.settle().await;
     bench.lists(&by_owner("owner", None)?, &[]).await

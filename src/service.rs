@@ -52,13 +52,16 @@ pub mod permissions {
 
 /// How often a change is tried again when others change the same record at the same time.
 const MAX_TRIES: usize = 64;
+/// The same for a revocation: who wants to keep a token alive may be changing it all the time.
+const MAX_REVOKE_TRIES: usize = 2_048;
 
 /// Makes, manages and verifies the tokens of a host.
 ///
 /// It keeps no token in memory, so that any number of them may work on one store: what one of them commits is what
 /// the others see. Share it in an `Arc`.
 ///
-/// Dropping the future of any operation leaves all of it done or nothing.
+/// Dropping the future of an operation on one token leaves all of it done or nothing. What goes on to others (a family, all of an
+/// owner's, a sweep) may stop between two of them, each of which is changed whole; calling it again goes on.
 pub struct TokenService<S, D> {
     store: S,
     directory: D,

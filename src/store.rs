@@ -82,7 +82,8 @@ pub trait TokenStore: Send + Sync {
     fn touch(&self, uses: &[Touch]) -> impl Future<Output = Result<(), StoreError>> + Send;
 
     /// Removes up to `limit` records that expired or were revoked at or before `ended`, smallest id first, and gives their ids. A
-    /// record that another one names as its creator stays, so that the family of a compromised token is found.
+    /// record that another one names as its creator stays, so that the family of a compromised token is found; but not for the
+    /// one that took its place ([`Token::predecessor`]), or the line of a token that rotates itself would never be removed.
     ///
     /// # Errors
     /// [`StoreError`] when the store cannot.

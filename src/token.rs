@@ -417,7 +417,7 @@ impl fmt::Debug for TokenView {
 
 impl Serialize for TokenView {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut view = serializer.serialize_struct("Token", 16)?;
+        let mut view = serializer.serialize_struct("Token", 15)?;
         view.serialize_field("id", &self.id())?;
         view.serialize_field("name", self.name())?;
         view.serialize_field("description", &self.description())?;

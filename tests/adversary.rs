@@ -30,6 +30,7 @@ use support::{World, home, id, ready, session};
 struct Watched {
     inner: Arc<MemoryStore>,
     after_list: Mutex<Option<Box<dyn FnMut() + Send>>>,
+    before_commit: Mutex<Option<Box<dyn FnMut() + Send>>>,
     corrupt: Mutex<Option<TokenId>>,
 }
 
@@ -50,6 +51,9 @@ impl TokenStore for Watched {
     }
 
     async fn commit(&self, batch: &ChangeBatch) -> Result<(), StoreError> {
+        if let Some(act) = self.before_commit.lock().unwrap().as_mut() {
+            act();
+        }
         self.inner.commit(batch).await
     }
 
@@ -75,6 +79,7 @@ fn watched(world: &World, policy: TokenPolicy, keys: &str) -> (Arc<Watched>, Arc
     let store = Arc::new(Watched {
         inner: world.store.clone(),
         after_list: Mutex::default(),
+        before_commit: Mutex::default(),
         corrupt: Mutex::default(),
     });
     let builder =
@@ -95,6 +100,44 @@ fn keep_renaming(world: &Arc<World>, store: &Watched, through: Actor, token: Tok
         let name = format!("renamed {}", count.fetch_add(1, Ordering::SeqCst));
         ready(world.service.rename(&through, token, &name)).map(drop).unwrap_or_default();
     }));
+}
+
+#[test]
+fn nobody_holds_off_the_revocation_of_a_token_by_changing_it() {
+    for reason in [Reason::Owner, Reason::Compromised] {
+        let world = Arc::new(World::new());
+        let token = world.issue("ann", NewToken::named("token"));
+        let (store, service) = watched(&world, TokenPolicy::default(), OLD_KEY);
+        let (other, thief, tries) = (world.clone(), world.through(&token), AtomicUsize::new(0));
+        let id = token.token.id();
+        // Who holds it comes first a thousand times.
+        *store.before_commit.lock().unwrap() = Some(Box::new(move || {
+            let number = tries.fetch_add(1, Ordering::SeqCst);
+            if number < 1_000 {
+                ready(other.service.rename(&thief, id, &format!("renamed {number}"))).unwrap();
+            }
+        }));
+        ready(service.revoke(&session("ann"), id, reason)).unwrap();
+        assert!(world.verify(&token).is_err());
+    }
+}
+
+#[test]
+fn a_successor_that_is_deleted_while_reuse_is_followed_takes_nobody_out_of_the_line() {
+    let world = Arc::new(World::new());
+    let (store, service) = watched(&world, revoking(), OLD_KEY);
+    let rotate = |id| ready(service.rotate(&session("ann"), id, Duration::ZERO)).unwrap();
+    let first = world.issue("ann", NewToken::named("a"));
+    let second = rotate(first.token.id());
+    let third = rotate(second.token.id());
+    let (other, gone) = (world.clone(), second.token.id());
+    *store.after_list.lock().unwrap() = Some(Box::new(move || {
+        ready(other.service.delete(&session("ann"), gone)).unwrap_or_default();
+    }));
+    assert!(ready(service.verify(first.plaintext.expose_secret(), None)).is_err());
+    *store.after_list.lock().unwrap() = None;
+    assert!(world.find(gone).is_none());
+    assert!(world.verify(&third).is_err(), "it is still of the line");
 }
 
 #[test]

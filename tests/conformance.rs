@@ -132,6 +132,7 @@ async fn every_broken_store_is_caught_by_the_check_named_for_it() {
         (F::PurgeNewestFirst, "a_purge_keeps_to_its_limit"),
         (F::PurgeTakesCreators, "a_purge_spares_creators"),
         (F::PurgeCountsCreators, "a_purge_spares_creators"),
+        (F::PurgeSparesPredecessors, "a_purge_spares_creators"),
         (F::CompareThenWait, "of_updates_at_once_one_wins"),
         (F::CompareThenWait, "of_inserts_of_one_name_at_once_one_wins"),
         (F::CompareThenWait, "of_inserts_of_one_id_at_once_one_wins"),
@@ -307,6 +308,7 @@ enum Fault {
     PurgeNewestFirst,
     PurgeTakesCreators,
     PurgeCountsCreators,
+    PurgeSparesPredecessors,
     CompareThenWait,
     EventsLost,
     EventsWithoutAddress,
@@ -709,7 +711,12 @@ impl TokenStore for Model {
         self.up()?;
         let mut state = self.state();
         let is_over = |at: DateTime<Utc>| at < ended || (at == ended && !self.is(Fault::PurgeExclusive));
-        let is_creator = |id: TokenId| state.records.values().any(|token| token.creator() == Some(id));
+        let is_creator = |id: TokenId| {
+            state.records.values().any(|token| {
+                token.creator() == Some(id)
+                    && (token.predecessor != Some(id) || self.is(Fault::PurgeSparesPredecessors))
+            })
+        };
         let mut over: Vec<TokenId> = state
             .records
             .values()

@@ -14,6 +14,7 @@ mod support_races;
 
 use chrono::{DateTime, Utc};
 use patkit::audit::AuditAction;
+use patkit::policy::ReuseSignal;
 use patkit::random::{RandomError, SecureRandom};
 use patkit::service::{RejectReason, Unavailable, VerifyError};
 use patkit::store::{AuditLog, ChangeBatch, CorruptRecord, Found, ListBy, ListQuery, Page, Touch};
@@ -157,11 +158,14 @@ fn start() -> DateTime<Utc> {
 
 /// A service with a sink that counts what it is told.
 fn service() -> (Service, Arc<FaultyStore>, Arc<Told>) {
+    service_under(TokenPolicy::default())
+}
+
+fn service_under(policy: TokenPolicy) -> (Service, Arc<FaultyStore>, Arc<Told>) {
     let store = Arc::new(FaultyStore::default());
     let told = Arc::new(Told::default());
-    let service =
-        builder(store.clone()).clock(ManualClock::at(start())).audit_sink(told.clone()).build().unwrap();
-    (service, store, told)
+    let builder = builder(store.clone()).clock(ManualClock::at(start())).policy(policy);
+    (builder.audit_sink(told.clone()).build().unwrap(), store, told)
 }
 
 #[derive(Default)]
@@ -453,8 +457,17 @@ fn dropped_everywhere<P>(
     attempt: impl AsyncFn(&Service, &P) -> bool,
     check: impl Fn(&Service, &FaultyStore, &P),
 ) {
+    dropped_everywhere_under(&TokenPolicy::default(), prepare, attempt, check);
+}
+
+fn dropped_everywhere_under<P>(
+    policy: &TokenPolicy,
+    prepare: impl Fn(&Service) -> P,
+    attempt: impl AsyncFn(&Service, &P) -> bool,
+    check: impl Fn(&Service, &FaultyStore, &P),
+) {
     for times in 1..200 {
-        let (service, store, _) = service();
+        let (service, store, _) = service_under(policy.clone());
         let prepared = prepare(&service);
         store.waits.store(true, Ordering::SeqCst);
         let done = polled(attempt(&service, &prepared), times);
@@ -543,6 +556,33 @@ fn a_revocation_of_a_family_dropped_at_any_await_takes_the_root_first_and_goes_o
             block_on(service.revoke(&ada(), family[0].token.id(), Reason::Compromised)).unwrap();
             assert!(family.iter().all(is_revoked), "called again, it goes on");
             assert_eq!(events(store, AuditAction::Revoked), family.len(), "and does nothing twice");
+        },
+    );
+}
+
+#[test]
+fn a_signal_of_reuse_dropped_at_any_await_is_told_once_and_keeps_nobody_of_the_family_alive() {
+    let policy = TokenPolicy::builder().reuse(ReuseSignal::RevokeFamily, 30).build().unwrap();
+    dropped_everywhere_under(
+        &policy,
+        |service| {
+            let old = generate(service, "old");
+            let child = NewToken::named("child");
+            let child = block_on(service.generate(&through(&verify(service, &old).unwrap()), child)).unwrap();
+            let new = block_on(service.rotate(&ada(), old.token.id(), Duration::ZERO)).unwrap();
+            let actor = through(&verify(service, &new).unwrap());
+            let grandchild = block_on(service.generate(&actor, NewToken::named("grandchild"))).unwrap();
+            [old, child, new, grandchild]
+        },
+        async |service, family| service.verify(family[0].plaintext.expose_secret(), None).await.is_err(),
+        |service, store, family| {
+            assert!(events(store, AuditAction::Reuse) <= 1);
+            assert!(verify(service, &family[0]).is_err());
+            assert_eq!(events(store, AuditAction::Reuse), 1, "once an hour");
+            for member in &family[1..] {
+                let revocation = stored(store, member.token.id()).unwrap().facts.revocation.clone().unwrap();
+                assert_eq!(revocation.reason, Reason::Reuse);
+            }
         },
     );
 }

@@ -2,7 +2,7 @@
 
 use super::error::{ManageError, Unavailable, store_error};
 use super::manage::changed;
-use super::{MAX_TRIES, TokenService};
+use super::{MAX_REVOKE_TRIES, TokenService};
 use crate::audit::{AuditAction, AuditEvent};
 use crate::lifecycle;
 use crate::owner::Directory;
@@ -33,13 +33,10 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             let mut open = vec![root.clone()];
             while let Some(parent) = open.pop() {
                 let mut found = self.all(ListQuery::new(ListBy::Creator(parent.id))).await?;
-                if let Some(next) = successor(&parent).filter(|_| successors) {
-                    match self.store.find(next).await {
+                if successors {
+                    match self.successor_of(&parent).await {
                         Err(StoreError::Corrupt(record)) => corrupt = Some(record),
-                        next => {
-                            let next = next.map_err(Unavailable::Store)?;
-                            found.tokens.extend(next.map(|next| next.into_token().into_arc()));
-                        }
+                        next => found.tokens.extend(next.map_err(Unavailable::Store)?),
                     }
                 }
                 corrupt = corrupt.or(found.corrupt);
@@ -59,6 +56,20 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         }
     }
 
+    /// The token that took this one's place.
+    async fn successor_of(&self, token: &Token) -> Result<Option<Arc<Token>>, StoreError> {
+        let mut named = successor(token);
+        while let Some(next) = named {
+            if let Some(found) = self.store.find(next).await? {
+                return Ok(Some(found.into_token().into_arc()));
+            }
+            // Deleted: this one names the next of the line by now, or goes on naming the one that is gone where there is none.
+            let renamed = self.store.find(token.id).await?.and_then(|token| successor(&token));
+            named = renamed.filter(|id| *id != next);
+        }
+        Ok(None)
+    }
+
     /// Revokes one token, whatever else happens to it, as long as it is `still` one to revoke; the record as it is then, changed
     /// or not, or none where it is gone.
     pub(super) async fn revoke_one(
@@ -70,8 +81,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     ) -> Result<Option<Arc<Token>>, ManageError> {
         let id = token.id;
         let mut token = token;
-        // More often than others try: who wants to keep a token alive may be changing it all the time.
-        for _ in 0..MAX_TRIES.saturating_mul(16) {
+        for _ in 0..MAX_REVOKE_TRIES {
             // Expired or revoked by somebody else meanwhile: nothing is left to do.
             let Ok(Some(facts)) = lifecycle::revoke(&token.facts, revocation.clone(), revocation.at) else {
                 return Ok(Some(token));

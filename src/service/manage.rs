@@ -4,7 +4,7 @@ use super::actor::{Acting, Actor, Operation, Relation, check_owner};
 use super::error::{Attenuation, ManageError, store_error};
 use super::permissions::{SERVICE_TOKENS_MANAGE, TOKENS_MANAGE};
 use super::request::{CheckedToken, NewToken, TokenEdit};
-use super::{MAX_TRIES, TokenService};
+use super::{MAX_REVOKE_TRIES, MAX_TRIES, TokenService};
 use crate::audit::AuditAction;
 use crate::lifecycle;
 use crate::owner::{Directory, Owner, OwnerId};
@@ -237,7 +237,8 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         edit: &TokenEdit,
         strict: bool,
     ) -> Result<TokenView, ManageError> {
-        for _ in 0..MAX_TRIES {
+        let tries = if edit.active == Some(false) { MAX_REVOKE_TRIES } else { MAX_TRIES };
+        for _ in 0..tries {
             let acting = self.acting(actor).await?;
             let operations = operations_of(edit);
             for operation in operations.iter().flatten() {

@@ -96,10 +96,11 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     }
 
     /// The right secret of a rotated token was presented after its overlap, and refused. Tells it once an hour; under
-    /// [`ReuseSignal::RevokeFamily`], and within the window after the rotation, its living descendants are revoked.
+    /// [`ReuseSignal::RevokeFamily`], and within the window after the rotation, its living descendants are revoked: at each
+    /// presentation, so that one which is cut off half way keeps none of them alive.
     ///
     /// # Errors
-    /// When it could not be stored: the refusal stands, and the next presentation tells it.
+    /// When it could not be stored: the refusal stands, and the next presentation goes on.
     pub(super) async fn signal_reuse(
         &self,
         presented: Arc<Token>,
@@ -111,6 +112,9 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             let Some(token) = current.filter(|token| self.is_reuse(token, now)) else {
                 return Ok(());
             };
+            if is_told(&token, now) {
+                return self.revoke_replaced(&token, peer, now).await;
+            }
             let told = changed(&token, |token| token.reuse_reported_at = Some(now));
             let event = AuditEvent {
                 at: now,
@@ -144,24 +148,19 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         }
         let (by, authority, reason) = (ActorRef::System, Authority::System, Reason::Reuse);
         let revocation = Revocation { at: now, by, authority, reason };
-        let done = self.revoke_descendants(token, true, &revocation, peer).await;
-        if done.is_err() {
-            // The next presentation goes on, and need not wait for an hour.
-            let again = changed(token, |token| token.reuse_reported_at = None);
-            self.commit(ChangeBatch::new().change(Change::Update(again))).await.unwrap_or_default();
-        }
-        done
+        self.revoke_descendants(token, true, &revocation, peer).await
     }
 
-    /// Whether a refused token was rotated, its overlap is over, and that was not told within the hour.
+    /// Whether a refused token was rotated, and its overlap is over.
     fn is_reuse(&self, token: &Token, now: DateTime<Utc>) -> bool {
-        let Some(succession) = token.facts.succession else {
-            return false;
-        };
-        let recently =
-            |at: DateTime<Utc>| (TimeDelta::zero()..REUSE_EVERY).contains(&now.signed_duration_since(at));
-        succession.until <= now
-            && self.policy.reuse() != ReuseSignal::Off
-            && !token.reuse_reported_at.is_some_and(recently)
+        self.policy.reuse() != ReuseSignal::Off
+            && token.facts.succession.is_some_and(|succession| succession.until <= now)
     }
+}
+
+/// Whether its reuse was told within the hour.
+fn is_told(token: &Token, now: DateTime<Utc>) -> bool {
+    token
+        .reuse_reported_at
+        .is_some_and(|at| (TimeDelta::zero()..REUSE_EVERY).contains(&now.signed_duration_since(at)))
 }

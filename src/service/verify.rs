@@ -308,7 +308,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             match admit_owner(known, owner, peer.address()) {
                 Ok(owner) => {
                     self.usage.record(presented.id, known.access().last_used_at(), peer.address(), now);
-                    self.redigest(&presented, known);
+                    self.redigest(&presented, &computed, known);
                     match found {
                         Some(found) => Ok(Verified::new(found.into_token(), owner, &self.catalog, peer, now)),
                         None => Err(rejected(RejectReason::Unknown)),
@@ -352,14 +352,9 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     }
 
     /// Leaves the digest under the primary key behind for the next flush, where the token's is under another.
-    fn redigest(&self, presented: &Presented<'_>, found: &Found<'_>) {
-        if found.access().key(presented.kind) == Some(self.keyring.primary()) {
-            return;
-        }
-        let mut secret = Secret::room();
-        if presented.read_secret(&mut secret) {
-            let digest = self.keyring.digest(presented.kind, presented.id, &secret);
-            self.usage.redigest(presented.id, found.version, digest);
+    fn redigest(&self, presented: &Presented<'_>, primary: &KeyedDigest, found: &Found<'_>) {
+        if found.access().key(presented.kind) != Some(primary.key()) {
+            self.usage.redigest(presented.id, found.version, *primary);
         }
     }
 }

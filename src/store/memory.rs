@@ -163,7 +163,11 @@ impl TokenStore for MemoryStore {
         let over: Vec<Arc<Token>> = indexes
             .all
             .iter()
-            .filter(|id| !indexes.lists.contains_key(&List::Creator(**id)))
+            .filter(|id| {
+                let made = indexes.lists.get(&List::Creator(**id)).into_iter().flatten();
+                // But for the one that took its place.
+                made.filter_map(|made| self.records.find(*made)).all(|made| made.predecessor == Some(**id))
+            })
             .filter_map(|id| self.records.find(*id))
             .filter(|token| {
                 token.facts.expires_at.is_some_and(|at| at <= ended)

@@ -67,7 +67,7 @@ pub trait Engine: Database<Connection: Send> + sealed::Sealed {
         uses: &[Touch],
     ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
 
-    /// Refuses a pool that would break the contract.
+    /// Refuses a pool that would break the contract. `table` is the name of a table of the store's, which may not be there yet.
     #[doc(hidden)]
     fn check(pool: &Pool<Self>, table: &str) -> impl Future<Output = Result<(), SetupError>> + Send;
 
@@ -230,8 +230,10 @@ impl<E: Engine> SqlStoreBuilder<E> {
     /// does not go with.
     pub async fn migrate(self) -> Result<SqlStore<E>, SetupError> {
         let store = self.unchecked()?;
+        E::check(&store.pool, &store.statements.tokens).await?;
         migrate::migrate(&store).await?;
-        store.checked().await
+        migrate::check(&store).await?;
+        Ok(store)
     }
 
     /// The store, whose tables must be there: for hosts that run the SQL files of this crate
@@ -240,7 +242,10 @@ impl<E: Engine> SqlStoreBuilder<E> {
     /// # Errors
     /// As [`migrate`](Self::migrate); also when tables are missing or of an earlier version.
     pub async fn open(self) -> Result<SqlStore<E>, SetupError> {
-        self.unchecked()?.checked().await
+        let store = self.unchecked()?;
+        E::check(&store.pool, &store.statements.tokens).await?;
+        migrate::check(&store).await?;
+        Ok(store)
     }
 
     fn unchecked(self) -> Result<SqlStore<E>, SetupError> {
@@ -254,14 +259,6 @@ impl<E: Engine> SqlStoreBuilder<E> {
         }
         let statements = Statements::new::<E>(self.prefix, self.schema);
         Ok(SqlStore { pool: self.pool, statements: Arc::new(statements) })
-    }
-}
-
-impl<E: Engine> SqlStore<E> {
-    async fn checked(self) -> Result<Self, SetupError> {
-        migrate::check(&self).await?;
-        E::check(&self.pool, &self.statements.tokens).await?;
-        Ok(self)
     }
 }
 
@@ -327,7 +324,8 @@ impl Statements {
             .into(),
             purge: format!(
                 "DELETE FROM {tokens} WHERE id IN (SELECT id FROM {tokens} AS ended WHERE ended_at <= $1 \
-                 AND NOT EXISTS (SELECT 1 FROM {tokens} AS made WHERE made.created_by_token = ended.id) \
+                 AND NOT EXISTS (SELECT 1 FROM {tokens} AS made WHERE made.created_by_token = ended.id \
+                 AND (made.predecessor IS NULL OR made.predecessor <> ended.id)) \
                  ORDER BY id LIMIT $2{skip_locked}) RETURNING id"
             )
             .into(),

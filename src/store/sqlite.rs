@@ -124,8 +124,11 @@ impl Engine for Sqlite {
         }
         if is_in_memory && pool.options().get_max_connections() > 1 {
             let mut second = pool.acquire().await?;
-            let sql = format!("SELECT 1 FROM {table} LIMIT 1");
-            if Self::fetch(&mut second, sql.into(), Vec::new()).await.is_err() {
+            let probe = format!("{table}_probe");
+            Self::script(&mut connection, format!("CREATE TABLE {probe} (probe)")).await?;
+            let is_shared = Self::script(&mut second, format!("SELECT 1 FROM {probe}")).await.is_ok();
+            Self::script(&mut connection, format!("DROP TABLE {probe}")).await?;
+            if !is_shared {
                 return Err(SetupError::Setting {
                     setting: "the database in memory",
                     found: "one for each connection".into(),

@@ -12,7 +12,7 @@ const NEVER_USED: i64 = i64::MIN;
 /// microseconds since 1970; then a number for the record's owner, the digest's key and the flags.
 ///
 /// It stays in words until something of it is asked for: each move of it costs, and most of it is read once.
-#[derive(Debug, Clone, Copy)]
+#[derive(Clone, Copy)]
 pub(crate) struct Access([u64; 8]);
 
 impl Access {

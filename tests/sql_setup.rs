@@ -1,0 +1,339 @@
+//! How a store in a database is opened: migrations, names, rights, and the settings that it refuses.
+
+#![cfg(all(feature = "sqlite", feature = "postgres"))]
+#![allow(
+    clippy::arithmetic_side_effects,
+    clippy::indexing_slicing,
+    clippy::large_futures,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "tests"
+)]
+
+mod support_sql;
+
+use patkit::store::{Change, ChangeBatch, ListBy, ListQuery, SetupError, Touch};
+use patkit::token::LastUse;
+use patkit::{
+    Actor, Keyring, MemoryDirectory, NewToken, Owner, OwnerId, OwnerKind, PostgresStore, Realm, SqliteStore,
+    StoreError, TokenService, TokenStore,
+};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{AssertSqlSafe, Row, raw_sql};
+use std::sync::Arc;
+use std::time::Duration;
+use support_sql::{
+    Folder, postgres_pool, postgres_store, postgres_url, schema, sqlite_memory_pool, sqlite_options,
+    sqlite_pool, unique,
+};
+
+fn ada() -> OwnerId {
+    OwnerId::new("ada").unwrap()
+}
+
+fn service<S: TokenStore>(store: S) -> TokenService<S, MemoryDirectory> {
+    let users = [Owner::new(ada(), OwnerKind::Human).role("member")].into_iter().collect();
+    TokenService::builder(store, users).brand("acme").keyring(Keyring::ephemeral().unwrap()).build().unwrap()
+}
+
+/// Makes a token, verifies it and writes its use.
+async fn works<S: TokenStore>(store: S) {
+    let service = service(store);
+    let new = NewToken::named(&unique("token"));
+    let issued = service.generate(&Actor::session(ada()), new).await.unwrap();
+    service.verify(issued.plaintext.expose_secret(), None).await.unwrap();
+    service.flush().await.unwrap();
+    let found = service.store().find(issued.token.id()).await.unwrap().unwrap();
+    assert!(found.last_used.is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn migrating_again_changes_nothing_and_eight_at_once_do_it_once() {
+    let pool = postgres_pool(16).await;
+    let schema = schema(&pool).await;
+    let migrate = || {
+        let (pool, schema) = (pool.clone(), schema.clone());
+        tokio::spawn(async move { PostgresStore::builder(pool).schema(&schema).migrate().await })
+    };
+    for task in std::array::from_fn::<_, 8, _>(|_| migrate()) {
+        works(task.await.unwrap().unwrap()).await;
+    }
+    works(migrate().await.unwrap().unwrap()).await;
+    let sql = format!("SELECT COUNT(*) FROM {schema}.patkit_migrations");
+    let row = sqlx::query(AssertSqlSafe(sql)).fetch_one(&pool).await.unwrap();
+    assert_eq!(row.get::<i64, _>(0), 1);
+
+    let folder = Folder::new();
+    let file = folder.path().join("db");
+    let migrate = || {
+        let file = file.clone();
+        tokio::spawn(async move { SqliteStore::builder(sqlite_pool(&file, 2).await).migrate().await })
+    };
+    for task in std::array::from_fn::<_, 8, _>(|_| migrate()) {
+        works(task.await.unwrap().unwrap()).await;
+    }
+    works(migrate().await.unwrap().unwrap()).await;
+    let pool = sqlite_pool(&file, 1).await;
+    let row = sqlx::query("SELECT COUNT(*) FROM patkit_migrations").fetch_one(&pool).await.unwrap();
+    assert_eq!(row.get::<i64, _>(0), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stores_with_other_prefixes_share_a_database_and_see_nothing_of_each_other() {
+    let pool = postgres_pool(8).await;
+    let schema = schema(&pool).await;
+    let one = PostgresStore::builder(pool.clone()).schema(&schema).prefix("one_").migrate().await.unwrap();
+    let two = PostgresStore::builder(pool.clone()).schema(&schema).prefix("two_").migrate().await.unwrap();
+    works(one.clone()).await;
+    works(one.clone()).await;
+    let owner = ListBy::Owner { realm: Realm::default(), owner: ada(), kind: None };
+    assert_eq!(one.list(&ListQuery::new(owner.clone())).await.unwrap().tokens.len(), 2);
+    assert!(two.list(&ListQuery::new(owner.clone())).await.unwrap().tokens.is_empty());
+
+    let folder = Folder::new();
+    let pool = sqlite_pool(&folder.path().join("db"), 4).await;
+    let one = SqliteStore::builder(pool.clone()).prefix("one_").migrate().await.unwrap();
+    let two = SqliteStore::builder(pool.clone()).prefix("two_").migrate().await.unwrap();
+    works(one.clone()).await;
+    assert_eq!(one.list(&ListQuery::new(owner.clone())).await.unwrap().tokens.len(), 1);
+    assert!(two.list(&ListQuery::new(owner)).await.unwrap().tokens.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_role_that_owns_its_schema_and_nothing_else_is_enough() {
+    let pool = postgres_pool(2).await;
+    let role = unique("role");
+    let sql = format!("CREATE ROLE {role} LOGIN; CREATE SCHEMA {role} AUTHORIZATION {role}");
+    raw_sql(AssertSqlSafe(sql)).execute(&pool).await.unwrap();
+    let options: PgConnectOptions = postgres_url().parse().unwrap();
+    let own = PgPoolOptions::new().max_connections(2).connect_with(options.username(&role)).await.unwrap();
+    works(PostgresStore::builder(own.clone()).schema(&role).migrate().await.unwrap()).await;
+    // Where it may not: said, and nothing is half there.
+    let other = schema(&pool).await;
+    let refused = PostgresStore::builder(own).schema(&other).migrate().await;
+    assert!(matches!(refused, Err(SetupError::Database(_))), "{refused:?}");
+    let sql = format!("SELECT 1 FROM information_schema.tables WHERE table_schema = '{other}'");
+    assert!(sqlx::query(AssertSqlSafe(sql)).fetch_all(&pool).await.unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tables_that_are_missing_or_of_another_version_are_refused_and_named() {
+    let pool = postgres_pool(4).await;
+    let schema = schema(&pool).await;
+    let open = || PostgresStore::builder(pool.clone()).schema(&schema).open();
+    assert!(matches!(open().await, Err(SetupError::TooOld { found: 0, needed: 1 })));
+    PostgresStore::builder(pool.clone()).schema(&schema).migrate().await.unwrap();
+    open().await.unwrap();
+    // A later version that says that this one goes with it, and one that does not.
+    for (version, min_compatible, fits) in [(2, 1, true), (3, 3, false)] {
+        let sql = format!(
+            "INSERT INTO {schema}.patkit_migrations VALUES ({version}, {min_compatible}, 'later', 0)"
+        );
+        raw_sql(AssertSqlSafe(sql)).execute(&pool).await.unwrap();
+        for result in [open().await, PostgresStore::builder(pool.clone()).schema(&schema).migrate().await] {
+            match result {
+                Ok(store) if fits => works(store).await,
+                Err(SetupError::TooNew { found: 3, needed: 3, own: 1 }) if !fits => {}
+                other => panic!("version {version}: {other:?}"),
+            }
+        }
+    }
+
+    let folder = Folder::new();
+    let pool = sqlite_pool(&folder.path().join("db"), 2).await;
+    let refused = SqliteStore::builder(pool.clone()).open().await;
+    assert!(matches!(refused, Err(SetupError::TooOld { found: 0, needed: 1 })), "{refused:?}");
+    SqliteStore::builder(pool.clone()).migrate().await.unwrap();
+    raw_sql("INSERT INTO patkit_migrations VALUES (9, 2, 'later', 0)").execute(&pool).await.unwrap();
+    let refused = SqliteStore::builder(pool).open().await;
+    assert!(matches!(refused, Err(SetupError::TooNew { found: 9, needed: 2, own: 1 })), "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_are_refused_before_any_statement() {
+    let pool = sqlite_memory_pool(1).await;
+    for bad in ["", "Tokens_", "1_", "a-b", "a b", "a;", "a\"", "é_", &"x".repeat(33)] {
+        let refused = SqliteStore::builder(pool.clone()).prefix(bad).migrate().await;
+        assert!(matches!(refused, Err(SetupError::Name { field: "prefix", most: 32 })), "{bad}");
+        let postgres = PgPoolOptions::new().connect_lazy_with(PgConnectOptions::new());
+        let refused = PostgresStore::builder(postgres).schema(bad).migrate().await;
+        assert!(matches!(refused, Err(SetupError::Name { field: "schema", most: 32 })), "{bad}");
+    }
+    let refused = SqliteStore::builder(pool.clone()).schema("auth").migrate().await;
+    assert!(matches!(refused, Err(SetupError::NoSchemas)));
+    works(SqliteStore::builder(pool).prefix(&"x".repeat(32)).migrate().await.unwrap()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn settings_that_could_lose_a_revocation_are_refused_and_named() {
+    type Change = fn(SqliteConnectOptions) -> SqliteConnectOptions;
+    let table: [(Change, &str); 4] = [
+        (|options| options.journal_mode(SqliteJournalMode::Delete), "journal_mode"),
+        (|options| options.synchronous(SqliteSynchronous::Normal), "synchronous"),
+        (|options| options.synchronous(SqliteSynchronous::Off), "synchronous"),
+        (|options| options.busy_timeout(Duration::from_millis(10)), "busy_timeout"),
+    ];
+    for (change, named) in table {
+        let folder = Folder::new();
+        let options = change(sqlite_options(&folder.path().join("db")));
+        let pool = SqlitePoolOptions::new().max_connections(2).connect_with(options).await.unwrap();
+        match SqliteStore::builder(pool).migrate().await {
+            Err(SetupError::Setting { setting, .. }) => assert_eq!(setting, named),
+            other => panic!("{named}: {other:?}"),
+        }
+    }
+    // A database in memory for each connection.
+    let options = SqliteConnectOptions::new().filename(":memory:");
+    let pool = SqlitePoolOptions::new().max_connections(2).connect_with(options).await.unwrap();
+    let refused = SqliteStore::builder(pool).migrate().await;
+    assert!(
+        matches!(refused, Err(SetupError::Setting { setting: "the database in memory", .. })),
+        "{refused:?}"
+    );
+
+    let options: PgConnectOptions = postgres_url().parse().unwrap();
+    let options = options.options([("synchronous_commit", "off")]);
+    let pool = PgPoolOptions::new().max_connections(2).connect_with(options).await.unwrap();
+    let schema = schema(&pool).await;
+    let refused = PostgresStore::builder(pool).schema(&schema).migrate().await;
+    assert!(matches!(refused, Err(SetupError::Setting { setting: "synchronous_commit", .. })), "{refused:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_database_that_is_read_only_verifies_and_reports_what_it_cannot_write() {
+    // The use before it is far enough back to be written again.
+    let keyring = || Keyring::from_text("1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=").unwrap();
+    let users =
+        || -> MemoryDirectory { [Owner::new(ada(), OwnerKind::Human).role("member")].into_iter().collect() };
+    let build = |store: Arc<dyn patkit::store::DynTokenStore>| {
+        TokenService::builder(store, users()).brand("acme").keyring(keyring()).build().unwrap()
+    };
+    let pool = postgres_pool(4).await;
+    let schema = schema(&pool).await;
+    let writable = PostgresStore::builder(pool.clone()).schema(&schema).migrate().await.unwrap();
+    let options: PgConnectOptions = postgres_url().parse().unwrap();
+    let options = options.options([("default_transaction_read_only", "on")]);
+    let reader = PgPoolOptions::new().max_connections(4).connect_with(options).await.unwrap();
+    let reading = PostgresStore::builder(reader).schema(&schema).open().await.unwrap();
+
+    let folder = Folder::new();
+    let file = folder.path().join("db");
+    let writable_file = SqliteStore::builder(sqlite_pool(&file, 2).await).migrate().await.unwrap();
+    let options = sqlite_options(&file).pragma("query_only", "1");
+    let reader = SqlitePoolOptions::new().max_connections(2).connect_with(options).await.unwrap();
+    let reading_file = SqliteStore::builder(reader).open().await.unwrap();
+
+    let pairs: [(Arc<dyn patkit::store::DynTokenStore>, Arc<dyn patkit::store::DynTokenStore>); 2] =
+        [(Arc::new(writable), Arc::new(reading)), (Arc::new(writable_file), Arc::new(reading_file))];
+    for (writable, reading) in pairs {
+        let issued = build(writable).generate(&Actor::session(ada()), NewToken::named("a")).await.unwrap();
+        let service = build(reading.clone());
+        service.verify(issued.plaintext.expose_secret(), None).await.unwrap();
+        service.flush().await.unwrap_err();
+        assert_eq!(service.usage().failed_flushes, 1);
+        assert_eq!(service.usage().pending, 1, "kept for when it can be written");
+        let token = reading.find(issued.token.id()).await.unwrap().unwrap().into_token().into_arc();
+        let touch = Touch::new(token.id, LastUse::new(token.created_at, None));
+        assert!(matches!(reading.touch(&[touch]).await, Err(StoreError::Unavailable(_))));
+        let batch = ChangeBatch::new().change(Change::Remove { id: token.id, version: 1 });
+        assert!(matches!(reading.commit(&batch).await, Err(StoreError::Unavailable(_))));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_joins_a_transaction_of_the_hosts() {
+    let pool = postgres_pool(4).await;
+    let store = postgres_store(&pool).await;
+    let other = service(store.clone());
+    let issued = other.generate(&Actor::session(ada()), NewToken::named("a")).await.unwrap();
+    let batch =
+        ChangeBatch::new().change(Change::Remove { id: issued.token.id(), version: issued.token.version() });
+    let mut transaction = pool.begin().await.unwrap();
+    store.commit_within(&mut transaction, &batch).await.unwrap();
+    transaction.rollback().await.unwrap();
+    assert!(store.find(issued.token.id()).await.unwrap().is_some(), "it was rolled back with the host's");
+    let mut transaction = pool.begin().await.unwrap();
+    store.commit_within(&mut transaction, &batch).await.unwrap();
+    transaction.commit().await.unwrap();
+    assert!(store.find(issued.token.id()).await.unwrap().is_none());
+    let mut transaction = pool.begin().await.unwrap();
+    let refused = store.commit_within(&mut transaction, &batch).await;
+    assert!(matches!(refused, Err(StoreError::Conflict(_))), "{refused:?}");
+    store.health().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_corrupt_row_is_named_by_table_column_and_row_and_harms_itself_alone() {
+    let pool = postgres_pool(4).await;
+    let schema = schema(&pool).await;
+    let postgres = PostgresStore::builder(pool.clone()).schema(&schema).migrate().await.unwrap();
+    let folder = Folder::new();
+    let file_pool = sqlite_pool(&folder.path().join("db"), 2).await;
+    let sqlite = SqliteStore::builder(file_pool.clone()).migrate().await.unwrap();
+    for (column, value) in [
+        ("scope_grants", "'datastores:*:x'"),
+        ("networks", "'10.0.0.0/99'"),
+        ("lifetime", "'soon'"),
+        ("name", "' a '"),
+        ("owner", "''"),
+        ("last_used_address", "'localhost'"),
+        ("created_by_owner", "NULL"),
+        ("revoked_by_owner", "'eve'"),
+    ] {
+        let set = match column {
+            "scope_grants" => format!("scope = 'only', scope_grants = {value}"),
+            "last_used_address" => format!("last_used_at = 1, last_used_address = {value}"),
+            _ => format!("{column} = {value}"),
+        };
+        for is_postgres in [true, false] {
+            let (list, find, corrupt) = if is_postgres {
+                let table = format!("{schema}.patkit_tokens");
+                let id = corrupted(&postgres, &table, &set, async |sql| {
+                    raw_sql(AssertSqlSafe(sql)).execute(&pool).await.map(drop)
+                });
+                let id = id.await;
+                (postgres.list(&all()).await, postgres.find(id).await.map(drop), (table, id))
+            } else {
+                let table = "patkit_tokens".to_owned();
+                let id = corrupted(&sqlite, &table, &set, async |sql| {
+                    raw_sql(AssertSqlSafe(sql)).execute(&file_pool).await.map(drop)
+                });
+                let id = id.await;
+                (sqlite.list(&all()).await, sqlite.find(id).await.map(drop), (table, id))
+            };
+            let (table, id) = corrupt;
+            let Err(StoreError::Corrupt(record)) = find else { panic!("{column}: {find:?}") };
+            assert_eq!(record.table, table);
+            assert_eq!(record.row, id.to_string(), "{column}");
+            let near = ["created_by", "revoked_by"].iter().any(|start| column.starts_with(start));
+            assert!(record.column == column || near, "{column} is told as {}", record.column);
+            let page = list.unwrap();
+            assert!(page.corrupt.iter().any(|record| record.row == id.to_string()));
+            assert!(!page.tokens.is_empty(), "the others are there");
+        }
+    }
+}
+
+fn all() -> ListQuery {
+    ListQuery::new(ListBy::Kind { realm: Realm::default(), kind: patkit::TokenKind::Personal })
+}
+
+/// Makes two tokens and spoils the first.
+async fn corrupted<S: TokenStore + Clone>(
+    store: &S,
+    table: &str,
+    set: &str,
+    run: impl AsyncFn(String) -> Result<(), sqlx::Error>,
+) -> patkit::TokenId {
+    let service = service(store.clone());
+    let mut ids = Vec::new();
+    for _ in 0..2 {
+        let new = NewToken::named(&unique("token"));
+        ids.push(service.generate(&Actor::session(ada()), new).await.unwrap().token.id());
+    }
+    let hex = format!("{:032x}", u128::from_be_bytes(ids[0].to_bytes()));
+    let id = if table.contains('.') { format!("'\\x{hex}'") } else { format!("x'{hex}'") };
+    run(format!("UPDATE {table} SET {set} WHERE id = {id}")).await.unwrap();
+    ids[0]
+}
