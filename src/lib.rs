@@ -36,6 +36,8 @@ pub use service::{
     TokenEdit, TokenPage, TokenService, Unavailable, Verified, VerifyError,
 };
 pub use snapshot::Snapshot;
+#[cfg(feature = "cache")]
+pub use store::CachedStore;
 #[cfg(feature = "postgres")]
 pub use store::PostgresStore;
 #[cfg(feature = "sqlite")]

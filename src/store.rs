@@ -3,6 +3,8 @@
 //! A store keeps [`Token`] records and [`AuditEvent`]s. All rules are above it; it does not know which change is
 //! permitted, only that changes are atomic and never lost.
 
+#[cfg(feature = "cache")]
+pub mod cached;
 mod memory;
 #[cfg(feature = "postgres")]
 pub mod postgres;
@@ -11,6 +13,8 @@ mod sql;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
 
+#[cfg(feature = "cache")]
+pub use cached::CachedStore;
 pub use memory::MemoryStore;
 #[cfg(feature = "postgres")]
 pub use postgres::PostgresStore;

@@ -5,6 +5,8 @@
 
 mod support_sql;
 
+#[cfg(feature = "cache")]
+use patkit::CachedStore;
 use patkit::SqliteStore;
 use patkit::conformance::Suite;
 use patkit::store::DynTokenStore;
@@ -53,6 +55,18 @@ fn postgres_is_right_when_changes_race_on_threads() {
     let pool = runtime.block_on(postgres_pool(8));
     let suite = Suite::new(|| postgres_store(&pool));
     suite.run_races(|future| runtime.block_on(future)).unwrap();
+}
+
+#[cfg(feature = "cache")]
+#[tokio::test(flavor = "multi_thread")]
+async fn databases_behind_the_cache_are_right() {
+    let pool = postgres_pool(8).await;
+    let suite = Suite::new(|| async { CachedStore::builder(postgres_store(&pool).await).build().unwrap() });
+    suite.run().await.unwrap();
+    let folder = Folder::new();
+    let file = || folder.path().join(unique("db"));
+    let suite = Suite::new(|| async { CachedStore::builder(sqlite_store(&file()).await).build().unwrap() });
+    suite.run().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -49,7 +49,7 @@ fn now() -> i64 {
 /// One token, over which half of the processes race to restore it and half to revoke it as compromised; one that all of them
 /// rotate; and one name that all of them want. Round by round, at the same instants of the clock.
 async fn race<S: TokenStore>(service: &Service<S>, number: usize, start: i64, tokens: &[[TokenId; 2]]) {
-    let mut lines = String::new();
+    let mut lines = Vec::new();
     for (round, [torn, rotated]) in tokens.iter().enumerate() {
         let due = start + i64::try_from(round).unwrap() * ROUND_MICROS;
         // Not all at the very same one: in every round another one is a little late.
@@ -71,10 +71,10 @@ async fn race<S: TokenStore>(service: &Service<S>, number: usize, start: i64, to
                 Err(ManageError::Refused(_)) => "refused",
                 Err(other) => panic!("{what} in round {round}: {other:?}"),
             };
-            lines += &format!("@{round} {what} {said}\n");
+            writeln!(lines, "@{round} {what} {said}").unwrap();
         }
     }
-    std::io::stdout().lock().write_all(lines.as_bytes()).unwrap();
+    std::io::stdout().lock().write_all(&lines).unwrap();
 }
 
 #[tokio::test]

@@ -1,0 +1,418 @@
+//! A cache in front of a store: verifications that ask the database once in a while instead of each time.
+
+use super::{AuditLog, ChangeBatch, Found, ListQuery, Page, StoreError, TokenCounts, TokenStore, Touch};
+use crate::audit::AuditEvent;
+use crate::clock::{Clock, SystemClock};
+use crate::owner::Realm;
+use crate::token::{KeyId, Token, TokenId, TokenState};
+use async_lock::{Mutex as AsyncMutex, MutexGuardArc, Semaphore};
+use chrono::{DateTime, Utc};
+use moka::sync::Cache;
+use std::collections::HashMap;
+use std::fmt;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Stripes of epochs. Two ids that share one cost a fill that is not kept, now and then.
+const STRIPES: usize = 1_024;
+
+/// A cache in front of any store.
+///
+/// **How stale it may be.** A change made through this cache shows at once, to every look-up that starts after it was
+/// acknowledged. One made elsewhere (another node, the database itself) shows after the [lifetime](CachedStoreBuilder::lifetime)
+/// at the latest, counted from when the record was asked for, however often it is used meanwhile; or at once where the host
+/// calls [`invalidate`](Self::invalidate). A token that was made elsewhere just after its id was looked up in vain works after
+/// the [negative lifetime](CachedStoreBuilder::negative_lifetime). State is not cached: an expired token is refused at its
+/// instant.
+///
+/// Of many look-ups of one cold id one reads, and the others wait for it; none that starts after an invalidation waits for a
+/// read from before it, and such a read is not kept. What was looked up in vain is kept apart, so that floods of unknown ids push
+/// out no token. Lists, changes and last uses go to the store.
+pub struct CachedStore<S> {
+    store: S,
+    found: Cache<TokenId, Entry<Arc<Token>>>,
+    missing: Cache<TokenId, Entry<()>>,
+    lifetime: Duration,
+    negative_lifetime: Duration,
+    clock: Arc<dyn Clock>,
+    hasher: RandomState,
+    /// How often the ids of a stripe were invalidated. Whoever holds the lock is the only one to fill or invalidate them.
+    epochs: Box<[Mutex<u64>; STRIPES]>,
+    /// How often all records were forgotten. What was read before the last time counts no more.
+    generation: AtomicU64,
+    /// Reads under way.
+    flights: Mutex<HashMap<TokenId, Arc<AsyncMutex<Landed>>>>,
+    reads: Semaphore,
+    reads_begun: AtomicU64,
+}
+
+/// What was read, or that nothing was.
+#[derive(Clone)]
+struct Entry<T> {
+    read: T,
+    asked_at: Duration,
+    generation: u64,
+}
+
+/// What a read came to; none while it is under way, and when it failed or was dropped.
+type Landed = Option<Option<Arc<Token>>>;
+
+/// Makes a [`CachedStore`].
+pub struct CachedStoreBuilder<S> {
+    store: S,
+    lifetime: Duration,
+    negative_lifetime: Duration,
+    capacity: u64,
+    negative_capacity: u64,
+    reads: usize,
+    clock: Arc<dyn Clock>,
+}
+
+/// A setting of a [`CachedStore`] is out of bounds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("{setting} must be {bounds}")]
+#[non_exhaustive]
+pub struct CacheError {
+    /// Which.
+    pub setting: &'static str,
+    /// What it must be.
+    pub bounds: &'static str,
+}
+
+/// How a cache does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CacheStats {
+    /// Look-ups of the store behind the cache, since it was built.
+    pub reads: u64,
+    /// Records that are kept, about.
+    pub kept: u64,
+    /// Ids that were looked up in vain and are kept, about.
+    pub missing: u64,
+}
+
+impl<S: TokenStore> CachedStore<S> {
+    /// Begins a cache in front of a store.
+    pub fn builder(store: S) -> CachedStoreBuilder<S> {
+        CachedStoreBuilder {
+            store,
+            lifetime: Duration::from_secs(30),
+            negative_lifetime: Duration::from_secs(5),
+            capacity: 100_000,
+            negative_capacity: 10_000,
+            reads: 64,
+            clock: Arc::new(SystemClock::new()),
+        }
+    }
+
+    /// The store behind it.
+    pub fn store(&self) -> &S {
+        &self.store
+    }
+
+    /// Forgets a record: the next look-up reads it anew. For hosts that hear of changes made elsewhere.
+    pub fn invalidate(&self, id: TokenId) {
+        let mut epoch = self.epoch(id);
+        *epoch = epoch.wrapping_add(1);
+        self.found.invalidate(&id);
+        self.missing.invalidate(&id);
+        drop(epoch);
+        // Whoever comes from here on starts a read of their own.
+        lock(&self.flights).remove(&id);
+    }
+
+    /// Forgets all records: for hosts that may have missed changes made elsewhere.
+    pub fn invalidate_all(&self) {
+        // A read that is under way has the generation from before.
+        self.generation.fetch_add(1, Ordering::SeqCst);
+        self.found.invalidate_all();
+        self.missing.invalidate_all();
+        lock(&self.flights).clear();
+    }
+
+    /// Notes a use in what is kept, which is no reason to read it anew.
+    fn note(&self, touch: Touch) {
+        let mut epoch = self.epoch(touch.id);
+        // A read that is under way has the use from before.
+        *epoch = epoch.wrapping_add(1);
+        let is_newer = |token: &Token| token.last_used.is_none_or(|known| known.at < touch.last_use.at);
+        if let Some(entry) = self.found.get(&touch.id).filter(|entry| is_newer(&entry.read)) {
+            let read = Token { last_used: Some(touch.last_use), ..Token::clone(&entry.read) };
+            self.found.insert(touch.id, Entry { read: Arc::new(read), ..entry });
+        }
+    }
+
+    /// How it does.
+    pub fn stats(&self) -> CacheStats {
+        CacheStats {
+            reads: self.reads_begun.load(Ordering::Relaxed),
+            kept: self.found.entry_count(),
+            missing: self.missing.entry_count(),
+        }
+    }
+
+    /// What is known of an id, if that is not too old.
+    #[allow(clippy::option_option, reason = "nothing known, or known that there is nothing")]
+    fn known(&self, id: TokenId) -> Option<Option<Arc<Token>>> {
+        let now = self.clock.monotonic();
+        let generation = self.generation.load(Ordering::SeqCst);
+        if let Some(entry) = self.found.get(&id)
+            && entry.is_good(now, self.lifetime, generation)
+        {
+            return Some(Some(entry.read));
+        }
+        let entry = self.missing.get(&id)?;
+        entry.is_good(now, self.negative_lifetime, generation).then_some(None)
+    }
+
+    /// One of those who look an id up that is not known reads it; the others wait for that.
+    async fn read_once(&self, id: TokenId) -> Result<Option<Arc<Token>>, StoreError> {
+        let (flight, landing) = self.board(id);
+        let Some(mut landing) = landing else {
+            // A read that failed or was dropped tells nothing: each reads for itself then.
+            return match flight.lock().await.clone() {
+                Some(found) => Ok(found),
+                None => self.read(id).await,
+            };
+        };
+        let result = self.read(id).await;
+        if let Ok(found) = &result {
+            *landing.outcome = Some(found.clone());
+        }
+        result
+    }
+
+    /// The read of this id that is under way, or a new one, which is the caller's to do.
+    fn board(&self, id: TokenId) -> (Arc<AsyncMutex<Landed>>, Option<Landing<'_, S>>) {
+        let mut flights = lock(&self.flights);
+        if let Some(flight) = flights.get(&id) {
+            return (flight.clone(), None);
+        }
+        let flight = Arc::new(AsyncMutex::new(None));
+        let landing = flight.try_lock_arc().map(|outcome| Landing { cache: self, id, outcome });
+        flights.insert(id, flight.clone());
+        (flight, landing)
+    }
+
+    async fn read(&self, id: TokenId) -> Result<Option<Arc<Token>>, StoreError> {
+        let _permit = self.reads.acquire().await;
+        let epoch = *self.epoch(id);
+        let generation = self.generation.load(Ordering::SeqCst);
+        let asked_at = self.clock.monotonic();
+        self.reads_begun.fetch_add(1, Ordering::Relaxed);
+        let found = self.store.find(id).await?.map(|found| found.into_token().into_arc());
+        let epoch_now = self.epoch(id);
+        if *epoch_now == epoch {
+            if let Some(token) = &found {
+                self.missing.invalidate(&id);
+                self.found.insert(id, Entry { read: token.clone(), asked_at, generation });
+            } else {
+                self.found.invalidate(&id);
+                self.missing.insert(id, Entry { read: (), asked_at, generation });
+            }
+        }
+        drop(epoch_now);
+        Ok(found)
+    }
+
+    fn epoch(&self, id: TokenId) -> MutexGuard<'_, u64> {
+        let [first, ..] = &*self.epochs;
+        let place = usize::try_from(self.hasher.hash_one(id) % 1_024).unwrap_or_default();
+        lock(self.epochs.get(place).unwrap_or(first))
+    }
+}
+
+impl<T> Entry<T> {
+    fn is_good(&self, now: Duration, lifetime: Duration, generation: u64) -> bool {
+        self.generation == generation && now.saturating_sub(self.asked_at) < lifetime
+    }
+}
+
+/// A read under way; over when it is dropped.
+struct Landing<'a, S: TokenStore> {
+    cache: &'a CachedStore<S>,
+    id: TokenId,
+    outcome: MutexGuardArc<Landed>,
+}
+
+impl<S: TokenStore> Drop for Landing<'_, S> {
+    fn drop(&mut self) {
+        let mut flights = lock(&self.cache.flights);
+        // Unless it was invalidated, and another one is under way by now.
+        let is_own = flights
+            .get(&self.id)
+            .is_some_and(|flight| Arc::ptr_eq(flight, MutexGuardArc::source(&self.outcome)));
+        if is_own {
+            flights.remove(&self.id);
+        }
+    }
+}
+
+/// Forgets the records of a change when it is over, however it ends: also when its outcome is unknown, or it was dropped half way.
+struct Forgetting<'a, S: TokenStore> {
+    cache: &'a CachedStore<S>,
+    batch: &'a ChangeBatch,
+}
+
+impl<S: TokenStore> Drop for Forgetting<'_, S> {
+    fn drop(&mut self) {
+        for change in &self.batch.changes {
+            self.cache.invalidate(change.id());
+        }
+    }
+}
+
+impl<S: TokenStore> TokenStore for CachedStore<S> {
+    async fn find(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+        let found = match self.known(id) {
+            Some(known) => known,
+            None => self.read_once(id).await?,
+        };
+        Ok(found.map(Found::from))
+    }
+
+    async fn list(&self, query: &ListQuery) -> Result<Page, StoreError> {
+        self.store.list(query).await
+    }
+
+    async fn commit(&self, batch: &ChangeBatch) -> Result<(), StoreError> {
+        let _forgetting = Forgetting { cache: self, batch };
+        self.store.commit(batch).await
+    }
+
+    async fn touch(&self, uses: &[Touch]) -> Result<(), StoreError> {
+        self.store.touch(uses).await?;
+        for touch in uses {
+            self.note(*touch);
+        }
+        Ok(())
+    }
+
+    async fn purge(&self, ended: DateTime<Utc>, limit: usize) -> Result<Vec<TokenId>, StoreError> {
+        // Where it is dropped half way, what was removed had ended anyway: nobody gets in by it.
+        let purged = self.store.purge(ended, limit).await?;
+        for id in &purged {
+            self.invalidate(*id);
+        }
+        Ok(purged)
+    }
+}
+
+impl<S: TokenStore + AuditLog> AuditLog for CachedStore<S> {
+    async fn events(
+        &self,
+        realm: &Realm,
+        token: Option<TokenId>,
+        from: DateTime<Utc>,
+        limit: usize,
+    ) -> Result<Vec<AuditEvent>, StoreError> {
+        self.store.events(realm, token, from, limit).await
+    }
+
+    async fn purge_events(&self, before: DateTime<Utc>, limit: usize) -> Result<usize, StoreError> {
+        self.store.purge_events(before, limit).await
+    }
+}
+
+impl<S: TokenStore + TokenCounts> TokenCounts for CachedStore<S> {
+    async fn count_by_state(&self, now: DateTime<Utc>) -> Result<Vec<(TokenState, u64)>, StoreError> {
+        self.store.count_by_state(now).await
+    }
+
+    async fn count_by_key(&self) -> Result<Vec<(KeyId, u64)>, StoreError> {
+        self.store.count_by_key().await
+    }
+}
+
+impl<S> fmt::Debug for CachedStore<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CachedStore").field("lifetime", &self.lifetime).finish_non_exhaustive()
+    }
+}
+
+impl<S> fmt::Debug for CachedStoreBuilder<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CachedStoreBuilder").field("lifetime", &self.lifetime).finish_non_exhaustive()
+    }
+}
+
+impl<S: TokenStore> CachedStoreBuilder<S> {
+    /// For how long a record is kept after it was asked for: 30 s by default, 1 ms to 1 h. A revocation made elsewhere may go
+    /// unseen for so long.
+    pub fn lifetime(mut self, lifetime: Duration) -> Self {
+        self.lifetime = lifetime;
+        self
+    }
+
+    /// For how long it is kept that there is no such record: 5 s by default, at most the lifetime. Zero keeps nothing of that.
+    pub fn negative_lifetime(mut self, lifetime: Duration) -> Self {
+        self.negative_lifetime = lifetime;
+        self
+    }
+
+    /// How many records are kept: 100,000 by default, 1 or more.
+    pub fn capacity(mut self, records: u64) -> Self {
+        self.capacity = records;
+        self
+    }
+
+    /// How many ids without a record are kept: 10,000 by default, 1 or more. They take no room from records.
+    pub fn negative_capacity(mut self, ids: u64) -> Self {
+        self.negative_capacity = ids;
+        self
+    }
+
+    /// How many look-ups of the store may be under way at once: 64 by default, 1 or more. The others wait.
+    pub fn reads_at_once(mut self, reads: usize) -> Self {
+        self.reads = reads;
+        self
+    }
+
+    /// The clock, instead of the system's; only its monotonic time is read.
+    pub fn clock(mut self, clock: impl Clock + 'static) -> Self {
+        self.clock = Arc::new(clock);
+        self
+    }
+
+    /// The cache.
+    ///
+    /// # Errors
+    /// [`CacheError`], which names the setting that is out of bounds.
+    pub fn build(self) -> Result<CachedStore<S>, CacheError> {
+        let bounds = Duration::from_millis(1)..=Duration::from_secs(3_600);
+        let checks = [
+            ("lifetime", "from 1 ms to 1 h", bounds.contains(&self.lifetime)),
+            ("negative_lifetime", "at most the lifetime", self.negative_lifetime <= self.lifetime),
+            ("capacity", "1 or more", self.capacity > 0),
+            ("negative_capacity", "1 or more", self.negative_capacity > 0),
+            ("reads_at_once", "1 or more", self.reads > 0),
+        ];
+        if let Some((setting, bounds, _)) = checks.into_iter().find(|(_, _, fits)| !fits) {
+            return Err(CacheError { setting, bounds });
+        }
+        // The lifetimes are checked by the clock at each look-up; in here they only make room.
+        Ok(CachedStore {
+            found: Cache::builder().max_capacity(self.capacity).time_to_live(self.lifetime).build(),
+            missing: Cache::builder()
+                .max_capacity(self.negative_capacity)
+                .time_to_live(self.negative_lifetime.max(Duration::from_millis(1)))
+                .build(),
+            store: self.store,
+            lifetime: self.lifetime,
+            negative_lifetime: self.negative_lifetime,
+            clock: self.clock,
+            hasher: RandomState::new(),
+            epochs: Box::new(std::array::from_fn(|_| Mutex::new(0))),
+            generation: AtomicU64::new(0),
+            flights: Mutex::default(),
+            reads: Semaphore::new(self.reads),
+            reads_begun: AtomicU64::new(0),
+        })
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,472 @@
+//! The cache in front of a store: how stale it may be, what it must not bring back, and what it costs the store.
+
+#![cfg(feature = "cache")]
+#![allow(
+    clippy::arithmetic_side_effects,
+    clippy::indexing_slicing,
+    clippy::large_futures,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "tests"
+)]
+
+use chrono::{DateTime, TimeDelta, Utc};
+use patkit::conformance::Suite;
+use patkit::service::{RejectReason, VerifyError};
+use patkit::store::{Change, ChangeBatch, DynTokenStore, Found, ListQuery, Page, Touch};
+use patkit::{
+    Actor, CachedStore, Clock, IssuedToken, Keyring, ManualClock, MemoryDirectory, MemoryStore, NewToken,
+    Owner, OwnerId, OwnerKind, Reason, StoreError, Token, TokenId, TokenService, TokenStore,
+};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+use tokio::sync::Semaphore;
+
+/// A store that can be slow, down, and counts its reads. What a slow read gives is what was there when it began.
+#[derive(Default)]
+struct Behind {
+    inner: MemoryStore,
+    reads: AtomicUsize,
+    at_once: AtomicUsize,
+    most_at_once: AtomicUsize,
+    down: AtomicBool,
+    /// Reads wait for a permit each.
+    gate: Option<Semaphore>,
+}
+
+impl TokenStore for Behind {
+    async fn find(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+        self.reads.fetch_add(1, Ordering::SeqCst);
+        if self.down.load(Ordering::SeqCst) {
+            return Err(StoreError::unavailable("unplugged"));
+        }
+        let found = self.inner.find(id).await?.map(|found| found.into_token().into_arc());
+        if let Some(gate) = &self.gate {
+            let now = self.at_once.fetch_add(1, Ordering::SeqCst) + 1;
+            self.most_at_once.fetch_max(now, Ordering::SeqCst);
+            let leaving = Leaving(&self.at_once);
+            gate.acquire().await.unwrap().forget();
+            drop(leaving);
+        }
+        Ok(found.map(Found::from))
+    }
+
+    async fn list(&self, query: &ListQuery) -> Result<Page, StoreError> {
+        self.inner.list(query).await
+    }
+
+    async fn commit(&self, batch: &ChangeBatch) -> Result<(), StoreError> {
+        self.inner.commit(batch).await?;
+        tokio::task::yield_now().await;
+        Ok(())
+    }
+
+    async fn touch(&self, uses: &[Touch]) -> Result<(), StoreError> {
+        self.inner.touch(uses).await
+    }
+
+    async fn purge(&self, ended: DateTime<Utc>, limit: usize) -> Result<Vec<TokenId>, StoreError> {
+        self.inner.purge(ended, limit).await
+    }
+}
+
+struct Leaving<'a>(&'a AtomicUsize);
+
+impl Drop for Leaving<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+type Cached = Arc<CachedStore<Arc<Behind>>>;
+
+struct World {
+    behind: Arc<Behind>,
+    cache: Cached,
+    clock: Arc<ManualClock>,
+    service: TokenService<Cached, MemoryDirectory>,
+    /// Another node: on the same database, without this cache.
+    elsewhere: TokenService<Arc<Behind>, MemoryDirectory>,
+}
+
+fn ada() -> Actor {
+    Actor::session(OwnerId::new("ada").unwrap())
+}
+
+fn service<S: TokenStore>(store: S, clock: Arc<ManualClock>) -> TokenService<S, MemoryDirectory> {
+    let users =
+        [Owner::new(OwnerId::new("ada").unwrap(), OwnerKind::Human).role("member")].into_iter().collect();
+    let keyring = Keyring::from_text("1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=").unwrap();
+    TokenService::builder(store, users).brand("acme").keyring(keyring).clock(clock).build().unwrap()
+}
+
+fn world_of(behind: Behind) -> World {
+    let (behind, clock) =
+        (Arc::new(behind), Arc::new(ManualClock::at(DateTime::UNIX_EPOCH + TimeDelta::days(20_000))));
+    let cache = CachedStore::builder(behind.clone()).reads_at_once(4).clock(clock.clone()).build().unwrap();
+    let cache = Arc::new(cache);
+    World {
+        service: service(cache.clone(), clock.clone()),
+        elsewhere: service(behind.clone(), clock.clone()),
+        behind,
+        cache,
+        clock,
+    }
+}
+
+fn world() -> World {
+    world_of(Behind::default())
+}
+
+fn slow() -> World {
+    world_of(Behind { gate: Some(Semaphore::new(0)), ..Behind::default() })
+}
+
+impl World {
+    fn reads(&self) -> usize {
+        self.behind.reads.swap(0, Ordering::SeqCst)
+    }
+
+    fn gate(&self) -> &Semaphore {
+        self.behind.gate.as_ref().unwrap()
+    }
+
+    async fn issue(&self, name: &str) -> IssuedToken {
+        self.service.generate(&ada(), NewToken::named(name)).await.unwrap()
+    }
+
+    async fn refusal(&self, issued: &IssuedToken) -> Option<RejectReason> {
+        match self.service.verify(issued.plaintext.expose_secret(), None).await {
+            Ok(_) => None,
+            Err(VerifyError::Rejected(rejected)) => Some(rejected.reason),
+            Err(other) => panic!("{other:?}"),
+        }
+    }
+
+    /// Revoked on another node.
+    async fn revoke_elsewhere(&self, issued: &IssuedToken) {
+        self.elsewhere.revoke(&ada(), issued.token.id(), Reason::Owner).await.unwrap();
+        self.reads();
+    }
+}
+
+fn poll<F: Future>(future: Pin<&mut F>) -> Poll<F::Output> {
+    future.poll(&mut Context::from_waker(Waker::noop()))
+}
+
+#[tokio::test]
+async fn a_store_behind_the_cache_is_right() {
+    let suite = Suite::new(|| async { CachedStore::builder(MemoryStore::new()).build().unwrap() });
+    suite.run().await.unwrap();
+    suite.run_audit_log().await.unwrap();
+    suite.run_counts().await.unwrap();
+    let suite = Suite::new(|| async {
+        let store: Arc<dyn DynTokenStore> =
+            Arc::new(CachedStore::builder(MemoryStore::new()).build().unwrap());
+        store
+    });
+    suite.run().await.unwrap();
+}
+
+#[test]
+fn a_store_behind_the_cache_is_right_when_changes_race_on_threads() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let suite = Suite::new(|| async { CachedStore::builder(MemoryStore::new()).build().unwrap() });
+    suite.run_races(|future| runtime.block_on(future)).unwrap();
+}
+
+#[tokio::test]
+async fn a_token_is_read_once_in_its_lifetime_and_again_after_it() {
+    let world = world();
+    let issued = world.issue("a").await;
+    world.reads();
+    for _ in 0..100 {
+        assert_eq!(world.refusal(&issued).await, None);
+        // Hits do not make it live longer.
+        world.clock.advance(TimeDelta::milliseconds(299));
+    }
+    assert_eq!(world.reads(), 1);
+    world.clock.advance(TimeDelta::milliseconds(100));
+    assert_eq!(world.refusal(&issued).await, None);
+    assert_eq!(world.reads(), 1);
+}
+
+#[tokio::test]
+async fn a_revocation_made_here_shows_at_once_and_one_made_elsewhere_within_the_lifetime() {
+    let world = world();
+    let (here, there, told) = (world.issue("a").await, world.issue("b").await, world.issue("c").await);
+    for issued in [&here, &there, &told] {
+        assert_eq!(world.refusal(issued).await, None);
+    }
+    world.service.revoke(&ada(), here.token.id(), Reason::Owner).await.unwrap();
+    assert_eq!(world.refusal(&here).await, Some(RejectReason::Revoked));
+    world.revoke_elsewhere(&there).await;
+    world.revoke_elsewhere(&told).await;
+    world.cache.invalidate(told.token.id());
+    assert_eq!(world.refusal(&told).await, Some(RejectReason::Revoked), "the cache was told");
+    world.clock.advance(TimeDelta::milliseconds(29_999));
+    assert_eq!(world.refusal(&there).await, None, "not yet seen");
+    world.clock.advance(TimeDelta::milliseconds(1));
+    assert_eq!(world.refusal(&there).await, Some(RejectReason::Revoked));
+    // All of them, where who knows what was missed.
+    let issued = world.issue("d").await;
+    assert_eq!(world.refusal(&issued).await, None);
+    world.revoke_elsewhere(&issued).await;
+    world.cache.invalidate_all();
+    assert_eq!(world.refusal(&issued).await, Some(RejectReason::Revoked));
+}
+
+#[tokio::test]
+async fn a_change_here_of_what_was_changed_elsewhere_is_made_on_what_is_there_now() {
+    let world = world();
+    let issued = world.issue("a").await;
+    assert_eq!(world.refusal(&issued).await, None);
+    world.elsewhere.rename(&ada(), issued.token.id(), "b").await.unwrap();
+    let view = world.service.revoke(&ada(), issued.token.id(), Reason::Owner).await.unwrap();
+    assert_eq!((view.name().as_str(), view.version()), ("b", 3));
+}
+
+#[tokio::test]
+async fn an_expired_token_is_refused_on_a_hit() {
+    let world = world();
+    let issued = world.service.generate(&ada(), NewToken::named("a").expires_in_days(1)).await.unwrap();
+    world.clock.advance(TimeDelta::days(1) - TimeDelta::seconds(10));
+    assert_eq!(world.refusal(&issued).await, None);
+    world.reads();
+    world.clock.advance(TimeDelta::seconds(10));
+    assert_eq!(world.refusal(&issued).await, Some(RejectReason::Expired));
+    // Reuse is looked into with what is there; no read for the refusal itself.
+    assert_eq!(world.reads(), 0);
+}
+
+#[tokio::test]
+async fn a_slow_read_from_before_a_change_is_not_kept() {
+    for whole in [false, true] {
+        let world = slow();
+        let issued = world.issue("a").await;
+        let id = issued.token.id();
+        let mut reading = pin!(world.cache.find(id));
+        assert!(poll(reading.as_mut()).is_pending());
+        // Revoked on another node, of which this one hears, while the read is under way.
+        let token = world.behind.inner.find(id).await.unwrap().unwrap().into_token().into_arc();
+        let removed = ChangeBatch::new().change(Change::Remove { id, version: token.version });
+        world.behind.inner.commit(&removed).await.unwrap();
+        if whole {
+            world.cache.invalidate_all();
+        } else {
+            world.cache.invalidate(id);
+        }
+        // Who comes now does not wait for the read from before.
+        let mut later = pin!(world.cache.find(id));
+        assert!(poll(later.as_mut()).is_pending());
+        assert_eq!(world.reads(), 2);
+        world.gate().add_permits(1);
+        let Poll::Ready(Ok(Some(_))) = poll(reading.as_mut()) else { panic!("it began before") };
+        world.gate().add_permits(1);
+        let Poll::Ready(Ok(None)) = poll(later.as_mut()) else { panic!("it is gone") };
+        assert!(world.cache.find(id).await.unwrap().is_none(), "nothing was brought back");
+        assert_eq!(world.reads(), 0, "that it is gone is known");
+    }
+}
+
+#[tokio::test]
+async fn of_a_thousand_look_ups_of_one_cold_token_one_reads() {
+    let world = slow();
+    let id = world.issue("a").await.token.id();
+    let cache = world.cache.clone();
+    let found: Vec<_> = (0..1_000)
+        .map(|_| {
+            let cache = cache.clone();
+            tokio::spawn(async move { cache.find(id).await.unwrap().is_some() })
+        })
+        .collect();
+    tokio::task::yield_now().await;
+    world.gate().add_permits(1);
+    for found in found {
+        assert!(found.await.unwrap());
+    }
+    assert_eq!(world.reads(), 1);
+}
+
+#[tokio::test]
+async fn a_read_that_is_dropped_or_fails_leaves_nobody_waiting_and_is_not_kept() {
+    let world = slow();
+    let id = world.issue("a").await.token.id();
+    let mut first = Box::pin(world.cache.find(id));
+    assert!(poll(first.as_mut()).is_pending());
+    let mut second = pin!(world.cache.find(id));
+    assert!(poll(second.as_mut()).is_pending());
+    assert_eq!(world.reads(), 1);
+    drop(first);
+    world.gate().add_permits(1);
+    let Poll::Ready(Ok(Some(_))) = poll(second.as_mut()) else { panic!("it waits for ever") };
+
+    let world = self::world();
+    let issued = world.issue("a").await;
+    world.behind.down.store(true, Ordering::SeqCst);
+    let refused = world.service.verify(issued.plaintext.expose_secret(), None).await;
+    assert!(matches!(refused, Err(VerifyError::Unavailable(_))));
+    world.behind.down.store(false, Ordering::SeqCst);
+    assert_eq!(world.refusal(&issued).await, None);
+    // What is kept is good while the store is down.
+    world.behind.down.store(true, Ordering::SeqCst);
+    assert_eq!(world.refusal(&issued).await, None);
+    world.clock.advance(TimeDelta::seconds(30));
+    let refused = world.service.verify(issued.plaintext.expose_secret(), None).await;
+    assert!(matches!(refused, Err(VerifyError::Unavailable(_))), "no longer than its lifetime");
+}
+
+#[tokio::test]
+async fn a_change_that_is_dropped_half_way_is_not_hidden() {
+    let world = world();
+    let issued = world.issue("a").await;
+    assert_eq!(world.refusal(&issued).await, None);
+    let id = issued.token.id();
+    {
+        let owner = ada();
+        let mut revoking = pin!(world.service.revoke(&owner, id, Reason::Owner));
+        // It waits after the store did it.
+        assert!(poll(revoking.as_mut()).is_pending());
+    }
+    assert_eq!(world.refusal(&issued).await, Some(RejectReason::Revoked));
+}
+
+#[tokio::test]
+async fn unknown_ids_are_remembered_apart_and_push_out_no_token() {
+    let behind = Arc::new(Behind::default());
+    let clock = Arc::new(ManualClock::at(DateTime::UNIX_EPOCH + TimeDelta::days(20_000)));
+    let cache = CachedStore::builder(behind.clone())
+        .capacity(100)
+        .negative_capacity(50)
+        .clock(clock.clone())
+        .build()
+        .unwrap();
+    let service = service(Arc::new(cache), clock.clone());
+    let mut issued = Vec::new();
+    for number in 0..20 {
+        let token = service.generate(&ada(), NewToken::named(&format!("token {number}"))).await.unwrap();
+        service.verify(token.plaintext.expose_secret(), None).await.unwrap();
+        issued.push(token);
+    }
+    // Ids that are nowhere: those of another host's tokens.
+    let other = self::service(Arc::new(MemoryStore::new()), clock.clone());
+    for number in 0..2_000 {
+        let foreign = other.generate(&ada(), NewToken::named(&format!("token {number}"))).await.unwrap();
+        for _ in 0..2 {
+            service.verify(foreign.plaintext.expose_secret(), None).await.unwrap_err();
+        }
+    }
+    let reads = behind.reads.swap(0, Ordering::SeqCst);
+    assert!((2_020..2_100).contains(&reads), "an unknown id is read once: {reads}");
+    for token in &issued {
+        service.verify(token.plaintext.expose_secret(), None).await.unwrap();
+    }
+    assert_eq!(behind.reads.load(Ordering::SeqCst), 0, "no token was pushed out");
+}
+
+#[tokio::test]
+async fn what_was_looked_up_in_vain_works_at_once_when_it_is_made_here_and_soon_when_elsewhere() {
+    for here in [true, false] {
+        let world = world();
+        let issued = world.elsewhere.generate(&ada(), NewToken::named("a")).await.unwrap();
+        let id = issued.token.id();
+        let token = world.behind.inner.find(id).await.unwrap().unwrap().into_token().into_arc();
+        let removed = ChangeBatch::new().change(Change::Remove { id, version: 1 });
+        world.behind.inner.commit(&removed).await.unwrap();
+        assert_eq!(world.refusal(&issued).await, Some(RejectReason::Unknown));
+        let insert = ChangeBatch::new().change(Change::Insert(token));
+        if here {
+            world.cache.commit(&insert).await.unwrap();
+        } else {
+            world.behind.inner.commit(&insert).await.unwrap();
+            world.clock.advance(TimeDelta::milliseconds(4_999));
+            assert_eq!(world.refusal(&issued).await, Some(RejectReason::Unknown));
+            world.clock.advance(TimeDelta::milliseconds(1));
+        }
+        assert_eq!(world.refusal(&issued).await, None);
+    }
+}
+
+#[tokio::test]
+async fn so_many_reads_are_under_way_at_once_and_no_more() {
+    let world = slow();
+    let mut ids = Vec::new();
+    for number in 0..20 {
+        ids.push(world.issue(&format!("token {number}")).await.token.id());
+    }
+    let finds: Vec<_> = ids
+        .into_iter()
+        .map(|id| {
+            let cache = world.cache.clone();
+            tokio::spawn(async move { cache.find(id).await.unwrap().is_some() })
+        })
+        .collect();
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(world.behind.at_once.load(Ordering::SeqCst), 4);
+    world.gate().add_permits(20);
+    for find in finds {
+        assert!(find.await.unwrap());
+    }
+    assert_eq!(world.behind.most_at_once.load(Ordering::SeqCst), 4);
+}
+
+#[test]
+fn settings_have_bounds() {
+    let build = || CachedStore::builder(MemoryStore::new());
+    let second = Duration::from_secs(1);
+    for (builder, setting) in [
+        (build().lifetime(Duration::ZERO), "lifetime"),
+        (build().lifetime(second * 3_601), "lifetime"),
+        (build().lifetime(second).negative_lifetime(second * 2), "negative_lifetime"),
+        (build().capacity(0), "capacity"),
+        (build().negative_capacity(0), "negative_capacity"),
+        (build().reads_at_once(0), "reads_at_once"),
+    ] {
+        assert_eq!(builder.build().unwrap_err().setting, setting);
+    }
+    build().lifetime(second * 3_600).negative_lifetime(Duration::ZERO).build().unwrap();
+}
+
+/// Revocations on one thread, verifications on others: none that starts after a revocation was acknowledged succeeds.
+#[test]
+fn no_verification_that_starts_after_a_revocation_here_was_acknowledged_succeeds() {
+    let clock = Arc::new(ManualClock::at(DateTime::UNIX_EPOCH + TimeDelta::days(20_000)));
+    let cache = Arc::new(CachedStore::builder(MemoryStore::new()).clock(clock.clone()).build().unwrap());
+    let service = service(cache, clock);
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    for round in 0..300 {
+        let new = NewToken::named(&format!("token {round}"));
+        let issued = runtime.block_on(service.generate(&ada(), new)).unwrap();
+        let revoked = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    loop {
+                        let was_revoked = revoked.load(Ordering::SeqCst);
+                        let verified =
+                            runtime.block_on(service.verify(issued.plaintext.expose_secret(), None));
+                        assert!(!(was_revoked && verified.is_ok()), "round {round}");
+                        if was_revoked {
+                            return;
+                        }
+                    }
+                });
+            }
+            let id = issued.token.id();
+            runtime.block_on(service.revoke(&ada(), id, Reason::Owner)).unwrap();
+            revoked.store(true, Ordering::SeqCst);
+        });
+    }
+}
+
+#[allow(dead_code, reason = "asserted when compiled")]
+fn it_can_be_sent(cache: &CachedStore<MemoryStore>) {
+    fn assert_send<T: Send>(_: T) {}
+    assert_send(cache.find(TokenId::from_bytes([0; 16]).unwrap()));
+    let _: fn(&Token, &dyn Clock) = |_, _| ();
+}
