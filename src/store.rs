@@ -212,6 +212,40 @@ pub trait TokenCounts: Send + Sync {
     fn count_by_key(&self) -> impl Future<Output = Result<Vec<(KeyId, u64)>, StoreError>> + Send;
 }
 
+/// Hearing of changes that others make; for caches. Not every store has it.
+pub trait ChangeFeed: Send + Sync {
+    /// What hears of them.
+    type Feed: Feed;
+
+    /// Begins to listen: whatever is committed after this has returned is told by the feed.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store cannot.
+    fn follow(&self) -> impl Future<Output = Result<Self::Feed, StoreError>> + Send;
+}
+
+/// Tells of changes, from [`ChangeFeed::follow`].
+pub trait Feed: Send {
+    /// Whether [`next`](Self::next) answers at once and is to be asked now and then, instead of waiting for a change.
+    const IS_POLLED: bool;
+
+    /// The records that were changed since the last time; some of them may be told twice.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the feed is at its end: what comes afterwards is not told.
+    fn next(&mut self) -> impl Future<Output = Result<FeedEvent, StoreError>> + Send;
+}
+
+/// What a [`Feed`] tells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum FeedEvent {
+    /// These were changed.
+    Changed(Vec<TokenId>),
+    /// The connection was lost for a while: any may have been changed.
+    Missed,
+}
+
 /// What a list holds, and which page of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]

@@ -1,6 +1,9 @@
 //! A cache in front of a store: verifications that ask the database once in a while instead of each time.
 
-use super::{AuditLog, ChangeBatch, Found, ListQuery, Page, StoreError, TokenCounts, TokenStore, Touch};
+use super::{
+    AuditLog, ChangeBatch, ChangeFeed, Feed, FeedEvent, Found, ListQuery, Page, StoreError, TokenCounts,
+    TokenStore, Touch,
+};
 use crate::audit::AuditEvent;
 use crate::clock::{Clock, SystemClock};
 use crate::owner::Realm;
@@ -11,7 +14,7 @@ use moka::sync::Cache;
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -22,8 +25,8 @@ const STRIPES: usize = 1_024;
 ///
 /// **How stale it may be.** A change made through this cache shows at once, to every look-up that starts after it was
 /// acknowledged. One made elsewhere (another node, the database itself) shows after the [lifetime](CachedStoreBuilder::lifetime)
-/// at the latest, counted from when the record was asked for, however often it is used meanwhile; or at once where the host
-/// calls [`invalidate`](Self::invalidate). A token that was made elsewhere just after its id was looked up in vain works after
+/// at the latest, counted from when the record was asked for, however often it is used meanwhile; and as soon as it is heard of
+/// where the host runs [`run_following`](Self::run_following) or calls [`invalidate`](Self::invalidate). A token that was made elsewhere just after its id was looked up in vain works after
 /// the [negative lifetime](CachedStoreBuilder::negative_lifetime). State is not cached: an expired token is refused at its
 /// instant.
 ///
@@ -46,6 +49,7 @@ pub struct CachedStore<S> {
     flights: Mutex<HashMap<TokenId, Arc<AsyncMutex<Landed>>>>,
     reads: Semaphore,
     reads_begun: AtomicU64,
+    is_following: AtomicBool,
 }
 
 /// What was read, or that nothing was.
@@ -91,6 +95,8 @@ pub struct CacheStats {
     pub kept: u64,
     /// Ids that were looked up in vain and are kept, about.
     pub missing: u64,
+    /// Whether [`CachedStore::run_following`] hears of changes made elsewhere. Where it does not, the lifetimes are the bound.
+    pub is_following: bool,
 }
 
 impl<S: TokenStore> CachedStore<S> {
@@ -150,6 +156,7 @@ impl<S: TokenStore> CachedStore<S> {
             reads: self.reads_begun.load(Ordering::Relaxed),
             kept: self.found.entry_count(),
             missing: self.missing.entry_count(),
+            is_following: self.is_following.load(Ordering::Relaxed),
         }
     }
 
@@ -221,6 +228,48 @@ impl<S: TokenStore> CachedStore<S> {
         let [first, ..] = &*self.epochs;
         let place = usize::try_from(self.hasher.hash_one(id) % 1_024).unwrap_or_default();
         lock(self.epochs.get(place).unwrap_or(first))
+    }
+}
+
+impl<S: TokenStore + ChangeFeed> CachedStore<S> {
+    /// Follows the changes that others make, for ever: spawn it. `sleep` waits, as `tokio::time::sleep` does.
+    ///
+    /// A store with a channel is listened to; one without is asked each `interval`. While the channel is lost,
+    /// [`stats`](Self::stats) say so, the lifetimes are the bound, and it is tried again each interval; when it is back, all that is
+    /// kept is forgotten.
+    pub async fn run_following<F: Future<Output = ()>>(
+        &self,
+        interval: Duration,
+        sleep: impl Fn(Duration) -> F,
+    ) {
+        let following = Following(&self.is_following);
+        loop {
+            if let Ok(mut feed) = self.store.follow().await {
+                // What was changed before is not told.
+                self.invalidate_all();
+                self.is_following.store(true, Ordering::Relaxed);
+                while let Ok(event) = feed.next().await {
+                    match event {
+                        FeedEvent::Changed(ids) => ids.into_iter().for_each(|id| self.invalidate(id)),
+                        FeedEvent::Missed => self.invalidate_all(),
+                    }
+                    if S::Feed::IS_POLLED {
+                        sleep(interval).await;
+                    }
+                }
+            }
+            following.0.store(false, Ordering::Relaxed);
+            sleep(interval).await;
+        }
+    }
+}
+
+/// No longer, when it is dropped.
+struct Following<'a>(&'a AtomicBool);
+
+impl Drop for Following<'_> {
+    fn drop(&mut self) {
+        self.0.store(false, Ordering::Relaxed);
     }
 }
 
@@ -409,6 +458,7 @@ impl<S: TokenStore> CachedStoreBuilder<S> {
             flights: Mutex::default(),
             reads: Semaphore::new(self.reads),
             reads_begun: AtomicU64::new(0),
+            is_following: AtomicBool::new(false),
         })
     }
 }

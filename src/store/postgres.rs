@@ -8,11 +8,11 @@
 //!
 //! Reads go where the pool leads: to the primary, or an acknowledged revocation is seen late by as much as the replica lags.
 
-use super::Touch;
-use super::sql::{Dialect, Engine, Migration, SetupError, SqlStore, Value, bound};
+use super::sql::{Dialect, Engine, Migration, SetupError, SqlStore, Value, bound, unavailable};
+use super::{ChangeFeed, Feed, FeedEvent, StoreError, Touch};
 use crate::clock::micros;
 use sqlx::{AssertSqlSafe, Pool, Row, raw_sql};
-use sqlx_postgres::{PgConnection, PgRow, Postgres};
+use sqlx_postgres::{PgConnection, PgListener, PgRow, Postgres};
 use std::sync::Arc;
 
 /// A [`TokenStore`](crate::TokenStore) in a PostgreSQL database (version 12 or later).
@@ -32,6 +32,7 @@ impl Engine for Postgres {
         begin: "BEGIN ISOLATION LEVEL READ COMMITTED",
         skip_locked: " FOR UPDATE SKIP LOCKED",
         has_schemas: true,
+        notifies: true,
         // Of the transaction, so that a pooler may stand in between. The result is a text, as that of every statement here.
         lock: Some("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))::text"),
         migrations: &[Migration {
@@ -115,5 +116,36 @@ impl Engine for Postgres {
 
     fn bytes(row: &PgRow, index: usize) -> Result<Option<Vec<u8>>, sqlx::Error> {
         row.try_get(index)
+    }
+}
+
+/// Hears of changes by LISTEN, on a connection of its own.
+///
+/// A pooler in transaction mode keeps that from working: there, the pool of this feed's store must lead past it, or the
+/// lifetimes of the cache are the bound.
+#[derive(Debug)]
+pub struct PostgresFeed(PgListener);
+
+impl ChangeFeed for PostgresStore {
+    type Feed = PostgresFeed;
+
+    async fn follow(&self) -> Result<PostgresFeed, StoreError> {
+        let mut listener = PgListener::connect_with(&self.pool).await.map_err(unavailable)?;
+        listener.listen(&self.statements.channel()).await.map_err(unavailable)?;
+        Ok(PostgresFeed(listener))
+    }
+}
+
+impl Feed for PostgresFeed {
+    const IS_POLLED: bool = false;
+
+    async fn next(&mut self) -> Result<FeedEvent, StoreError> {
+        // None: the connection was lost, and is there again.
+        let Some(told) = self.0.try_recv().await.map_err(unavailable)? else {
+            return Ok(FeedEvent::Missed);
+        };
+        // What is no list of ids says that there were too many, or was sent by somebody else: better all than none.
+        let ids = told.payload().split(' ').map(str::parse).collect::<Result<Vec<_>, _>>();
+        Ok(ids.map_or(FeedEvent::Missed, FeedEvent::Changed))
     }
 }

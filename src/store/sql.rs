@@ -19,7 +19,8 @@ use crate::store::{
 };
 use crate::token::{KeyId, TokenId, TokenState};
 use chrono::{DateTime, Utc};
-use error::{Violation, unavailable};
+use error::Violation;
+pub(super) use error::unavailable;
 use record::{EVENT_COLUMNS, TOKEN_COLUMNS, event_values, read_event, read_id, read_token, token_values};
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Database, Encode, Pool, Transaction, Type, query};
@@ -106,6 +107,8 @@ pub struct Dialect {
     pub(super) has_schemas: bool,
     /// Lets one node at a time migrate.
     pub(super) lock: Option<&'static str>,
+    /// Whether nodes that listen are told of changes.
+    pub(super) notifies: bool,
     pub(super) migrations: &'static [Migration],
 }
 
@@ -113,8 +116,8 @@ pub struct Dialect {
 ///
 /// Cloning it is cheap; the clones share the pool.
 pub struct SqlStore<E: Engine> {
-    pool: Pool<E>,
-    statements: Arc<Statements>,
+    pub(super) pool: Pool<E>,
+    pub(super) statements: Arc<Statements>,
 }
 
 /// Makes a [`SqlStore`].
@@ -271,11 +274,11 @@ fn is_name(name: &str) -> bool {
 
 /// The texts of all statements: made once, so that connections find the prepared ones again.
 #[derive(Debug)]
-struct Statements {
+pub(super) struct Statements {
     prefix: String,
     schema: Option<String>,
     tokens: String,
-    events: String,
+    pub(super) events: String,
     find: Arc<str>,
     insert: Arc<str>,
     update: Arc<str>,
@@ -381,6 +384,13 @@ impl Statements {
             conditions.join(" AND ")
         );
         (sql.into(), values)
+    }
+
+    /// The channel that changes are told on; its name is short whatever the table's is. Two stores that share it forget a record
+    /// too many now and then.
+    #[cfg_attr(not(feature = "postgres"), allow(dead_code, reason = "the other engine has none"))]
+    pub(super) fn channel(&self) -> String {
+        format!("patkit_{:08x}", crc32fast::hash(self.tokens.as_bytes()))
     }
 
     /// Id and version of so many records.
@@ -494,8 +504,16 @@ impl<E: Engine> Writer<'_, E> {
             E::execute(self.connection, self.statements.erase.clone(), values).await?;
         }
         for events in batch.events.chunks(MAX_VALUES.div_euclid(EVENT_COLUMNS.len())) {
-            let sql = self.statements.insert_events(events.len());
-            E::execute(self.connection, sql.into(), events.iter().flat_map(event_values).collect()).await?;
+            let mut sql = self.statements.insert_events(events.len());
+            let mut values: Vec<Value> = events.iter().flat_map(event_values).collect();
+            if E::DIALECT.notifies {
+                // One statement for both. It is sent when the transaction commits.
+                let place = values.len().saturating_add(1);
+                sql = format!("WITH stored AS ({sql} RETURNING 1) SELECT pg_notify({})", places(place, 2));
+                values.push(Value::text(&self.statements.channel()));
+                values.push(Value::Text(Some(told(events.iter().map(|event| event.token)))));
+            }
+            E::execute(self.connection, sql.into(), values).await?;
         }
         Ok(())
     }
@@ -636,6 +654,16 @@ impl<E: Engine> TokenStore for SqlStore<E> {
         ids.sort_unstable();
         Ok(ids)
     }
+}
+
+/// What a notification says: ids, or that they are too many for one.
+fn told(ids: impl Iterator<Item = TokenId>) -> String {
+    let ids: std::collections::BTreeSet<TokenId> = ids.collect();
+    // PostgreSQL takes 7,999 bytes.
+    if ids.len() > 300 {
+        return "*".into();
+    }
+    ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
 }
 
 fn has_repeated_id(batch: &ChangeBatch) -> bool {

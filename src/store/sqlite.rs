@@ -10,9 +10,10 @@
 //! sqlx's `SqliteConnectOptions` come with the second and the third; the first is
 //! `.journal_mode(SqliteJournalMode::Wal)`.
 
-use super::Touch;
-use super::sql::{Dialect, Engine, Migration, SetupError, SqlStore, Value, bound, places};
+use super::sql::{Dialect, Engine, Migration, SetupError, SqlStore, Value, bound, places, unavailable};
+use super::{ChangeFeed, CorruptRecord, Feed, FeedEvent, StoreError, Touch};
 use crate::clock::micros;
+use crate::token::TokenId;
 use sqlx::{Pool, Row, raw_sql};
 use sqlx_sqlite::{Sqlite, SqliteConnection, SqliteRow};
 use std::sync::Arc;
@@ -34,6 +35,7 @@ impl Engine for Sqlite {
         begin: "BEGIN IMMEDIATE",
         skip_locked: "",
         has_schemas: false,
+        notifies: false,
         lock: None,
         migrations: &[Migration {
             version: 1,
@@ -150,5 +152,56 @@ impl Engine for Sqlite {
 
     fn bytes(row: &SqliteRow, index: usize) -> Result<Option<Vec<u8>>, sqlx::Error> {
         row.try_get(index)
+    }
+}
+
+/// Asks for the events that came since the last time. Their numbers are given under the lock that every change holds until it is
+/// committed, so none is committed late.
+#[derive(Debug)]
+pub struct SqliteFeed {
+    pool: Pool<Sqlite>,
+    /// What to ask, with the number of the last one that was seen.
+    newest: Arc<str>,
+    since: Arc<str>,
+    seen: i64,
+}
+
+impl ChangeFeed for SqliteStore {
+    type Feed = SqliteFeed;
+
+    async fn follow(&self) -> Result<SqliteFeed, StoreError> {
+        let events = &self.statements.events;
+        let mut feed = SqliteFeed {
+            pool: self.pool.clone(),
+            newest: format!("SELECT COALESCE(MAX(seq), 0) FROM {events}").into(),
+            since: format!("SELECT seq, token FROM {events} WHERE seq > $1 ORDER BY seq").into(),
+            seen: 0,
+        };
+        let rows = feed.ask(feed.newest.clone(), Vec::new()).await?;
+        feed.seen = rows.first().and_then(|row| Sqlite::int(row, 0).ok().flatten()).unwrap_or(0);
+        Ok(feed)
+    }
+}
+
+impl SqliteFeed {
+    async fn ask(&self, sql: Arc<str>, values: Vec<Value>) -> Result<Vec<SqliteRow>, StoreError> {
+        let mut connection = self.pool.acquire().await.map_err(unavailable)?;
+        Sqlite::fetch(&mut connection, sql, values).await.map_err(unavailable)
+    }
+}
+
+impl Feed for SqliteFeed {
+    const IS_POLLED: bool = true;
+
+    async fn next(&mut self) -> Result<FeedEvent, StoreError> {
+        let rows = self.ask(self.since.clone(), vec![Value::Int(Some(self.seen))]).await?;
+        let mut ids = Vec::with_capacity(rows.len());
+        for row in &rows {
+            let bytes: Vec<u8> = row.try_get(1).map_err(unavailable)?;
+            let id = bytes.try_into().ok().and_then(|bytes| TokenId::from_bytes(bytes).ok());
+            ids.push(id.ok_or_else(|| StoreError::Corrupt(CorruptRecord::new("events", "token", "?")))?);
+            self.seen = row.try_get(0).map_err(unavailable)?;
+        }
+        Ok(FeedEvent::Changed(ids))
     }
 }

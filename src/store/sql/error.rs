@@ -93,7 +93,7 @@ impl fmt::Debug for SqlFault {
 impl std::error::Error for SqlFault {}
 
 /// Nothing happened.
-pub(super) fn unavailable(error: sqlx::Error) -> StoreError {
+pub(in crate::store) fn unavailable(error: sqlx::Error) -> StoreError {
     StoreError::unavailable(SqlFault(error))
 }
 
