@@ -8,6 +8,7 @@ pub mod cached;
 mod memory;
 #[cfg(feature = "postgres")]
 pub mod postgres;
+pub mod record;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
 mod sql;
 #[cfg(feature = "sqlite")]
@@ -276,6 +277,21 @@ impl ListQuery {
     pub fn after(mut self, id: Option<TokenId>) -> Self {
         self.after = id;
         self
+    }
+
+    /// Whether a record is one of the list, and comes after where the page begins.
+    pub fn holds(&self, token: &Token) -> bool {
+        let is_listed = match &self.by {
+            ListBy::Owner { realm, owner, kind } => {
+                token.realm == *realm && token.owner == *owner && kind.is_none_or(|kind| token.kind == kind)
+            }
+            ListBy::Kind { realm, kind } => token.realm == *realm && token.kind == *kind,
+            ListBy::Creator(creator) => token.creator() == Some(*creator),
+            ListBy::Idle(before) => token.last_activity() < *before,
+        };
+        is_listed
+            && self.after.is_none_or(|after| token.id < after)
+            && self.active_at.is_none_or(|now| token.state(now) == TokenState::Active)
     }
 
     /// At most this many, held to 1 to [`MAX_PAGE`].

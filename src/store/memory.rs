@@ -79,21 +79,14 @@ impl TokenStore for MemoryStore {
             ListBy::Creator(creator) => indexes.lists.get(&List::Creator(*creator)),
             ListBy::Idle(_) => Some(&indexes.all),
         };
-        let fits = |token: &Token| {
-            let in_list = match &query.by {
-                ListBy::Owner { kind, .. } => kind.is_none_or(|kind| token.kind == kind),
-                ListBy::Idle(before) => token.last_activity() < *before,
-                ListBy::Kind { .. } | ListBy::Creator(_) => true,
-            };
-            in_list && query.active_at.is_none_or(|now| token.state(now) == TokenState::Active)
-        };
         let mut tokens: Vec<Arc<Token>> = Vec::new();
         let mut next = None;
         for id in ids.into_iter().flatten().rev() {
+            // Told by its id, before it is read.
             if query.after.is_some_and(|after| *id >= after) {
                 continue;
             }
-            let Some(token) = self.records.find(*id).filter(|token| fits(token)) else {
+            let Some(token) = self.records.find(*id).filter(|token| query.holds(token)) else {
                 continue;
             };
             if tokens.len() >= query.limit.max(1) {
@@ -169,10 +162,7 @@ impl TokenStore for MemoryStore {
                 made.filter_map(|made| self.records.find(*made)).all(|made| made.predecessor == Some(**id))
             })
             .filter_map(|id| self.records.find(*id))
-            .filter(|token| {
-                token.facts.expires_at.is_some_and(|at| at <= ended)
-                    || token.facts.revocation.as_ref().is_some_and(|revocation| revocation.at <= ended)
-            })
+            .filter(|token| token.facts.ended_by(ended))
             .take(limit)
             .collect();
         for token in &over {

@@ -3,13 +3,14 @@
 
 mod error;
 mod migrate;
-mod record;
 
 pub use error::{SetupError, SqlFault};
 pub(super) use migrate::Migration;
-#[allow(unreachable_pub, reason = "in the signature of a sealed trait")]
-pub use record::Value;
 
+pub(super) use super::record::Value;
+use super::record::{
+    EVENT_COLUMNS, Row, TOKEN_COLUMNS, event_values, read_event, read_id, read_token, token_values,
+};
 use crate::audit::AuditEvent;
 use crate::clock::micros;
 use crate::owner::Realm;
@@ -21,7 +22,6 @@ use crate::token::{KeyId, TokenId, TokenState};
 use chrono::{DateTime, Utc};
 use error::Violation;
 pub(super) use error::unavailable;
-use record::{EVENT_COLUMNS, TOKEN_COLUMNS, event_values, read_event, read_id, read_token, token_values};
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Database, Encode, Pool, Transaction, Type, query};
 use std::collections::HashMap;
@@ -181,7 +181,7 @@ impl<E: Engine> SqlStore<E> {
         let sql: Arc<str> = self.statements.versions(ids.len()).into();
         let mut versions = HashMap::new();
         for row in self.fetch(&sql, ids).await? {
-            let id = read_id::<E>(&row, &self.statements.tokens).map_err(StoreError::Corrupt)?;
+            let id = read_id(&Read::<E>(&row), &self.statements.tokens).map_err(StoreError::Corrupt)?;
             versions.insert(id, E::int(&row, 1).ok().flatten());
         }
         let conflict = batch.changes.iter().find_map(|change| {
@@ -459,6 +459,23 @@ pub(super) fn places(first: usize, count: usize) -> String {
     text
 }
 
+/// A row of the database.
+struct Read<'a, E: Engine>(&'a E::Row);
+
+impl<E: Engine> Row for Read<'_, E> {
+    fn int(&self, index: usize) -> Option<Option<i64>> {
+        E::int(self.0, index).ok()
+    }
+
+    fn text(&self, index: usize) -> Option<Option<String>> {
+        E::text(self.0, index).ok()
+    }
+
+    fn bytes(&self, index: usize) -> Option<Option<Vec<u8>>> {
+        E::bytes(self.0, index).ok()
+    }
+}
+
 /// Why a batch was not written; the transaction is to be rolled back.
 enum Failure {
     Conflict(Conflict),
@@ -572,7 +589,7 @@ impl<E: Engine> Writer<'_, E> {
 impl<E: Engine> TokenStore for SqlStore<E> {
     async fn find(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
         let rows = self.fetch(&self.statements.find, vec![Value::id(id)]).await?;
-        let token = rows.first().map(|row| read_token::<E>(row, &self.statements.tokens)).transpose();
+        let token = rows.first().map(|row| read_token(&Read::<E>(row), &self.statements.tokens)).transpose();
         Ok(token.map_err(StoreError::Corrupt)?.map(Found::from))
     }
 
@@ -585,13 +602,13 @@ impl<E: Engine> TokenStore for SqlStore<E> {
         let (mut tokens, mut corrupt) = (Vec::with_capacity(rows.len()), Vec::new());
         let mut last = None;
         for row in &rows {
-            match read_token::<E>(row, &self.statements.tokens) {
+            match read_token(&Read::<E>(row), &self.statements.tokens) {
                 Ok(token) => {
                     last = Some(token.id);
                     tokens.push(Arc::new(token));
                 }
                 Err(record) => {
-                    last = read_id::<E>(row, &self.statements.tokens).ok().or(last);
+                    last = read_id(&Read::<E>(row), &self.statements.tokens).ok().or(last);
                     corrupt.push(record);
                 }
             }
@@ -648,7 +665,7 @@ impl<E: Engine> TokenStore for SqlStore<E> {
         let table = &self.statements.tokens;
         let mut ids = rows
             .iter()
-            .map(|row| read_id::<E>(row, table))
+            .map(|row| read_id(&Read::<E>(row), table))
             .collect::<Result<Vec<_>, CorruptRecord>>()
             .map_err(StoreError::Corrupt)?;
         ids.sort_unstable();
@@ -716,7 +733,7 @@ impl<E: Engine> AuditLog for SqlStore<E> {
             EVENT_COLUMNS.join(", ")
         );
         let rows = self.fetch(&sql.into(), values).await?;
-        let read = rows.iter().map(|row| read_event::<E>(row, events)).collect::<Result<Vec<_>, _>>();
+        let read = rows.iter().map(|row| read_event(&Read::<E>(row), events)).collect::<Result<Vec<_>, _>>();
         read.map_err(StoreError::Corrupt)
     }
 

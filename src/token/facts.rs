@@ -57,6 +57,12 @@ impl Facts {
         let expires_at = self.expires_at.map_or(NEVER_ENDS, micros);
         TokenState::derived(expires_at, self.revocation.is_some(), micros(now))
     }
+
+    /// Whether it had expired or was revoked at `instant`: what pruning goes by.
+    pub fn ended_by(&self, instant: DateTime<Utc>) -> bool {
+        self.expires_at.is_some_and(|at| at <= instant)
+            || self.revocation.as_ref().is_some_and(|revocation| revocation.at <= instant)
+    }
 }
 
 /// Later than any instant: the end of what has none.

@@ -1,21 +1,27 @@
-//! Records and events as rows, alike in every engine: in which column what stands, and how it is read back.
+//! Records and events as rows: in which column what stands, and how it is read back. The stores in SQL databases are made of
+//! it, and so may be any other store that keeps integers, texts and bytes: [`token_values`] on the way in, [`read_token`] on
+//! the way out, and whatever lies in between must come back as it was.
+//!
+//! What the columns mean is said in the SQL files of this crate (`src/store/migrations`). The values hold a token's digest and
+//! its seal: they belong into the store and nowhere else.
 
-use super::Engine;
+use super::CorruptRecord;
 use crate::audit::{AuditAction, AuditEvent};
 use crate::clock::micros;
 use crate::owner::{OwnerId, OwnerKind, Realm};
 use crate::permission::{Grant, Scope};
-use crate::store::CorruptRecord;
 use crate::token::{
     ActorRef, Authority, Credential, Description, Facts, ForeignDigest, KeyId, KeyedDigest, LastUse,
     Lifetime, Networks, Reason, Revocation, Seal, Succession, Token, TokenId, TokenKind, TokenName,
 };
 use chrono::{DateTime, Utc};
 use std::borrow::Cow;
+use std::fmt;
 use std::net::IpAddr;
 
-/// A value as it is bound to a statement; a null knows its type.
-#[derive(Debug, Clone)]
+/// A value in a row; a null knows its type.
+#[derive(Clone, PartialEq, Eq)]
+#[allow(clippy::exhaustive_enums, reason = "a store must be able to keep every value")]
 pub enum Value {
     /// An integer of 64 bits.
     Int(Option<i64>),
@@ -23,6 +29,41 @@ pub enum Value {
     Text(Option<String>),
     /// Bytes.
     Bytes(Option<Vec<u8>>),
+}
+
+/// What it is and not what it holds: that may be a digest.
+impl fmt::Debug for Value {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Int(_) => "Int(…)",
+            Self::Text(_) => "Text(…)",
+            Self::Bytes(_) => "Bytes(…)",
+        })
+    }
+}
+
+/// A row that is read, cell by cell; `None` where a cell is not there or holds no such value.
+pub trait Row {
+    /// The integer in a cell.
+    fn int(&self, index: usize) -> Option<Option<i64>>;
+    /// The text in a cell.
+    fn text(&self, index: usize) -> Option<Option<String>>;
+    /// The bytes in a cell.
+    fn bytes(&self, index: usize) -> Option<Option<Vec<u8>>>;
+}
+
+impl Row for [Value] {
+    fn int(&self, index: usize) -> Option<Option<i64>> {
+        if let Value::Int(value) = self.get(index)? { Some(*value) } else { None }
+    }
+
+    fn text(&self, index: usize) -> Option<Option<String>> {
+        if let Value::Text(value) = self.get(index)? { Some(value.clone()) } else { None }
+    }
+
+    fn bytes(&self, index: usize) -> Option<Option<Vec<u8>>> {
+        if let Value::Bytes(value) = self.get(index)? { Some(value.clone()) } else { None }
+    }
 }
 
 impl Value {
@@ -34,7 +75,7 @@ impl Value {
         Self::Text(Some(value.to_string()))
     }
 
-    pub(in crate::store) fn id(id: TokenId) -> Self {
+    pub(super) fn id(id: TokenId) -> Self {
         Self::Bytes(Some(id.to_bytes().to_vec()))
     }
 
@@ -49,7 +90,7 @@ impl Value {
 }
 
 /// The columns of a token, in the order in which they are written and read.
-pub(super) const TOKEN_COLUMNS: [&str; 39] = [
+pub const TOKEN_COLUMNS: [&str; 39] = [
     "id",
     "realm",
     "owner",
@@ -93,11 +134,11 @@ pub(super) const TOKEN_COLUMNS: [&str; 39] = [
 ];
 
 /// The columns of an event, in the order in which they are written and read.
-pub(super) const EVENT_COLUMNS: [&str; 10] =
+pub const EVENT_COLUMNS: [&str; 10] =
     ["at", "realm", "action", "actor", "actor_owner", "actor_token", "token", "owner", "reason", "address"];
 
 /// A record as the values of [`TOKEN_COLUMNS`].
-pub(super) fn token_values(token: &Token) -> Vec<Value> {
+pub fn token_values(token: &Token) -> Vec<Value> {
     let opt_time = |at: Option<DateTime<Utc>>| Value::Int(at.map(micros));
     let opt_text = |text: Option<String>| Value::Text(text);
     let revocation = token.facts.revocation.as_deref();
@@ -158,7 +199,7 @@ pub(super) fn token_values(token: &Token) -> Vec<Value> {
 }
 
 /// An event as the values of [`EVENT_COLUMNS`].
-pub(super) fn event_values(event: &AuditEvent) -> Vec<Value> {
+pub fn event_values(event: &AuditEvent) -> Vec<Value> {
     let mut values =
         vec![Value::time(event.at), Value::text(event.realm.as_str()), Value::text(&event.action)];
     values.extend(actor_values(Some(&event.actor)));
@@ -199,12 +240,12 @@ fn joined<T: AsRef<str>>(parts: impl Iterator<Item = T>) -> String {
     text
 }
 
-/// The record in a row of [`TOKEN_COLUMNS`].
+/// The record in a row of [`TOKEN_COLUMNS`]; `table` is what an error says that the row is of.
 ///
 /// # Errors
 /// [`CorruptRecord`], which names the first column that holds what no record has.
-pub(super) fn read_token<E: Engine>(row: &E::Row, table: &str) -> Result<Token, CorruptRecord> {
-    let mut cells = Cells::<E>::new(row, table, &TOKEN_COLUMNS);
+pub fn read_token(row: &(impl Row + ?Sized), table: &str) -> Result<Token, CorruptRecord> {
+    let mut cells = Cells::new(row, table, &TOKEN_COLUMNS);
     let id = cells.required(Cells::id)?;
     cells.row = id.to_string();
     let realm = cells.realm()?;
@@ -300,12 +341,12 @@ pub(super) fn read_token<E: Engine>(row: &E::Row, table: &str) -> Result<Token, 
     })
 }
 
-/// The event in a row of [`EVENT_COLUMNS`].
+/// The event in a row of [`EVENT_COLUMNS`]; `table` is what an error says that the row is of.
 ///
 /// # Errors
 /// [`CorruptRecord`], which names the first column that holds what no event has.
-pub(super) fn read_event<E: Engine>(row: &E::Row, table: &str) -> Result<AuditEvent, CorruptRecord> {
-    let mut cells = Cells::<E>::new(row, table, &EVENT_COLUMNS);
+pub fn read_event(row: &(impl Row + ?Sized), table: &str) -> Result<AuditEvent, CorruptRecord> {
+    let mut cells = Cells::new(row, table, &EVENT_COLUMNS);
     Ok(AuditEvent {
         at: cells.required(Cells::time)?,
         realm: cells.realm()?,
@@ -319,13 +360,16 @@ pub(super) fn read_event<E: Engine>(row: &E::Row, table: &str) -> Result<AuditEv
 }
 
 /// The id in the first column of a row.
-pub(super) fn read_id<E: Engine>(row: &E::Row, table: &str) -> Result<TokenId, CorruptRecord> {
-    Cells::<E>::new(row, table, &TOKEN_COLUMNS).required(Cells::id)
+///
+/// # Errors
+/// [`CorruptRecord`] when it holds no id.
+pub fn read_id(row: &(impl Row + ?Sized), table: &str) -> Result<TokenId, CorruptRecord> {
+    Cells::new(row, table, &TOKEN_COLUMNS).required(Cells::id)
 }
 
 /// The cells of a row, one after the other.
-struct Cells<'a, E: Engine> {
-    of_row: &'a E::Row,
+struct Cells<'a, R: ?Sized> {
+    of_row: &'a R,
     table: &'a str,
     columns: &'a [&'static str],
     /// The next one.
@@ -334,8 +378,8 @@ struct Cells<'a, E: Engine> {
     row: String,
 }
 
-impl<'a, E: Engine> Cells<'a, E> {
-    fn new(cells: &'a E::Row, table: &'a str, columns: &'a [&'static str]) -> Self {
+impl<'a, R: Row + ?Sized> Cells<'a, R> {
+    fn new(cells: &'a R, table: &'a str, columns: &'a [&'static str]) -> Self {
         Self { of_row: cells, table, columns, index: 0, row: "?".into() }
     }
 
@@ -351,19 +395,19 @@ impl<'a, E: Engine> Cells<'a, E> {
 
     fn next<T>(
         &mut self,
-        read: impl FnOnce(&E::Row, usize) -> Result<Option<T>, sqlx::Error>,
+        read: impl FnOnce(&R, usize) -> Option<Option<T>>,
     ) -> Result<Option<T>, CorruptRecord> {
         let value = read(self.of_row, self.index);
         self.skip();
-        value.map_err(|_| self.corrupt())
+        value.ok_or_else(|| self.corrupt())
     }
 
     fn text(&mut self) -> Result<Option<String>, CorruptRecord> {
-        self.next(E::text)
+        self.next(R::text)
     }
 
     fn bytes(&mut self) -> Result<Option<Vec<u8>>, CorruptRecord> {
-        self.next(E::bytes)
+        self.next(R::bytes)
     }
 
     fn required<T>(
@@ -389,7 +433,7 @@ impl<'a, E: Engine> Cells<'a, E> {
     }
 
     fn number<T: TryFrom<i64>>(&mut self) -> Result<Option<T>, CorruptRecord> {
-        match self.next(E::int)? {
+        match self.next(R::int)? {
             None => Ok(None),
             Some(number) => T::try_from(number).map(Some).map_err(|_| self.corrupt()),
         }
