@@ -202,7 +202,7 @@ async fn each_operation_costs_as_many_statements_as_it_must() {
 /// Rows enough that reading all of them would be noticed, straight into the table: of 5,000 owners, a tenth of them ended.
 const ROWS: &str = "INSERT INTO patkit_tokens (id, realm, owner, owner_kind, kind, name, name_key, created_at, created_by, \
     revoked_at, revoked_reason, revoked_by, revoked_authority, lifetime, scope, digest_key, digest, idle_from, version) \
-    SELECT ID, '', 'owner ' || n % 5000, 'human', 'personal', 'token ' || n, KEY, n, 'system', \
+    SELECT ID, '', 'owner ' || (n % 5000), 'human', 'personal', 'token ' || n, KEY, n, 'system', \
     CASE WHEN n % 10 = 0 THEN n END, CASE WHEN n % 10 = 0 THEN 'system' END, CASE WHEN n % 10 = 0 THEN 'system' END, \
     CASE WHEN n % 10 = 0 THEN 'system' END, 'default', 'inherit', 1, KEY, n, 1 FROM numbers";
 const COUNT: usize = 50_000;
@@ -244,7 +244,7 @@ async fn no_statement_reads_a_whole_table_but_the_counts_and_the_sweep() {
         .replace("INTO ", &format!("INTO {schema}."));
     let events = format!(
         "INSERT INTO {schema}.patkit_events (at, realm, action, actor, token, owner) \
-         SELECT n, '', 'generated', 'system', decode(lpad(to_hex(n), 32, '0'), 'hex'), 'owner ' || n % 5000 \
+         SELECT n, '', 'generated', 'system', decode(lpad(to_hex(n), 32, '0'), 'hex'), 'owner ' || (n % 5000) \
          FROM generate_series(1, {COUNT}) AS numbers (n)"
     );
     let analyze = format!("ANALYZE {schema}.patkit_tokens; ANALYZE {schema}.patkit_events");

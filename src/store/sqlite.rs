@@ -10,7 +10,7 @@
 //! sqlx's `SqliteConnectOptions` come with the second and the third; the first is
 //! `.journal_mode(SqliteJournalMode::Wal)`.
 
-use super::sql::{Dialect, Engine, Migration, SetupError, SqlStore, Value, bound, places, unavailable};
+use super::sql::{Dialect, Engine, Migration, SetupError, SqlStore, Value, bound, unavailable};
 use super::{ChangeFeed, CorruptRecord, Feed, FeedEvent, StoreError, Touch};
 use crate::clock::micros;
 use crate::token::TokenId;
@@ -70,15 +70,7 @@ impl Engine for Sqlite {
         table: &str,
         uses: &[Touch],
     ) -> Result<(), sqlx::Error> {
-        let rows: Vec<String> = (0..uses.len())
-            .map(|row| format!("({})", places(row.saturating_mul(3).saturating_add(1), 3)))
-            .collect();
-        let sql = format!(
-            "WITH used (id, at, address) AS (VALUES {}) \
-             UPDATE {table} SET last_used_at = used.at, last_used_address = used.address FROM used \
-             WHERE {table}.id = used.id AND ({table}.last_used_at IS NULL OR {table}.last_used_at < used.at)",
-            rows.join(", ")
-        );
+        let sql = touch_statement(table, uses.len());
         let values = uses.iter().flat_map(|touch| {
             let address = touch.last_use.address.map(|address| address.to_string());
             [Value::id(touch.id), Value::Int(Some(micros(touch.last_use.at))), Value::Text(address)]
@@ -155,6 +147,18 @@ impl Engine for Sqlite {
     }
 }
 
+/// So many last uses, in one statement. Its parameters have no names, which SQLite would look up one by one; and the ids are
+/// said twice, or it would read the whole table and look up each record among the uses.
+fn touch_statement(table: &str, uses: usize) -> String {
+    let rows = vec!["(?, ?, ?)"; uses].join(", ");
+    format!(
+        "WITH used (id, at, address) AS (VALUES {rows}) \
+         UPDATE {table} SET last_used_at = used.at, last_used_address = used.address FROM used \
+         WHERE {table}.id IN (SELECT id FROM used) AND {table}.id = used.id \
+         AND ({table}.last_used_at IS NULL OR {table}.last_used_at < used.at)"
+    )
+}
+
 /// Asks for the events that came since the last time. Their numbers are given under the lock that every change holds until it is
 /// committed, so none is committed late.
 #[derive(Debug)]
@@ -203,5 +207,30 @@ impl Feed for SqliteFeed {
             self.seen = row.try_get(0).map_err(unavailable)?;
         }
         Ok(FeedEvent::Changed(ids))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use sqlx::AssertSqlSafe;
+    use sqlx_sqlite::SqlitePoolOptions;
+
+    #[tokio::test]
+    async fn last_uses_are_written_by_the_index_of_ids() {
+        let pool = SqlitePoolOptions::new().max_connections(1).connect("sqlite::memory:").await.unwrap();
+        SqliteStore::builder(pool.clone()).migrate().await.unwrap();
+        let rows = "WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers LIMIT 20000) \
+             INSERT INTO patkit_tokens (id, realm, owner, owner_kind, kind, name, name_key, created_at, created_by, \
+             lifetime, scope, digest_key, digest, idle_from, version) \
+             SELECT unhex(printf('%032x', n)), '', 'owner', 'human', 'personal', 'a', unhex(printf('%064x', n)), n, \
+             'system', 'default', 'inherit', 1, unhex(printf('%064x', n)), n, 1 FROM numbers; ANALYZE";
+        raw_sql(rows).execute(&pool).await.unwrap();
+        for uses in [1, 10, 1_000, 10_000] {
+            let explain = format!("EXPLAIN QUERY PLAN {}", touch_statement("patkit_tokens", uses));
+            let plan = raw_sql(AssertSqlSafe(explain)).fetch_all(&pool).await.unwrap();
+            let plan: Vec<String> = plan.iter().map(|row| row.get(3)).collect();
+            assert!(!plan.iter().any(|line| line.contains("SCAN patkit_tokens")), "{uses}: {plan:#?}");
+        }
     }
 }

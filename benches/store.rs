@@ -1,0 +1,200 @@
+//! What the stores in databases cost at 10^4 tokens and at 10^6: `cargo bench --features sqlite,postgres --bench store`.
+//!
+//! SQLite in a file; PostgreSQL where `PATKIT_TEST_POSTGRES_URL` leads (`scripts/postgres start DIR` makes one), and said to be
+//! left out where it leads nowhere. Each figure is the median of many calls; look at the ratios. Loading takes a minute.
+
+#![allow(
+    missing_docs,
+    clippy::arithmetic_side_effects,
+    clippy::as_conversions,
+    clippy::cast_precision_loss,
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a bench measures time and prints"
+)]
+
+use chrono::{DateTime, Utc};
+use patkit::owner::{OwnerId, Realm};
+use patkit::store::{Change, ChangeBatch, ListBy, ListQuery, Touch};
+use patkit::token::{LastUse, TokenName};
+use patkit::{PostgresStore, SqliteStore, Token, TokenId, TokenKind, TokenStore};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions};
+use sqlx::{AssertSqlSafe, raw_sql};
+use std::time::Instant;
+
+const SIZES: [u64; 2] = [10_000, 1_000_000];
+/// Each owner has so many tokens.
+const PER_OWNER: u64 = 10;
+/// A thousandth of the tokens has ended before this instant, in microseconds.
+const ENDED: i64 = 1_000;
+
+/// Rows straight into the table: the n-th is of one owner in `size / 10`; the first thousandth is revoked.
+fn rows(table: &str, id: &str, hash: &str, numbers: &str, size: u64) -> String {
+    let ended = size / 1_000;
+    let when = |value: &str| format!("CASE WHEN n <= {ended} THEN {value} END");
+    format!(
+        "INSERT INTO {table} (id, realm, owner, owner_kind, kind, name, name_key, created_at, created_by, revoked_at, \
+         revoked_reason, revoked_by, revoked_authority, lifetime, scope, digest_key, digest, idle_from, version) \
+         SELECT {id}, '', 'owner ' || (n % {}), 'human', 'personal', 'token ' || n, {hash}, n, 'system', {}, {}, {}, {}, \
+         'default', 'inherit', 1, {hash}, n, 1 FROM {numbers}",
+        size / PER_OWNER,
+        when(&format!("n % {ENDED}")),
+        when("'system'"),
+        when("'system'"),
+        when("'system'"),
+    )
+}
+
+fn id(number: u64) -> TokenId {
+    let bytes = (u128::from(number) << 80) | (0x7000_8000 << 48) | u128::from(number);
+    TokenId::from_bytes(bytes.to_be_bytes()).unwrap()
+}
+
+/// A walk over all tokens as a random one would go.
+fn places(size: u64) -> impl Iterator<Item = u64> {
+    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
+    std::iter::repeat_with(move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        1 + size / 1_000 + state % (size - size / 1_000)
+    })
+}
+
+struct Figures(Vec<(&'static str, f64)>);
+
+/// Microseconds of each operation, in the middle.
+async fn measure<S: TokenStore>(store: &S, size: u64) -> Figures {
+    let mut figures = Vec::new();
+    let mut walk = places(size);
+    let template: Token = Token::clone(&store.find(id(size)).await.unwrap().unwrap());
+
+    let mut times = Vec::new();
+    for _ in 0..2_000 {
+        let wanted = id(walk.next().unwrap());
+        let began = Instant::now();
+        store.find(wanted).await.unwrap().unwrap();
+        times.push(began.elapsed());
+    }
+    figures.push(("find by id: a verification", median(times)));
+
+    let mut times = Vec::new();
+    for _ in 0..300 {
+        let owner = OwnerId::new(&format!("owner {}", walk.next().unwrap() % (size / PER_OWNER))).unwrap();
+        let by = ListBy::Owner { realm: Realm::default(), owner, kind: Some(TokenKind::Personal) };
+        let began = Instant::now();
+        let page = store.list(&ListQuery::new(by).limit(50)).await.unwrap();
+        times.push(began.elapsed());
+        assert_eq!(page.tokens.len() as u64, PER_OWNER);
+    }
+    figures.push(("list: an owner's tokens", median(times)));
+
+    let mut times = Vec::new();
+    for _ in 0..100 {
+        let by = ListBy::Kind { realm: Realm::default(), kind: TokenKind::Personal };
+        let after = Some(id(walk.next().unwrap()));
+        let began = Instant::now();
+        store.list(&ListQuery::new(by).limit(50).after(after)).await.unwrap();
+        times.push(began.elapsed());
+    }
+    figures.push(("list: a page of 50 out of all", median(times)));
+
+    let mut times = Vec::new();
+    for number in 0..300 {
+        let name = TokenName::new(&format!("made {number}")).unwrap();
+        let token = Token { id: id(size + 1 + number), name, version: 1, ..template.clone() };
+        let batch = ChangeBatch::new().change(Change::Insert(token.into()));
+        let began = Instant::now();
+        store.commit(&batch).await.unwrap();
+        times.push(began.elapsed());
+    }
+    figures.push(("commit: a new token", median(times)));
+
+    let mut times = Vec::new();
+    for round in 1..=20 {
+        let at: DateTime<Utc> = DateTime::from_timestamp(1_800_000_000 + round, 0).unwrap();
+        let uses: Vec<Touch> =
+            walk.by_ref().take(1_000).map(|number| Touch::new(id(number), LastUse::new(at, None))).collect();
+        let began = Instant::now();
+        store.touch(&uses).await.unwrap();
+        times.push(began.elapsed());
+    }
+    figures.push(("touch: a batch of 1,000", median(times)));
+
+    // A thousandth of the smaller size is ten.
+    let mut times = Vec::new();
+    let ended = DateTime::from_timestamp_micros(ENDED).unwrap();
+    for _ in 0..5 {
+        let began = Instant::now();
+        assert_eq!(store.purge(ended, 2).await.unwrap().len(), 2);
+        times.push(began.elapsed());
+    }
+    figures.push(("purge: 2 of those that ended", median(times)));
+    Figures(figures)
+}
+
+fn median(mut times: Vec<std::time::Duration>) -> f64 {
+    times.sort_unstable();
+    times[times.len() / 2].as_nanos() as f64 / 1_000.0
+}
+
+fn print(engine: &str, figures: &[Figures]) {
+    println!("\n{engine:<32} {:>12} {:>12} {:>7}", "10^4, µs", "10^6, µs", "times");
+    for (small, large) in figures[0].0.iter().zip(&figures[1].0) {
+        println!("{:<32} {:>12.1} {:>12.1} {:>7.2}", small.0, small.1, large.1, large.1 / small.1);
+    }
+}
+
+async fn sqlite(size: u64) -> Figures {
+    let dir = std::env::temp_dir().join(format!("patkit-bench-{}-{size}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let options = SqliteConnectOptions::new()
+        .filename(dir.join("db"))
+        .create_if_missing(true)
+        .journal_mode(SqliteJournalMode::Wal);
+    let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options).await.unwrap();
+    let store = SqliteStore::builder(pool.clone()).migrate().await.unwrap();
+    let numbers =
+        format!("WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers LIMIT {size})");
+    let id = "unhex(printf('%012x70008%015x', n, n))";
+    let rows = rows("patkit_tokens", id, "unhex(printf('%064x', n))", "numbers", size);
+    raw_sql(AssertSqlSafe(format!("{numbers} {rows}; ANALYZE"))).execute(&pool).await.unwrap();
+    let figures = measure(&store, size).await;
+    pool.close().await;
+    std::fs::remove_dir_all(dir).unwrap();
+    figures
+}
+
+async fn postgres(url: &str, size: u64) -> Figures {
+    let options: PgConnectOptions = url.parse().unwrap();
+    let pool = PgPoolOptions::new().max_connections(1).connect_with(options).await.unwrap();
+    let prefix = format!("bench_{}_{size}_", std::process::id());
+    let store = PostgresStore::builder(pool.clone()).prefix(&prefix).migrate().await.unwrap();
+    let table = format!("{prefix}tokens");
+    let id = "decode(lpad(to_hex(n), 12, '0') || '70008' || lpad(to_hex(n), 15, '0'), 'hex')";
+    let rows = rows(
+        &table,
+        id,
+        "sha256(n::text::bytea)",
+        &format!("generate_series(1, {size}) AS numbers (n)"),
+        size,
+    );
+    raw_sql(AssertSqlSafe(format!("{rows}; ANALYZE {table}; CHECKPOINT"))).execute(&pool).await.unwrap();
+    let figures = measure(&store, size).await;
+    let drop = format!("DROP TABLE {table}, {prefix}events, {prefix}migrations");
+    raw_sql(AssertSqlSafe(drop)).execute(&pool).await.unwrap();
+    figures
+}
+
+#[tokio::main]
+async fn main() {
+    print("SQLite", &[sqlite(SIZES[0]).await, sqlite(SIZES[1]).await]);
+    match std::env::var("PATKIT_TEST_POSTGRES_URL") {
+        Ok(url) => print("PostgreSQL", &[postgres(&url, SIZES[0]).await, postgres(&url, SIZES[1]).await]),
+        Err(_) => println!("\nPostgreSQL was left out: PATKIT_TEST_POSTGRES_URL is not set"),
+    }
+}
