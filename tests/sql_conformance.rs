@@ -7,11 +7,14 @@ mod support_sql;
 
 #[cfg(feature = "cache")]
 use patkit::CachedStore;
-use patkit::SqliteStore;
 use patkit::conformance::Suite;
 use patkit::store::DynTokenStore;
+use patkit::{PostgresStore, SqliteStore};
+use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use std::sync::Arc;
-use support_sql::{Folder, postgres_pool, postgres_store, sqlite_memory_pool, sqlite_store, unique};
+use support_sql::{
+    Folder, pooler_url, postgres_pool, postgres_store, schema, sqlite_memory_pool, sqlite_store, unique,
+};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sqlite_in_a_file_is_right() {
@@ -36,6 +39,21 @@ async fn sqlite_in_shared_memory_is_right() {
 async fn postgres_is_right() {
     let pool = postgres_pool(8).await;
     let suite = Suite::new(|| postgres_store(&pool));
+    assert!(suite.run().await.unwrap().passed.len() > 30);
+    suite.run_audit_log().await.unwrap();
+    suite.run_counts().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn postgres_behind_a_pooler_in_transaction_mode_is_right() {
+    let direct = postgres_pool(1).await;
+    let options: PgConnectOptions = pooler_url().parse().unwrap();
+    let pool = PgPoolOptions::new().max_connections(8).connect_with(options).await.unwrap();
+    let suite = Suite::new(|| async {
+        let schema = schema(&direct).await;
+        let builder = PostgresStore::builder(pool.clone()).schema(&schema);
+        builder.pooler(true).migrate().await.unwrap()
+    });
     assert!(suite.run().await.unwrap().passed.len() > 30);
     suite.run_audit_log().await.unwrap();
     suite.run_counts().await.unwrap();

@@ -1,7 +1,6 @@
 //! Tokens in a PostgreSQL database: for any number of machines.
 //!
-//! Each statement of a verification or a list stands alone, and a change is one transaction, so a pooler in transaction mode
-//! may stand in between. What the store needs of the host's database, and refuses to open without:
+//! A pooler in transaction mode may stand in between: see [`SqlStoreBuilder::pooler`](super::SqlStoreBuilder::pooler). What the store needs of the host's database, and refuses to open without:
 //!
 //! * `server_encoding` UTF8, since names are in every script;
 //! * `synchronous_commit` other than off, so that a revocation that was acknowledged is there after a crash.
@@ -45,25 +44,32 @@ impl Engine for Postgres {
 
     async fn execute(
         connection: &mut PgConnection,
+        keeps: bool,
         sql: Arc<str>,
         values: Vec<Value>,
     ) -> Result<u64, sqlx::Error> {
-        Ok(bound::<Self>(sql, values).execute(connection).await?.rows_affected())
+        Ok(bound::<Self>(sql, values).persistent(keeps).execute(connection).await?.rows_affected())
     }
 
     async fn fetch(
         connection: &mut PgConnection,
+        keeps: bool,
         sql: Arc<str>,
         values: Vec<Value>,
     ) -> Result<Vec<PgRow>, sqlx::Error> {
-        bound::<Self>(sql, values).fetch_all(connection).await
+        bound::<Self>(sql, values).persistent(keeps).fetch_all(connection).await
     }
 
     async fn script(connection: &mut PgConnection, sql: String) -> Result<(), sqlx::Error> {
         raw_sql(AssertSqlSafe(sql)).execute(connection).await.map(drop)
     }
 
-    async fn touch(connection: &mut PgConnection, table: &str, uses: &[Touch]) -> Result<(), sqlx::Error> {
+    async fn touch(
+        connection: &mut PgConnection,
+        keeps: bool,
+        table: &str,
+        uses: &[Touch],
+    ) -> Result<(), sqlx::Error> {
         let ids: Vec<Vec<u8>> = uses.iter().map(|touch| touch.id.to_bytes().to_vec()).collect();
         let times: Vec<i64> = uses.iter().map(|touch| micros(touch.last_use.at)).collect();
         let addresses: Vec<Option<String>> =
@@ -77,14 +83,16 @@ impl Engine for Postgres {
              FROM used JOIN locked ON locked.id = used.id \
              WHERE token.id = used.id AND (token.last_used_at IS NULL OR token.last_used_at < used.at)"
         );
-        let query = sqlx::query::<Self>(AssertSqlSafe(sql)).bind(ids).bind(times).bind(addresses);
+        let query =
+            sqlx::query::<Self>(AssertSqlSafe(sql)).persistent(keeps).bind(ids).bind(times).bind(addresses);
         query.execute(connection).await.map(drop)
     }
 
     async fn check(pool: &Pool<Self>, _table: &str) -> Result<(), SetupError> {
-        let mut connection = pool.acquire().await?;
+        let mut transaction = pool.begin().await?;
         let sql = "SELECT current_setting('server_encoding'), current_setting('synchronous_commit')";
-        let rows = Self::fetch(&mut connection, sql.into(), Vec::new()).await?;
+        let rows = Self::fetch(&mut transaction, false, sql.into(), Vec::new()).await?;
+        transaction.commit().await?;
         let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
         let (encoding, commit): (String, String) = (row.try_get(0)?, row.try_get(1)?);
         if encoding != "UTF8" {

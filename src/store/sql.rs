@@ -38,10 +38,11 @@ pub trait Engine: Database<Connection: Send> + sealed::Sealed {
     #[doc(hidden)]
     const DIALECT: Dialect;
 
-    /// Runs a statement and says how many rows it changed.
+    /// Runs a statement and says how many rows it changed. `keeps`: the connection keeps it prepared.
     #[doc(hidden)]
     fn execute(
         connection: &mut Self::Connection,
+        keeps: bool,
         sql: Arc<str>,
         values: Vec<Value>,
     ) -> impl Future<Output = Result<u64, sqlx::Error>> + Send;
@@ -50,6 +51,7 @@ pub trait Engine: Database<Connection: Send> + sealed::Sealed {
     #[doc(hidden)]
     fn fetch(
         connection: &mut Self::Connection,
+        keeps: bool,
         sql: Arc<str>,
         values: Vec<Value>,
     ) -> impl Future<Output = Result<Vec<Self::Row>, sqlx::Error>> + Send;
@@ -65,6 +67,7 @@ pub trait Engine: Database<Connection: Send> + sealed::Sealed {
     #[doc(hidden)]
     fn touch(
         connection: &mut Self::Connection,
+        keeps: bool,
         table: &str,
         uses: &[Touch],
     ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
@@ -126,12 +129,13 @@ pub struct SqlStoreBuilder<E: Engine> {
     pool: Pool<E>,
     prefix: String,
     schema: Option<String>,
+    keeps: bool,
 }
 
 impl<E: Engine> SqlStore<E> {
     /// Begins a store on the host's pool.
     pub fn builder(pool: Pool<E>) -> SqlStoreBuilder<E> {
-        SqlStoreBuilder { pool, prefix: "patkit_".into(), schema: None }
+        SqlStoreBuilder { pool, prefix: "patkit_".into(), schema: None, keeps: true }
     }
 
     /// The pool.
@@ -166,8 +170,15 @@ impl<E: Engine> SqlStore<E> {
     }
 
     async fn fetch(&self, sql: &Arc<str>, values: Vec<Value>) -> Result<Vec<E::Row>, StoreError> {
-        let mut connection = self.pool.acquire().await.map_err(unavailable)?;
-        E::fetch(&mut connection, sql.clone(), values).await.map_err(unavailable)
+        if self.statements.keeps {
+            let mut connection = self.pool.acquire().await.map_err(unavailable)?;
+            return E::fetch(&mut connection, true, sql.clone(), values).await.map_err(unavailable);
+        }
+        // What a pooler gives is one connection for one transaction.
+        let mut transaction = self.pool.begin().await.map_err(unavailable)?;
+        let rows = E::fetch(&mut transaction, false, sql.clone(), values).await.map_err(unavailable)?;
+        transaction.commit().await.map_err(unavailable)?;
+        Ok(rows)
     }
 
     async fn begin(&self) -> Result<Transaction<'static, E>, StoreError> {
@@ -227,6 +238,13 @@ impl<E: Engine> SqlStoreBuilder<E> {
         self
     }
 
+    /// Whether a pooler in transaction mode stands in between (PgBouncer, say) that does not keep prepared statements: then none is
+    /// kept, and each statement is a transaction, which costs two more trips to the server. Not by default.
+    pub fn pooler(mut self, is_between: bool) -> Self {
+        self.keeps = !is_between;
+        self
+    }
+
     /// The store, after its tables were created or brought to this version. Any number of nodes may do so at once.
     ///
     /// # Errors
@@ -261,7 +279,7 @@ impl<E: Engine> SqlStoreBuilder<E> {
         if self.schema.is_some() && !E::DIALECT.has_schemas {
             return Err(SetupError::NoSchemas);
         }
-        let statements = Statements::new::<E>(self.prefix, self.schema);
+        let statements = Statements::new::<E>(self.prefix, self.schema, self.keeps);
         Ok(SqlStore { pool: self.pool, statements: Arc::new(statements) })
     }
 }
@@ -275,6 +293,8 @@ fn is_name(name: &str) -> bool {
 /// The texts of all statements: made once, so that connections find the prepared ones again.
 #[derive(Debug)]
 pub(super) struct Statements {
+    /// Whether connections keep them prepared.
+    keeps: bool,
     prefix: String,
     schema: Option<String>,
     tokens: String,
@@ -290,7 +310,7 @@ pub(super) struct Statements {
 }
 
 impl Statements {
-    fn new<E: Engine>(prefix: String, schema: Option<String>) -> Self {
+    fn new<E: Engine>(prefix: String, schema: Option<String>, keeps: bool) -> Self {
         let table = |name: &str| match &schema {
             Some(schema) => format!("{schema}.{prefix}{name}"),
             None => format!("{prefix}{name}"),
@@ -335,6 +355,7 @@ impl Statements {
             )
             .into(),
             health: format!("SELECT 1 FROM {tokens} LIMIT 1").into(),
+            keeps,
             prefix,
             schema,
             tokens,
@@ -518,7 +539,7 @@ impl<E: Engine> Writer<'_, E> {
         }
         if let Some((realm, owner)) = &batch.erase {
             let values = vec![Value::text(realm.as_str()), Value::text(owner)];
-            E::execute(self.connection, self.statements.erase.clone(), values).await?;
+            E::execute(self.connection, self.statements.keeps, self.statements.erase.clone(), values).await?;
         }
         for events in batch.events.chunks(MAX_VALUES.div_euclid(EVENT_COLUMNS.len())) {
             let mut sql = self.statements.insert_events(events.len());
@@ -530,7 +551,7 @@ impl<E: Engine> Writer<'_, E> {
                 values.push(Value::text(&self.statements.channel()));
                 values.push(Value::Text(Some(told(events.iter().map(|event| event.token)))));
             }
-            E::execute(self.connection, sql.into(), values).await?;
+            E::execute(self.connection, self.statements.keeps, sql.into(), values).await?;
         }
         Ok(())
     }
@@ -550,7 +571,13 @@ impl<E: Engine> Writer<'_, E> {
         }
         for ids in takers.chunks(MAX_VALUES) {
             let sql = self.statements.clear_names(ids.len());
-            E::execute(self.connection, sql.into(), ids.iter().copied().map(Value::id).collect()).await?;
+            E::execute(
+                self.connection,
+                self.statements.keeps,
+                sql.into(),
+                ids.iter().copied().map(Value::id).collect(),
+            )
+            .await?;
         }
         Ok(())
     }
@@ -573,7 +600,7 @@ impl<E: Engine> Writer<'_, E> {
         {
             return Err(Failure::Conflict(Conflict::OwnerKind(token.id)));
         }
-        let changed = E::execute(self.connection, sql.clone(), values).await;
+        let changed = E::execute(self.connection, self.statements.keeps, sql.clone(), values).await;
         match (changed, change) {
             (Ok(1), _) => Ok(()),
             (Ok(_), change) => Err(Failure::Conflict(Conflict::Version(change.id()))),
@@ -650,9 +677,16 @@ impl<E: Engine> TokenStore for SqlStore<E> {
         }
         let mut latest: Vec<Touch> = latest.into_values().collect();
         latest.sort_by_key(|touch| touch.id);
-        let mut connection = self.pool.acquire().await.map_err(unavailable)?;
+        let Statements { keeps, tokens, .. } = &*self.statements;
         for chunk in latest.chunks(MAX_VALUES.div_euclid(3)) {
-            E::touch(&mut connection, &self.statements.tokens, chunk).await.map_err(unavailable)?;
+            if *keeps {
+                let mut connection = self.pool.acquire().await.map_err(unavailable)?;
+                E::touch(&mut connection, true, tokens, chunk).await.map_err(unavailable)?;
+            } else {
+                let mut transaction = self.pool.begin().await.map_err(unavailable)?;
+                E::touch(&mut transaction, false, tokens, chunk).await.map_err(unavailable)?;
+                transaction.commit().await.map_err(unavailable)?;
+            }
         }
         Ok(())
     }
@@ -738,10 +772,11 @@ impl<E: Engine> AuditLog for SqlStore<E> {
     }
 
     async fn purge_events(&self, before: DateTime<Utc>, limit: usize) -> Result<usize, StoreError> {
-        let mut connection = self.pool.acquire().await.map_err(unavailable)?;
         let limit = limit.min(MAX_PURGE);
         let sql = self.statements.purge_events(E::DIALECT.skip_locked, micros(before), limit);
-        let removed = E::execute(&mut connection, sql.into(), Vec::new()).await;
+        let mut transaction = self.begin().await?;
+        let removed = E::execute(&mut transaction, false, sql.into(), Vec::new()).await;
+        transaction.commit().await.map_err(unavailable)?;
         Ok(usize::try_from(removed.map_err(unavailable)?).unwrap_or(usize::MAX))
     }
 }

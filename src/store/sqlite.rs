@@ -47,18 +47,20 @@ impl Engine for Sqlite {
 
     async fn execute(
         connection: &mut SqliteConnection,
+        keeps: bool,
         sql: Arc<str>,
         values: Vec<Value>,
     ) -> Result<u64, sqlx::Error> {
-        Ok(bound::<Self>(sql, values).execute(connection).await?.rows_affected())
+        Ok(bound::<Self>(sql, values).persistent(keeps).execute(connection).await?.rows_affected())
     }
 
     async fn fetch(
         connection: &mut SqliteConnection,
+        keeps: bool,
         sql: Arc<str>,
         values: Vec<Value>,
     ) -> Result<Vec<SqliteRow>, sqlx::Error> {
-        bound::<Self>(sql, values).fetch_all(connection).await
+        bound::<Self>(sql, values).persistent(keeps).fetch_all(connection).await
     }
 
     async fn script(connection: &mut SqliteConnection, sql: String) -> Result<(), sqlx::Error> {
@@ -67,6 +69,7 @@ impl Engine for Sqlite {
 
     async fn touch(
         connection: &mut SqliteConnection,
+        _keeps: bool,
         table: &str,
         uses: &[Touch],
     ) -> Result<(), sqlx::Error> {
@@ -82,7 +85,8 @@ impl Engine for Sqlite {
     async fn check(pool: &Pool<Self>, table: &str) -> Result<(), SetupError> {
         let mut connection = pool.acquire().await?;
         let mut setting = async |name: &str| -> Result<String, sqlx::Error> {
-            let rows = Self::fetch(&mut connection, format!("PRAGMA {name}").into(), Vec::new()).await?;
+            let rows =
+                Self::fetch(&mut connection, false, format!("PRAGMA {name}").into(), Vec::new()).await?;
             let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
             let number = row.try_get::<i64, _>(0).map(|number| number.to_string());
             number.or_else(|_| row.try_get::<String, _>(0))
@@ -190,7 +194,7 @@ impl ChangeFeed for SqliteStore {
 impl SqliteFeed {
     async fn ask(&self, sql: Arc<str>, values: Vec<Value>) -> Result<Vec<SqliteRow>, StoreError> {
         let mut connection = self.pool.acquire().await.map_err(unavailable)?;
-        Sqlite::fetch(&mut connection, sql, values).await.map_err(unavailable)
+        Sqlite::fetch(&mut connection, true, sql, values).await.map_err(unavailable)
     }
 }
 

@@ -19,6 +19,14 @@ use std::time::Duration;
 /// Where PostgreSQL is. `scripts/test` starts one and sets it; without it the tests fail, none is skipped.
 pub(crate) const URL: &str = "PATKIT_TEST_POSTGRES_URL";
 
+/// Where a pooler in transaction mode stands before that PostgreSQL; set by `scripts/test` as well.
+pub(crate) const POOLER_URL: &str = "PATKIT_TEST_POOLER_URL";
+
+pub(crate) fn pooler_url() -> String {
+    std::env::var(POOLER_URL)
+        .unwrap_or_else(|_| panic!("{POOLER_URL} is not set; run scripts/test, which starts a pooler"))
+}
+
 pub(crate) fn postgres_url() -> String {
     std::env::var(URL)
         .unwrap_or_else(|_| panic!("{URL} is not set; run scripts/test, which starts a database"))

@@ -26,7 +26,7 @@ pub(super) async fn migrate<E: Engine>(store: &SqlStore<E>) -> Result<(), SetupE
     let table = table(store);
     let mut transaction = store.pool.begin_with(E::DIALECT.begin).await?;
     if let Some(lock) = E::DIALECT.lock {
-        E::fetch(&mut transaction, lock.into(), vec![Value::text(&table)]).await?;
+        E::fetch(&mut transaction, false, lock.into(), vec![Value::text(&table)]).await?;
     }
     if let Some(schema) = &store.statements.schema {
         E::script(&mut transaction, format!("SET LOCAL search_path TO {schema}")).await?;
@@ -48,7 +48,7 @@ pub(super) async fn migrate<E: Engine>(store: &SqlStore<E>) -> Result<(), SetupE
             Value::text(step.name),
             Value::int(SystemClock::new().now_micros()),
         ];
-        E::execute(&mut transaction, insert.into(), values).await?;
+        E::execute(&mut transaction, false, insert.into(), values).await?;
     }
     transaction.commit().await?;
     Ok(())
@@ -100,14 +100,17 @@ fn table<E: Engine>(store: &SqlStore<E>) -> String {
 }
 
 async fn read<E: Engine>(store: &SqlStore<E>) -> Result<Found, sqlx::Error> {
-    let mut connection = store.pool.acquire().await?;
-    found_in::<E>(&mut connection, &table(store)).await
+    // In a transaction, which a pooler gives one connection.
+    let mut transaction = store.pool.begin().await?;
+    let found = found_in::<E>(&mut transaction, &table(store)).await?;
+    transaction.commit().await?;
+    Ok(found)
 }
 
 async fn found_in<E: Engine>(connection: &mut E::Connection, table: &str) -> Result<Found, sqlx::Error> {
     let sql: Arc<str> =
         format!("SELECT COALESCE(MAX(version), 0), COALESCE(MAX(min_compatible), 0) FROM {table}").into();
-    let rows = E::fetch(connection, sql, Vec::new()).await?;
+    let rows = E::fetch(connection, false, sql, Vec::new()).await?;
     let number = |index| rows.first().and_then(|row| E::int(row, index).ok().flatten()).unwrap_or(0);
     Ok(Found { version: number(0), min_compatible: number(1) })
 }
