@@ -16,33 +16,19 @@
 mod support_sql;
 
 use patkit::store::ChangeFeed;
-use patkit::{
-    Actor, CachedStore, Clock, Keyring, MemoryDirectory, NewToken, Owner, OwnerId, OwnerKind, PostgresStore,
-    Reason, SystemClock, TokenService, TokenStore,
-};
+use patkit::{CachedStore, Clock, NewToken, PostgresStore, Reason, SystemClock, TokenStore};
 use std::io::{BufRead, BufReader, Lines, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
-use support_sql::{Folder, postgres_pool, schema, sqlite_store, unique};
+use support_sql::{Folder, ada, postgres_pool, schema, service, sqlite_store, unique};
 
 const TARGET: &str = "PATKIT_NODE_TARGET";
 /// Besides the one that revokes.
 const NODES: usize = 3;
 const LIFETIME: Duration = Duration::from_secs(30);
 const INTERVAL: Duration = Duration::from_millis(50);
-
-fn ada() -> Actor {
-    Actor::session(OwnerId::new("ada").unwrap())
-}
-
-fn service<S: TokenStore>(store: S) -> TokenService<S, MemoryDirectory> {
-    let users =
-        [Owner::new(OwnerId::new("ada").unwrap(), OwnerKind::Human).role("member")].into_iter().collect();
-    let keyring = Keyring::from_text("1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=").unwrap();
-    TokenService::builder(store, users).brand("acme").keyring(keyring).build().unwrap()
-}
 
 fn now() -> i64 {
     SystemClock::new().now_micros()

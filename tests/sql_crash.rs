@@ -18,8 +18,8 @@ mod support_sql;
 use patkit::audit::AuditAction;
 use patkit::store::AuditLog;
 use patkit::{
-    Actor, Keyring, ManageError, MemoryDirectory, NewToken, Owner, OwnerId, OwnerKind, PostgresStore, Realm,
-    Reason, TokenId, TokenService, TokenState, TokenStore, VerifyError,
+    ManageError, MemoryDirectory, NewToken, PostgresStore, Realm, Reason, TokenId, TokenService, TokenState,
+    TokenStore, VerifyError,
 };
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use std::collections::HashMap;
@@ -29,22 +29,11 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
-use support_sql::{Folder, postgres_pool, schema, sqlite_store, unique};
+use support_sql::{Folder, ada, postgres_pool, schema, service, sqlite_store, unique};
 
 const TARGET: &str = "PATKIT_CRASH_TARGET";
 
 type Service<S> = TokenService<S, MemoryDirectory>;
-
-fn ada() -> Actor {
-    Actor::session(OwnerId::new("ada").unwrap())
-}
-
-fn service<S: TokenStore>(store: S) -> Service<S> {
-    let users =
-        [Owner::new(OwnerId::new("ada").unwrap(), OwnerKind::Human).role("member")].into_iter().collect();
-    let keyring = Keyring::from_text("1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=").unwrap();
-    TokenService::builder(store, users).brand("acme").keyring(keyring).build().unwrap()
-}
 
 /// Says what it is about to do, does it, and says that it was done: for ever.
 async fn write_for_ever<S: TokenStore>(service: Service<S>) {

@@ -14,14 +14,14 @@
 mod support_sql;
 
 use patkit::{
-    Actor, Clock, Keyring, ManageError, MemoryDirectory, NewToken, Owner, OwnerId, OwnerKind, PostgresStore,
-    Reason, SystemClock, TokenId, TokenService, TokenState, TokenStore,
+    Clock, ManageError, MemoryDirectory, NewToken, PostgresStore, Reason, SystemClock, TokenId, TokenService,
+    TokenState, TokenStore,
 };
 use std::io::Write;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
-use support_sql::{Folder, postgres_pool, schema, sqlite_store, unique};
+use support_sql::{Folder, ada, postgres_pool, schema, service, sqlite_store, unique};
 
 const TARGET: &str = "PATKIT_RACE_TARGET";
 const PROCESSES: usize = 4;
@@ -30,17 +30,6 @@ const ROUNDS: usize = 150;
 const ROUND_MICROS: i64 = 25_000;
 
 type Service<S> = TokenService<S, MemoryDirectory>;
-
-fn ada() -> Actor {
-    Actor::session(OwnerId::new("ada").unwrap())
-}
-
-fn service<S: TokenStore>(store: S) -> Service<S> {
-    let users =
-        [Owner::new(OwnerId::new("ada").unwrap(), OwnerKind::Human).role("member")].into_iter().collect();
-    let keyring = Keyring::from_text("1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=").unwrap();
-    TokenService::builder(store, users).brand("acme").keyring(keyring).build().unwrap()
-}
 
 fn now() -> i64 {
     SystemClock::new().now_micros()

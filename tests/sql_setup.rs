@@ -14,34 +14,26 @@ mod support_sql;
 
 use patkit::store::{Change, ChangeBatch, ListBy, ListQuery, SetupError, Touch};
 use patkit::token::LastUse;
-use patkit::{
-    Actor, Keyring, MemoryDirectory, NewToken, Owner, OwnerId, OwnerKind, PostgresStore, Realm, SqliteStore,
-    StoreError, TokenService, TokenStore,
-};
+use patkit::{NewToken, Owner, OwnerId, PostgresStore, Realm, SqliteStore, StoreError, TokenStore};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, Row, raw_sql};
 use std::sync::Arc;
 use std::time::Duration;
 use support_sql::{
-    Folder, postgres_pool, postgres_store, postgres_url, schema, sqlite_memory_pool, sqlite_options,
-    sqlite_pool, unique,
+    Folder, ada, postgres_pool, postgres_store, postgres_url, schema, service, sqlite_memory_pool,
+    sqlite_options, sqlite_pool, unique,
 };
 
-fn ada() -> OwnerId {
+fn ada_id() -> OwnerId {
     OwnerId::new("ada").unwrap()
-}
-
-fn service<S: TokenStore>(store: S) -> TokenService<S, MemoryDirectory> {
-    let users = [Owner::new(ada(), OwnerKind::Human).role("member")].into_iter().collect();
-    TokenService::builder(store, users).brand("acme").keyring(Keyring::ephemeral().unwrap()).build().unwrap()
 }
 
 /// Makes a token, verifies it and writes its use.
 async fn works<S: TokenStore>(store: S) {
     let service = service(store);
     let new = NewToken::named(&unique("token"));
-    let issued = service.generate(&Actor::session(ada()), new).await.unwrap();
+    let issued = service.generate(&ada(), new).await.unwrap();
     service.verify(issued.plaintext.expose_secret(), None).await.unwrap();
     service.flush().await.unwrap();
     let found = service.store().find(issued.token.id()).await.unwrap().unwrap();
@@ -87,7 +79,7 @@ async fn stores_with_other_prefixes_share_a_database_and_see_nothing_of_each_oth
     let two = PostgresStore::builder(pool.clone()).schema(&schema).prefix("two_").migrate().await.unwrap();
     works(one.clone()).await;
     works(one.clone()).await;
-    let owner = ListBy::Owner { realm: Realm::default(), owner: ada(), kind: None };
+    let owner = ListBy::Owner { realm: Realm::default(), owner: ada_id(), kind: None };
     assert_eq!(one.list(&ListQuery::new(owner.clone())).await.unwrap().tokens.len(), 2);
     assert!(two.list(&ListQuery::new(owner.clone())).await.unwrap().tokens.is_empty());
 
@@ -202,13 +194,7 @@ async fn settings_that_could_lose_a_revocation_are_refused_and_named() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_database_that_is_read_only_verifies_and_reports_what_it_cannot_write() {
-    // The use before it is far enough back to be written again.
-    let keyring = || Keyring::from_text("1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=").unwrap();
-    let users =
-        || -> MemoryDirectory { [Owner::new(ada(), OwnerKind::Human).role("member")].into_iter().collect() };
-    let build = |store: Arc<dyn patkit::store::DynTokenStore>| {
-        TokenService::builder(store, users()).brand("acme").keyring(keyring()).build().unwrap()
-    };
+    let build = service::<Arc<dyn patkit::store::DynTokenStore>>;
     let pool = postgres_pool(4).await;
     let schema = schema(&pool).await;
     let writable = PostgresStore::builder(pool.clone()).schema(&schema).migrate().await.unwrap();
@@ -227,7 +213,7 @@ async fn a_database_that_is_read_only_verifies_and_reports_what_it_cannot_write(
     let pairs: [(Arc<dyn patkit::store::DynTokenStore>, Arc<dyn patkit::store::DynTokenStore>); 2] =
         [(Arc::new(writable), Arc::new(reading)), (Arc::new(writable_file), Arc::new(reading_file))];
     for (writable, reading) in pairs {
-        let issued = build(writable).generate(&Actor::session(ada()), NewToken::named("a")).await.unwrap();
+        let issued = build(writable).generate(&ada(), NewToken::named("a")).await.unwrap();
         let service = build(reading.clone());
         service.verify(issued.plaintext.expose_secret(), None).await.unwrap();
         service.flush().await.unwrap_err();
@@ -246,7 +232,7 @@ async fn a_change_joins_a_transaction_of_the_hosts() {
     let pool = postgres_pool(4).await;
     let store = postgres_store(&pool).await;
     let other = service(store.clone());
-    let issued = other.generate(&Actor::session(ada()), NewToken::named("a")).await.unwrap();
+    let issued = other.generate(&ada(), NewToken::named("a")).await.unwrap();
     let batch =
         ChangeBatch::new().change(Change::Remove { id: issued.token.id(), version: issued.token.version() });
     let mut transaction = pool.begin().await.unwrap();
@@ -330,7 +316,7 @@ async fn corrupted<S: TokenStore + Clone>(
     let mut ids = Vec::new();
     for _ in 0..2 {
         let new = NewToken::named(&unique("token"));
-        ids.push(service.generate(&Actor::session(ada()), new).await.unwrap().token.id());
+        ids.push(service.generate(&ada(), new).await.unwrap().token.id());
     }
     let hex = format!("{:032x}", u128::from_be_bytes(ids[0].to_bytes()));
     let id = if table.contains('.') { format!("'\\x{hex}'") } else { format!("x'{hex}'") };

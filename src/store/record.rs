@@ -67,10 +67,6 @@ impl Row for [Value] {
 }
 
 impl Value {
-    pub(super) fn int(value: impl Into<i64>) -> Self {
-        Self::Int(Some(value.into()))
-    }
-
     pub(super) fn text(value: &(impl ToString + ?Sized)) -> Self {
         Self::Text(Some(value.to_string()))
     }

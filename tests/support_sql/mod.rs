@@ -9,7 +9,10 @@
     reason = "tests"
 )]
 
-use patkit::{PostgresStore, SqliteStore};
+use patkit::{
+    Actor, Keyring, MemoryDirectory, Owner, OwnerId, OwnerKind, PostgresStore, SqliteStore, TokenService,
+    TokenStore,
+};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions};
 use std::path::{Path, PathBuf};
@@ -30,6 +33,19 @@ pub(crate) fn pooler_url() -> String {
 pub(crate) fn postgres_url() -> String {
     std::env::var(URL)
         .unwrap_or_else(|_| panic!("{URL} is not set; run scripts/test, which starts a database"))
+}
+
+/// `ada` in a session.
+pub(crate) fn ada() -> Actor {
+    Actor::session(OwnerId::new("ada").unwrap())
+}
+
+/// A service whose one user is `ada`; those of all processes have one key.
+pub(crate) fn service<S: TokenStore>(store: S) -> TokenService<S, MemoryDirectory> {
+    let ada = Owner::new(OwnerId::new("ada").unwrap(), OwnerKind::Human).role("member");
+    let keyring = Keyring::from_text("1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=").unwrap();
+    let users = [ada].into_iter().collect();
+    TokenService::builder(store, users).brand("acme").keyring(keyring).build().unwrap()
 }
 
 /// A name that nothing else of this run and no earlier run has.

@@ -43,10 +43,10 @@ pub(super) async fn migrate<E: Engine>(store: &SqlStore<E>) -> Result<(), SetupE
             "INSERT INTO {table} (version, min_compatible, name, applied_at) VALUES ($1, $2, $3, $4)"
         );
         let values = vec![
-            Value::int(step.version),
-            Value::int(step.min_compatible),
+            Value::Int(Some(step.version)),
+            Value::Int(Some(step.min_compatible)),
             Value::text(step.name),
-            Value::int(SystemClock::new().now_micros()),
+            Value::Int(Some(SystemClock::new().now_micros())),
         ];
         E::execute(&mut transaction, false, insert.into(), values).await?;
     }
