@@ -230,6 +230,18 @@ async fn a_change_here_of_what_was_changed_elsewhere_is_made_on_what_is_there_no
 }
 
 #[tokio::test]
+async fn a_revocation_here_of_what_was_restored_elsewhere_is_made_and_not_thought_made() {
+    let world = world();
+    let issued = world.issue("a").await;
+    world.revoke_elsewhere(&issued).await;
+    assert_eq!(world.refusal(&issued).await, Some(RejectReason::Revoked));
+    world.elsewhere.restore(&ada(), issued.token.id()).await.unwrap();
+    world.service.revoke(&ada(), issued.token.id(), Reason::Owner).await.unwrap();
+    let refused = world.elsewhere.verify(issued.plaintext.expose_secret(), None).await;
+    assert!(matches!(refused, Err(VerifyError::Rejected(_))), "it was told that it is revoked");
+}
+
+#[tokio::test]
 async fn an_expired_token_is_refused_on_a_hit() {
     let world = world();
     let issued = world.service.generate(&ada(), NewToken::named("a").expires_in_days(1)).await.unwrap();

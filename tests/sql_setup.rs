@@ -14,7 +14,7 @@ mod support_sql;
 
 use patkit::store::{Change, ChangeBatch, ListBy, ListQuery, SetupError, Touch};
 use patkit::token::LastUse;
-use patkit::{NewToken, Owner, OwnerId, PostgresStore, Realm, SqliteStore, StoreError, TokenStore};
+use patkit::{NewToken, OwnerId, PostgresStore, Realm, SqliteStore, StoreError, TokenStore};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{AssertSqlSafe, Row, raw_sql};
@@ -160,7 +160,8 @@ async fn names_are_refused_before_any_statement() {
 #[tokio::test(flavor = "multi_thread")]
 async fn settings_that_could_lose_a_revocation_are_refused_and_named() {
     type Change = fn(SqliteConnectOptions) -> SqliteConnectOptions;
-    let table: [(Change, &str); 4] = [
+    let table: [(Change, &str); 5] = [
+        (|options| options.journal_mode(SqliteJournalMode::Memory), "journal_mode"),
         (|options| options.journal_mode(SqliteJournalMode::Delete), "journal_mode"),
         (|options| options.synchronous(SqliteSynchronous::Normal), "synchronous"),
         (|options| options.synchronous(SqliteSynchronous::Off), "synchronous"),
@@ -224,6 +225,74 @@ async fn a_database_that_is_read_only_verifies_and_reports_what_it_cannot_write(
         assert!(matches!(reading.touch(&[touch]).await, Err(StoreError::Unavailable(_))));
         let batch = ChangeBatch::new().change(Change::Remove { id: token.id, version: 1 });
         assert!(matches!(reading.commit(&batch).await, Err(StoreError::Unavailable(_))));
+    }
+}
+
+/// Dropped at any moment, a change leaves no transaction open on a connection that the next one gets.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_is_dropped_leaves_the_pool_as_it_was() {
+    let direct = postgres_pool(2).await;
+    let schema = schema(&direct).await;
+    let pool = postgres_pool(1).await;
+    let store = PostgresStore::builder(pool).schema(&schema).migrate().await.unwrap();
+    let seen_by_others = PostgresStore::builder(direct).schema(&schema).open().await.unwrap();
+    let token = service(store.clone()).generate(&ada(), NewToken::named("a")).await.unwrap().token;
+    let batch = ChangeBatch::new().change(Change::Remove { id: token.id(), version: 99 });
+    for round in 0..150_u32 {
+        let _ = tokio::time::timeout(Duration::from_micros(u64::from(round) * 8), store.commit(&batch)).await;
+        let at = token.created_at() + chrono::TimeDelta::seconds(i64::from(round) + 1);
+        store.touch(&[Touch::new(token.id(), LastUse::new(at, None))]).await.unwrap();
+        let found = seen_by_others.find(token.id()).await.unwrap().unwrap();
+        assert_eq!(found.last_used.unwrap().at, at, "round {round}: it was acknowledged");
+    }
+}
+
+/// Batches that change several records, and last uses of the same ones, wait for each other in one order.
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_of_several_records_and_their_last_uses_never_wait_for_each_other_in_a_ring() {
+    let pool = postgres_pool(8).await;
+    let store = postgres_store(&pool).await;
+    let service = service(store.clone());
+    let mut tokens = Vec::new();
+    for number in 0..6 {
+        let issued = service.generate(&ada(), NewToken::named(&format!("token {number}"))).await.unwrap();
+        tokens.push(store.find(issued.token.id()).await.unwrap().unwrap().into_token().into_arc());
+    }
+    let ids: Vec<_> = tokens.iter().map(|token| token.id).collect();
+    let mut tasks = Vec::new();
+    for worker in 0..6_usize {
+        let (store, ids) = (store.clone(), ids.clone());
+        tasks.push(tokio::spawn(async move {
+            for round in 0..60_usize {
+                if worker.is_multiple_of(2) {
+                    let at =
+                        chrono::DateTime::from_timestamp(2_000_000_000 + i64::try_from(round).unwrap(), 0)
+                            .unwrap();
+                    let uses: Vec<Touch> =
+                        ids.iter().map(|id| Touch::new(*id, LastUse::new(at, None))).collect();
+                    store.touch(&uses).await.unwrap();
+                    continue;
+                }
+                let mut batch = ChangeBatch::new();
+                for step in 0..3 {
+                    // In another order each time.
+                    let id = ids[(round + step * (worker + 1)) % ids.len()];
+                    if batch.changes.iter().any(|change| change.id() == id) {
+                        continue;
+                    }
+                    let mut token = patkit::Token::clone(&store.find(id).await.unwrap().unwrap());
+                    token.version += 1;
+                    batch = batch.change(Change::Update(Arc::new(token)));
+                }
+                match store.commit(&batch).await {
+                    Ok(()) | Err(StoreError::Conflict(_)) => {}
+                    Err(other) => panic!("{other:?}"),
+                }
+            }
+        }));
+    }
+    for task in tasks {
+        task.await.unwrap();
     }
 }
 

@@ -7,7 +7,7 @@ use super::{
 use crate::audit::AuditEvent;
 use crate::clock::{Clock, SystemClock};
 use crate::owner::Realm;
-use crate::token::{KeyId, Token, TokenId, TokenState};
+use crate::token::{KeyId, Reason, Token, TokenId, TokenState};
 use async_lock::{Mutex as AsyncMutex, MutexGuardArc, Semaphore};
 use chrono::{DateTime, Utc};
 use moka::sync::Cache;
@@ -32,7 +32,7 @@ const STRIPES: usize = 1_024;
 ///
 /// Of many look-ups of one cold id one reads, and the others wait for it; none that starts after an invalidation waits for a
 /// read from before it, and such a read is not kept. What was looked up in vain is kept apart, so that floods of unknown ids push
-/// out no token. Lists, changes and last uses go to the store.
+/// out no token. Lists, changes and last uses go to the store; so does each look-up of a token that is revoked and may be restored.
 pub struct CachedStore<S> {
     store: S,
     found: Cache<TokenId, Entry<Arc<Token>>>,
@@ -178,8 +178,10 @@ impl<S: TokenStore> CachedStore<S> {
     async fn read_once(&self, id: TokenId) -> Result<Option<Arc<Token>>, StoreError> {
         let (flight, landing) = self.board(id);
         let Some(mut landing) = landing else {
-            // A read that failed or was dropped tells nothing: each reads for itself then.
-            return match flight.lock().await.clone() {
+            // In a statement of its own, or the lock would be held for what follows.
+            let landed = flight.lock().await.clone();
+            // A read that failed or was dropped tells nothing: each reads for itself then, unless another one has by now.
+            return match landed.or_else(|| self.known(id)) {
                 Some(found) => Ok(found),
                 None => self.read(id).await,
             };
@@ -212,9 +214,12 @@ impl<S: TokenStore> CachedStore<S> {
         let found = self.store.find(id).await?.map(|found| found.into_token().into_arc());
         let epoch_now = self.epoch(id);
         if *epoch_now == epoch {
-            if let Some(token) = &found {
+            if let Some(token) = found.as_ref().filter(|token| !may_be_restored(token)) {
                 self.missing.invalidate(&id);
                 self.found.insert(id, Entry { read: token.clone(), asked_at, generation });
+            } else if found.is_some() {
+                self.missing.invalidate(&id);
+                self.found.invalidate(&id);
             } else {
                 self.found.invalidate(&id);
                 self.missing.insert(id, Entry { read: (), asked_at, generation });
@@ -271,6 +276,14 @@ impl Drop for Following<'_> {
     fn drop(&mut self) {
         self.0.store(false, Ordering::Relaxed);
     }
+}
+
+/// Whether it is revoked in a way that is not for good. Such a record is not kept: were it restored on another node and revoked
+/// again here, it would look as if there were nothing to do.
+fn may_be_restored(token: &Token) -> bool {
+    let is_for_good = |reason| matches!(reason, Reason::Compromised | Reason::Reuse | Reason::Rotated);
+    token.facts.succession.is_none()
+        && token.facts.revocation.as_ref().is_some_and(|revocation| !is_for_good(revocation.reason))
 }
 
 impl<T> Entry<T> {

@@ -7,7 +7,7 @@
 //!
 //! Reads go where the pool leads: to the primary, or an acknowledged revocation is seen late by as much as the replica lags.
 
-use super::sql::{Dialect, Engine, Migration, SetupError, SqlStore, Value, bound, unavailable};
+use super::sql::{Dialect, Engine, Migration, Session, SetupError, SqlStore, Value, bound, unavailable};
 use super::{ChangeFeed, Feed, FeedEvent, StoreError, Touch};
 use crate::clock::micros;
 use sqlx::{AssertSqlSafe, Pool, Row, raw_sql};
@@ -30,6 +30,7 @@ impl Engine for Postgres {
         // Whatever the session's default is: a compare-and-set needs no more, and more would make it fail where it could wait.
         begin: "BEGIN ISOLATION LEVEL READ COMMITTED",
         skip_locked: " FOR UPDATE SKIP LOCKED",
+        lock_rows: Some(" FOR NO KEY UPDATE"),
         has_schemas: true,
         notifies: true,
         // Of the transaction, so that a pooler may stand in between. The result is a text, as that of every statement here.
@@ -89,7 +90,8 @@ impl Engine for Postgres {
     }
 
     async fn check(pool: &Pool<Self>, _table: &str) -> Result<(), SetupError> {
-        let mut transaction = pool.begin().await?;
+        let mut session = Session::<Self>::acquire(pool).await?;
+        let mut transaction = session.begin("BEGIN").await?;
         let sql = "SELECT current_setting('server_encoding'), current_setting('synchronous_commit')";
         let rows = Self::fetch(&mut transaction, false, sql.into(), Vec::new()).await?;
         transaction.commit().await?;
@@ -129,8 +131,8 @@ impl Engine for Postgres {
 
 /// Hears of changes by LISTEN, on a connection of its own.
 ///
-/// A pooler in transaction mode keeps that from working: there, the pool of this feed's store must lead past it, or the
-/// lifetimes of the cache are the bound.
+/// It takes one connection of the pool for itself. Behind a pooler in transaction mode there is none: the lifetimes of the cache
+/// are the bound. They are, too, while a connection is lost without either side noticing.
 #[derive(Debug)]
 pub struct PostgresFeed(PgListener);
 
@@ -138,7 +140,11 @@ impl ChangeFeed for PostgresStore {
     type Feed = PostgresFeed;
 
     async fn follow(&self) -> Result<PostgresFeed, StoreError> {
+        if !self.keeps_statements() {
+            return Err(StoreError::unavailable("a pooler in transaction mode passes on no notification"));
+        }
         let mut listener = PgListener::connect_with(&self.pool).await.map_err(unavailable)?;
+        listener.eager_reconnect(false);
         listener.listen(&self.statements.channel()).await.map_err(unavailable)?;
         Ok(PostgresFeed(listener))
     }
@@ -148,10 +154,9 @@ impl Feed for PostgresFeed {
     const IS_POLLED: bool = false;
 
     async fn next(&mut self) -> Result<FeedEvent, StoreError> {
-        // None: the connection was lost, and is there again.
-        let Some(told) = self.0.try_recv().await.map_err(unavailable)? else {
-            return Ok(FeedEvent::Missed);
-        };
+        // None: the connection was lost. Whoever follows begins anew.
+        let told = self.0.try_recv().await.map_err(unavailable)?;
+        let told = told.ok_or_else(|| StoreError::unavailable("the connection that listens was lost"))?;
         // What is no list of ids says that there were too many, or was sent by somebody else: better all than none.
         let ids = told.payload().split(' ').map(str::parse).collect::<Result<Vec<_>, _>>();
         Ok(ids.map_or(FeedEvent::Missed, FeedEvent::Changed))

@@ -22,9 +22,10 @@ use crate::token::{KeyId, TokenId, TokenState};
 use chrono::{DateTime, Utc};
 use error::Violation;
 pub(super) use error::unavailable;
+use sqlx::pool::PoolConnection;
 use sqlx::query::Query;
-use sqlx::{AssertSqlSafe, Database, Encode, Pool, Transaction, Type, query};
-use std::collections::HashMap;
+use sqlx::{AssertSqlSafe, Connection, Database, Encode, Pool, SqlSafeStr, Transaction, Type, query};
+use std::collections::{BTreeSet, HashMap};
 use std::fmt;
 use std::fmt::Write;
 use std::sync::Arc;
@@ -106,6 +107,8 @@ pub struct Dialect {
     pub(super) begin: &'static str,
     /// Stands behind a sub-query that picks rows to be removed.
     pub(super) skip_locked: &'static str,
+    /// Stands behind a query that locks the rows which it reads, where a transaction does not have the whole database.
+    pub(super) lock_rows: Option<&'static str>,
     /// Whether tables can lie in a schema of the host's choice.
     pub(super) has_schemas: bool,
     /// Lets one node at a time migrate.
@@ -175,14 +178,16 @@ impl<E: Engine> SqlStore<E> {
             return E::fetch(&mut connection, true, sql.clone(), values).await.map_err(unavailable);
         }
         // What a pooler gives is one connection for one transaction.
-        let mut transaction = self.pool.begin().await.map_err(unavailable)?;
+        let mut session = Session::<E>::acquire(&self.pool).await.map_err(unavailable)?;
+        let mut transaction = session.begin("BEGIN").await.map_err(unavailable)?;
         let rows = E::fetch(&mut transaction, false, sql.clone(), values).await.map_err(unavailable)?;
         transaction.commit().await.map_err(unavailable)?;
         Ok(rows)
     }
 
-    async fn begin(&self) -> Result<Transaction<'static, E>, StoreError> {
-        self.pool.begin_with(E::DIALECT.begin).await.map_err(unavailable)
+    #[cfg(feature = "postgres")]
+    pub(super) fn keeps_statements(&self) -> bool {
+        self.statements.keeps
     }
 
     /// The first change whose id or version conflicts is told, and only where there is none the conflict that was seen: the
@@ -480,6 +485,41 @@ pub(super) fn places(first: usize, count: usize) -> String {
     text
 }
 
+/// A connection that a transaction is begun on. Dropped while it begins, the connection is closed: whether a transaction is open
+/// on it is not known then, and nobody else shall find out.
+pub(super) struct Session<E: Engine> {
+    connection: PoolConnection<E>,
+    is_begun: bool,
+}
+
+impl<E: Engine> Session<E> {
+    pub(super) async fn acquire(pool: &Pool<E>) -> Result<Self, sqlx::Error> {
+        Ok(Self { connection: pool.acquire().await?, is_begun: false })
+    }
+
+    /// Not an `async fn`: the compiler would ask of every text what `begin_with` takes of static ones.
+    pub(super) fn begin(
+        &mut self,
+        statement: &'static str,
+    ) -> impl Future<Output = Result<Transaction<'_, E>, sqlx::Error>> + Send {
+        let Self { connection, is_begun } = self;
+        let beginning = Connection::begin_with(&mut **connection, SqlSafeStr::into_sql_str(statement));
+        async move {
+            let transaction = beginning.await?;
+            *is_begun = true;
+            Ok(transaction)
+        }
+    }
+}
+
+impl<E: Engine> Drop for Session<E> {
+    fn drop(&mut self) {
+        if !self.is_begun {
+            self.connection.close_on_drop();
+        }
+    }
+}
+
 /// A row of the database.
 struct Read<'a, E: Engine>(&'a E::Row);
 
@@ -522,8 +562,9 @@ const MAX_VALUES: usize = 30_000;
 
 impl<E: Engine> Writer<'_, E> {
     async fn write(&mut self, batch: &ChangeBatch) -> Result<(), Failure> {
+        self.lock_rows(batch).await?;
         self.clear_names(batch).await?;
-        // What frees a name before what takes one, and each in the order of the ids, so that two batches lock rows in one order.
+        // What frees a name before what takes one.
         let mut changes: Vec<&Change> = batch.changes.iter().collect();
         changes.sort_by_key(|change| {
             let takes_name = match change {
@@ -549,9 +590,31 @@ impl<E: Engine> Writer<'_, E> {
                 let place = values.len().saturating_add(1);
                 sql = format!("WITH stored AS ({sql} RETURNING 1) SELECT pg_notify({})", places(place, 2));
                 values.push(Value::text(&self.statements.channel()));
-                values.push(Value::Text(Some(told(events.iter().map(|event| event.token)))));
+                let ids = batch.changes.iter().map(Change::id);
+                values.push(Value::Text(Some(told(ids.chain(events.iter().map(|event| event.token))))));
             }
             E::execute(self.connection, self.statements.keeps, sql.into(), values).await?;
+        }
+        Ok(())
+    }
+
+    /// Locks rows in the order of their ids, where there are several: two batches, and a batch of last uses, never wait for each
+    /// other.
+    async fn lock_rows(&mut self, batch: &ChangeBatch) -> Result<(), Failure> {
+        let is_there = |change: &&Change| !matches!(change, Change::Insert(_));
+        let ids: Vec<TokenId> = batch.changes.iter().filter(is_there).map(Change::id).collect();
+        let Some(lock) = E::DIALECT.lock_rows.filter(|_| ids.len() > 1) else {
+            return Ok(());
+        };
+        // In several statements, those of a later one are greater.
+        let ids: BTreeSet<TokenId> = ids.into_iter().collect();
+        let ids: Vec<TokenId> = ids.into_iter().collect();
+        for ids in ids.chunks(MAX_VALUES) {
+            let tokens = &self.statements.tokens;
+            let sql =
+                format!("SELECT id FROM {tokens} WHERE id IN ({}) ORDER BY id{lock}", places(1, ids.len()));
+            let values = ids.iter().copied().map(Value::id).collect();
+            E::fetch(self.connection, self.statements.keeps, sql.into(), values).await?;
         }
         Ok(())
     }
@@ -647,7 +710,8 @@ impl<E: Engine> TokenStore for SqlStore<E> {
         if has_repeated_id(batch) {
             return Err(StoreError::Conflict(self.repeated(batch).await?));
         }
-        let mut transaction = self.begin().await?;
+        let mut session = Session::<E>::acquire(&self.pool).await.map_err(unavailable)?;
+        let mut transaction = session.begin(E::DIALECT.begin).await.map_err(unavailable)?;
         let mut writer = Writer::<E> { connection: &mut transaction, statements: &self.statements };
         match writer.write(batch).await {
             Ok(()) => transaction.commit().await.map_err(error::commit),
@@ -683,7 +747,8 @@ impl<E: Engine> TokenStore for SqlStore<E> {
                 let mut connection = self.pool.acquire().await.map_err(unavailable)?;
                 E::touch(&mut connection, true, tokens, chunk).await.map_err(unavailable)?;
             } else {
-                let mut transaction = self.pool.begin().await.map_err(unavailable)?;
+                let mut session = Session::<E>::acquire(&self.pool).await.map_err(unavailable)?;
+                let mut transaction = session.begin("BEGIN").await.map_err(unavailable)?;
                 E::touch(&mut transaction, false, tokens, chunk).await.map_err(unavailable)?;
                 transaction.commit().await.map_err(unavailable)?;
             }
@@ -709,7 +774,7 @@ impl<E: Engine> TokenStore for SqlStore<E> {
 
 /// What a notification says: ids, or that they are too many for one.
 fn told(ids: impl Iterator<Item = TokenId>) -> String {
-    let ids: std::collections::BTreeSet<TokenId> = ids.collect();
+    let ids: BTreeSet<TokenId> = ids.collect();
     // PostgreSQL takes 7,999 bytes.
     if ids.len() > 300 {
         return "*".into();
@@ -774,10 +839,12 @@ impl<E: Engine> AuditLog for SqlStore<E> {
     async fn purge_events(&self, before: DateTime<Utc>, limit: usize) -> Result<usize, StoreError> {
         let limit = limit.min(MAX_PURGE);
         let sql = self.statements.purge_events(E::DIALECT.skip_locked, micros(before), limit);
-        let mut transaction = self.begin().await?;
-        let removed = E::execute(&mut transaction, false, sql.into(), Vec::new()).await;
+        let mut session = Session::<E>::acquire(&self.pool).await.map_err(unavailable)?;
+        let mut transaction = session.begin(E::DIALECT.begin).await.map_err(unavailable)?;
+        let removed =
+            E::execute(&mut transaction, false, sql.into(), Vec::new()).await.map_err(unavailable)?;
         transaction.commit().await.map_err(unavailable)?;
-        Ok(usize::try_from(removed.map_err(unavailable)?).unwrap_or(usize::MAX))
+        Ok(usize::try_from(removed).unwrap_or(usize::MAX))
     }
 }
 

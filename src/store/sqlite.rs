@@ -34,6 +34,7 @@ impl Engine for Sqlite {
         // Takes the lock at once: a transaction that first reads and then writes cannot wait for it.
         begin: "BEGIN IMMEDIATE",
         skip_locked: "",
+        lock_rows: None,
         has_schemas: false,
         notifies: false,
         lock: None,
@@ -94,7 +95,11 @@ impl Engine for Sqlite {
         let journal = setting("journal_mode").await?;
         let synchronous = setting("synchronous").await?;
         let timeout = setting("busy_timeout").await?;
-        let is_in_memory = journal == "memory";
+        // The file of `main`: none for a database in memory, whatever the journal is.
+        let sql = "SELECT COALESCE(MAX(file), '') FROM pragma_database_list WHERE name = 'main'";
+        let rows = Self::fetch(&mut connection, false, sql.into(), Vec::new()).await?;
+        let is_in_memory =
+            rows.first().and_then(|row| row.try_get::<String, _>(0).ok()).is_some_and(|file| file.is_empty());
         if journal != "wal" && !is_in_memory {
             return Err(SetupError::Setting {
                 setting: "journal_mode",

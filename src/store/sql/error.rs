@@ -101,9 +101,11 @@ pub(in crate::store) fn unavailable(error: sqlx::Error) -> StoreError {
 /// done; after any other, such as a lost connection, that is unknown.
 pub(super) fn commit(error: sqlx::Error) -> StoreError {
     let code = error.as_database_error().and_then(DatabaseError::code).unwrap_or_default();
-    // SQLSTATE class 23 (integrity) and 40 (transaction rollback), PostgreSQL documentation, appendix A; SQLite's BUSY.
+    // SQLSTATE class 23 (integrity) and 40 (transaction rollback) but for 40003 (completion unknown), PostgreSQL documentation,
+    // appendix A; SQLite's BUSY.
     let is_busy = code.parse::<u32>().is_ok_and(|code| code < 10_000 && code % 256 == 5);
-    let is_undone = is_busy || ["23", "40"].iter().any(|class| code.len() == 5 && code.starts_with(class));
+    let is_of = |class: &str| code.len() == 5 && code.starts_with(class) && code != "40003";
+    let is_undone = is_busy || is_of("23") || is_of("40");
     if is_undone { unavailable(error) } else { StoreError::OutcomeUnknown(Box::new(SqlFault(error))) }
 }
 

@@ -1,6 +1,6 @@
 //! The versions of the tables: which there are, and how one comes to the next.
 
-use super::{Engine, SetupError, SqlStore, Value};
+use super::{Engine, Session, SetupError, SqlStore, Value};
 use crate::clock::{Clock, SystemClock};
 use std::sync::Arc;
 
@@ -24,7 +24,8 @@ pub(super) async fn migrate<E: Engine>(store: &SqlStore<E>) -> Result<(), SetupE
         return Ok(());
     }
     let table = table(store);
-    let mut transaction = store.pool.begin_with(E::DIALECT.begin).await?;
+    let mut session = Session::acquire(&store.pool).await?;
+    let mut transaction = session.begin(E::DIALECT.begin).await?;
     if let Some(lock) = E::DIALECT.lock {
         E::fetch(&mut transaction, false, lock.into(), vec![Value::text(&table)]).await?;
     }
@@ -101,7 +102,8 @@ fn table<E: Engine>(store: &SqlStore<E>) -> String {
 
 async fn read<E: Engine>(store: &SqlStore<E>) -> Result<Found, sqlx::Error> {
     // In a transaction, which a pooler gives one connection.
-    let mut transaction = store.pool.begin().await?;
+    let mut session = Session::acquire(&store.pool).await?;
+    let mut transaction = session.begin("BEGIN").await?;
     let found = found_in::<E>(&mut transaction, &table(store)).await?;
     transaction.commit().await?;
     Ok(found)
