@@ -150,7 +150,7 @@ impl<E: Engine> SqlStore<E> {
     /// transaction is of no use any more after an error.
     ///
     /// # Errors
-    /// As [`TokenStore::commit`].
+    /// As [`TokenStore::commit`]; of several conflicts it may name any.
     pub async fn commit_within(
         &self,
         connection: &mut E::Connection,

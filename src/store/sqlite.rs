@@ -5,7 +5,8 @@
 //! * a journal in WAL mode (`journal_mode`), so that verifications and changes do not wait for each other;
 //! * `synchronous` FULL or EXTRA, so that a revocation that was acknowledged is there after a loss of power;
 //! * a `busy_timeout` of a second or more, so that changes of several connections wait for each other instead of failing;
-//! * for a database in memory: one that all connections of the pool share.
+//! * for a database in memory: one that all connections of the pool share. Take a pool of one: connections that share a cache
+//!   in memory do not wait for each other as those of a file do, and fail.
 //!
 //! sqlx's `SqliteConnectOptions` come with the second and the third; the first is
 //! `.journal_mode(SqliteJournalMode::Wal)`.
