@@ -720,6 +720,8 @@ impl<E: Engine> TokenStore for SqlStore<E> {
                 if let Err(error) = transaction.rollback().await {
                     return Err(unavailable(error));
                 }
+                // Given back before another one is asked for: the pool may have no other.
+                drop(session);
                 match failure {
                     Failure::Sql(error) => Err(unavailable(error)),
                     Failure::Conflict(seen) => {
