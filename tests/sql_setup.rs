@@ -59,6 +59,8 @@ async fn migrating_again_changes_nothing_and_eight_at_once_do_it_once() {
 
     let folder = Folder::new();
     let file = folder.path().join("db");
+    // The file's journal is the host's to choose, and SQLite lets one connection alone choose it, nor does it wait there.
+    let pool = sqlite_pool(&file, 1).await;
     let migrate = || {
         let file = file.clone();
         tokio::spawn(async move { SqliteStore::builder(sqlite_pool(&file, 2).await).migrate().await })
@@ -67,7 +69,6 @@ async fn migrating_again_changes_nothing_and_eight_at_once_do_it_once() {
         works(task.await.unwrap().unwrap()).await;
     }
     works(migrate().await.unwrap().unwrap()).await;
-    let pool = sqlite_pool(&file, 1).await;
     let row = sqlx::query("SELECT COUNT(*) FROM patkit_migrations").fetch_one(&pool).await.unwrap();
     assert_eq!(row.get::<i64, _>(0), 1);
 }
