@@ -1,6 +1,9 @@
 //! The management API as an `OpenAPI` document: the schemas come from the types that are read and answered.
 
-use super::body::{EditBody, IssuedBody, NewTokenBody, PageBody, ProblemBody, RotateBody, TokenBody};
+use super::body::{
+    EditBody, IssuedBody, NewTokenBody, PageBody, ProblemBody, RevokedBody, RevokedByBody, RotateBody,
+    TokenBody, UserBody,
+};
 use crate::store::MAX_PAGE;
 use crate::token::TokenId;
 use utoipa::ToSchema;
@@ -34,6 +37,9 @@ pub fn openapi(base: &str) -> OpenApi {
         .schema_from::<EditBody>()
         .schema_from::<RotateBody>()
         .schema_from::<TokenBody>()
+        .schema_from::<RevokedBody>()
+        .schema_from::<RevokedByBody>()
+        .schema_from::<UserBody>()
         .schema_from::<PageBody>()
         .schema_from::<IssuedBody>()
         .schema_from::<ProblemBody>()
