@@ -1,0 +1,771 @@
+// Drives the settings page as its users do: `node console.mjs BASE_URL SCREENSHOT_DIR [CHROMIUM]`. The server is a fresh
+// `examples/server.rs`: users mel (member), max (manager), ada (admin) and the service user ci-bot, none with a token yet.
+//
+// One line per check, then `N passed, N failed`. The page's content security policy holds throughout.
+
+import assert from "node:assert/strict";
+import { mkdir, mkdtemp, readFile, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { Site } from "./browser.mjs";
+
+const [base, screenshots, chromium = "/usr/bin/chromium"] = process.argv.slice(2);
+if (!screenshots) {
+  console.error("usage: node console.mjs BASE_URL SCREENSHOT_DIR [CHROMIUM]");
+  process.exit(2);
+}
+
+const MOST_BYTES = 60_000;
+const HOSTILE = `<img src=x onerror="alert(1)"><b>x</b>`;
+const HEBREW = "שלום עולם";
+const POLICY = [
+  "default-src 'none'", "script-src 'self'", "style-src 'self'", "img-src 'self'", "connect-src 'self'", "base-uri 'none'",
+  "form-action 'none'", "frame-ancestors 'none'", "require-trusted-types-for 'script'",
+];
+const isPost = (method, path) => method === "POST" && path.endsWith("/user-tokens");
+const isList = (method, path) => method === "GET" && path.endsWith("/user-tokens");
+
+let passed = 0;
+let failed = 0;
+
+async function check(name, run) {
+  try {
+    await run();
+    passed += 1;
+    console.log(`ok      ${name}`);
+  } catch (error) {
+    failed += 1;
+    console.log(`FAILED  ${name}\n        ${String(error.stack ?? error).replaceAll("\n", "\n        ")}`);
+    await recover();
+  }
+}
+
+/** After a failure the next check finds the page as it would be without it. */
+let current = null;
+async function recover() {
+  if (!current) return;
+  current.rules.length = 0;
+  await current.read(() => document.querySelector("#d-once[open] [type=submit]")?.click()).catch(() => {});
+  await current.open().catch(() => {});
+}
+
+/** Both schemes: each check of contrast is one of its own. */
+async function accessible(page, view) {
+  for (const scheme of ["light", "dark"]) {
+    await check(`axe finds nothing: ${view}, ${scheme}`, async () => {
+      await page.scheme(scheme);
+      const found = await page.violations();
+      await page.scheme("light");
+      assert.deepEqual(found, []);
+    });
+  }
+}
+
+const screenshot = (page, name) => page.tab.screenshot({ path: join(screenshots, `${name}.png`) });
+const problem = (status, detail) => ({
+  status,
+  contentType: "application/problem+json",
+  body: JSON.stringify({ type: "about:blank", title: "Problem", status, detail }),
+});
+
+async function aMember(site) {
+  const cookie = await site.signIn("mel");
+  const page = (current = await site.page("mel", cookie));
+  const { tab } = page;
+
+  await check("the page has the policy that it needs to be safe", async () => {
+    const release = page.hold(isList);
+    const answer = await tab.goto(site.url(""));
+    const policy = answer.headers()["content-security-policy"]?.split(";").map((part) => part.trim()) ?? [];
+    assert.deepEqual(POLICY.filter((part) => !policy.includes(part)), []);
+    await page.see("#loading");
+    current.release = release;
+  });
+  await accessible(page, "while the list is read");
+  current.release?.();
+  await check("who has no token is told how to get one", async () => {
+    await page.settled();
+    await page.see("#empty");
+    assert.match(await page.text("#user"), /Mel/i);
+  });
+  await accessible(page, "empty list");
+  await check("a member has neither the service tab nor SCIM", async () => {
+    assert.equal(await page.isVisible("#tabs"), false);
+    await page.click("#generate-first");
+    await page.see("#d-generate[open]");
+    assert.equal(await page.isVisible("#g-scim"), false);
+    assert.equal(await page.isVisible("#g-user"), false);
+  });
+  await accessible(page, "generate");
+  await check("a token without a name is refused beside the name", async () => {
+    await page.press("Enter");
+    await page.until(() => document.querySelector("#g-name-error").textContent !== "");
+    await page.focused('#g-name[aria-invalid="true"]');
+    assert.equal(page.requests.filter(({ method }) => method === "POST").length, 0);
+  });
+  await accessible(page, "generate with a mistake");
+  await check("never comes with a warning, and only then", async () => {
+    assert.equal(await page.isVisible("#g-never"), false);
+    await page.click('#g-lifetimes [value="never"]');
+    await page.until(() => /revokes/.test(document.querySelector("#g-never").textContent));
+    await page.see("#g-never");
+  });
+  await accessible(page, "generate with the warning");
+  await check("a token that never expires is generated", async () => {
+    await page.fill("#g-name", "forever");
+    await page.press("Enter");
+    const token = await page.takeToken();
+    assert.equal(await site.whoami(token), 200);
+    const row = await page.row("forever", "active");
+    assert.equal(await row.$eval(".c-expires", (cell) => cell.textContent), "Never");
+    const sent = JSON.parse(page.requests.findLast(({ method }) => method === "POST").body);
+    assert.deepEqual(sent, { name: "forever", expires_in_days: null });
+  });
+
+  let token;
+  await check("every option reaches the API", async () => {
+    await page.click("#generate");
+    await page.see("#d-generate[open]");
+    await page.fill("#g-name", "  every option ");
+    await page.fill("#g-description", "first line");
+    await page.press("Enter");
+    await page.type("second line");
+    await page.click('#g-lifetimes [value="custom"]');
+    await page.fill("#g-days", "45");
+    await page.click('#d-generate [name="scope"][value="only"]');
+    const scopes = await tab.$$eval("#g-scopes input", (inputs) => inputs.map((input) => input.value));
+    if (scopes.length > 0) await page.click("#g-scopes input");
+    await page.fill("#g-more", "x:reports:read\nx:audit:*\n");
+    await page.click("#d-generate summary");
+    await page.see("#g-networks");
+    await page.fill("#g-networks", "127.0.0.0/8\n::1/128");
+    await page.click("#d-generate [type=submit]");
+    await page.see("#d-once[open]");
+    await page.settled();
+    token = await tab.$eval("#once-token", (field) => field.value);
+    const sent = JSON.parse(page.requests.findLast(({ method }) => method === "POST").body);
+    assert.deepEqual(sent, {
+      name: "every option",
+      description: "first line\nsecond line",
+      expires_in_days: 45,
+      scopes: [...scopes.slice(0, 1), "x:reports:read", "x:audit:*"],
+      allowed_networks: ["127.0.0.0/8", "::1/128"],
+    });
+  });
+  await accessible(page, "the token, once");
+  await screenshot(page, "shown-once");
+  await check("the token stays until Done: Escape and a click beside it do not close it", async () => {
+    await page.press("Escape", "Escape", "Escape");
+    await tab.mouse.click(5, 5);
+    assert.equal(await tab.$eval("#d-once", (dialog) => dialog.open), true);
+    assert.match(await page.text("#once-said"), /Done/);
+    assert.equal(await tab.$eval("#once-token", (field) => field.value), token);
+  });
+  await check("what is copied is what is shown", async () => {
+    await page.context.overridePermissions(site.base.origin, ["clipboard-read", "clipboard-write", "clipboard-sanitized-write"]);
+    await tab.bringToFront();
+    await page.click("#once-copy");
+    await page.until(() => /Copied/.test(document.querySelector("#once-said").textContent));
+    assert.equal(await page.read(() => navigator.clipboard.readText()), token);
+  });
+  await check("where copying is not allowed the token is selected", async () => {
+    const { context } = page;
+    await context.clearPermissionOverrides();
+    const setting = { origin: site.base.origin, browserContextId: context.id, setting: "denied" };
+    const browser = await site.browser.target().createCDPSession();
+    await browser.send("Browser.setPermission", { ...setting, permission: { name: "clipboard-write" } });
+    await browser.send("Browser.setPermission", { ...setting, permission: { name: "clipboard-write", allowWithoutSanitization: true } });
+    await page.click("#once-copy");
+    await page.until(() => /Ctrl\+C/.test(document.querySelector("#once-said").textContent));
+    const selected = await page.read(() => {
+      const field = document.activeElement;
+      return field.value.slice(field.selectionStart, field.selectionEnd);
+    });
+    assert.equal(selected, token);
+    await browser.detach();
+  });
+  await check("the download is the token, and its name is the token's", async () => {
+    await page.click("#once-download");
+    const file = await downloaded(site, "every-option-token.txt");
+    assert.equal(await readFile(file, "utf8"), token);
+  });
+  await check("nothing of the token is left once it is closed", async () => {
+    await page.click("#d-once [type=submit]");
+    await page.miss("#d-once");
+    const secret = token.slice(-50);
+    const left = await page.read(async () => [
+      location.href, JSON.stringify(history.state), JSON.stringify({ ...localStorage }), JSON.stringify({ ...sessionStorage }),
+      document.cookie, document.documentElement.outerHTML, ...[...document.querySelectorAll("input, textarea")].map((field) => field.value),
+      JSON.stringify(await indexedDB.databases()), JSON.stringify(await caches.keys()),
+    ].join("\n"));
+    assert.ok(!left.includes(secret));
+    assert.ok(!page.seen.join("\n").includes(secret));
+    assert.ok(!page.requests.some(({ url, body = "" }) => `${url} ${body}`.includes(secret)));
+    assert.equal(await page.read(() => localStorage.length + sessionStorage.length), 0);
+  });
+  await check("the list says all of it", async () => {
+    const row = await page.row("every option", "active");
+    const text = await row.evaluate((row) => row.innerText);
+    for (const part of ["Active", "first line\nsecond line", "x:reports:read", "x:audit:*", "in 45 days", "Not used"]) {
+      assert.ok(text.includes(part), `${part} in ${text}`);
+    }
+    assert.match(text, /Only from 127\.0\.0\.0\/8, ::1\/128/);
+    const time = await row.$eval(".c-expires time", ({ dateTime, title }) => ({ dateTime, title }));
+    assert.ok(Math.abs(new Date(time.dateTime) - Date.now() - 45 * 86_400_000) < 3_600_000);
+    assert.match(time.title, /\d{4}/);
+  });
+
+  let working;
+  await check("a generated token works", async () => {
+    working = await page.generate("deploy");
+    assert.equal(await site.whoami(working), 200);
+  });
+  await check("each state offers its actions: active", async () => {
+    assert.equal(await page.actions("deploy", "active"), "edit revoke rotate");
+  });
+  await check("who thinks better of it revokes nothing", async () => {
+    await page.act("deploy", "revoke");
+    await page.see("#d-confirm[open]");
+    assert.equal(await page.text("#d-confirm-name"), "deploy");
+    await page.press("Escape");
+    await page.miss("#d-confirm");
+    await page.focused('#rows [data-action="revoke"]');
+    assert.equal(await site.whoami(working), 200);
+  });
+  await check("a revoked token is refused", async () => {
+    await page.act("deploy", "revoke");
+    await page.confirm();
+    const row = await page.row("deploy", "revoked");
+    assert.equal(await site.whoami(working), 401);
+    assert.match(await row.evaluate((row) => row.innerText), /Revoked just now by its owner/);
+    assert.match(await page.text("#toast"), /deploy.*was revoked/);
+  });
+  await check("each state offers its actions: revoked", async () => {
+    assert.equal(await page.actions("deploy", "revoked"), "delete edit restore");
+  });
+  await check("a restored token works again", async () => {
+    await page.act("deploy", "restore");
+    await page.row("deploy", "active");
+    assert.equal(await site.whoami(working), 200);
+    await page.focused("#rows button");
+  });
+  await check("the time and the address of the last use are shown", async () => {
+    await page.until(async () => {
+      const rows = await (await fetch(`${document.querySelector('meta[name="patkit-api"]').content}/user-tokens`)).json();
+      return rows.items.find(({ name }) => name === "deploy")?.last_used;
+    });
+    await page.open();
+    const row = await page.row("deploy");
+    assert.match(await row.$eval(".c-used", (cell) => cell.innerText), /just now|minute/);
+  });
+  await check("a rotated token gives way to another one", async () => {
+    await page.act("deploy", "rotate");
+    await page.see("#d-confirm[open]");
+    await page.click("#d-confirm [type=submit]");
+    const next = await page.takeToken();
+    assert.notEqual(next, working);
+    assert.equal(await site.whoami(working), 401);
+    assert.equal(await site.whoami(next), 200);
+    assert.equal(await page.actions("deploy", "revoked"), "delete edit");
+    working = next;
+  });
+  await check("with an overlap the old one works on", async () => {
+    await page.act("deploy", "rotate", "active");
+    await page.see("#d-confirm[open]");
+    await page.click('#c-overlaps [value="3600"]');
+    await page.click("#d-confirm [type=submit]");
+    const next = await page.takeToken();
+    assert.equal(await site.whoami(working), 200);
+    assert.equal(await site.whoami(next), 200);
+  });
+  await check("name and description can be changed", async () => {
+    await page.act("every option", "edit");
+    await page.see("#d-edit[open]");
+    await page.fill("#e-name", "every choice");
+    await page.fill("#e-description", "other words");
+    await page.click("#d-edit [type=submit]");
+    await page.miss("#d-edit");
+    const row = await page.row("every choice", "active");
+    assert.equal(await row.$eval(".about", (text) => text.textContent), "other words");
+  });
+  await check("a name that is taken is refused beside the name", async () => {
+    page.allowed.push("status of 409");
+    await page.act("every choice", "edit");
+    await page.see("#d-edit[open]");
+    await page.fill("#e-name", "FOREVER");
+    await page.press("Enter");
+    await page.until(() => document.querySelector("#e-name-error").textContent !== "");
+    await page.focused('#e-name[aria-invalid="true"]');
+  });
+  await accessible(page, "edit with a mistake");
+  await check("Escape leaves a dialog, and the focus goes back", async () => {
+    await page.press("Escape");
+    await page.miss("#d-edit");
+    await page.focused('#rows [data-action="edit"]');
+  });
+  await check("a token that may have leaked is revoked for good", async () => {
+    await page.act("every choice", "revoke");
+    await page.see("#d-confirm[open]");
+    await page.click('#d-confirm [name="leaked"]');
+    await page.confirm();
+    assert.equal(await page.actions("every choice", "revoked"), "delete edit");
+  });
+  await check("a token is deleted only after a yes", async () => {
+    await page.act("every choice", "delete");
+    await page.see("#d-confirm[open]");
+    assert.equal(await page.text("#d-confirm-name"), "every choice");
+    await page.click("#d-confirm [data-close]");
+    await page.miss("#d-confirm");
+    await page.act("every choice", "delete");
+    await page.confirm();
+    await page.gone("every choice");
+    await page.focused("#rows button");
+  });
+  let expired;
+  await check("an expired token is shown as one, with its actions", async () => {
+    await site.call(cookie, "POST", "/demo/expired-token");
+    await page.open();
+    const row = await page.see('#rows tr[data-state="expired"]');
+    expired = await row.$eval(".name strong", (name) => name.textContent);
+    assert.equal(await row.$eval(".pill", (pill) => pill.textContent), "Expired");
+    assert.equal(await page.actions(expired, "expired"), "delete edit");
+  });
+  await check("names are text, whatever is in them", async () => {
+    await page.generate(HOSTILE);
+    await page.generate(HEBREW);
+    await page.row(HOSTILE, "active");
+    await page.row(HEBREW, "active");
+    await page.act(HOSTILE, "edit");
+    await page.see("#d-edit[open]");
+    await page.fill("#e-description", "<script>alert(1)</script>");
+    await page.click("#d-edit [type=submit]");
+    await page.miss("#d-edit");
+    await page.act(HOSTILE, "revoke");
+    await page.see("#d-confirm[open]");
+    assert.equal(await page.text("#d-confirm-name"), HOSTILE);
+    assert.equal(await page.read(() => document.querySelectorAll("main img, dialog img, #rows b, #rows script").length), 0);
+    await page.confirm();
+    const row = await page.row(HOSTILE, "revoked");
+    assert.equal(await row.$eval(".about", (text) => text.textContent), "<script>alert(1)</script>");
+  });
+  await check("a hostile name makes a harmless file name", async () => {
+    await page.click("#generate");
+    await page.see("#d-generate[open]");
+    await page.fill("#g-name", `../..\\${HEBREW}/<a>:"|?*.exe`);
+    await page.press("Enter");
+    await page.see("#d-once[open]");
+    await page.click("#once-download");
+    await downloaded(site, "שלום-עולם-a-.exe-token.txt");
+    await page.takeToken();
+  });
+  // All three states are in the list by now.
+  await page.read(() => document.activeElement.blur());
+  await accessible(page, "list");
+  for (const [action, state] of [["revoke", "active"], ["rotate", "active"], ["delete", "expired"]]) {
+    await check(`the question before: ${action}`, async () => {
+      await (await page.see(`#rows tr[data-state="${state}"] [data-action="${action}"]`)).click();
+      await page.see("#d-confirm[open]");
+    });
+    await accessible(page, `the question before ${action}`);
+    await page.press("Escape");
+    await page.miss("#d-confirm");
+  }
+  await check("on a narrow screen the list is cards, and nothing is cut off", async () => {
+    const long = "W".repeat(255);
+    await site.call(cookie, "POST", "/api/user-tokens", { name: long, description: "x".repeat(1000) });
+    await tab.setViewport({ width: 320, height: 700 });
+    await page.open();
+    await page.row(long);
+    const width = await page.read(() => document.documentElement.scrollWidth);
+    assert.ok(width <= 320, `${width} wide`);
+    const shown = await tab.$eval("#rows td.c-expires", (cell) => getComputedStyle(cell, "::before").content);
+    assert.match(shown, /Expires/);
+    await page.act(long, "revoke");
+    await page.see("#d-confirm[open]");
+    assert.ok((await page.read(() => document.querySelector("#d-confirm").scrollWidth)) <= 320);
+    await page.confirm();
+    await page.act(long, "delete");
+    await page.confirm();
+    await page.gone(long);
+  });
+  await accessible(page, "list on a narrow screen");
+  await tab.setViewport({ width: 1240, height: 860 });
+  return { page, cookie };
+}
+
+async function downloaded(site, name) {
+  const end = Date.now() + 60_000;
+  // Fails by itself: each turn is a round trip to the browser, and its events come with it.
+  while (!site.downloaded.some(({ suggestedFilename, isDone }) => suggestedFilename === name && isDone)) {
+    if (Date.now() > end) throw new Error(`${name} was not downloaded: ${JSON.stringify(site.downloaded)}`);
+    await site.browser.version();
+  }
+  return join(site.downloads, name);
+}
+
+/** What goes wrong on the way to the server, and behind the page's back. */
+async function trouble(site, { page, cookie }) {
+  current = page;
+  const { tab } = page;
+  page.allowed.push("status of 404", "status of 503", "status of 401", "net::ERR_FAILED");
+
+  await check("a form is sent once, however often it is submitted", async () => {
+    await page.open();
+    const before = page.requests.filter(({ method }) => method === "POST").length;
+    const release = page.hold(isPost);
+    await page.click("#generate");
+    await page.see("#d-generate[open]");
+    await page.fill("#g-name", "only once");
+    await page.press("Enter", "Enter", "Enter");
+    await page.click("#d-generate [type=submit]");
+    await page.press("Escape");
+    assert.equal(await tab.$eval("#d-generate", (dialog) => dialog.open), true);
+    release();
+    await page.takeToken();
+    assert.equal(page.requests.filter(({ method }) => method === "POST").length - before, 1);
+  });
+  await check("a server that is busy is to be tried again", async () => {
+    const remove = page.intercept((method) => method === "PUT", (request) => request.respond(problem(503, "No database.")));
+    await page.act("only once", "revoke");
+    await page.see("#d-confirm[open]");
+    await page.click("#d-confirm [type=submit]");
+    await page.until(() => /No database.*try again/i.test(document.querySelector("#d-confirm .problem").textContent));
+    remove();
+  });
+  await accessible(page, "a question with a problem");
+  await check("... and the same dialog does it then", async () => {
+    await page.confirm();
+    await page.row("only once", "revoked");
+  });
+  await check("a server that does not answer is no success", async () => {
+    const remove = page.intercept((method) => method === "PUT", (request) => request.abort("failed"));
+    await page.act("only once", "restore");
+    await page.until(() => /did not answer/.test(document.querySelector("#alert").textContent));
+    remove();
+    await page.row("only once", "revoked");
+  });
+  await check("what went away behind the page's back is said, and goes", async () => {
+    const { items } = await site.call(cookie, "GET", "/api/user-tokens?limit=200");
+    await site.call(cookie, "DELETE", `/api/user-tokens/${items.find(({ name }) => name === "only once").id}`);
+    await page.act("only once", "delete");
+    await page.confirm();
+    await page.until(() => document.querySelector('#alert[role="alert"]').textContent !== "");
+    await page.gone("only once");
+  });
+  await accessible(page, "list with a problem");
+  await check("an action that is refused is said, and the list is read anew", async () => {
+    const { items } = await site.call(cookie, "GET", "/api/user-tokens?limit=200");
+    const forever = items.find(({ name }) => name === "forever");
+    await site.call(cookie, "PUT", `/api/user-tokens/${forever.id}`, { active: false });
+    await page.act("forever", "rotate", "active");
+    await page.see("#d-confirm[open]");
+    await page.click("#d-confirm [type=submit]");
+    await page.miss("#d-confirm");
+    await page.row("forever", "revoked");
+    assert.notEqual(await page.text("#alert"), "");
+  });
+  await check("a list that can't be read is asked for again", async () => {
+    const remove = page.intercept(isList, (request) => request.respond(problem(503, "No database.")));
+    await tab.reload();
+    await page.see("#broken");
+    remove();
+    await page.click("#again");
+    await page.row("forever");
+    assert.equal(await page.text("#alert"), "");
+  });
+  await check("what the policy forbids is not offered", async () => {
+    const remove = page.intercept((_, path) => path.endsWith("/settings.json"), (request) => request.respond({
+      contentType: "application/json",
+      body: JSON.stringify({
+        user: { id: "mel", name: HOSTILE }, may: { personal: true, service: false, scim: false }, scopes: [], service_users: [],
+        policy: { lifetimes: [30, 60, 90, 365, null], default_days: 45, longest_days: 60, never: true, longest_overlap_seconds: 3600 },
+      }),
+    }));
+    await page.open();
+    assert.equal(await page.text("#user strong"), HOSTILE);
+    await page.click("#generate");
+    await page.see("#d-generate[open]");
+    const offered = await tab.$$eval("#g-lifetimes input", (inputs) => inputs.map((input) => input.value + (input.checked ? "!" : "")));
+    assert.deepEqual(offered, ["30", "60", "custom!"]);
+    assert.equal(await tab.$eval("#g-days", (field) => `${field.value} of ${field.max}`), "45 of 60");
+    await page.press("Escape");
+    await page.miss("#d-generate");
+    await (await page.see('#rows [data-action="rotate"]')).click();
+    await page.see("#d-confirm[open]");
+    assert.deepEqual(await tab.$$eval("#c-overlaps input", (inputs) => inputs.map((input) => input.value)), ["0", "3600"]);
+    await page.press("Escape");
+    await page.miss("#d-confirm");
+    remove();
+  });
+  await check("who is signed out is told, and no longer sees the list", async () => {
+    await page.open();
+    await page.context.deleteCookie(...(await page.context.cookies()));
+    await page.act("forever", "restore");
+    await page.until(() => /signed out/.test(document.querySelector("#alert").textContent));
+    const link = await page.see("#alert a");
+    assert.match(await link.evaluate((link) => link.href), /sign-in/);
+    assert.equal(await page.isVisible("#console"), false);
+    assert.equal(await tab.$$eval("#rows tr", (rows) => rows.length), 0);
+  });
+  await accessible(page, "signed out");
+}
+
+async function aManager(site) {
+  const cookie = await site.signIn("max");
+  const page = (current = await site.page("max", cookie));
+  const { tab } = page;
+  const rows = () => tab.$$eval("#rows tr", (rows) => rows.length);
+
+  await check("more than a page is read page by page, newest first", async () => {
+    for (let number = 1; number <= 55; number += 1) {
+      await site.call(cookie, "POST", "/api/user-tokens", { name: `script ${number}`, expires_in_days: 30 });
+    }
+    await page.open();
+    assert.equal(await rows(), 50);
+    assert.equal(await page.text("#rows .name strong"), "script 55");
+    await page.click("#load-more");
+    await page.until(() => document.querySelectorAll("#rows tr").length === 55);
+    assert.equal(await page.isVisible("#load-more"), false);
+    await page.focused("#rows tr:nth-child(51) button");
+    const names = await tab.$$eval("#rows .name strong", (names) => names.map((name) => name.textContent));
+    assert.deepEqual(names, Array.from({ length: 55 }, (_, index) => `script ${55 - index}`));
+  });
+  await check("an action far down leaves the reader there", async () => {
+    await page.act("script 2", "revoke");
+    await page.confirm();
+    await page.row("script 2", "revoked");
+    assert.equal(await rows(), 55);
+    await page.focused("#rows tr:nth-child(54) button");
+  });
+
+  await check("by keyboard: generate", async () => {
+    await page.open();
+    await page.tabTo("#generate");
+    await page.press("Enter");
+    await page.focused("#g-name");
+    await page.type("by keyboard");
+    await page.tabTo('#g-lifetimes [value="90"]');
+    await page.press("ArrowLeft");
+    await page.focused('#g-lifetimes [value="60"]');
+    await page.tabTo('#d-generate [value="all"]');
+    await page.press("ArrowDown");
+    await page.see("#g-only");
+    await page.tabTo("#g-more");
+    await page.type("datastores:read");
+    await page.tabTo("#d-generate [type=submit]");
+    await page.press("Enter");
+    await page.see("#d-once[open]");
+    await page.focused("#once-copy");
+    await page.settled();
+    await page.press("Escape", "Escape");
+    await page.tabTo("#d-once [type=submit]");
+    await page.press("Enter");
+    await page.miss("#d-once");
+    await page.focused('#rows tr:first-child [data-action="edit"]');
+    const row = await page.row("by keyboard", "active");
+    assert.match(await row.evaluate((row) => row.innerText), /in 60 days/);
+  });
+  await check("by keyboard: revoke, restore and delete", async () => {
+    await page.tabTo('[data-action="revoke"]');
+    await page.press("Enter");
+    await page.see("#d-confirm[open]");
+    await page.focused("#d-confirm [data-close]");
+    await page.press("Escape");
+    await page.miss("#d-confirm");
+    await page.focused('#rows tr:first-child [data-action="revoke"]');
+    for (const [action, state] of [["revoke", "revoked"], ["restore", "active"], ["revoke", "revoked"]]) {
+      if (!(await page.read((action) => document.activeElement.dataset.action === action, action))) {
+        await page.tabTo(`[data-action="${action}"]`);
+      }
+      await page.press("Enter");
+      if (action === "revoke") {
+        await page.see("#d-confirm[open]");
+        await page.tabTo("#d-confirm [type=submit]");
+        await page.press("Enter");
+        await page.miss("#d-confirm");
+      }
+      await page.row("by keyboard", state);
+      await page.focused("#rows tr:first-child button");
+    }
+    await page.tabTo('[data-action="delete"]');
+    await page.press("Space");
+    await page.see("#d-confirm[open]");
+    await page.tabTo("#d-confirm [type=submit]");
+    await page.press("Space");
+    await page.miss("#d-confirm");
+    await page.gone("by keyboard");
+    await page.focused("#rows tr:first-child button");
+  });
+}
+
+async function anAdmin(site) {
+  const cookie = await site.signIn("ada");
+  const page = (current = await site.page("ada", cookie));
+  const { tab } = page;
+
+  await check("an admin has both tabs, and arrow keys lead from one to the other", async () => {
+    await page.open();
+    await page.tabTo("#tab-personal");
+    await page.press("ArrowRight");
+    await page.focused('#tab-service[aria-selected="true"]');
+    await page.settled();
+    await page.see("#empty");
+    assert.equal(await tab.$eval("#tab-personal", (button) => button.tabIndex), -1);
+    await page.press("ArrowRight");
+    await page.focused('#tab-personal[aria-selected="true"]');
+    await page.press("End");
+    await page.focused('#tab-service[aria-selected="true"]');
+    await page.press("Home");
+    await page.focused('#tab-personal[aria-selected="true"]');
+    await page.settled();
+  });
+  await check("an admin generates a token for SCIM", async () => {
+    await page.click("#generate");
+    await page.see("#d-generate[open]");
+    await page.fill("#g-name", "identity provider");
+    await page.click("#g-scim");
+    await page.click("#d-generate [type=submit]");
+    await page.takeToken();
+    const row = await page.row("identity provider", "active");
+    assert.match(await row.evaluate((row) => row.innerText), /SCIM endpoints only/);
+    assert.equal(JSON.parse(page.requests.findLast(({ method }) => method === "POST").body).scim_endpoints_only, true);
+  });
+  await check("a service user that does not exist is refused beside the field", async () => {
+    page.allowed.push("status of 422", "status of 404", "status of 403");
+    await page.click("#tab-service");
+    await page.settled();
+    await page.click("#generate");
+    await page.see("#d-generate[open]");
+    await page.focused("#g-user");
+    await page.fill("#g-user", "nobody");
+    await page.fill("#g-name", "nightly export");
+    await page.press("Enter");
+    await page.until(() => document.querySelector("#d-generate").innerText && [...document.querySelectorAll("#g-user-error, #d-generate .problem")].some((text) => text.textContent));
+  });
+  await accessible(page, "generate for a service user");
+  await check("a service token is generated for its user", async () => {
+    assert.ok((await tab.$$eval("#g-users option", (options) => options.map((option) => option.value))).includes("ci-bot"));
+    await page.fill("#g-user", "ci-bot");
+    await page.click("#d-generate [type=submit]");
+    const token = await page.takeToken();
+    assert.equal(await site.whoami(token), 200);
+    const row = await page.row("nightly export", "active");
+    assert.match(await row.$eval(".c-owner", (cell) => cell.innerText), /ci-bot/);
+    await page.act("nightly export", "revoke");
+    await page.confirm();
+    await page.row("nightly export", "revoked");
+    assert.equal(await site.whoami(token), 401);
+    await page.act("nightly export", "restore");
+    await page.row("nightly export", "active");
+  });
+  await accessible(page, "service tokens");
+  await check("the tabs keep the two kinds apart", async () => {
+    await page.click("#tab-personal");
+    await page.row("identity provider");
+    await page.gone("nightly export");
+  });
+
+  // A list that shows what there is to show.
+  const make = (body) => site.call(cookie, "POST", "/api/user-tokens", body);
+  await site.call(cookie, "POST", "/demo/expired-token");
+  const laptop = await make({ name: "old laptop", expires_in_days: 30 });
+  await site.call(cookie, "PUT", `/api/user-tokens/${laptop.id}`, { active: false });
+  await make({ name: "backup", description: "Nightly copy to the other house", expires_in_days: 5, scopes: ["datastores:read"] });
+  const panels = await make({
+    name: "wall panels",
+    description: "Read only, for the screen in the hall",
+    expires_in_days: null,
+    scopes: ["datastores:read", "reports:read"],
+    allowed_networks: ["127.0.0.0/8", "2001:db8::/32"],
+  });
+  await site.whoami(panels.bearer_token);
+  await make({ name: "deploy pipeline", description: "Pushes releases", scopes: ["datastores:read", "datastores:write"] });
+  await check("the list as it looks", async () => {
+    await page.open();
+    await page.row("deploy pipeline");
+    await screenshot(page, "list-light");
+    await page.scheme("dark");
+    await screenshot(page, "list-dark");
+    await page.scheme("light");
+    await tab.setViewport({ width: 390, height: 844, deviceScaleFactor: 2 });
+    await screenshot(page, "mobile");
+    await tab.setViewport({ width: 1240, height: 860 });
+    await page.click("#generate");
+    await page.see("#d-generate[open]");
+    await screenshot(page, "generate");
+    await page.press("Escape");
+    await page.miss("#d-generate");
+  });
+}
+
+/** The watch itself: what it can't see would be missed for ever. */
+async function theWatch(site) {
+  const page = (current = await site.page("watch", await site.signIn("mel")));
+  await check("what breaks the policy would be noticed", async () => {
+    await page.open();
+    const before = site.complaints.length;
+    await page.read(() => {
+      const image = document.createElement("img");
+      image.src = "https://elsewhere.invalid/x.png";
+      const style = document.createElement("style");
+      style.textContent = "p { color: red }";
+      document.body.append(image, style);
+      try {
+        document.body.innerHTML += "<p>";
+      } catch {
+        // As it must.
+      }
+    });
+    for (const part of ["img-src", "style-src", "require-trusted-types-for"]) {
+      const deadline = Date.now() + 60_000;
+      while (!site.complaints.slice(before).some((text) => text.includes(`policy violation: ${part}`))) {
+        if (Date.now() > deadline) throw new Error(`${part}: ${site.complaints.slice(before)}`);
+        await site.browser.version();
+      }
+    }
+    site.complaints.length = before;
+  });
+  await page.context.close();
+}
+
+async function main() {
+  await mkdir(screenshots, { recursive: true });
+  const downloads = await mkdtemp(join(tmpdir(), "patkit-downloads."));
+  const site = await Site.open(base, chromium, downloads);
+  try {
+    await check("the three files are small", async () => {
+      const sizes = await Promise.all(["", "style.css", "script.js"].map(async (path) => {
+        const answer = await fetch(site.url(path), { headers: { Cookie: await site.signIn("mel") } });
+        assert.equal(answer.status, 200);
+        return (await answer.arrayBuffer()).byteLength;
+      }));
+      const sum = sizes.reduce((sum, size) => sum + size, 0);
+      assert.ok(sum < MOST_BYTES, `${sum} bytes`);
+    });
+    await check("the page names nothing outside its own folder", async () => {
+      const html = await (await fetch(site.url(""), { headers: { Cookie: await site.signIn("mel") } })).text();
+      const named = [...html.matchAll(/ (?:src|href)="([^"]*)"/g)].map((match) => match[1]).filter((name) => !name.startsWith("#"));
+      assert.deepEqual(named.sort(), ["script.js", "style.css"]);
+      assert.doesNotMatch(html, / style=| on[a-z]+=|<style|\{\{/);
+    });
+    const member = await aMember(site);
+    await trouble(site, member);
+    await aManager(site);
+    await anAdmin(site);
+    current = null;
+    await check("no error, no violation, no request elsewhere, all the time", async () => {
+      assert.deepEqual(site.complaints, []);
+    });
+    await theWatch(site);
+  } catch (error) {
+    failed += 1;
+    console.log(`FAILED  between the checks\n        ${error.stack}`);
+  } finally {
+    await site.browser.close();
+    await rm(downloads, { recursive: true, force: true });
+  }
+  console.log(`${passed} passed, ${failed} failed`);
+  process.exitCode = failed > 0 ? 1 : 0;
+}
+
+await main();
