@@ -44,7 +44,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let api = ManagementApi::new(authenticator.clone(), signed_in);
     let app = Router::new()
         .route("/whoami", get(async |token: Verified| token.owner().id().to_string()))
-        .layer(authenticator.required()) // what stands above needs a token
+        .route_layer(authenticator.required()) // what stands above needs a token
         .nest("/settings/tokens", Console::new(&api, "/api").router())
         .nest("/api", api.router())
         .into_make_service_with_connect_info::<SocketAddr>();

@@ -142,7 +142,7 @@ async fn serve<S: TokenStore + ChangeFeed + 'static>(store: S, listener: TcpList
         .route("/whoami", get(whoami))
         .route("/datastores", get(read_datastores))
         .route("/datastores", post(make_datastore).layer(writes))
-        .layer(authenticator.required());
+        .route_layer(authenticator.required());
 
     let app = Router::new()
         .merge(console.router())

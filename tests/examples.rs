@@ -293,6 +293,7 @@ fn the_page_shows_what_its_user_may_do_and_no_more() {
     assert!(size < 60_000, "the page is {size} bytes");
     assert!(!page.body.contains("{{"), "a place was not filled: {}", page.body);
     assert!(page.body.contains(r#"<meta name="patkit-api" content="/api">"#));
+    assert!(page.body.contains(r#"src="script.js""#) && page.body.contains(r#"href="style.css""#));
 
     assert_eq!(server.get("/settings.json", &[]).status(), 401);
     for (user, service, scim) in [("mel", false, false), ("max", false, false), ("ada", true, true)] {
@@ -376,9 +377,11 @@ fn the_host_of_the_readme_runs_on_postgresql() {
     assert_eq!((used.status(), used.body.as_str()), (200, "ada"));
     assert_eq!(server.get("/whoami", &[]).status(), 401);
     assert_eq!(server.get("/whoami", &session).status(), 401, "a session is no token");
-    assert_eq!(server.get("/settings/tokens/", &session).status(), 200);
-    let moved = server.get("/settings/tokens", &session);
-    assert_eq!((moved.status(), moved.header("location")), (308, Some("tokens/")));
+    let page = server.get("/settings/tokens", &session);
+    assert_eq!(page.status(), 200);
+    assert!(page.body.contains(r#"src="./tokens/script.js""#), "{page:?}");
+    assert_eq!(server.get("/settings/tokens/script.js", &session).status(), 200);
+    assert_eq!(server.get("/settings/nothing", &session).status(), 404);
     assert_eq!(server.get("/settings/tokens/settings.json", &session).status(), 200);
     sql(format!("UPDATE {schema}.users SET enabled = false"));
     assert_eq!(server.get("/whoami", &[&text]).status(), 401);

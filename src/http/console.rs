@@ -7,7 +7,7 @@ use crate::policy::TokenPolicy;
 use crate::store::TokenStore;
 use crate::token::Lifetime;
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::{OriginalUri, Request, State};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use http::header::{
@@ -96,12 +96,14 @@ impl<S: TokenStore + 'static, D: Directory + 'static, A: Sessions> Console<S, D,
         self
     }
 
-    /// The routes: the page itself at `/`, its two files, and what it asks about the actor. Nest it under a path; the page is
-    /// at that path with a slash at its end, and without one sends there.
+    /// The routes: the page itself at `/`, its two files, and what it asks about the actor. Nest it under a path, or merge it.
     pub fn router<T: Clone + Send + Sync + 'static>(self) -> Router<T> {
         let page = page(&self.path, &self.title, &self.sign_in);
+        let show = async move |request: Request| {
+            file("text/html; charset=utf-8", page.replace("{{base}}", &escaped(&base_of(&request))))
+        };
         Router::new()
-            .route("/", get(async move |request: Request| at_a_slash(&request, page.clone())))
+            .route("/", get(show))
             .route("/style.css", get(async || file("text/css; charset=utf-8", STYLE)))
             .route("/script.js", get(async || file("text/javascript; charset=utf-8", SCRIPT)))
             .route("/settings.json", get(settings::<S, D, A>))
@@ -140,16 +142,15 @@ fn escaped(text: &str) -> String {
     escaped
 }
 
-/// The page's references are relative to its folder, which a path without a slash at its end is not.
-fn at_a_slash(request: &Request, page: String) -> Response {
-    let original = request.extensions().get::<axum::extract::OriginalUri>();
+/// Where the page's files are, from the page's own path: beside it where that ends with a slash, else in a folder of its name.
+/// Relative, so that a proxy may serve it all under another path.
+fn base_of(request: &Request) -> String {
+    let original = request.extensions().get::<OriginalUri>();
     let path = original.map_or_else(|| request.uri().path(), |original| original.0.path());
-    if path.ends_with('/') {
-        return file("text/html; charset=utf-8", page);
+    match path.rsplit('/').next() {
+        None | Some("") => String::new(),
+        Some(last) => format!("./{last}/"),
     }
-    let last = path.rsplit('/').next().unwrap_or_default();
-    let location = HeaderValue::from_str(&format!("{last}/")).unwrap_or(HeaderValue::from_static("./"));
-    (StatusCode::PERMANENT_REDIRECT, [(http::header::LOCATION, location)]).into_response()
 }
 
 fn file(content_type: &'static str, text: impl IntoResponse) -> Response {

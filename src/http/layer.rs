@@ -30,7 +30,8 @@ pub(super) struct Passed(pub(super) Challenge);
 /// [`Authenticator::required`] and [`Authenticator::optional`].
 ///
 /// It works over hyper, axum, tonic and whatever else has requests of the `http` crate. A credential that it refuses never
-/// reaches the service behind it. The `Authorization` header of what it lets through is marked as sensitive, so that the header
+/// reaches the service behind it. Over axum, give it to `Router::route_layer`: `Router::layer` would also stand before the routes
+/// that are not there. The `Authorization` header of what it lets through is marked as sensitive, so that the header
 /// map's `Debug` output does not show it.
 pub struct AuthLayer<S, D> {
     authenticator: Arc<Authenticator<S, D>>,
