@@ -140,6 +140,7 @@ async fn serve<S: TokenStore + ChangeFeed + 'static>(store: S, listener: TcpList
     let writes = RequirePermission::new("datastores:write")?;
     let demo = Router::new()
         .route("/whoami", get(whoami))
+        .route("/hello", get(hello))
         .route("/datastores", get(read_datastores))
         .route("/datastores", post(make_datastore).layer(writes))
         .route_layer(authenticator.required());
@@ -151,7 +152,7 @@ async fn serve<S: TokenStore + ChangeFeed + 'static>(store: S, listener: TcpList
         .nest("/demo", demo)
         .route("/sign-in", get(sign_in_page).post(sign_in).with_state(sessions.clone()))
         .route("/demo/expired-token", post(make_expired::<S>).with_state((tokens.clone(), sessions)))
-        .route("/demo/open", get(async || "anybody gets this"));
+        .route("/demo/open", get(hello));
 
     // Last uses are written every few seconds, and changes of other processes are heard.
     let flusher = tokens.clone();
@@ -213,6 +214,11 @@ impl RequiredPermission for ReadDatastores {
 
 async fn whoami(token: Verified) -> String {
     format!("{}, by the token {}", token.owner().id(), token.token().name())
+}
+
+/// The same with and without authentication, for measuring.
+async fn hello() -> &'static str {
+    "hello"
 }
 
 async fn read_datastores(_: Permitted<ReadDatastores>) -> axum::Json<[&'static str; 2]> {

@@ -60,7 +60,7 @@ pub struct EditBody {
     pub active: Option<bool>,
     /// Why it is revoked: `compromised`, or the actor's own (`owner`, `admin`), which is the default. With `active: false` alone.
     #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "openapi", schema(nullable = false))]
+    #[cfg_attr(feature = "openapi", schema(nullable = false, pattern = "^(owner|admin|compromised)$"))]
     pub reason: Option<String>,
     /// Its new name: 1 to 255 characters.
     #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]

@@ -424,10 +424,11 @@ impl<S: TokenStore, D: Directory, A: Sessions> Api<S, D, A> {
                 problem(StatusCode::UNPROCESSABLE_ENTITY, "invalid").of_field("reason")
             }
             ManageError::Invalid(input) => {
-                let detail = match input.source() {
-                    Some(why) => format!("{input}: {why}"),
-                    None => input.to_string(),
-                };
+                let (mut detail, mut cause) = (input.to_string(), input.source());
+                while let Some(error) = cause {
+                    detail = format!("{detail}: {error}");
+                    cause = error.source();
+                }
                 let problem = Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", detail);
                 match field_of(input) {
                     Some(field) => problem.of_field(field),
