@@ -240,3 +240,26 @@ async fn settings<S: TokenStore, D: Directory, A: Sessions>(
     };
     Ok(json(StatusCode::OK, &settings))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hosts_texts_are_texts_and_fill_no_other_place() {
+        let page = page("/api", "<b>\"{{sign_in}}\" & 'more'</b>", "javascript:'\"><script>");
+        assert!(page.contains(
+            "<title>&lt;b&gt;&quot;&#123;&#123;sign_in}}&quot; &amp; &#39;more&#39;&lt;/b&gt;</title>"
+        ));
+        assert!(page.contains(r#"content="javascript:&#39;&quot;&gt;&lt;script&gt;""#));
+        assert_eq!(page.matches("{{").count(), 2, "the two places of the base are filled with each request");
+    }
+
+    #[test]
+    fn the_page_is_small_and_has_nothing_inline() {
+        assert!(PAGE.len() + STYLE.len() + SCRIPT.len() < 60 * 1024);
+        assert!(!PAGE.contains("style=") && !PAGE.contains("<style") && !PAGE.contains(" on"));
+        assert_eq!(PAGE.matches("<script").count(), 1);
+        assert!(!SCRIPT.contains("innerHTML") && !SCRIPT.contains("http://") && !STYLE.contains("url("));
+    }
+}

@@ -78,3 +78,27 @@ impl Limits {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn actor(number: usize) -> Actor {
+        Actor::session(OwnerId::new(&format!("user {number}")).unwrap())
+    }
+
+    #[tokio::test]
+    async fn each_actor_has_its_own_limit_and_the_map_has_a_bound() {
+        let limits = Limits::new(2, Duration::from_secs(60));
+        let seconds = Duration::from_secs;
+        for number in 0..MOST_ACTORS {
+            assert!(limits.admits(&actor(number), seconds(0)));
+        }
+        assert!(limits.admits(&actor(7), seconds(1)));
+        assert!(!limits.admits(&actor(7), seconds(1)), "twice is all");
+        // Nobody is forgotten who is still counted, and whoever comes then waits.
+        assert!(!limits.admits(&actor(MOST_ACTORS), seconds(59)));
+        assert!(limits.admits(&actor(MOST_ACTORS), seconds(60)));
+        assert_eq!(limits.actors.lock().unwrap().len(), 2, "all but the one that came later");
+    }
+}
