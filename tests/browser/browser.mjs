@@ -6,7 +6,7 @@ import puppeteer from "puppeteer-core";
 
 const AXE = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
 // For a machine that is busy with other things. Nothing waits for as long where all is well.
-const PATIENCE = 60_000;
+export const PATIENCE = 30_000;
 
 export class Site {
   static async open(base, chromium, downloads) {

@@ -7,7 +7,7 @@ import assert from "node:assert/strict";
 import { mkdir, mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { Site } from "./browser.mjs";
+import { PATIENCE, Site } from "./browser.mjs";
 
 const [base, screenshots, chromium = "/usr/bin/chromium"] = process.argv.slice(2);
 if (!screenshots) {
@@ -16,6 +16,8 @@ if (!screenshots) {
 }
 
 const MOST_BYTES = 60_000;
+// Where nothing works any more, the rest would only wait.
+const MOST_FAILURES = 8;
 const HOSTILE = `<img src=x onerror="alert(1)"><b>x</b>`;
 const HEBREW = "שלום עולם";
 const POLICY = [
@@ -36,6 +38,7 @@ async function check(name, run) {
   } catch (error) {
     failed += 1;
     console.log(`FAILED  ${name}\n        ${String(error.stack ?? error).replaceAll("\n", "\n        ")}`);
+    if (failed >= MOST_FAILURES) throw new Error("too many failures");
     await recover();
   }
 }
@@ -394,7 +397,7 @@ async function aMember(site) {
 }
 
 async function downloaded(site, name) {
-  const end = Date.now() + 60_000;
+  const end = Date.now() + PATIENCE;
   // Fails by itself: each turn is a round trip to the browser, and its events come with it.
   while (!site.downloaded.some(({ suggestedFilename, isDone }) => suggestedFilename === name && isDone)) {
     if (Date.now() > end) throw new Error(`${name} was not downloaded: ${JSON.stringify(site.downloaded)}`);
@@ -717,7 +720,7 @@ async function theWatch(site) {
       }
     });
     for (const part of ["img-src", "style-src", "require-trusted-types-for"]) {
-      const deadline = Date.now() + 60_000;
+      const deadline = Date.now() + PATIENCE;
       while (!site.complaints.slice(before).some((text) => text.includes(`policy violation: ${part}`))) {
         if (Date.now() > deadline) throw new Error(`${part}: ${site.complaints.slice(before)}`);
         await site.browser.version();
