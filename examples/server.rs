@@ -1,14 +1,25 @@
-//! A small axum host with personal access tokens: `cargo run --example server` (or `-- --port 8080`; port 0 takes a free
-//! one and prints it).
+//! A whole axum host with personal access tokens: `cargo run --example server --all-features`.
 //!
-//! **Sign-in is a stub.** Whoever sends `X-Demo-User: ada` is Ada: no password, no session. A real host puts its own
-//! session there and, where that is a cookie, guards the calls that change something against cross-site requests.
-//! Ada is an editor, Bob a guest who may not make tokens. Tokens live in memory and go with the process.
+//! It makes a SQLite file for its tokens, has four demo users, and serves
 //!
-//! Ada makes a token. This is the one answer that holds its text:
+//! | path | what |
+//! |---|---|
+//! | `/` | the settings page |
+//! | `/api/user-tokens` | the management API |
+//! | `/api/openapi.json` | its `OpenAPI` document, which is also written beside the database |
+//! | `/demo/…` | an API of the host's own, which tokens open |
+//! | `/sign-in` | the stub of a sign-in |
+//!
+//! Options: `--port 3000` (0: a free one, printed), `--database-url sqlite:FILE` or `postgres://…`, `--print-openapi`.
+//!
+//! **Sign-in is a stub.** Whoever picks a user is that user: no password. A real host has its own sessions. Mel is a member, Max a
+//! manager, Ada an admin, and `ci-bot` a service user whose tokens Ada manages.
+//!
+//! Ada signs in and makes a token. This is the one answer that holds its text:
 //!
 //! ```sh
-//! curl -i localhost:3000/tokens -H 'X-Demo-User: ada' -H 'Content-Type: application/json' \
+//! curl -s localhost:3000/sign-in -c jar -d user=ada
+//! curl -i localhost:3000/api/user-tokens -b jar -H 'Sec-Fetch-Site: same-origin' -H 'Content-Type: application/json' \
 //!      -d '{"name":"ci","expires_in_days":30,"scopes":["datastores:read"]}'
 //! TOKEN=...        # "bearer_token" of the answer
 //! ```
@@ -16,285 +27,316 @@
 //! A script uses it (200). The scope does not let it write (403). Without a token: 401.
 //!
 //! ```sh
-//! curl -i localhost:3000/datastores -H "Authorization: Bearer $TOKEN"
-//! curl -i localhost:3000/datastores -H "Authorization: Bearer $TOKEN" -X POST
-//! curl -i localhost:3000/datastores
+//! curl -i localhost:3000/demo/datastores -H "Authorization: Bearer $TOKEN"
+//! curl -i localhost:3000/demo/datastores -H "Authorization: Bearer $TOKEN" -X POST
+//! curl -i localhost:3000/demo/datastores
 //! ```
 //!
-//! Ada looks at her tokens and revokes this one; then it is refused (401). The client is not told why, the terminal of
-//! the server is.
+//! The token looks at itself and revokes itself; then it is refused (401). The client is not told why, the terminal of the server
+//! is.
 //!
 //! ```sh
-//! curl -i localhost:3000/tokens -H 'X-Demo-User: ada'
-//! ID=...           # "id" of the token
-//! curl -i localhost:3000/tokens/$ID -H 'X-Demo-User: ada' -X DELETE
-//! curl -i localhost:3000/datastores -H "Authorization: Bearer $TOKEN"
+//! curl -i localhost:3000/api/user-tokens/current -H "Authorization: Bearer $TOKEN"
+//! curl -i localhost:3000/api/user-tokens/current -H "Authorization: Bearer $TOKEN" -X DELETE
+//! curl -i localhost:3000/demo/datastores -H "Authorization: Bearer $TOKEN"
 //! ```
 //!
-//! Two credentials at once are a bad request (400), and Bob may not make tokens (403):
-//!
-//! ```sh
-//! curl -i localhost:3000/datastores -H "Authorization: Bearer $TOKEN" -H 'Authorization: Bearer x'
-//! curl -i localhost:3000/tokens -H 'X-Demo-User: bob' -H 'Content-Type: application/json' -d '{"name":"mine"}'
-//! ```
-//!
-//! Digests are made with the keys of `DEMO_TOKEN_KEYS`, for example
-//! `DEMO_TOKEN_KEYS="1:$(openssl rand -base64 32)" cargo run --example server`; without it, with a new key each time.
+//! Digests are made with the keys of `DEMO_TOKEN_KEYS`, for example `DEMO_TOKEN_KEYS="1:$(openssl rand -base64 32)"`. Without it
+//! the key is made anew with each start and earlier tokens no longer verify.
 
 #![allow(clippy::print_stdout, reason = "the terminal is its log")]
 
-use axum::extract::{ConnectInfo, FromRequestParts, Json, Path, State};
-use axum::http::header::{AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use axum::Router;
+use axum::extract::{Form, State};
+use axum::http::header::{COOKIE, LOCATION, SET_COOKIE};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderValue, StatusCode};
-use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get};
-use patkit::service::PermissionDenied;
-use patkit::{
-    Actor, Keyring, ManageError, MemoryDirectory, MemoryStore, NewToken, Owner, OwnerId, OwnerKind, Reason,
-    RejectReason, RoleCatalog, TokenId, TokenService, Verified, VerifyError,
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{Html, IntoResponse, Response};
+use axum::routing::{get, post};
+use patkit::http::{
+    Authenticator, ClientAddress, Console, Incident, ManagementApi, Permitted, RequirePermission,
+    RequiredPermission, openapi,
 };
-use serde_json::{Value, json};
+use patkit::store::{Change, ChangeBatch, ChangeFeed};
+use patkit::{
+    Actor, CachedStore, Keyring, MemoryDirectory, NewToken, Owner, OwnerId, OwnerKind, PostgresStore,
+    RoleCatalog, SqliteStore, Token, TokenService, TokenStore, Verified,
+};
+use serde::Deserialize;
+use sqlx::postgres::PgPoolOptions;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions};
+use std::collections::HashMap;
 use std::error::Error;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::str::FromStr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::net::TcpListener;
 
-type Tokens = Arc<TokenService<MemoryStore, MemoryDirectory>>;
+type Failure = Box<dyn Error + Send + Sync>;
+type Tokens<S> = Arc<TokenService<Arc<CachedStore<S>>, MemoryDirectory>>;
+
+/// The demo's people: id, name, kind, role.
+const USERS: [(&str, &str, OwnerKind, &str); 4] = [
+    ("mel", "Mel Member", OwnerKind::Human, "member"),
+    ("max", "Max Manager", OwnerKind::Human, "manager"),
+    ("ada", "Ada Admin", OwnerKind::Human, "admin"),
+    ("ci-bot", "CI bot", OwnerKind::Service, "robot"),
+];
+
+/// Whoever is signed in, by what stands in the cookie. A real host keeps its own.
+type Sessions = Arc<Mutex<HashMap<String, OwnerId>>>;
 
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
-    let tokens = service()?;
-    let app = axum::Router::new()
-        .route("/tokens", get(list_tokens).post(make_token))
-        .route("/tokens/{id}", delete(revoke_token))
-        .route("/datastores", get(read_datastores).post(make_datastore))
-        .with_state(tokens.clone());
+async fn main() -> Result<(), Failure> {
+    let options = Options::read()?;
+    if options.print_openapi {
+        println!("{}", openapi("/api").to_pretty_json()?);
+        return Ok(());
+    }
+    let listener = TcpListener::bind(("127.0.0.1", options.port)).await?;
+    if options.database_url.starts_with("postgres") {
+        let pool = PgPoolOptions::new().connect(&options.database_url).await?;
+        serve(PostgresStore::builder(pool).migrate().await?, listener).await
+    } else {
+        let file = SqliteConnectOptions::from_str(&options.database_url)?
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal);
+        println!("tokens are in {}", file.get_filename().display());
+        let document = file.get_filename().with_extension("openapi.json");
+        std::fs::write(&document, openapi("/api").to_pretty_json()?)?;
+        println!("the OpenAPI document is in {}", document.display());
+        let pool = SqlitePoolOptions::new().connect_with(file).await?;
+        serve(SqliteStore::builder(pool).migrate().await?, listener).await
+    }
+}
 
-    // Last uses are written every few seconds, and once more at the end.
+/// Everything between a store and the last request.
+async fn serve<S: TokenStore + ChangeFeed + 'static>(store: S, listener: TcpListener) -> Result<(), Failure> {
+    let cache = Arc::new(CachedStore::builder(store).build()?);
+    let tokens = TokenService::builder(cache.clone(), directory()?)
+        .brand("demo")
+        .keyring(keyring()?)
+        .roles(roles()?)
+        .audit_refusals(1)
+        .build()?;
+    let tokens = Arc::new(tokens);
+    let sessions = Sessions::default();
+
+    let authenticator =
+        Authenticator::new(tokens.clone()).client_address(ClientAddress::connection()).on_incident(log);
+    let signed_in = sessions.clone();
+    let api = ManagementApi::builder(authenticator.clone(), move |request: &Parts| {
+        signed_in_user(&signed_in, request)
+    })
+    .limit_generation(1_000, Duration::from_secs(60))
+    .build();
+    let console = Console::new(&api, "/api")
+        .sign_in("/sign-in")
+        .scopes(["datastores:read", "datastores:write"])
+        .service_user(&OwnerId::new("ci-bot")?, "CI bot");
+
+    // What tokens open: a layer for all of it, and a permission for each route, on the route or in the handler's signature.
+    let writes = RequirePermission::new("datastores:write")?;
+    let demo = Router::new()
+        .route("/whoami", get(whoami))
+        .route("/datastores", get(read_datastores))
+        .route("/datastores", post(make_datastore).layer(writes))
+        .route_layer(authenticator.required());
+
+    let app = Router::new()
+        .merge(console.router())
+        .nest("/api", api.router())
+        .route("/api/openapi.json", get(async || axum::Json(openapi("/api"))))
+        .nest("/demo", demo)
+        .route("/sign-in", get(sign_in_page).post(sign_in).with_state(sessions.clone()))
+        .route("/demo/expired-token", post(make_expired::<S>).with_state((tokens.clone(), sessions)))
+        .route("/demo/open", get(async || "anybody gets this"));
+
+    // Last uses are written every few seconds, and changes of other processes are heard.
     let flusher = tokens.clone();
     tokio::spawn(async move { flusher.run_flusher(tokio::time::sleep).await });
+    tokio::spawn(async move { cache.run_following(Duration::from_millis(500), tokio::time::sleep).await });
 
-    let listener = tokio::net::TcpListener::bind(("127.0.0.1", port()?)).await?;
-    println!("listening on http://{}", listener.local_addr()?);
+    let url = format!("http://{}", listener.local_addr()?);
+    println!("listening on {url}\n\nOpen it in a browser, or try:\n{}", curl_lines(&url));
     axum::serve(listener, app.into_make_service_with_connect_info::<SocketAddr>())
-        .with_graceful_shutdown(async { tokio::signal::ctrl_c().await.unwrap_or_default() })
+        .with_graceful_shutdown(asked_to_stop())
         .await?;
     tokens.shutdown().await?;
     println!("stopped, with all last uses written");
     Ok(())
 }
 
-fn service() -> Result<Tokens, Box<dyn Error>> {
-    let owner = |id: &str, role: &str| -> Result<Owner, Box<dyn Error>> {
-        Ok(Owner::new(OwnerId::new(id)?, OwnerKind::Human).role(role))
-    };
-    let users: MemoryDirectory = [owner("ada", "editor")?, owner("bob", "guest")?].into_iter().collect();
-    let roles = RoleCatalog::standard()
-        .role("guest", &[], &["datastores:read"])
-        .role("editor", &["member", "guest"], &["datastores:write"])
-        .build()?;
-    let keyring = if let Ok(text) = std::env::var("DEMO_TOKEN_KEYS") {
-        Keyring::from_text(&text)?
-    } else {
-        println!("DEMO_TOKEN_KEYS is not set: the key is new and goes with the process");
-        Keyring::ephemeral()?
-    };
-    let tokens = TokenService::builder(MemoryStore::new(), users)
-        .brand("demo")
-        .keyring(keyring)
-        .roles(roles)
-        .build()?;
-    Ok(Arc::new(tokens))
+fn directory() -> Result<MemoryDirectory, Failure> {
+    let users = USERS.iter().map(|(id, name, kind, role)| {
+        Ok::<_, Failure>(Owner::new(OwnerId::new(id)?, *kind).named(name).role(role))
+    });
+    users.collect()
 }
 
-fn port() -> Result<u16, Box<dyn Error>> {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    match arguments.iter().map(String::as_str).collect::<Vec<_>>()[..] {
-        [] => Ok(3000),
-        ["--port", port] => Ok(port.parse()?),
-        _ => Err("usage: server [--port PORT]".into()),
+fn roles() -> Result<RoleCatalog, Failure> {
+    let roles = RoleCatalog::standard()
+        .grant("member", ["datastores:read"])
+        .grant("manager", ["datastores:write"])
+        .grant("admin", ["scim:*"])
+        .role("robot", &[], &["datastores:read", "datastores:write"]);
+    Ok(roles.build()?)
+}
+
+fn keyring() -> Result<Keyring, Failure> {
+    if let Ok(text) = std::env::var("DEMO_TOKEN_KEYS") {
+        Ok(Keyring::from_text(&text)?)
+    } else {
+        println!("DEMO_TOKEN_KEYS is not set: the key is new, and tokens of an earlier start do not verify");
+        Ok(Keyring::ephemeral()?)
+    }
+}
+
+/// For the operator alone. Neither an id nor a reason is a secret.
+fn log(incident: Incident<'_>) {
+    match incident {
+        Incident::Refused(patkit::VerifyError::Rejected(rejected)) => {
+            println!("rejected: {} {:?}", rejected.reason, rejected.token);
+        }
+        incident => println!("{incident:?}"),
     }
 }
 
 // What a bearer token opens.
 
-async fn read_datastores(Bearer(verified): Bearer) -> Result<Json<Value>, Refusal> {
-    verified.require("datastores:read")?;
-    Ok(Json(json!(["invoices", "orders"])))
+struct ReadDatastores;
+
+impl RequiredPermission for ReadDatastores {
+    const PERMISSION: &'static str = "datastores:read";
 }
 
-async fn make_datastore(Bearer(verified): Bearer) -> Result<StatusCode, Refusal> {
-    verified.require("datastores:write")?;
+async fn whoami(token: Verified) -> String {
+    format!("{}, by the token {}", token.owner().id(), token.token().name())
+}
+
+async fn read_datastores(_: Permitted<ReadDatastores>) -> axum::Json<[&'static str; 2]> {
+    axum::Json(["invoices", "orders"])
+}
+
+async fn make_datastore() -> StatusCode {
+    StatusCode::CREATED
+}
+
+// The stub of a sign-in.
+
+async fn sign_in_page() -> Html<String> {
+    let humans = USERS.iter().filter(|(_, _, kind, _)| *kind == OwnerKind::Human);
+    let buttons: Vec<String> =
+        humans.map(|(id, name, ..)| format!("<p><button name=user value={id}>{name}</button>")).collect();
+    let buttons = buttons.concat();
+    Html(format!(
+        "<!doctype html><html lang=en><title>Sign in</title><h1>Sign in as</h1><form method=post>{buttons}</form>"
+    ))
+}
+
+#[derive(Deserialize)]
+struct SignIn {
+    user: String,
+}
+
+async fn sign_in(State(sessions): State<Sessions>, Form(form): Form<SignIn>) -> Response {
+    let is_human = |user: &&(&str, &str, OwnerKind, &str)| user.0 == form.user && user.2 == OwnerKind::Human;
+    let user = USERS.iter().find(is_human).and_then(|user| OwnerId::new(user.0).ok());
+    let (Some(user), Ok(key)) = (user, session_key()) else {
+        return (StatusCode::UNPROCESSABLE_ENTITY, "there is no such user").into_response();
+    };
+    let cookie = format!("session={key}; Path=/; HttpOnly; SameSite=Lax");
+    if let Ok(mut sessions) = sessions.lock() {
+        sessions.insert(key, user);
+    }
+    (StatusCode::SEE_OTHER, [(SET_COOKIE, cookie), (LOCATION, "/".to_owned())]).into_response()
+}
+
+/// 128 bits that nobody guesses.
+fn session_key() -> Result<String, Failure> {
+    let mut bytes = [0; 16];
+    rand::TryRng::try_fill_bytes(&mut rand::rngs::SysRng, &mut bytes)?;
+    Ok(format!("{:032x}", u128::from_ne_bytes(bytes)))
+}
+
+fn signed_in_user(sessions: &Sessions, request: &Parts) -> Option<Actor> {
+    let sessions = sessions.lock().ok()?;
+    session_of(&sessions, &request.headers).map(|user| Actor::session(user.clone()))
+}
+
+fn session_of<'a>(sessions: &'a HashMap<String, OwnerId>, headers: &HeaderMap) -> Option<&'a OwnerId> {
+    let cookies = headers.get_all(COOKIE).iter().filter_map(|value| value.to_str().ok());
+    let mut pairs = cookies.flat_map(|value| value.split(';')).map(str::trim);
+    pairs.find_map(|pair| sessions.get(pair.strip_prefix("session=")?))
+}
+
+/// For trying the page out: makes a token of whoever is signed in that has expired already, which no call of the API can.
+async fn make_expired<S: TokenStore>(
+    State((tokens, sessions)): State<(Tokens<S>, Sessions)>,
+    headers: HeaderMap,
+) -> Result<StatusCode, StatusCode> {
+    let unavailable = |_| StatusCode::SERVICE_UNAVAILABLE;
+    let user = sessions.lock().ok().and_then(|sessions| session_of(&sessions, &headers).cloned());
+    let actor = Actor::session(user.ok_or(StatusCode::UNAUTHORIZED)?);
+    let issued =
+        tokens.generate(&actor, NewToken::named("expired")).await.map_err(|_| StatusCode::CONFLICT)?;
+    let found = tokens.store().find(issued.token.id()).await.map_err(unavailable)?;
+    let found = found.ok_or(StatusCode::NOT_FOUND)?;
+    let mut token = Token::clone(&found);
+    token.facts.expires_at = Some(token.created_at);
+    token.version = token.version.saturating_add(1);
+    let batch = ChangeBatch::new().change(Change::Update(Arc::new(token)));
+    tokens.store().commit(&batch).await.map_err(unavailable)?;
     Ok(StatusCode::CREATED)
 }
 
-/// A handler that takes this runs for a verified bearer token alone.
-struct Bearer(Verified);
-
-impl FromRequestParts<Tokens> for Bearer {
-    type Rejection = Refusal;
-
-    async fn from_request_parts(parts: &mut Parts, tokens: &Tokens) -> Result<Self, Refusal> {
-        let headers = parts.headers.get_all(AUTHORIZATION).iter().map(HeaderValue::as_bytes);
-        Ok(Self(tokens.verify_headers(headers, peer(parts)).await?))
-    }
+struct Options {
+    port: u16,
+    database_url: String,
+    print_openapi: bool,
 }
 
-/// Behind a proxy that you trust, take the address from what it says instead.
-fn peer(parts: &Parts) -> Option<std::net::IpAddr> {
-    let info = parts.extensions.get::<ConnectInfo<SocketAddr>>();
-    info.map(|ConnectInfo(address)| address.ip())
-}
-
-// What a signed-in user does with tokens.
-
-async fn make_token(
-    SignedIn(actor): SignedIn,
-    State(tokens): State<Tokens>,
-    Json(body): Json<Value>,
-) -> Result<Response, Refusal> {
-    let new = wanted(&body).ok_or(Refusal::Invalid("name, expires_in_days, scopes".into()))?;
-    let issued = tokens.generate(&actor, new).await?;
-    let body = json!({ "bearer_token": issued.plaintext.expose_secret(), "token": issued.token });
-    Ok((StatusCode::CREATED, [(CACHE_CONTROL, "no-store")], Json(body)).into_response())
-}
-
-async fn list_tokens(
-    SignedIn(actor): SignedIn,
-    State(tokens): State<Tokens>,
-) -> Result<Json<Value>, Refusal> {
-    let page = tokens.list(&actor, None, 50).await?;
-    Ok(Json(json!({ "items": page.items, "next": page.next })))
-}
-
-async fn revoke_token(
-    SignedIn(actor): SignedIn,
-    State(tokens): State<Tokens>,
-    Path(id): Path<String>,
-) -> Result<Json<Value>, Refusal> {
-    let id: TokenId = id.parse().map_err(|_| Refusal::NotFound)?;
-    let revoked = tokens.revoke(&actor, id, Reason::Owner).await?;
-    Ok(Json(json!(revoked)))
-}
-
-/// What the body asks for. A field of another type is refused: taken for absent, a bad `scopes` would give everything.
-fn wanted(body: &Value) -> Option<NewToken> {
-    let mut new = NewToken::named(body.get("name")?.as_str()?);
-    if let Some(days) = body.get("expires_in_days") {
-        new = new.expires_in_days(days.as_i64()?);
-    }
-    if let Some(scopes) = body.get("scopes") {
-        let scopes: Option<Vec<&str>> = scopes.as_array()?.iter().map(Value::as_str).collect();
-        new = new.scope(scopes?);
-    }
-    Some(new)
-}
-
-/// The stub: believes what it is told. See the top of this file.
-struct SignedIn(Actor);
-
-impl FromRequestParts<Tokens> for SignedIn {
-    type Rejection = Refusal;
-
-    async fn from_request_parts(parts: &mut Parts, _: &Tokens) -> Result<Self, Refusal> {
-        let name = parts.headers.get("x-demo-user").and_then(|name| name.to_str().ok());
-        let owner = OwnerId::new(name.unwrap_or_default()).map_err(|_| Refusal::SignedOut)?;
-        let actor = Actor::session(owner);
-        Ok(Self(match peer(parts) {
-            Some(address) => actor.from_address(address),
-            None => actor,
-        }))
-    }
-}
-
-/// What the client is told instead of an answer. Every rejected credential gets the same one.
-enum Refusal {
-    /// No credential.
-    SignedOut,
-    /// A credential that was rejected, whatever the reason.
-    InvalidToken,
-    InvalidRequest,
-    InsufficientScope(PermissionDenied),
-    Forbidden,
-    NotFound,
-    Conflict(String),
-    Invalid(String),
-    Unavailable,
-}
-
-impl From<VerifyError> for Refusal {
-    fn from(error: VerifyError) -> Self {
-        // For the operator alone. Neither an id nor a reason is a secret.
-        match &error {
-            VerifyError::Rejected(rejected) => println!("rejected: {} {:?}", rejected.reason, rejected.token),
-            error => println!("unavailable: {error:?}"),
-        }
-        match error.reject_reason() {
-            Some(RejectReason::NoCredential) => Self::SignedOut,
-            Some(RejectReason::InvalidRequest) => Self::InvalidRequest,
-            Some(_) => Self::InvalidToken,
-            None => Self::Unavailable,
-        }
-    }
-}
-
-impl From<PermissionDenied> for Refusal {
-    fn from(denied: PermissionDenied) -> Self {
-        Self::InsufficientScope(denied)
-    }
-}
-
-impl From<ManageError> for Refusal {
-    fn from(error: ManageError) -> Self {
-        println!("not done: {error}");
-        match error {
-            ManageError::ActorRejected(_) => Self::SignedOut,
-            ManageError::Forbidden { .. }
-            | ManageError::ReasonNotAllowed(_)
-            | ManageError::Attenuation(_) => Self::Forbidden,
-            ManageError::NotFound => Self::NotFound,
-            ManageError::Invalid(input) => Self::Invalid(input.to_string()),
-            ManageError::TooManyTokens { .. } => Self::Conflict(error.to_string()),
-            error if error.is_conflict() => Self::Conflict(error.to_string()),
-            _ => Self::Unavailable,
-        }
-    }
-}
-
-impl IntoResponse for Refusal {
-    fn into_response(self) -> Response {
-        let (status, header, detail) = match self {
-            Self::SignedOut => (StatusCode::UNAUTHORIZED, challenge(""), None),
-            Self::InvalidToken => (StatusCode::UNAUTHORIZED, challenge(r#", error="invalid_token""#), None),
-            Self::InvalidRequest => {
-                (StatusCode::BAD_REQUEST, challenge(r#", error="invalid_request""#), None)
+impl Options {
+    fn read() -> Result<Self, Failure> {
+        let mut options =
+            Self { port: 3000, database_url: "sqlite:patkit-demo.db".to_owned(), print_openapi: false };
+        let mut arguments = std::env::args().skip(1);
+        while let Some(argument) = arguments.next() {
+            let mut value = || arguments.next().ok_or("the option needs a value");
+            match argument.as_str() {
+                "--port" => options.port = value()?.parse()?,
+                "--database-url" => options.database_url = value()?,
+                "--print-openapi" => options.print_openapi = true,
+                _ => return Err("usage: server [--port PORT] [--database-url URL] [--print-openapi]".into()),
             }
-            Self::InsufficientScope(denied) => (
-                StatusCode::FORBIDDEN,
-                challenge(&format!(r#", error="insufficient_scope", scope="{}""#, denied.permission)),
-                Some(denied.to_string()),
-            ),
-            Self::Forbidden => (StatusCode::FORBIDDEN, None, None),
-            Self::NotFound => (StatusCode::NOT_FOUND, None, None),
-            Self::Conflict(detail) => (StatusCode::CONFLICT, None, Some(detail)),
-            Self::Invalid(detail) => (StatusCode::UNPROCESSABLE_ENTITY, None, Some(detail)),
-            Self::Unavailable => {
-                let retry = HeaderValue::from_static("1");
-                (StatusCode::SERVICE_UNAVAILABLE, Some((RETRY_AFTER, retry)), None)
-            }
-        };
-        let mut body = json!({ "status": status.as_u16(), "title": status.canonical_reason() });
-        if let (Some(fields), Some(detail)) = (body.as_object_mut(), detail) {
-            fields.insert("detail".into(), detail.into());
         }
-        let mut headers: HeaderMap = header.into_iter().collect();
-        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        (status, headers, body.to_string()).into_response()
+        Ok(options)
     }
 }
 
-/// RFC 6750, section 3. What stands in it comes from this file, never from the request.
-fn challenge(error: &str) -> Option<(axum::http::HeaderName, HeaderValue)> {
-    let value = HeaderValue::try_from(format!(r#"Bearer realm="demo"{error}"#));
-    value.ok().map(|value| (WWW_AUTHENTICATE, value))
+fn curl_lines(url: &str) -> String {
+    format!(
+        "  curl -s {url}/sign-in -c jar -d user=ada\n  \
+           curl -s {url}/api/user-tokens -b jar -H 'Sec-Fetch-Site: same-origin' -H 'Content-Type: application/json' \\\n    \
+             -d '{{\"name\":\"ci\",\"expires_in_days\":30}}'\n  \
+           curl -i {url}/demo/datastores -H \"Authorization: Bearer $TOKEN\"   # \"bearer_token\" of the answer\n"
+    )
+}
+
+/// Ctrl-C, and what a supervisor sends.
+async fn asked_to_stop() {
+    let interrupted = async { tokio::signal::ctrl_c().await.unwrap_or_default() };
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        if let Ok(mut terminated) = signal(SignalKind::terminate()) {
+            tokio::select! {
+                () = interrupted => {}
+                _ = terminated.recv() => {}
+            }
+            return;
+        }
+    }
+    interrupted.await;
 }

@@ -10,6 +10,8 @@ pub mod clock;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 pub mod docs;
+#[cfg(feature = "tower")]
+pub mod http;
 pub mod lifecycle;
 pub mod owner;
 pub mod permission;

@@ -14,7 +14,7 @@ mod system;
 mod usage;
 mod verify;
 
-pub use actor::Actor;
+pub use actor::{Actor, Standing};
 pub use error::{Attenuation, InvalidInput, ManageError, RejectReason, Rejected, Unavailable, VerifyError};
 pub use manage::{IssuedToken, TokenPage};
 pub use request::{NewToken, TokenEdit};
@@ -120,6 +120,12 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
 
     fn now(&self) -> DateTime<Utc> {
         cut(self.clock.now())
+    }
+
+    /// The time since some fixed moment.
+    #[cfg(feature = "axum")]
+    pub(crate) fn monotonic(&self) -> Duration {
+        self.clock.monotonic()
     }
 
     /// The owner, if the directory knows it.

@@ -455,8 +455,14 @@ impl Serialize for User<'_> {
 /// An instant as RFC 3339 writes it, in UTC, to the microsecond where there is one.
 pub(crate) struct Rfc3339(pub(crate) DateTime<Utc>);
 
+impl fmt::Display for Rfc3339 {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0.to_rfc3339_opts(SecondsFormat::AutoSi, true))
+    }
+}
+
 impl Serialize for Rfc3339 {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&self.0.to_rfc3339_opts(SecondsFormat::AutoSi, true))
+        serializer.collect_str(self)
     }
 }

@@ -16,7 +16,11 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
+
+/// What a browser says of a page of the site itself.
+const SAME_ORIGIN: &str = "Sec-Fetch-Site: same-origin";
 
 /// An example's program: beside the directory that this test's own program is in.
 fn example(name: &str) -> Command {
@@ -56,22 +60,31 @@ fn the_quickstart_runs_through() {
     assert!(stdout.ends_with("Every step did what it should.\n"), "{stdout}");
 }
 
-/// The server on a free port, stopped at the end of the test.
+/// A server on a free port, stopped at the end of the test.
 struct Server {
     child: Child,
     stdout: BufReader<ChildStdout>,
     address: String,
     log: String,
+    folder: PathBuf,
 }
 
 impl Server {
+    /// The example `server` on a database of its own.
     fn start(keys: Option<&str>) -> Self {
         let mut command = example("server");
-        command.args(["--port", "0"]).stdout(Stdio::piped());
         if let Some(keys) = keys {
             command.env("DEMO_TOKEN_KEYS", keys);
         }
-        let mut child = command.spawn().unwrap();
+        Self::run(command.args(["--port", "0"]))
+    }
+
+    fn run(command: &mut Command) -> Self {
+        static NUMBER: AtomicU32 = AtomicU32::new(0);
+        let number = NUMBER.fetch_add(1, Ordering::SeqCst);
+        let folder = std::env::temp_dir().join(format!("patkit-server-{}-{number}", std::process::id()));
+        std::fs::create_dir(&folder).unwrap();
+        let mut child = command.current_dir(&folder).stdout(Stdio::piped()).spawn().unwrap();
         let mut stdout = BufReader::new(child.stdout.take().unwrap());
         let mut log = String::new();
         let address = loop {
@@ -82,22 +95,25 @@ impl Server {
                 break address.to_owned();
             }
         };
-        Self { child, stdout, address, log }
+        Self { child, stdout, address, log, folder }
     }
 
-    /// One request with these header lines.
+    /// One request with these header lines and a body of JSON.
     fn request(&self, line: &str, headers: &[&str], body: &str) -> Answer {
+        if body.is_empty() {
+            return self.exchange(line, headers, body);
+        }
+        let length = format!("Content-Length: {}", body.len());
+        let headers = [headers, &["Content-Type: application/json", &length]].concat();
+        self.exchange(line, &headers, body)
+    }
+
+    fn exchange(&self, line: &str, headers: &[&str], body: &str) -> Answer {
         let mut stream = TcpStream::connect(&self.address).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
         let mut request = format!("{line} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n", self.address);
         for header in headers {
             request.push_str(header);
-            request.push_str("\r\n");
-        }
-        if !body.is_empty() {
-            let length = body.len();
-            request.push_str("Content-Type: application/json\r\nContent-Length: ");
-            request.push_str(&length.to_string());
             request.push_str("\r\n");
         }
         request.push_str("\r\n");
@@ -112,9 +128,20 @@ impl Server {
         self.request(&format!("GET {path}"), headers, "")
     }
 
-    /// What Ada is told when she asks for a token.
+    /// What Ada, who is signed in, is told when she asks for a token.
     fn make(&self, body: &str) -> Answer {
-        self.request("POST /tokens", &["X-Demo-User: ada"], body)
+        let cookie = self.sign_in("ada");
+        self.request("POST /api/user-tokens", &[&cookie, SAME_ORIGIN], body)
+    }
+
+    /// The header of a session.
+    fn sign_in(&self, user: &str) -> String {
+        let form = "Content-Type: application/x-www-form-urlencoded";
+        let body = format!("user={user}");
+        let length = format!("Content-Length: {}", body.len());
+        let answer = self.exchange("POST /sign-in", &[form, &length], &body);
+        let cookie = answer.header("set-cookie").expect("a session");
+        format!("Cookie: {}", cookie.split(';').next().unwrap())
     }
 
     fn make_named(&self, name: &str) -> (String, String) {
@@ -123,7 +150,7 @@ impl Server {
         assert_eq!(made.status(), 201, "{made:?}");
         let json = made.json();
         let text = json.get("bearer_token").and_then(Value::as_str).unwrap();
-        let id = json.pointer("/token/id").and_then(Value::as_str).unwrap();
+        let id = json.get("id").and_then(Value::as_str).unwrap();
         (text.to_owned(), id.to_owned())
     }
 
@@ -143,6 +170,7 @@ impl Drop for Server {
     fn drop(&mut self) {
         self.child.kill().unwrap_or_default();
         self.child.wait().map(|_| ()).unwrap_or_default();
+        std::fs::remove_dir_all(&self.folder).unwrap_or_default();
     }
 }
 
@@ -185,130 +213,98 @@ fn bearer(text: &str) -> String {
     format!("Authorization: Bearer {text}")
 }
 
-/// The first token's text with the secret of the second one and a checksum that is right.
-fn with_secret_of(text: &str, other: &str) -> String {
-    const SECRET_AND_CHECKSUM: usize = 44 + 6;
-    const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
-    let (start, _) = text.split_at(text.len() - SECRET_AND_CHECKSUM);
-    let (_, secret) = other.split_at(other.len() - SECRET_AND_CHECKSUM);
-    let mut forged = format!("{start}{}", secret.split_at(44).0);
-    let mut checksum = u64::from(crc32fast::hash(forged.as_bytes()));
-    let mut digits = String::new();
-    for _ in 0..6 {
-        let digit = usize::try_from(checksum % 62).unwrap();
-        digits.insert(0, char::from(*DIGITS.get(digit).unwrap()));
-        checksum /= 62;
-    }
-    forged.push_str(&digits);
-    forged
-}
-
 #[test]
 fn the_server_answers_its_curl_lines() {
     let server = Server::start(None);
-    let made = server.make(r#"{"name":"ci","expires_in_days":30,"scopes":["datastores:read"]}"#);
-    assert_eq!(made.status(), 201, "{made:?}");
-    assert_eq!(made.header("cache-control"), Some("no-store"));
-    let json = made.json();
-    let text = json.get("bearer_token").and_then(Value::as_str).unwrap();
-    let id = json.pointer("/token/id").and_then(Value::as_str).unwrap();
-    assert!(text.starts_with("demo_pat_") && text.contains(id), "{made:?}");
-
-    let used = server.get("/datastores", &[&bearer(text)]);
+    let (text, id) = server.make_named("ci");
+    assert!(text.starts_with("demo_pat_") && text.contains(&id));
+    let datastores = "/demo/datastores";
+    let used = server.get(datastores, &[&bearer(&text)]);
     assert_eq!((used.status(), used.body.as_str()), (200, r#"["invoices","orders"]"#));
-    let denied = server.request("POST /datastores", &[&bearer(text)], "");
+    let denied = server.request(&format!("POST {datastores}"), &[&bearer(&text)], "");
     assert_eq!(denied.status(), 403);
     assert_eq!(
         denied.challenge(),
         r#"Bearer realm="demo", error="insufficient_scope", scope="datastores:write""#
     );
-    for headers in [&[][..], &["Authorization: Basic YWRhOmFkYQ=="]] {
-        let none = server.get("/datastores", headers);
-        assert_eq!((none.status(), none.challenge()), (401, r#"Bearer realm="demo""#));
-    }
+    let none = server.get(datastores, &[]);
+    assert_eq!((none.status(), none.challenge()), (401, r#"Bearer realm="demo""#));
+    assert_eq!(server.get("/demo/whoami", &[&bearer(&text)]).body, "ada, by the token ci");
 
-    let listed = server.get("/tokens", &["X-Demo-User: ada"]);
-    assert_eq!(listed.status(), 200);
-    assert!(listed.body.contains(id) && !listed.body.contains(text), "{listed:?}");
-    let revoked = server.request(&format!("DELETE /tokens/{id}"), &["X-Demo-User: ada"], "");
-    assert_eq!(revoked.status(), 200, "{revoked:?}");
-    assert_eq!(revoked.json().get("state").and_then(Value::as_str), Some("revoked"));
-    let refused = server.get("/datastores", &[&bearer(text)]);
+    let current = server.get("/api/user-tokens/current", &[&bearer(&text)]);
+    assert_eq!(current.json().get("id").and_then(Value::as_str), Some(id.as_str()));
+    let gone = server.request("DELETE /api/user-tokens/current", &[&bearer(&text)], "");
+    assert_eq!(gone.status(), 204);
+    let refused = server.get(datastores, &[&bearer(&text)]);
     assert_eq!(refused.status(), 401);
     assert_eq!(refused.challenge(), r#"Bearer realm="demo", error="invalid_token""#);
-
-    for headers in [
-        &[bearer(text), bearer("x")][..],
-        &[bearer(text), bearer(text)],
-        &[bearer("a b")],
-        &[bearer("a,b")],
-        &["Authorization: Bearer".to_owned()],
-    ] {
-        let headers: Vec<&str> = headers.iter().map(String::as_str).collect();
-        let bad = server.get("/datastores", &headers);
-        assert_eq!(bad.status(), 400, "{headers:?}");
-        assert_eq!(bad.challenge(), r#"Bearer realm="demo", error="invalid_request""#);
-    }
-    let by_bob = server.request("POST /tokens", &["X-Demo-User: bob"], r#"{"name":"mine"}"#);
-    assert_eq!(by_bob.status(), 403, "{by_bob:?}");
-}
-
-#[test]
-fn the_server_says_what_is_wrong_with_a_request() {
-    let server = Server::start(None);
-    assert_eq!(server.get("/tokens", &[]).status(), 401, "not signed in");
-    assert_eq!(server.get("/tokens", &["X-Demo-User: eve"]).status(), 401, "unknown");
-    let (_, id) = server.make_named("ci");
-    for (body, status) in [
-        (r#"{"name":"CI"}"#, 409),
-        (r#"{"name":"\u0000"}"#, 422),
-        (r#"{"name":"a","expires_in_days":0}"#, 422),
-        (r#"{"name":"a","expires_in_days":"7"}"#, 422),
-        (r#"{"name":"a","scopes":"datastores:read"}"#, 422),
-        (r#"{"name":"a","scopes":["a:*:b"]}"#, 422),
-        (r#"{"scopes":[]}"#, 422),
-        ("[]", 422),
-        ("{", 400),
-    ] {
-        assert_eq!(server.make(body).status(), status, "{body}");
-    }
-    let ada = ["X-Demo-User: ada"];
-    let (start, last) = id.split_at(id.len() - 1);
-    let other = if last == "0" { "1" } else { "0" };
-    for unknown in ["nonsense", &format!("{start}{other}")] {
-        let gone = server.request(&format!("DELETE /tokens/{unknown}"), &ada, "");
-        assert_eq!(gone.status(), 404, "{unknown}");
-    }
 }
 
 #[cfg(unix)]
 #[test]
-fn all_rejected_credentials_get_the_same_bytes_and_the_operator_the_reason() {
+fn the_server_stops_with_all_last_uses_written_and_logs_reasons_without_secrets() {
     let server = Server::start(None);
-    let elsewhere = Server::start(None);
     let (revoked, id) = server.make_named("revoked");
     let (living, _) = server.make_named("living");
-    let (unknown, _) = elsewhere.make_named("elsewhere");
-    let wrong = with_secret_of(&living, &unknown);
-    let gone = server.request(&format!("DELETE /tokens/{id}"), &["X-Demo-User: ada"], "");
-    assert_eq!(gone.status(), 200);
-
-    let expected = server.get("/datastores", &[&bearer(&revoked)]);
-    assert_eq!(expected.status(), 401);
-    for text in [unknown.as_str(), &wrong, "demo_pat_nonsense", "x"] {
-        assert_eq!(server.get("/datastores", &[&bearer(text)]), expected);
+    let cookie = server.sign_in("ada");
+    let edit =
+        server.request(&format!("PUT /api/user-tokens/{id}"), &[&cookie, SAME_ORIGIN], r#"{"active":false}"#);
+    assert_eq!(edit.status(), 200, "{edit:?}");
+    for text in [revoked.as_str(), "demo_pat_nonsense"] {
+        assert_eq!(server.get("/demo/whoami", &[&bearer(text)]).status(), 401);
     }
-    assert_eq!(server.get("/datastores", &[&bearer(&living)]).status(), 200);
+    assert_eq!(server.get("/demo/whoami", &[&bearer(&living)]).status(), 200);
+    let database = std::fs::read_dir(&server.folder).unwrap().map(|entry| entry.unwrap().file_name());
+    let files: Vec<String> = database.map(|name| name.into_string().unwrap()).collect();
+    assert!(files.contains(&"patkit-demo.db".to_owned()), "{files:?}");
+    let document = std::fs::read_to_string(server.folder.join("patkit-demo.openapi.json")).unwrap();
+    let served = server.get("/api/openapi.json", &[]).json();
+    assert_eq!(serde_json::from_str::<Value>(&document).unwrap(), served);
 
     let log = server.stop();
-    for reason in ["revoked", "unknown", "wrong_secret", "malformed"] {
+    for reason in ["revoked", "malformed"] {
         assert!(log.contains(&format!("rejected: {reason} ")), "{reason}: {log}");
     }
-    for text in [&revoked, &living, &unknown, &wrong] {
+    for text in [&revoked, &living] {
         let secret = text.split_at(text.len() - 50).1;
         assert!(!log.contains(secret), "{log}");
     }
     assert!(log.ends_with("stopped, with all last uses written\n"), "{log}");
+}
+
+#[test]
+fn the_page_shows_what_its_user_may_do_and_no_more() {
+    let server = Server::start(None);
+    let page = server.get("/", &[]);
+    assert_eq!(page.status(), 200);
+    let policy = page.header("content-security-policy").unwrap();
+    for part in ["default-src 'none'", "script-src 'self'", "style-src 'self'", "frame-ancestors 'none'"] {
+        assert!(policy.contains(part) && !policy.contains("unsafe"), "{policy}");
+    }
+    let mut size = page.body.len();
+    for (file, content_type) in
+        [("/style.css", "text/css; charset=utf-8"), ("/script.js", "text/javascript; charset=utf-8")]
+    {
+        let answer = server.get(file, &[]);
+        assert_eq!((answer.status(), answer.header("content-type")), (200, Some(content_type)));
+        assert_eq!(answer.header("x-content-type-options"), Some("nosniff"));
+        size += answer.body.len();
+    }
+    assert!(size < 60_000, "the page is {size} bytes");
+    assert!(!page.body.contains("{{"), "a place was not filled: {}", page.body);
+    assert!(page.body.contains(r#"<meta name="patkit-api" content="/api">"#));
+    assert!(page.body.contains(r#"src="script.js""#) && page.body.contains(r#"href="style.css""#));
+
+    assert_eq!(server.get("/settings.json", &[]).status(), 401);
+    for (user, service, scim) in [("mel", false, false), ("max", false, false), ("ada", true, true)] {
+        let settings = server.get("/settings.json", &[&server.sign_in(user)]).json();
+        let may = |what: &str| settings.pointer(&format!("/may/{what}")).and_then(Value::as_bool);
+        assert_eq!((may("personal"), may("service"), may("scim")), (Some(true), Some(service), Some(scim)));
+        let users = settings.get("service_users").and_then(Value::as_array).unwrap();
+        assert_eq!(users.is_empty(), !service, "{settings}");
+        let lifetimes = settings.pointer("/policy/lifetimes").unwrap();
+        assert_eq!(lifetimes, &serde_json::json!([30, 60, 90, 365, null]));
+    }
 }
 
 #[test]
@@ -317,13 +313,80 @@ fn the_keyring_of_the_environment_is_used_or_refused() {
     let server = Server::start(Some(&format!("1:{key}")));
     assert!(!server.log.contains("DEMO_TOKEN_KEYS"), "{}", server.log);
     let (text, _) = server.make_named("ci");
-    assert_eq!(server.get("/datastores", &[&bearer(&text)]).status(), 200);
+    assert_eq!(server.get("/demo/whoami", &[&bearer(&text)]).status(), 200);
 
     for keys in ["", "1:AAECAwQ=", key, &format!("1:{key},1:{key}")] {
-        let output = run(example("server").args(["--port", "0"]).env("DEMO_TOKEN_KEYS", keys));
+        let mut refused = example("server");
+        refused.args(["--port", "0", "--database-url", "sqlite::memory:"]).env("DEMO_TOKEN_KEYS", keys);
+        let output = run(refused.current_dir(&server.folder));
         assert!(!output.status.success(), "{keys}");
         assert!(!String::from_utf8_lossy(&output.stderr).contains("AAECAwQ"), "{output:?}");
     }
+}
+
+#[test]
+fn the_layer_works_over_plain_hyper() {
+    let mut server = Server::run(&mut example("hyper_host"));
+    let mut lines = String::new();
+    while !lines.contains("Bearer ") {
+        assert_ne!(server.stdout.read_line(&mut lines).unwrap(), 0, "{lines}");
+    }
+    let text = lines.split("Bearer ").nth(1).unwrap().trim().trim_end_matches('\'');
+    let answer = server.get("/", &[&bearer(text)]);
+    assert_eq!((answer.status(), answer.body.as_str()), (200, "you are ada\n"));
+    let refused = server.get("/", &[]);
+    assert_eq!((refused.status(), refused.challenge()), (401, r#"Bearer realm="acme""#));
+    assert_eq!(refused.header("content-type"), Some("application/problem+json"));
+}
+
+/// The README's host is the example's text, is short, and runs on a real database.
+#[cfg(all(unix, feature = "postgres"))]
+#[test]
+fn the_host_of_the_readme_runs_on_postgresql() {
+    let source = include_str!("../examples/axum_host.rs").split_once("// README: from here\n").unwrap().1;
+    assert!(include_str!("../README.md").contains(&format!("```rust,no_run\n{source}```\n")));
+    let is_code = |line: &&str| !line.trim().is_empty() && !line.trim().starts_with("//");
+    assert!(source.lines().filter(is_code).count() < 40);
+
+    let url =
+        std::env::var("PATKIT_TEST_POSTGRES_URL").expect("scripts/test starts a database and sets this");
+    let schema = format!("host_{}", std::process::id());
+    let sql = |statements: String| {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let pool = sqlx::PgPool::connect(&url).await.unwrap();
+            sqlx::raw_sql(sqlx::AssertSqlSafe(statements)).execute(&pool).await.unwrap();
+        });
+    };
+    sql(format!(
+        "CREATE SCHEMA {schema}; CREATE TABLE {schema}.users (id text, role text, enabled boolean); \
+         INSERT INTO {schema}.users VALUES ('ada', 'member', true)"
+    ));
+    let mut command = example("axum_host");
+    command.env("DATABASE_URL", format!("{url}&options[search_path]={schema}"));
+    command
+        .env("ACME_TOKEN_KEYS", "1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=")
+        .env("LISTEN", "127.0.0.1:0");
+    let server = Server::run(&mut command);
+
+    let session = ["Cookie: session=ada", SAME_ORIGIN];
+    let made = server.request("POST /api/user-tokens", &session, r#"{"name":"ci"}"#);
+    assert_eq!(made.status(), 201, "{made:?}");
+    let text = bearer(made.json().get("bearer_token").and_then(Value::as_str).unwrap());
+    let used = server.get("/whoami", &[&text]);
+    assert_eq!((used.status(), used.body.as_str()), (200, "ada"));
+    assert_eq!(server.get("/whoami", &[]).status(), 401);
+    assert_eq!(server.get("/whoami", &session).status(), 401, "a session is no token");
+    let page = server.get("/settings/tokens", &session);
+    assert_eq!(page.status(), 200);
+    assert!(page.body.contains(r#"src="./tokens/script.js""#), "{page:?}");
+    assert_eq!(server.get("/settings/tokens/script.js", &session).status(), 200);
+    assert_eq!(server.get("/settings/nothing", &session).status(), 404);
+    assert_eq!(server.get("/settings/tokens/settings.json", &session).status(), 200);
+    sql(format!("UPDATE {schema}.users SET enabled = false"));
+    assert_eq!(server.get("/whoami", &[&text]).status(), 401);
+    server.stop();
+    sql(format!("DROP SCHEMA {schema} CASCADE"));
 }
 
 #[test]

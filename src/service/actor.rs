@@ -58,11 +58,38 @@ impl Actor {
         Self { who: Who::System { realm }, address: None }
     }
 
+    /// Whom it counts as: its owner, through whatever it acts; none for the host itself.
+    #[cfg(feature = "axum")]
+    pub(crate) fn counts_as(&self) -> (Realm, Option<OwnerId>) {
+        match &self.who {
+            Who::Session { realm, owner } | Who::Token { realm, owner, .. } => {
+                (realm.clone(), Some(owner.clone()))
+            }
+            Who::System { realm } => (realm.clone(), None),
+        }
+    }
+
     /// With the address that the request came from, for the audit.
     pub fn from_address(mut self, address: IpAddr) -> Self {
         self.address = Some(address);
         self
     }
+}
+
+/// Who an actor is and what it may do, at one moment.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Standing {
+    /// The owner; none for the host itself.
+    pub owner: Option<Snapshot<Owner>>,
+    /// All that the actor may do; through a token, what its scope lets through.
+    pub permissions: PermissionSet,
+    /// Whether it may manage its own personal tokens.
+    pub manages_tokens: bool,
+    /// Whether it may manage the service tokens of the realm.
+    pub manages_service_tokens: bool,
+    /// Whether it may put permissions under `scim:` into a scope.
+    pub grants_scim: bool,
 }
 
 /// An actor after it was looked up.
@@ -160,6 +187,24 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             via,
             management: self.policy.tokens_managing_tokens(),
             oversight: self.policy.oversight(),
+        })
+    }
+
+    /// Who the actor is and what it may do now: for a page that shows no more than that.
+    ///
+    /// # Errors
+    /// [`ManageError`]: the actor is rejected, or it could not be found out.
+    pub async fn standing(&self, actor: &Actor) -> Result<Standing, ManageError> {
+        let acting = self.acting(actor).await?;
+        let scope = acting.via.as_ref().and_then(|via| via.scope.as_set());
+        let permissions =
+            scope.map_or_else(|| acting.permissions.clone(), |scope| acting.permissions.intersection(scope));
+        Ok(Standing {
+            manages_tokens: acting.may(TOKENS_MANAGE),
+            manages_service_tokens: acting.may(SERVICE_TOKENS_MANAGE),
+            grants_scim: acting.may(TOKENS_SCIM),
+            owner: acting.owner,
+            permissions,
         })
     }
 

@@ -762,7 +762,7 @@ addEventListener("pagehide", () => secret && forget());
 
 async function start() {
 	try {
-		settings = await call("GET", "settings.json");
+		settings = await call("GET", new URL("settings.json", import.meta.url).pathname);
 	} catch (error) {
 		return complain(asProblem(error));
 	}

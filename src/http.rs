@@ -1,0 +1,199 @@
+//! Tokens over HTTP: a layer that authenticates bearer requests, extractors, the management API and its settings page.
+//!
+//! | feature | what it brings |
+//! |---|---|
+//! | `tower` | [`Authenticator`], its layers [`required`](Authenticator::required) and [`optional`](Authenticator::optional), [`RequirePermission`] |
+//! | `axum` | [`Verified`] as an extractor, [`Permitted`], [`ManagementApi`] for a signed-in user or a token |
+//! | `openapi` | [`openapi`](openapi()) |
+//! | `console` | [`Console`] |
+//!
+//! # What a client is told
+//! By RFC 6750 section 3 and RFC 9110 section 11, with a body of type `application/problem+json` (RFC 9457):
+//!
+//! | request | status | `WWW-Authenticate` |
+//! |---|---|---|
+//! | no credential, or one of another scheme | 401 | `Bearer realm="…"` |
+//! | a token that is refused, whatever the reason | 401 | `Bearer realm="…", error="invalid_token"` |
+//! | a permission is missing | 403 | `Bearer realm="…", error="insufficient_scope", scope="…"` |
+//! | more than one `Authorization`, or `Bearer` without exactly one token68 after it | 400 | `Bearer realm="…", error="invalid_request"` |
+//! | the store or the directory does not answer | 503 | none, but `Retry-After`, in seconds |
+//!
+//! All refusals of a token are the same, byte for byte: why it was refused is for the operator, who hears of it through
+//! [`Authenticator::on_incident`]. A token is looked for in the header alone, never in a query or a body. A refused one is an
+//! answer: nothing that comes after the layer, a session's cookie for instance, is asked instead.
+
+mod address;
+mod layer;
+mod problem;
+
+#[cfg(feature = "axum")]
+mod body;
+#[cfg(feature = "console")]
+mod console;
+#[cfg(feature = "axum")]
+mod extract;
+#[cfg(feature = "axum")]
+mod limit;
+#[cfg(feature = "openapi")]
+mod openapi;
+#[cfg(feature = "axum")]
+mod router;
+
+pub use address::{ClientAddress, Connection};
+#[cfg(feature = "axum")]
+pub use body::{
+    EditBody, IssuedBody, NewTokenBody, PageBody, ProblemBody, RevokedBody, RevokedByBody, RotateBody,
+    TokenBody, UserBody,
+};
+#[cfg(feature = "console")]
+pub use console::Console;
+#[cfg(feature = "axum")]
+pub use extract::{Permitted, RequiredPermission};
+pub use layer::{AuthLayer, AuthService, RequirePermission, RequirePermissionService, ResponseBody};
+#[cfg(feature = "openapi")]
+pub use openapi::openapi;
+pub use problem::{Problem, RealmError};
+#[cfg(feature = "axum")]
+pub use router::{ManagementApi, ManagementApiBuilder, OriginError, Sessions};
+
+use crate::owner::Directory;
+use crate::service::{ManageError, RejectReason, TokenService, Verified, VerifyError};
+use crate::store::{CorruptRecord, TokenStore};
+use http::header::AUTHORIZATION;
+use http::{Extensions, HeaderMap, HeaderValue};
+use problem::Challenge;
+use std::fmt;
+use std::net::IpAddr;
+use std::sync::Arc;
+
+/// Finds out who sends a request, and says what a client is told instead of an answer. Cloning it is cheap.
+pub struct Authenticator<S, D> {
+    tokens: Arc<TokenService<S, D>>,
+    address: ClientAddress,
+    watch: Watch,
+    challenge: Challenge,
+}
+
+/// Something that a client is not told the whole of, for the operator's logs. Neither it nor its `Debug` output holds any of a
+/// token's secret.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Incident<'a> {
+    /// A credential was refused, or it could not be verified.
+    Refused(&'a VerifyError),
+    /// An operation of the management API was not done.
+    NotDone(&'a ManageError),
+    /// A record that a list should have held is corrupt.
+    Corrupt(&'a CorruptRecord),
+}
+
+/// Who hears of incidents.
+#[derive(Clone, Default)]
+struct Watch(Option<Arc<Watcher>>);
+
+type Watcher = dyn Fn(Incident<'_>) + Send + Sync;
+
+impl Watch {
+    fn tell(&self, incident: Incident<'_>) {
+        if let Some(watch) = &self.0 {
+            watch(incident);
+        }
+    }
+}
+
+impl<S: TokenStore, D: Directory> Authenticator<S, D> {
+    /// An authenticator whose clients have the address of their connection ([`ClientAddress::connection`]); the `realm` of its
+    /// challenges is the service's brand.
+    pub fn new(tokens: Arc<TokenService<S, D>>) -> Self {
+        let challenge = Challenge::of_brand(tokens.format().brand());
+        Self { tokens, address: ClientAddress::connection(), watch: Watch::default(), challenge }
+    }
+
+    /// With this `realm` in its challenges (RFC 9110 section 11.5): it names what is protected, to humans.
+    ///
+    /// # Errors
+    /// [`RealmError`] unless it is 1 to 128 visible ASCII characters or spaces.
+    pub fn realm(mut self, realm: &str) -> Result<Self, RealmError> {
+        self.challenge = Challenge::new(realm)?;
+        Ok(self)
+    }
+
+    /// Takes the address of a client from there.
+    pub fn client_address(mut self, address: ClientAddress) -> Self {
+        self.address = address;
+        self
+    }
+
+    /// Calls this for everything that a client is not told the whole of; it must not block.
+    pub fn on_incident(mut self, watch: impl Fn(Incident<'_>) + Send + Sync + 'static) -> Self {
+        self.watch = Watch(Some(Arc::new(watch)));
+        self
+    }
+
+    /// The service.
+    pub fn tokens(&self) -> &Arc<TokenService<S, D>> {
+        &self.tokens
+    }
+
+    /// The layer that lets requests with a good token pass alone.
+    pub fn required(&self) -> AuthLayer<S, D> {
+        AuthLayer::new(self.clone(), true)
+    }
+
+    /// The layer that also lets requests without a bearer credential pass, for what comes after it to decide. A credential that
+    /// is refused is refused here as well.
+    pub fn optional(&self) -> AuthLayer<S, D> {
+        AuthLayer::new(self.clone(), false)
+    }
+
+    /// Verifies the bearer credential of a request; `None` where it has none. For hosts that need no layer.
+    ///
+    /// # Errors
+    /// [`Problem`]: what the client is told.
+    pub async fn authenticate(
+        &self,
+        headers: &HeaderMap,
+        extensions: &Extensions,
+    ) -> Result<Option<Verified>, Problem> {
+        let address = self.address_of(headers, extensions);
+        let values = headers.get_all(AUTHORIZATION).iter().map(HeaderValue::as_bytes);
+        match self.tokens.verify_headers(values, address).await {
+            Ok(verified) => Ok(Some(verified)),
+            Err(error) if error.reject_reason() == Some(RejectReason::NoCredential) => Ok(None),
+            Err(error) => {
+                self.watch.tell(Incident::Refused(&error));
+                Err(Problem::refused(&error, &self.challenge))
+            }
+        }
+    }
+
+    /// What a client without a credential is told.
+    pub fn no_credential(&self) -> Problem {
+        Problem::no_credential(&self.challenge)
+    }
+
+    fn address_of(&self, headers: &HeaderMap, extensions: &Extensions) -> Option<IpAddr> {
+        self.address.of(headers, extensions)
+    }
+}
+
+impl<S, D> Clone for Authenticator<S, D> {
+    fn clone(&self) -> Self {
+        Self {
+            tokens: self.tokens.clone(),
+            address: self.address.clone(),
+            watch: self.watch.clone(),
+            challenge: self.challenge.clone(),
+        }
+    }
+}
+
+impl<S, D> fmt::Debug for Authenticator<S, D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Authenticator")
+            .field("tokens", &self.tokens)
+            .field("address", &self.address)
+            .field("challenge", &self.challenge)
+            .finish_non_exhaustive()
+    }
+}

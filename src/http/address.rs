@@ -1,0 +1,162 @@
+//! Where a request comes from, as far as the host vouches for it.
+
+use http::header::FORWARDED;
+use http::{Extensions, HeaderMap, HeaderName};
+use std::net::{IpAddr, SocketAddr};
+use std::num::NonZeroU8;
+
+/// The address of the connection that a request came on, which the host puts into the request's extensions. With axum's
+/// `into_make_service_with_connect_info::<SocketAddr>()` it need not (feature `axum`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(clippy::exhaustive_structs, reason = "a value that the host makes")]
+pub struct Connection(pub IpAddr);
+
+/// Where the address of a client is taken from. A token that is bound to networks works only from an address that is known.
+#[derive(Debug, Clone)]
+pub struct ClientAddress(Source);
+
+#[derive(Debug, Clone)]
+enum Source {
+    Unknown,
+    Connection,
+    Header { name: HeaderName, proxies: NonZeroU8 },
+}
+
+impl ClientAddress {
+    /// No address is known.
+    pub const fn unknown() -> Self {
+        Self(Source::Unknown)
+    }
+
+    /// The address of the connection: right where clients reach the host themselves, or over a balancer that keeps their address.
+    /// It is a [`Connection`] in the extensions or, with the feature `axum`, axum's `ConnectInfo<SocketAddr>`.
+    pub const fn connection() -> Self {
+        Self(Source::Connection)
+    }
+
+    /// The address that proxies of the host's own write into this header: `Forwarded` (RFC 7239), or a list of addresses such as
+    /// `X-Forwarded-For`. `proxies` is how many of them a request passes: each adds the address that it was called from at the
+    /// end, so the client's is that many places from the end, whatever a client wrote before it.
+    ///
+    /// A request with fewer places, or with something else than an address there, has no known address. Use it only where nobody
+    /// can reach the host but through these proxies: to all others the header is theirs to write.
+    pub const fn forwarded(header: HeaderName, proxies: NonZeroU8) -> Self {
+        Self(Source::Header { name: header, proxies })
+    }
+
+    pub(super) fn of(&self, headers: &HeaderMap, extensions: &Extensions) -> Option<IpAddr> {
+        match &self.0 {
+            Source::Unknown => None,
+            Source::Connection => of_connection(extensions),
+            Source::Header { name, proxies } => {
+                let is_forwarded = *name == FORWARDED;
+                // From the end: a client can make what stands before as long as it likes.
+                let mut places = headers
+                    .get_all(name)
+                    .iter()
+                    .rev()
+                    .flat_map(|value| value.as_bytes().rsplit(|byte| *byte == b','));
+                let place = places.nth(usize::from(proxies.get()).saturating_sub(1))?;
+                let place = str::from_utf8(place).ok()?;
+                if is_forwarded { of_forwarded(place) } else { of_text(place.trim()) }
+            }
+        }
+    }
+}
+
+fn of_connection(extensions: &Extensions) -> Option<IpAddr> {
+    let connection = extensions.get().map(|Connection(address)| *address);
+    #[cfg(feature = "axum")]
+    let connection = connection.or_else(|| {
+        use axum::extract::ConnectInfo;
+        extensions.get().map(|ConnectInfo::<SocketAddr>(address)| address.ip())
+    });
+    connection
+}
+
+/// RFC 7239 section 4: `for=…` among pairs that a `;` parts.
+fn of_forwarded(element: &str) -> Option<IpAddr> {
+    let mut pairs = element.split(';').filter_map(|pair| pair.trim().split_once('='));
+    let (_, node) = pairs.find(|(name, _)| name.eq_ignore_ascii_case("for"))?;
+    let quoted = node.strip_prefix('"').and_then(|node| node.strip_suffix('"'));
+    of_text(quoted.unwrap_or(node))
+}
+
+/// An address, with or without a port (RFC 7239 section 6); an obfuscated or unknown node is none.
+fn of_text(text: &str) -> Option<IpAddr> {
+    if let Ok(address) = text.parse() {
+        return Some(address);
+    }
+    if let Ok(address) = text.parse::<SocketAddr>() {
+        return Some(address.ip());
+    }
+    let bracketed = text.strip_prefix('[')?.strip_suffix(']')?;
+    bracketed.parse().ok().map(IpAddr::V6)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http::HeaderValue;
+
+    fn of(header: &HeaderName, proxies: u8, lines: &[&str]) -> Option<String> {
+        let source = ClientAddress::forwarded(header.clone(), NonZeroU8::new(proxies).unwrap());
+        let mut headers = HeaderMap::new();
+        for line in lines {
+            headers.append(header, HeaderValue::from_str(line).unwrap());
+        }
+        source.of(&headers, &Extensions::new()).map(|address| address.to_string())
+    }
+
+    #[test]
+    fn a_header_is_read_from_the_end_by_the_number_of_proxies() {
+        let header = HeaderName::from_static("x-forwarded-for");
+        for (proxies, lines, expected) in [
+            (1, &["192.0.2.1"][..], Some("192.0.2.1")),
+            (1, &["10.0.0.1, 192.0.2.1"], Some("192.0.2.1")),
+            (2, &["6.6.6.6, 10.0.0.1, 192.0.2.1"], Some("10.0.0.1")),
+            (2, &["6.6.6.6", "10.0.0.1", "192.0.2.1"], Some("10.0.0.1")),
+            (2, &["192.0.2.1"], None),
+            (1, &[], None),
+            (1, &["192.0.2.1, unknown"], None),
+            (1, &["192.0.2.1,"], None),
+            (1, &["192.0.2.1:4711"], Some("192.0.2.1")),
+            (1, &["2001:db8::1"], Some("2001:db8::1")),
+            (1, &["[2001:db8::1]"], Some("2001:db8::1")),
+            (1, &["[2001:db8::1]:4711"], Some("2001:db8::1")),
+            (1, &["[192.0.2.1]"], None),
+            (1, &["192.0.2.1\t"], Some("192.0.2.1")),
+            (255, &["192.0.2.1"], None),
+        ] {
+            assert_eq!(of(&header, proxies, lines).as_deref(), expected, "{proxies} {lines:?}");
+        }
+    }
+
+    #[test]
+    fn forwarded_is_read_as_rfc_7239_writes_it() {
+        for (lines, expected) in [
+            (&["for=192.0.2.1"][..], Some("192.0.2.1")),
+            (&["proto=https; For=\"[2001:db8::1]:4711\";by=203.0.113.43"], Some("2001:db8::1")),
+            (&["for=6.6.6.6, for=192.0.2.1"], Some("192.0.2.1")),
+            (&["for=192.0.2.1, for=unknown"], None),
+            (&["for=192.0.2.1, for=_hidden"], None),
+            (&["for=192.0.2.1, by=192.0.2.2"], None),
+            (&["192.0.2.1"], None),
+            (&["for=\"192.0.2.1"], None),
+        ] {
+            assert_eq!(of(&FORWARDED, 1, lines).as_deref(), expected, "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn no_header_counts_unless_it_is_named() {
+        let mut headers = HeaderMap::new();
+        headers.insert("x-forwarded-for", HeaderValue::from_static("192.0.2.1"));
+        let mut extensions = Extensions::new();
+        assert_eq!(ClientAddress::connection().of(&headers, &extensions), None);
+        let peer = IpAddr::from([203, 0, 113, 7]);
+        extensions.insert(Connection(peer));
+        assert_eq!(ClientAddress::connection().of(&headers, &extensions), Some(peer));
+        assert_eq!(ClientAddress::unknown().of(&headers, &extensions), None);
+    }
+}

@@ -1,0 +1,242 @@
+//! The settings page: a page that a host mounts as it is, served from the binary.
+
+use super::router::{Api, json};
+use super::{ManagementApi, Problem, Sessions};
+use crate::owner::{Directory, OwnerId};
+use crate::policy::TokenPolicy;
+use crate::store::TokenStore;
+use crate::token::Lifetime;
+use axum::Router;
+use axum::extract::{OriginalUri, Request, State};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use http::header::{
+    CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
+};
+use http::{HeaderValue, StatusCode};
+use serde::Serialize;
+use std::fmt;
+use std::sync::Arc;
+
+const PAGE: &str = include_str!("console/page.html");
+const STYLE: &str = include_str!("console/style.css");
+const SCRIPT: &str = include_str!("console/script.js");
+
+/// Nothing but the page's own two files and calls to its own site; nobody frames it; no script makes markup of text.
+const POLICY: HeaderValue = HeaderValue::from_static(
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; \
+     form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'",
+);
+
+/// The settings page of a [`ManagementApi`], for whoever is signed in: list, make, revoke, restore, rotate, rename and delete
+/// tokens.
+///
+/// The page is three files without a build step, an outside request, an inline script or an inline style; it sends a content
+/// security policy of its own. It is themed by the CSS variables that stand at the top of `style.css`. It shows what the
+/// actor may do and offers no more; what decides is the API.
+///
+/// ```no_run
+/// # use patkit::http::{Authenticator, Console, ManagementApi};
+/// # use patkit::{Actor, MemoryDirectory, MemoryStore};
+/// # fn app(api: ManagementApi<MemoryStore, MemoryDirectory, fn(&http::request::Parts) -> Option<Actor>>) -> axum::Router {
+/// let page = Console::new(&api, "/api").title("Acme tokens").sign_in("/sign-in");
+/// axum::Router::new().nest("/api", api.router()).nest("/settings/tokens", page.router())
+/// # }
+/// ```
+pub struct Console<S, D, A> {
+    api: Arc<Api<S, D, A>>,
+    path: String,
+    title: String,
+    sign_in: String,
+    scopes: Option<Vec<String>>,
+    service_users: Vec<Hint>,
+}
+
+/// A service user that the page offers.
+#[derive(Clone, Serialize)]
+struct Hint {
+    id: String,
+    name: String,
+}
+
+impl<S: TokenStore + 'static, D: Directory + 'static, A: Sessions> Console<S, D, A> {
+    /// The page of this API, which is mounted under the path `api`, such as `/api`.
+    pub fn new(api: &ManagementApi<S, D, A>, path: &str) -> Self {
+        Self {
+            api: api.shared(),
+            path: path.trim_end_matches('/').to_owned(),
+            title: "Access tokens".to_owned(),
+            sign_in: String::new(),
+            scopes: None,
+            service_users: Vec::new(),
+        }
+    }
+
+    /// The page's title, "Access tokens" by default.
+    pub fn title(mut self, title: &str) -> Self {
+        title.clone_into(&mut self.title);
+        self
+    }
+
+    /// Where whoever is signed out is sent to.
+    pub fn sign_in(mut self, url: &str) -> Self {
+        url.clone_into(&mut self.sign_in);
+        self
+    }
+
+    /// The scopes that the page offers; by default whatever the actor may do. Others can be typed in.
+    pub fn scopes<T: Into<String>>(mut self, scopes: impl IntoIterator<Item = T>) -> Self {
+        self.scopes = Some(scopes.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// A service user that the page offers to an admin. Others can be typed in.
+    pub fn service_user(mut self, id: &OwnerId, name: &str) -> Self {
+        self.service_users.push(Hint { id: id.as_str().to_owned(), name: name.to_owned() });
+        self
+    }
+
+    /// The routes: the page itself at `/`, its two files, and what it asks about the actor. Nest it under a path, or merge it.
+    pub fn router<T: Clone + Send + Sync + 'static>(self) -> Router<T> {
+        let page = page(&self.path, &self.title, &self.sign_in);
+        let show = async move |request: Request| {
+            file("text/html; charset=utf-8", page.replace("{{base}}", &escaped(&base_of(&request))))
+        };
+        Router::new()
+            .route("/", get(show))
+            .route("/style.css", get(async || file("text/css; charset=utf-8", STYLE)))
+            .route("/script.js", get(async || file("text/javascript; charset=utf-8", SCRIPT)))
+            .route("/settings.json", get(settings::<S, D, A>))
+            .with_state(Arc::new(self))
+    }
+}
+
+impl<S, D, A> fmt::Debug for Console<S, D, A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Console")
+            .field("path", &self.path)
+            .field("title", &self.title)
+            .finish_non_exhaustive()
+    }
+}
+
+fn page(path: &str, title: &str, sign_in: &str) -> String {
+    let filled = [("{{api}}", path), ("{{title}}", title), ("{{sign_in}}", sign_in)];
+    filled.into_iter().fold(PAGE.to_owned(), |page, (place, text)| page.replace(place, &escaped(text)))
+}
+
+/// As the text of an element or of a quoted attribute. Braces go as well, so that no text becomes a place for another.
+fn escaped(text: &str) -> String {
+    let mut escaped = String::with_capacity(text.len());
+    for character in text.chars() {
+        match character {
+            '&' => escaped.push_str("&amp;"),
+            '<' => escaped.push_str("&lt;"),
+            '>' => escaped.push_str("&gt;"),
+            '"' => escaped.push_str("&quot;"),
+            '\'' => escaped.push_str("&#39;"),
+            '{' => escaped.push_str("&#123;"),
+            other => escaped.push(other),
+        }
+    }
+    escaped
+}
+
+/// Where the page's files are, from the page's own path: beside it where that ends with a slash, else in a folder of its name.
+/// Relative, so that a proxy may serve it all under another path.
+fn base_of(request: &Request) -> String {
+    let original = request.extensions().get::<OriginalUri>();
+    let path = original.map_or_else(|| request.uri().path(), |original| original.0.path());
+    match path.rsplit('/').next() {
+        None | Some("") => String::new(),
+        Some(last) => format!("./{last}/"),
+    }
+}
+
+fn file(content_type: &'static str, text: impl IntoResponse) -> Response {
+    let headers = [
+        (CONTENT_TYPE, HeaderValue::from_static(content_type)),
+        // Another version of the crate has other files under the same names.
+        (CACHE_CONTROL, HeaderValue::from_static("no-cache")),
+        (CONTENT_SECURITY_POLICY, POLICY),
+        (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+        (REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
+    ];
+    (headers, text).into_response()
+}
+
+/// What the page asks about the actor.
+#[derive(Serialize)]
+struct Settings<'a> {
+    user: Hint,
+    may: May,
+    scopes: Vec<String>,
+    service_users: &'a [Hint],
+    policy: Policy,
+}
+
+#[derive(Serialize)]
+struct May {
+    personal: bool,
+    service: bool,
+    scim: bool,
+}
+
+/// Days, and `null` for a life without end.
+#[derive(Serialize)]
+struct Policy {
+    lifetimes: Vec<Option<i64>>,
+    default_days: Option<u32>,
+    longest_days: Option<u32>,
+    never: bool,
+    longest_overlap_seconds: i64,
+}
+
+impl Policy {
+    fn of(policy: &TokenPolicy) -> Self {
+        let days = |lifetime: &Lifetime| match lifetime {
+            Lifetime::Days(days) => Some(Some(i64::from(*days))),
+            Lifetime::Never => Some(None),
+            Lifetime::Default => None,
+        };
+        Self {
+            lifetimes: policy.shown_lifetimes().iter().filter_map(days).collect(),
+            default_days: Some(policy.default_lifetime_days()),
+            longest_days: policy.longest_lifetime_days(),
+            never: policy.is_never_allowed(),
+            longest_overlap_seconds: policy.longest_overlap().num_seconds(),
+        }
+    }
+}
+
+async fn settings<S: TokenStore, D: Directory, A: Sessions>(
+    State(console): State<Arc<Console<S, D, A>>>,
+    request: Request,
+) -> Result<Response, Problem> {
+    // A body need not be `Sync`.
+    let (parts, _) = request.into_parts();
+    let caller = console.api.caller(&parts).await?;
+    let tokens = console.api.tokens();
+    let standing = tokens.standing(&caller.actor).await;
+    let standing = standing.map_err(|error| console.api.not_done(&error, &caller))?;
+    let granted = || standing.permissions.iter().map(ToString::to_string).collect();
+    let user = standing.owner.as_ref().map_or_else(
+        || Hint { id: String::new(), name: String::new() },
+        |owner| Hint {
+            id: owner.id().as_str().to_owned(),
+            name: owner.name().unwrap_or(owner.id().as_str()).to_owned(),
+        },
+    );
+    let settings = Settings {
+        user,
+        may: May {
+            personal: standing.manages_tokens,
+            service: standing.manages_service_tokens,
+            scim: standing.grants_scim,
+        },
+        scopes: console.scopes.clone().unwrap_or_else(granted),
+        service_users: if standing.manages_service_tokens { &console.service_users } else { &[] },
+        policy: Policy::of(tokens.policy()),
+    };
+    Ok(json(StatusCode::OK, &settings))
+}

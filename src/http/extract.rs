@@ -1,0 +1,103 @@
+//! Extractors for axum's handlers, behind an [`AuthLayer`](super::AuthLayer).
+
+use super::Problem;
+use super::layer::{Passed, permitted, verified, without_layer};
+use crate::permission::Permission;
+use crate::service::Verified;
+use axum::body::Body;
+use axum::extract::{FromRequestParts, OptionalFromRequestParts};
+use axum::response::{IntoResponse, Response};
+use http::request::Parts;
+use std::marker::PhantomData;
+use std::ops::Deref;
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        self.to_response().map(Body::from)
+    }
+}
+
+/// The token that the layer has verified. Without one the handler does not run: the client is told that it needs one.
+impl<S: Sync> FromRequestParts<S> for Verified {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        verified(&parts.extensions).cloned()
+    }
+}
+
+/// `None` where an optional layer let a request without a bearer credential pass. A credential that was refused has been
+/// answered by the layer.
+impl<S: Sync> OptionalFromRequestParts<S> for Verified {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Option<Self>, Problem> {
+        match parts.extensions.get() {
+            Some(Passed(_)) => Ok(parts.extensions.get().cloned()),
+            None => Err(without_layer()),
+        }
+    }
+}
+
+/// A permission that a handler needs, as a type.
+///
+/// ```
+/// use patkit::http::{Permitted, RequiredPermission};
+///
+/// struct ReadDatastores;
+///
+/// impl RequiredPermission for ReadDatastores {
+///     const PERMISSION: &'static str = "datastores:read";
+/// }
+///
+/// // Who does not have the permission does not get here.
+/// async fn list(token: Permitted<ReadDatastores>) -> String {
+///     format!("the datastores of {}", token.owner().id())
+/// }
+/// ```
+pub trait RequiredPermission {
+    /// The permission, such as `datastores:read`. Text that is no concrete permission lets nobody through.
+    const PERMISSION: &'static str;
+}
+
+/// The token that the layer has verified, where it has the permission `P`; it derefs to [`Verified`]. Otherwise the handler
+/// does not run, and the client is told which permission it lacks.
+pub struct Permitted<P> {
+    verified: Verified,
+    permission: PhantomData<fn() -> P>,
+}
+
+impl<P> Permitted<P> {
+    /// The token.
+    pub fn into_verified(self) -> Verified {
+        self.verified
+    }
+}
+
+impl<P> Deref for Permitted<P> {
+    type Target = Verified;
+
+    fn deref(&self) -> &Verified {
+        &self.verified
+    }
+}
+
+impl<P> std::fmt::Debug for Permitted<P> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Permitted").field(&self.verified).finish()
+    }
+}
+
+impl<P: RequiredPermission, S: Sync> FromRequestParts<S> for Permitted<P> {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
+        let verified = verified(&parts.extensions)?;
+        let permission = Permission::parse(P::PERMISSION).map_err(|_| {
+            let detail = "the server demands what is no permission";
+            Problem::new(http::StatusCode::INTERNAL_SERVER_ERROR, "no_permission", detail)
+        })?;
+        let verified = permitted(verified, &permission, &parts.extensions)?.clone();
+        Ok(Self { verified, permission: PhantomData })
+    }
+}

@@ -1,0 +1,80 @@
+//! How often one actor makes tokens.
+
+use crate::owner::{OwnerId, Realm};
+use crate::service::Actor;
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::future::{Ready, ready};
+use std::sync::{Mutex, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+use tower::limit::RateLimit;
+use tower::limit::rate::Rate;
+use tower_service::Service;
+
+/// Actors that are remembered at once. Each is one that the host knows, so there are as many only where as many make tokens.
+const MOST_ACTORS: usize = 10_000;
+
+/// A limit for each actor, by tower's [`RateLimit`].
+pub(super) struct Limits {
+    rate: Rate,
+    per: Duration,
+    actors: Mutex<HashMap<(Realm, Option<OwnerId>), Known>>,
+}
+
+struct Known {
+    limit: RateLimit<Permit>,
+    last: Duration,
+}
+
+/// What is limited: a service that says yes.
+struct Permit;
+
+impl Service<()> for Permit {
+    type Response = ();
+    type Error = Infallible;
+    type Future = Ready<Result<(), Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, (): ()) -> Self::Future {
+        ready(Ok(()))
+    }
+}
+
+impl Limits {
+    /// `most` and `per` are over zero.
+    pub(super) fn new(most: u64, per: Duration) -> Self {
+        Self { rate: Rate::new(most, per), per, actors: Mutex::default() }
+    }
+
+    /// The seconds after which a new window begins at the latest.
+    pub(super) fn seconds(&self) -> u64 {
+        self.per.as_secs().saturating_add(u64::from(self.per.subsec_nanos() > 0))
+    }
+
+    /// Whether the actor may now; it counts as done. `now` is the time since some fixed moment.
+    pub(super) fn admits(&self, actor: &Actor, now: Duration) -> bool {
+        let mut actors = self.actors.lock().unwrap_or_else(PoisonError::into_inner);
+        if actors.len() >= MOST_ACTORS {
+            actors.retain(|_, known| now.saturating_sub(known.last) < self.per);
+        }
+        let key = actor.counts_as();
+        if actors.len() >= MOST_ACTORS && !actors.contains_key(&key) {
+            return false;
+        }
+        let known = actors
+            .entry(key)
+            .or_insert_with(|| Known { limit: RateLimit::new(Permit, self.rate), last: now });
+        match known.limit.poll_ready(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(())) => {
+                known.last = now;
+                drop(known.limit.call(()));
+                true
+            }
+            Poll::Pending => false,
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! What a client is told instead of an answer: a status, `application/problem+json` (RFC 9457), and the challenge of
+//! RFC 6750. Every text in it is a constant of this crate or names what the client sent amiss by field and bound.
+
+use crate::service::{RejectReason, VerifyError};
+use crate::token::Brand;
+use bytes::Bytes;
+use http::header::{CACHE_CONTROL, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
+use http::{HeaderName, HeaderValue, Response, StatusCode};
+use serde::Serialize;
+use serde::ser::{SerializeStruct, Serializer};
+use std::borrow::Cow;
+
+/// After how many seconds a client may try again what was unavailable.
+const RETRY_SECONDS: HeaderValue = HeaderValue::from_static("1");
+
+/// An answer that tells what went wrong.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problem(Box<Members>);
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Members {
+    status: StatusCode,
+    code: &'static str,
+    detail: Cow<'static, str>,
+    field: Option<Cow<'static, str>>,
+    header: Option<(HeaderName, HeaderValue)>,
+}
+
+impl Problem {
+    pub(super) fn new(status: StatusCode, code: &'static str, detail: impl Into<Cow<'static, str>>) -> Self {
+        Self(Box::new(Members { status, code, detail: detail.into(), field: None, header: None }))
+    }
+
+    /// The status of the answer.
+    pub fn status(&self) -> StatusCode {
+        self.0.status
+    }
+
+    /// What it is, for programs: such as `invalid_token` or `name_taken`.
+    pub fn code(&self) -> &'static str {
+        self.0.code
+    }
+
+    /// What it is, for humans.
+    pub fn detail(&self) -> &str {
+        &self.0.detail
+    }
+
+    /// The field of the request that it is about.
+    pub fn field(&self) -> Option<&str> {
+        self.0.field.as_deref()
+    }
+
+    #[cfg(feature = "axum")]
+    pub(super) fn of_field(mut self, field: impl Into<Cow<'static, str>>) -> Self {
+        self.0.field = Some(field.into());
+        self
+    }
+
+    pub(super) fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
+        self.0.header = Some((name, value));
+        self
+    }
+
+    fn challenged(self, challenge: HeaderValue) -> Self {
+        self.with_header(WWW_AUTHENTICATE, challenge)
+    }
+
+    pub(super) fn retried(self) -> Self {
+        self.with_header(RETRY_AFTER, RETRY_SECONDS)
+    }
+
+    pub(super) fn no_credential(challenge: &Challenge) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "no_credential", "the request has no bearer credential")
+            .challenged(challenge.plain())
+    }
+
+    pub(super) fn invalid_token(challenge: &Challenge) -> Self {
+        Self::new(StatusCode::UNAUTHORIZED, "invalid_token", "the token is refused")
+            .challenged(challenge.error("invalid_token"))
+    }
+
+    pub(super) fn unavailable() -> Self {
+        let detail = "it cannot be found out at the moment; try again";
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", detail).retried()
+    }
+
+    /// `None` stands for a permission that is none of the request's business to name.
+    pub(super) fn insufficient_scope(challenge: &Challenge, permission: Option<&str>) -> Self {
+        let detail = "the token does not have the permission";
+        Self::new(StatusCode::FORBIDDEN, "insufficient_scope", detail)
+            .challenged(challenge.insufficient(permission))
+    }
+
+    pub(super) fn refused(error: &VerifyError, challenge: &Challenge) -> Self {
+        match error.reject_reason() {
+            None => Self::unavailable(),
+            Some(RejectReason::NoCredential) => Self::no_credential(challenge),
+            Some(RejectReason::InvalidRequest) => {
+                let detail = "the request does not have exactly one well-formed bearer credential";
+                Self::new(StatusCode::BAD_REQUEST, "invalid_request", detail)
+                    .challenged(challenge.error("invalid_request"))
+            }
+            Some(_) => Self::invalid_token(challenge),
+        }
+    }
+
+    /// The answer.
+    pub fn to_response(&self) -> Response<Bytes> {
+        let body = serde_json::to_vec(self).map(Bytes::from).unwrap_or_default();
+        let mut response = Response::new(body);
+        *response.status_mut() = self.0.status;
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if let Some((name, value)) = &self.0.header {
+            headers.insert(name, value.clone());
+        }
+        response
+    }
+}
+
+/// As RFC 9457 section 3.1 has it, with `code` and `field` as extensions. The type is `about:blank`, so the title is the
+/// status's (section 4.2.1).
+impl Serialize for Problem {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut problem = serializer.serialize_struct("Problem", 6)?;
+        problem.serialize_field("type", "about:blank")?;
+        problem.serialize_field("title", self.0.status.canonical_reason().unwrap_or_default())?;
+        problem.serialize_field("status", &self.0.status.as_u16())?;
+        problem.serialize_field("detail", &*self.0.detail)?;
+        problem.serialize_field("code", self.0.code)?;
+        match &self.0.field {
+            Some(field) => problem.serialize_field("field", field)?,
+            None => problem.skip_field("field")?,
+        }
+        problem.end()
+    }
+}
+
+/// The challenges of one protection space (RFC 9110 section 11.5).
+#[derive(Debug, Clone)]
+pub(super) struct Challenge(HeaderValue);
+
+/// A `realm` that no challenge can have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a realm is 1 to 128 visible ASCII characters or spaces")]
+#[non_exhaustive]
+pub struct RealmError;
+
+impl Challenge {
+    pub(super) fn new(realm: &str) -> Result<Self, RealmError> {
+        let fits = (1..=128).contains(&realm.len()) && realm.bytes().all(|byte| matches!(byte, b' '..=b'~'));
+        let escaped = realm.replace('\\', "\\\\").replace('"', "\\\"");
+        let value = HeaderValue::try_from(format!("Bearer realm=\"{escaped}\"")).map_err(|_| RealmError)?;
+        if fits { Ok(Self(value)) } else { Err(RealmError) }
+    }
+
+    /// A brand is letters and digits.
+    pub(super) fn of_brand(brand: &Brand) -> Self {
+        Self::new(brand.as_str()).unwrap_or(Self(HeaderValue::from_static("Bearer")))
+    }
+
+    fn plain(&self) -> HeaderValue {
+        self.0.clone()
+    }
+
+    fn error(&self, error: &'static str) -> HeaderValue {
+        self.with(&format!(", error=\"{error}\""))
+    }
+
+    /// A permission's characters are those of a scope token (RFC 6749 section 3.3).
+    fn insufficient(&self, permission: Option<&str>) -> HeaderValue {
+        let scope = permission.map(|permission| format!(", scope=\"{permission}\"")).unwrap_or_default();
+        self.with(&format!(", error=\"insufficient_scope\"{scope}"))
+    }
+
+    fn with(&self, parameters: &str) -> HeaderValue {
+        let value = [self.0.as_bytes(), parameters.as_bytes()].concat();
+        HeaderValue::from_bytes(&value).unwrap_or_else(|_| self.plain())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_realm_is_quoted() {
+        let challenge = Challenge::new(r#"say "hi" \o/"#).unwrap();
+        assert_eq!(challenge.plain(), r#"Bearer realm="say \"hi\" \\o/""#);
+        let expected = r#"Bearer realm="say \"hi\" \\o/", error="insufficient_scope", scope="a:b""#;
+        assert_eq!(challenge.insufficient(Some("a:b")), expected);
+        for bad in ["", "a\r\nSet-Cookie: b", "caf\u{e9}", "\0", &"a".repeat(129)] {
+            assert_eq!(Challenge::new(bad).unwrap_err(), RealmError, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_problem_is_written_as_rfc_9457_has_it() {
+        let challenge = Challenge::new("acme").unwrap();
+        let response = Problem::invalid_token(&challenge).to_response();
+        assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
+        assert_eq!(response.headers()["content-type"], "application/problem+json");
+        assert_eq!(response.headers()["cache-control"], "no-store");
+        assert_eq!(response.headers()["www-authenticate"], r#"Bearer realm="acme", error="invalid_token""#);
+        let expected = r#"{"type":"about:blank","title":"Unauthorized","status":401,"detail":"the token is refused","code":"invalid_token"}"#;
+        assert_eq!(response.body(), expected);
+    }
+}
