@@ -490,7 +490,7 @@ function askGenerate() {
 		}),
 	);
 	$("g-scopes").hidden = scopes.length === 0;
-	document.querySelector('label[for="g-more"]').textContent = scopes.length ? "Others" : "Permissions";
+	document.querySelector('label[for="g-more"]').textContent = scopes.length ? "Other permissions" : "Permissions";
 	dialogs.generate.querySelector("details").open = false;
 	open(dialogs.generate, isService ? $("g-user") : $("g-name"));
 	chooseInGenerate();
