@@ -237,6 +237,15 @@ class Page {
     return found.asElement();
   }
 
+  /** Waits until the server has written down the last use of a token: it does so every few seconds. */
+  async used(name) {
+    await this.until(async (name) => {
+      const { content: api } = document.querySelector('meta[name="patkit-api"]');
+      const { items } = await (await fetch(`${api}/user-tokens`)).json();
+      return items.find((token) => token.name === name)?.last_used;
+    }, name);
+  }
+
   async gone(name) {
     await this.until(
       (name) => ![...document.querySelectorAll("#rows .name strong")].some((text) => text.textContent === name),

@@ -65,10 +65,10 @@ async function accessible(page, view) {
 }
 
 const screenshot = (page, name) => page.tab.screenshot({ path: join(screenshots, `${name}.png`) });
-const problem = (status, detail) => ({
+const problem = (status, detail, more) => ({
   status,
   contentType: "application/problem+json",
-  body: JSON.stringify({ type: "about:blank", title: "Problem", status, detail }),
+  body: JSON.stringify({ type: "about:blank", title: "Problem", status, detail, ...more }),
 });
 
 async function aMember(site) {
@@ -242,7 +242,7 @@ async function aMember(site) {
     await page.confirm();
     const row = await page.row("deploy", "revoked");
     assert.equal(await site.whoami(working), 401);
-    assert.match(await row.evaluate((row) => row.innerText), /Revoked just now by its owner/);
+    assert.equal(await row.$eval(".revoked", (text) => text.textContent), "Revoked just now by its owner");
     assert.match(await page.text("#toast"), /deploy.*was revoked/);
   });
   await check("each state offers its actions: revoked", async () => {
@@ -255,13 +255,10 @@ async function aMember(site) {
     await page.focused("#rows button");
   });
   await check("the time and the address of the last use are shown", async () => {
-    await page.until(async () => {
-      const rows = await (await fetch(`${document.querySelector('meta[name="patkit-api"]').content}/user-tokens`)).json();
-      return rows.items.find(({ name }) => name === "deploy")?.last_used;
-    });
+    await page.used("deploy");
     await page.open();
     const row = await page.row("deploy");
-    assert.match(await row.$eval(".c-used", (cell) => cell.innerText), /just now|minute/);
+    assert.match(await row.$eval(".c-used", (cell) => cell.innerText), /^(just now|\d+ (second|minute)s? ago)\nfrom (127\.0\.0\.1|::1)$/);
   });
   await check("a rotated token gives way to another one", async () => {
     await page.act("deploy", "rotate");
@@ -412,7 +409,7 @@ async function downloaded(site, name) {
 async function trouble(site, { page, cookie }) {
   current = page;
   const { tab } = page;
-  page.allowed.push("status of 404", "status of 503", "status of 401", "net::ERR_FAILED");
+  page.allowed.push("status of 403", "status of 404", "status of 503", "status of 401", "net::ERR_FAILED");
 
   await check("a form is sent once, however often it is submitted", async () => {
     await page.open();
@@ -468,6 +465,19 @@ async function trouble(site, { page, cookie }) {
     await page.miss("#d-confirm");
     await page.row("forever", "revoked");
     assert.notEqual(await page.text("#alert"), "");
+  });
+  await check("who has to sign in again is shown where", async () => {
+    const answer = problem(403, "sign in again first", { code: "recent_sign_in_required" });
+    const remove = page.intercept(isPost, (request) => request.respond(answer));
+    await page.click("#generate");
+    await page.see("#d-generate[open]");
+    await page.fill("#g-name", "after a while");
+    await page.press("Enter");
+    await page.see("#d-generate .problem a[href]");
+    assert.match(await page.text("#d-generate .problem"), /^Sign in again first\./);
+    remove();
+    await page.press("Escape");
+    await page.miss("#d-generate");
   });
   await check("a list that can't be read is asked for again", async () => {
     const remove = page.intercept(isList, (request) => request.respond(problem(503, "No database.")));
@@ -658,7 +668,8 @@ async function anAdmin(site) {
     assert.match(await row.$eval(".c-owner", (cell) => cell.innerText), /ci-bot/);
     await page.act("nightly export", "revoke");
     await page.confirm();
-    await page.row("nightly export", "revoked");
+    const revoked = await page.row("nightly export", "revoked");
+    assert.equal(await revoked.$eval(".revoked", (text) => text.textContent), "Revoked just now by an administrator, ada");
     assert.equal(await site.whoami(token), 401);
     await page.act("nightly export", "restore");
     await page.row("nightly export", "active");
@@ -684,6 +695,7 @@ async function anAdmin(site) {
     allowed_networks: ["127.0.0.0/8", "2001:db8::/32"],
   });
   await site.whoami(panels.bearer_token);
+  await page.used("wall panels");
   await make({ name: "deploy pipeline", description: "Pushes releases", scopes: ["datastores:read", "datastores:write"] });
   await check("the list as it looks", async () => {
     await page.open();

@@ -25,10 +25,9 @@ let secret = null; // {text, name, url}: the token that is shown, and nowhere el
 // --- The API ---
 
 class Problem extends Error {
-	constructor(status, text, field) {
+	constructor(status, text, field, code) {
 		super(text);
-		this.status = status;
-		this.field = field;
+		Object.assign(this, { status, field, code });
 	}
 }
 
@@ -55,8 +54,8 @@ async function call(method, url, body) {
 	if (answer.status === 401) throw new Problem(401, "You are signed out.");
 	const text = said?.detail || said?.title || `The server answered ${answer.status || "with something else than JSON"}.`;
 	const sentence = text.replace(/^./u, (first) => first.toUpperCase()).replace(/[^.!?]$/u, "$&.");
-	const again = answer.status === 503 ? " Please try again in a moment." : "";
-	throw new Problem(answer.status, sentence + again, said?.field);
+	const again = answer.status === 503 && !/try again/.test(text) ? " Please try again in a moment." : "";
+	throw new Problem(answer.status, sentence + again, said?.field, said?.code);
 }
 
 const tokenUrl = (token, rest = "") => `${API}/user-tokens/${encodeURIComponent(token.id)}${rest}`;
@@ -129,7 +128,8 @@ function announce(text) {
 
 function explain(region, problem) {
 	region.replaceChildren(problem.message);
-	if (problem.status !== 401 || !SIGN_IN) return;
+	const helps = problem.status === 401 || problem.code === "recent_sign_in_required";
+	if (!helps || !SIGN_IN) return;
 	const link = element("a", "", "Sign in");
 	link.href = SIGN_IN;
 	region.append(" ", link);
@@ -267,7 +267,8 @@ function row(token) {
 	if (token.revoked) {
 		const { at, by, reason } = token.revoked;
 		part(".revoked").append("Revoked ", since(at), ` ${REASONS[reason] ?? `(${reason})`}`);
-		if (by && by !== token.user?.id) part(".revoked").append(", ", element("bdi", "", by));
+		if (by.owner && by.owner !== token.user.id) part(".revoked").append(", ", element("bdi", "", by.owner));
+		if (by.token) part(".revoked").append(", through a token");
 	} else if (token.successor) {
 		part(".revoked").append("Rotated: another token took its place");
 	}
@@ -316,7 +317,6 @@ function chips(scopes) {
 }
 
 function owner(user) {
-	if (!user) return [];
 	const name = element("bdi", "main", user.name || user.id);
 	return !user.name || user.name === user.id ? [name] : [name, element("bdi", "sub", user.id)];
 }
@@ -524,7 +524,6 @@ function checkedName(text) {
 
 /** A problem that the form can put right, or not: the list behind it may be older than what the server knows. */
 function refreshed(problem) {
-	if (problem.status === 409) problem.field ??= "name";
 	if (![401, 422].includes(problem.status)) load();
 	return problem;
 }
