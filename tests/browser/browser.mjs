@@ -6,7 +6,7 @@ import puppeteer from "puppeteer-core";
 
 const AXE = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
 // For a machine that is busy with other things. Nothing waits for as long where all is well.
-const PATIENCE = 60_000;
+export const PATIENCE = 30_000;
 
 export class Site {
   static async open(base, chromium, downloads) {
@@ -235,6 +235,15 @@ class Page {
       state,
     );
     return found.asElement();
+  }
+
+  /** Waits until the server has written down the last use of a token: it does so every few seconds. */
+  async used(name) {
+    await this.until(async (name) => {
+      const { content: api } = document.querySelector('meta[name="patkit-api"]');
+      const { items } = await (await fetch(`${api}/user-tokens`)).json();
+      return items.find((token) => token.name === name)?.last_used;
+    }, name);
   }
 
   async gone(name) {

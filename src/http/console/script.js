@@ -25,10 +25,9 @@ let secret = null; // {text, name, url}: the token that is shown, and nowhere el
 // --- The API ---
 
 class Problem extends Error {
-	constructor(status, text, field) {
+	constructor(status, text, field, code) {
 		super(text);
-		this.status = status;
-		this.field = field;
+		Object.assign(this, { status, field, code });
 	}
 }
 
@@ -54,8 +53,9 @@ async function call(method, url, body) {
 	if (answer.ok && said !== undefined) return said;
 	if (answer.status === 401) throw new Problem(401, "You are signed out.");
 	const text = said?.detail || said?.title || `The server answered ${answer.status || "with something else than JSON"}.`;
-	const again = answer.status === 503 ? " Please try again in a moment." : "";
-	throw new Problem(answer.status, text + again, said?.field);
+	const sentence = text.replace(/^./u, (first) => first.toUpperCase()).replace(/[^.!?]$/u, "$&.");
+	const again = answer.status === 503 && !/try again/.test(text) ? " Please try again in a moment." : "";
+	throw new Problem(answer.status, sentence + again, said?.field, said?.code);
 }
 
 const tokenUrl = (token, rest = "") => `${API}/user-tokens/${encodeURIComponent(token.id)}${rest}`;
@@ -128,7 +128,8 @@ function announce(text) {
 
 function explain(region, problem) {
 	region.replaceChildren(problem.message);
-	if (problem.status !== 401 || !SIGN_IN) return;
+	const helps = problem.status === 401 || problem.code === "recent_sign_in_required";
+	if (!helps || !SIGN_IN) return;
 	const link = element("a", "", "Sign in");
 	link.href = SIGN_IN;
 	region.append(" ", link);
@@ -144,7 +145,7 @@ function complain(problem) {
 	$("console").hidden = true;
 	$("user").hidden = true;
 	for (const dialog of Object.values(dialogs)) if (dialog !== dialogs.once) dialog.close();
-	if (!secret) $("alert").focus();
+	if (!secret) ($("alert").querySelector("a") ?? $("alert")).focus();
 }
 
 const asProblem = (error) => (error instanceof Problem ? error : new Problem(0, `This page failed: ${error}`));
@@ -212,9 +213,9 @@ async function loadMore() {
 const find = (id) => $("rows").querySelector(`tr[data-id="${CSS.escape(id)}"]`);
 
 function render() {
-	const held = document.activeElement?.closest?.("#rows tr");
-	const index = held ? held.sectionRowIndex : -1;
-	if (held) place = { id: held.dataset.id, action: document.activeElement.dataset.action, index };
+	const { activeElement: at } = document;
+	const held = at?.closest("#rows tr");
+	if (held) place = { id: held.dataset.id, action: at.dataset.action, index: held.sectionRowIndex };
 	$("rows").replaceChildren(...tokens.map(row));
 	$("more").hidden = cursor === null;
 	show(tokens.length ? "list" : "empty");
@@ -223,8 +224,9 @@ function render() {
 
 /** To the action where the reader was, or to what is nearest to it now. */
 function returnFocus() {
-	if (document.activeElement && document.activeElement !== document.body) return;
-	if (!place) return;
+	const { activeElement: at, body } = document;
+	// In a dialog that has just been closed, it is as good as nowhere.
+	if (!place || (at && at !== body && at.checkVisibility())) return;
 	const rows = $("rows").rows;
 	const near = find(place.id) ?? rows[Math.min(place.index ?? 0, rows.length - 1)];
 	const target = near?.querySelector(`[data-action="${place.action}"]`) ?? near?.querySelector("button.act") ?? $("generate");
@@ -265,7 +267,8 @@ function row(token) {
 	if (token.revoked) {
 		const { at, by, reason } = token.revoked;
 		part(".revoked").append("Revoked ", since(at), ` ${REASONS[reason] ?? `(${reason})`}`);
-		if (by && by !== token.user?.id) part(".revoked").append(", ", element("bdi", "", by));
+		if (by.owner && by.owner !== token.user.id) part(".revoked").append(", ", element("bdi", "", by.owner));
+		if (by.token) part(".revoked").append(", through a token");
 	} else if (token.successor) {
 		part(".revoked").append("Rotated: another token took its place");
 	}
@@ -314,7 +317,6 @@ function chips(scopes) {
 }
 
 function owner(user) {
-	if (!user) return [];
 	const name = element("bdi", "main", user.name || user.id);
 	return !user.name || user.name === user.id ? [name] : [name, element("bdi", "sub", user.id)];
 }
@@ -354,7 +356,7 @@ function choose(kind) {
 		: "Let scripts and tools use the API in your name. Treat a token like a password.";
 	$("empty-title").textContent = isService ? "No service tokens yet" : "No tokens yet";
 	$("empty-text").textContent = isService
-		? "Generate one for a service user, so that no machine depends on somebody’s own account."
+		? "Generate one, so that no machine depends on somebody’s own account."
 		: "Generate one to use the API from a script, a pipeline or a tool on your machine.";
 	$("alert").replaceChildren();
 	$("more").hidden = true;
@@ -456,7 +458,7 @@ function askGenerate() {
 	const longest = Math.min(MOST_DAYS, policy.longest_days ?? MOST_DAYS);
 	const isNever = policy.never && !policy.longest_days;
 	const days = policy.lifetimes.filter((days) => days !== null && days <= longest);
-	const choices = [...days.map((days) => [String(days), `${days} days`]), ["custom", "Custom"]];
+	const choices = [...days.map((days) => [String(days), `${days} day${days === 1 ? "" : "s"}`]), ["custom", "Custom"]];
 	if (isNever) choices.push(["never", "Never"]);
 	const byDefault = String(policy.default_days ?? "never");
 	const isListed = choices.some(([value]) => value === byDefault);
@@ -488,7 +490,7 @@ function askGenerate() {
 		}),
 	);
 	$("g-scopes").hidden = scopes.length === 0;
-	document.querySelector('label[for="g-more"]').textContent = scopes.length ? "Others" : "Permissions";
+	document.querySelector('label[for="g-more"]').textContent = scopes.length ? "Other permissions" : "Permissions";
 	dialogs.generate.querySelector("details").open = false;
 	open(dialogs.generate, isService ? $("g-user") : $("g-name"));
 	chooseInGenerate();
@@ -520,6 +522,12 @@ function checkedName(text) {
 	return name;
 }
 
+/** A problem that the form can put right, or not: the list behind it may be older than what the server knows. */
+function refreshed(problem) {
+	if (![401, 422].includes(problem.status)) load();
+	return problem;
+}
+
 onSubmit(dialogs.generate, async (form) => {
 	const body = {};
 	if (tab === "service") {
@@ -544,14 +552,11 @@ onSubmit(dialogs.generate, async (form) => {
 	try {
 		made = await call("POST", `${API}/user-tokens`, body);
 	} catch (error) {
-		// Somebody, this page in another tab perhaps, was quicker; or nobody knows whether it was done.
-		if ([0, 409].includes(error.status)) load();
-		if (error.status === 409) error.field ??= "name";
-		throw error;
+		throw refreshed(error);
 	}
 	dialogs.generate.close();
 	showOnce(made);
-	await load();
+	load();
 });
 
 // --- Edit ---
@@ -576,27 +581,27 @@ onSubmit(dialogs.edit, async (form) => {
 	try {
 		await call("PUT", tokenUrl(edited), body);
 	} catch (error) {
-		if (error.status === 409) error.field ??= "name";
-		if (error.status !== 404) throw error;
+		if (error.status !== 404) throw refreshed(error);
 		return giveUp(dialogs.edit, error);
 	}
 	dialogs.edit.close();
-	await done(`${quoted(name)} was saved.`);
+	done(`${quoted(name)} was saved.`);
 });
 
 // --- Revoke, restore, rotate, delete ---
 
-async function done(text) {
+// Nobody waits for the list: the next dialog may be open before it is there.
+function done(text) {
 	$("alert").replaceChildren();
 	announce(text);
-	await load();
+	load();
 }
 
 /** Nothing that could be put right in the dialog: the list is older than what the server knows. */
-async function giveUp(dialog, problem) {
+function giveUp(dialog, problem) {
 	dialog.close();
 	complain(problem);
-	await load();
+	load();
 }
 
 function act(action, token, button) {
@@ -611,10 +616,10 @@ async function restore(token, button) {
 	button.ariaDisabled = "true";
 	try {
 		await call("PUT", tokenUrl(token), { active: true });
-		await done(`${quoted(token.name)} is active again.`);
+		done(`${quoted(token.name)} is active again.`);
 	} catch (error) {
 		complain(asProblem(error));
-		if (error.status !== 401) await load();
+		if (error.status !== 401) load();
 	} finally {
 		button.ariaDisabled = "false";
 	}
@@ -670,7 +675,7 @@ onSubmit(dialogs.confirm, async (form) => {
 	}
 	dialogs.confirm.close();
 	if (action === "rotate") showOnce(answer);
-	await done(`${quoted(token.name)} was ${past}.`);
+	done(`${quoted(token.name)} was ${past}.`);
 });
 
 // --- The token, once ---
@@ -711,7 +716,7 @@ async function copy() {
 		// No permission, or no secure connection.
 		$("once-token").focus();
 		$("once-token").select();
-		$("once-said").textContent = "The browser does not let this page copy. The token is selected: press Ctrl+C, or ⌘C on a Mac.";
+		$("once-said").textContent = "The browser does not let this page copy. The token is selected: press Ctrl+C (⌘C on a Mac).";
 	}
 }
 
