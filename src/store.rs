@@ -20,7 +20,7 @@ pub use memory::MemoryStore;
 #[cfg(feature = "postgres")]
 pub use postgres::PostgresStore;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
-pub use sql::{SetupError, SqlFault, SqlStore, SqlStoreBuilder};
+pub use sql::{Engine, SetupError, SqlFault, SqlStore, SqlStoreBuilder, SqlStoreWithin};
 #[cfg(feature = "sqlite")]
 pub use sqlite::SqliteStore;
 

@@ -316,15 +316,15 @@ async fn a_change_joins_a_transaction_of_the_hosts() {
     let batch =
         ChangeBatch::new().change(Change::Remove { id: issued.token.id(), version: issued.token.version() });
     let mut transaction = pool.begin().await.unwrap();
-    store.commit_within(&mut transaction, &batch).await.unwrap();
+    store.within(&mut transaction).commit(&batch).await.unwrap();
     transaction.rollback().await.unwrap();
     assert!(store.find(issued.token.id()).await.unwrap().is_some(), "it was rolled back with the host's");
     let mut transaction = pool.begin().await.unwrap();
-    store.commit_within(&mut transaction, &batch).await.unwrap();
+    store.within(&mut transaction).commit(&batch).await.unwrap();
     transaction.commit().await.unwrap();
     assert!(store.find(issued.token.id()).await.unwrap().is_none());
     let mut transaction = pool.begin().await.unwrap();
-    let refused = store.commit_within(&mut transaction, &batch).await;
+    let refused = store.within(&mut transaction).commit(&batch).await;
     assert!(matches!(refused, Err(StoreError::Conflict(_))), "{refused:?}");
     store.health().await.unwrap();
 }

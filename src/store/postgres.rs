@@ -6,6 +6,30 @@
 //! * `synchronous_commit` other than off, so that a revocation that was acknowledged is there after a crash.
 //!
 //! Reads go where the pool leads: to the primary, or an acknowledged revocation is seen late by as much as the replica lags.
+//!
+//! # In a transaction of your own
+//!
+//! What that means for errors, locks and isolation: [`SqlStoreWithin`](super::SqlStoreWithin).
+//!
+//! ```
+//! # async fn add_project(
+//! #     pool: &sqlx_postgres::PgPool,
+//! #     tokens: &patkit::TokenService<patkit::PostgresStore, patkit::MemoryDirectory>,
+//! #     ada: &patkit::Actor,
+//! # ) -> Result<patkit::PlaintextToken, Box<dyn std::error::Error>> {
+//! use patkit::NewToken;
+//!
+//! let mut transaction = pool.begin().await?;
+//! sqlx::query("INSERT INTO projects (name) VALUES ('apollo')").execute(&mut *transaction).await?;
+//! let within = tokens.within(tokens.store().within(&mut transaction));
+//! let issued = within.generate(ada, NewToken::named("apollo deploys")).await?;
+//! let uncommitted = within.into_uncommitted();
+//! transaction.commit().await?;
+//! // Now it has happened, and the audit sink is told.
+//! tokens.committed(&uncommitted);
+//! # Ok(issued.plaintext)
+//! # }
+//! ```
 
 use super::sql::{Dialect, Engine, Migration, Session, SetupError, SqlStore, Value, bound, unavailable};
 use super::{ChangeFeed, Feed, FeedEvent, StoreError, Touch};

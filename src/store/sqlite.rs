@@ -10,6 +10,38 @@
 //!
 //! sqlx's `SqliteConnectOptions` come with the second and the third; the first is
 //! `.journal_mode(SqliteJournalMode::Wal)`.
+//!
+//! # Several processes that start at once
+//!
+//! SQLite lets one connection alone turn a new file's journal to WAL, and the others do not wait there: they fail at
+//! once with `SQLITE_BUSY`, whatever the timeout is. A file that is in WAL mode stays so. Where several processes, or
+//! several connections, may be the first to open it, let one connection do that before the others: in a deployment
+//! step, say.
+//!
+//! # In a transaction of your own
+//!
+//! Begin it with `BEGIN IMMEDIATE`: see [`SqlStoreWithin`](super::SqlStoreWithin). With a pool of one, do all within
+//! it: a service outside would wait for the connection that the transaction has.
+//!
+//! ```
+//! # async fn add_project(
+//! #     pool: &sqlx_sqlite::SqlitePool,
+//! #     tokens: &patkit::TokenService<patkit::SqliteStore, patkit::MemoryDirectory>,
+//! #     ada: &patkit::Actor,
+//! # ) -> Result<patkit::PlaintextToken, Box<dyn std::error::Error>> {
+//! use patkit::NewToken;
+//!
+//! let mut transaction = pool.begin_with("BEGIN IMMEDIATE").await?;
+//! sqlx::query("INSERT INTO projects (name) VALUES ('apollo')").execute(&mut *transaction).await?;
+//! let within = tokens.within(tokens.store().within(&mut transaction));
+//! let issued = within.generate(ada, NewToken::named("apollo deploys")).await?;
+//! let uncommitted = within.into_uncommitted();
+//! transaction.commit().await?;
+//! // Now it has happened, and the audit sink is told.
+//! tokens.committed(&uncommitted);
+//! # Ok(issued.plaintext)
+//! # }
+//! ```
 
 use super::sql::{Dialect, Engine, Migration, SetupError, SqlStore, Value, bound, unavailable};
 use super::{ChangeFeed, CorruptRecord, Feed, FeedEvent, StoreError, Touch};

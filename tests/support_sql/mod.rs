@@ -9,6 +9,7 @@
     reason = "tests"
 )]
 
+use patkit::service::TokenServiceBuilder;
 use patkit::{
     Actor, Keyring, MemoryDirectory, Owner, OwnerId, OwnerKind, PostgresStore, SqliteStore, TokenService,
     TokenStore,
@@ -42,10 +43,14 @@ pub(crate) fn ada() -> Actor {
 
 /// A service whose one user is `ada`; those of all processes have one key.
 pub(crate) fn service<S: TokenStore>(store: S) -> TokenService<S, MemoryDirectory> {
+    builder(store).build().unwrap()
+}
+
+pub(crate) fn builder<S: TokenStore>(store: S) -> TokenServiceBuilder<S, MemoryDirectory> {
     let ada = Owner::new(OwnerId::new("ada").unwrap(), OwnerKind::Human).role("member");
     let keyring = Keyring::from_text("1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=").unwrap();
     let users = [ada].into_iter().collect();
-    TokenService::builder(store, users).brand("acme").keyring(keyring).build().unwrap()
+    TokenService::builder(store, users).brand("acme").keyring(keyring)
 }
 
 /// A name that nothing else of this run and no earlier run has.
