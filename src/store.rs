@@ -228,13 +228,21 @@ pub trait ChangeFeed: Send + Sync {
 /// Tells of changes, from [`ChangeFeed::follow`].
 pub trait Feed: Send {
     /// Whether [`next`](Self::next) answers at once and is to be asked now and then, instead of waiting for a change.
-    const IS_POLLED: bool;
+    fn is_polled(&self) -> bool;
 
-    /// The records that were changed since the last time; some of them may be told twice.
+    /// The records that were changed since the last time; some of them may be told twice. Where its future is dropped, what it
+    /// would have told is told by the next one.
     ///
     /// # Errors
     /// [`StoreError`] when the feed is at its end: what comes afterwards is not told.
     fn next(&mut self) -> impl Future<Output = Result<FeedEvent, StoreError>> + Send;
+
+    /// Whether a change would still be heard: for feeds that wait, asked when there was none for a while. A connection that is cut
+    /// without a word looks like silence.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the feed is at its end.
+    fn check(&mut self) -> impl Future<Output = Result<(), StoreError>> + Send;
 }
 
 /// What a [`Feed`] tells.

@@ -17,8 +17,8 @@ use crate::audit::AuditEvent;
 use crate::clock::micros;
 use crate::owner::Realm;
 use crate::store::{
-    AuditLog, Change, ChangeBatch, Conflict, Found, ListBy, ListQuery, Page, StoreError, TokenCounts,
-    TokenStore, Touch,
+    AuditLog, Change, ChangeBatch, Conflict, CorruptRecord, Found, ListBy, ListQuery, Page, StoreError,
+    TokenCounts, TokenStore, Touch,
 };
 use crate::token::{KeyId, TokenId, TokenState};
 use chrono::{DateTime, Utc};
@@ -155,11 +155,6 @@ impl<E: Engine> SqlStore<E> {
     pub async fn health(&self) -> Result<(), StoreError> {
         self.fetch(&self.statements.health, Vec::new()).await.map(drop)
     }
-
-    #[cfg(feature = "postgres")]
-    pub(super) fn keeps_statements(&self) -> bool {
-        self.statements.keeps
-    }
 }
 
 impl<E: Engine> Clone for SqlStore<E> {
@@ -244,7 +239,7 @@ fn is_name(name: &str) -> bool {
 #[derive(Debug)]
 pub(super) struct Statements {
     /// Whether connections keep them prepared.
-    keeps: bool,
+    pub(super) keeps: bool,
     prefix: String,
     schema: Option<String>,
     tokens: String,
@@ -482,6 +477,21 @@ impl<E: Engine> Row for Read<'_, E> {
     }
 }
 
+/// The number of an event and the token that it is about, in two cells that follow each other; none in an empty row.
+pub(super) fn read_changed<E: Engine>(
+    row: &E::Row,
+    index: usize,
+    table: &str,
+) -> Result<Option<(i64, TokenId)>, StoreError> {
+    let Some(number) = E::int(row, index).map_err(unavailable)? else {
+        return Ok(None);
+    };
+    let bytes = E::bytes(row, index.saturating_add(1)).ok().flatten().and_then(|bytes| bytes.try_into().ok());
+    let id = bytes.and_then(|bytes| TokenId::from_bytes(bytes).ok());
+    let corrupt = || StoreError::Corrupt(CorruptRecord::new(table, "token", &number.to_string()));
+    Ok(Some((number, id.ok_or_else(corrupt)?)))
+}
+
 /// Why a batch was not written; the transaction is to be rolled back.
 enum Failure {
     Conflict(Conflict),
@@ -624,7 +634,7 @@ impl<E: Engine> Writer<'_, E> {
 }
 
 /// Where statements are run: on a connection of the pool, or within a transaction of the host's.
-trait Place<E: Engine>: Sync {
+pub(super) trait Place<E: Engine>: Sync {
     fn statements(&self) -> &Statements;
 
     /// Runs one statement that gives rows.

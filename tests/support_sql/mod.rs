@@ -71,6 +71,17 @@ pub(crate) async fn postgres_pool(connections: u32) -> PgPool {
         .unwrap()
 }
 
+/// Through a pooler in transaction mode.
+pub(crate) async fn pooler_pool(connections: u32) -> PgPool {
+    let options: PgConnectOptions = pooler_url().parse().unwrap();
+    PgPoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(Duration::from_secs(20))
+        .connect_with(options)
+        .await
+        .unwrap()
+}
+
 /// A new schema.
 pub(crate) async fn schema(pool: &PgPool) -> String {
     let schema = unique("t");
