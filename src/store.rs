@@ -175,14 +175,14 @@ pub trait AuditLog: Send + Sync {
     /// The events of a realm from `from` (inclusive) on, oldest first, at most `limit`; of one token where `token` says so.
     ///
     /// # Errors
-    /// [`StoreError`] when the store cannot say.
+    /// [`StoreError`] when the store cannot say. A corrupt event is told in the page and does not fail it.
     fn events(
         &self,
         realm: &Realm,
         token: Option<TokenId>,
         from: DateTime<Utc>,
         limit: usize,
-    ) -> impl Future<Output = Result<Vec<AuditEvent>, StoreError>> + Send;
+    ) -> impl Future<Output = Result<EventPage, StoreError>> + Send;
 
     /// Removes up to `limit` events that are older than `before`, oldest first, and says how many.
     ///
@@ -351,6 +351,23 @@ impl Page {
     /// A page of these, which goes on after `next`.
     pub fn new(tokens: Vec<Arc<Token>>, corrupt: Vec<CorruptRecord>, next: Option<TokenId>) -> Self {
         Self { tokens, corrupt, next }
+    }
+}
+
+/// Audit events, oldest first.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct EventPage {
+    /// The events.
+    pub events: Vec<AuditEvent>,
+    /// Those that could not be read; report them.
+    pub corrupt: Vec<CorruptRecord>,
+}
+
+impl EventPage {
+    /// A page of these.
+    pub fn new(events: Vec<AuditEvent>, corrupt: Vec<CorruptRecord>) -> Self {
+        Self { events, corrupt }
     }
 }
 

@@ -58,7 +58,7 @@ async fn names<S: TokenStore>(store: &S) -> Vec<String> {
 
 async fn actions<S: AuditLog>(store: &S, token: &TokenView) -> Vec<AuditAction> {
     let events = store.events(&Realm::default(), Some(token.id()), token.created_at(), 100).await.unwrap();
-    events.iter().map(|event| event.action).collect()
+    events.events.iter().map(|event| event.action).collect()
 }
 
 async fn run<E: Engine>(connection: &mut E::Connection, sql: &str)

@@ -1,10 +1,9 @@
 //! A cache in front of a store: verifications that ask the database once in a while instead of each time.
 
 use super::{
-    AuditLog, ChangeBatch, ChangeFeed, Feed, FeedEvent, Found, ListQuery, Page, StoreError, TokenCounts,
-    TokenStore, Touch,
+    AuditLog, ChangeBatch, ChangeFeed, EventPage, Feed, FeedEvent, Found, ListQuery, Page, StoreError,
+    TokenCounts, TokenStore, Touch,
 };
-use crate::audit::AuditEvent;
 use crate::clock::{Clock, SystemClock};
 use crate::owner::Realm;
 use crate::token::{KeyId, Reason, Token, TokenId, TokenState};
@@ -405,7 +404,7 @@ impl<S: TokenStore + AuditLog> AuditLog for CachedStore<S> {
         token: Option<TokenId>,
         from: DateTime<Utc>,
         limit: usize,
-    ) -> Result<Vec<AuditEvent>, StoreError> {
+    ) -> Result<EventPage, StoreError> {
         self.store.events(realm, token, from, limit).await
     }
 

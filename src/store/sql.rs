@@ -13,12 +13,11 @@ pub(super) use super::record::Value;
 use super::record::{
     EVENT_COLUMNS, Row, TOKEN_COLUMNS, event_values, read_event, read_id, read_token, token_values,
 };
-use crate::audit::AuditEvent;
 use crate::clock::micros;
 use crate::owner::Realm;
 use crate::store::{
-    AuditLog, Change, ChangeBatch, Conflict, CorruptRecord, Found, ListBy, ListQuery, Page, StoreError,
-    TokenCounts, TokenStore, Touch,
+    AuditLog, Change, ChangeBatch, Conflict, CorruptRecord, EventPage, Found, ListBy, ListQuery, Page,
+    StoreError, TokenCounts, TokenStore, Touch,
 };
 use crate::token::{KeyId, TokenId, TokenState};
 use chrono::{DateTime, Utc};
@@ -512,9 +511,10 @@ struct Writer<'a, E: Engine> {
 
 /// Most rows that one purge removes, whatever its limit.
 const MAX_PURGE: usize = 1_000_000;
-/// Most values of one statement: SQLite takes 32,766, PostgreSQL 65,535.
-const MAX_VALUES: usize = 30_000;
-/// Most last uses of one statement, of three values each.
+/// Most values of one statement: SQLite takes 32,766, PostgreSQL 65,535. SQLite looks up each by its name among all of them, so
+/// that many more would take seconds.
+const MAX_VALUES: usize = 3_000;
+/// Most last uses of one statement, of three values each, which have no names in SQLite.
 const MAX_TOUCHES: usize = 10_000;
 
 impl<E: Engine> Writer<'_, E> {
@@ -878,18 +878,27 @@ impl<E: Engine> AuditLog for SqlStore<E> {
         token: Option<TokenId>,
         from: DateTime<Utc>,
         limit: usize,
-    ) -> Result<Vec<AuditEvent>, StoreError> {
+    ) -> Result<EventPage, StoreError> {
         let mut values = vec![Value::text(realm.as_str()), Value::time(from), Value::count(limit)];
         let of_token = if token.is_some() { " AND token = $4" } else { "" };
         values.extend(token.map(Value::id));
         let events = &self.statements.events;
         let sql = format!(
-            "SELECT {} FROM {events} WHERE realm = $1 AND at >= $2{of_token} ORDER BY at, seq LIMIT $3",
+            "SELECT {}, seq FROM {events} WHERE realm = $1 AND at >= $2{of_token} ORDER BY at, seq LIMIT $3",
             EVENT_COLUMNS.join(", ")
         );
         let rows = self.fetch(&sql.into(), values).await?;
-        let read = rows.iter().map(|row| read_event(&Read::<E>(row), events)).collect::<Result<Vec<_>, _>>();
-        read.map_err(StoreError::Corrupt)
+        let mut page = EventPage::default();
+        for row in &rows {
+            match read_event(&Read::<E>(row), events) {
+                Ok(event) => page.events.push(event),
+                Err(corrupt) => {
+                    let number = E::int(row, EVENT_COLUMNS.len()).ok().flatten().unwrap_or_default();
+                    page.corrupt.push(CorruptRecord { row: number.to_string(), ..corrupt });
+                }
+            }
+        }
+        Ok(page)
     }
 
     async fn purge_events(&self, before: DateTime<Utc>, limit: usize) -> Result<usize, StoreError> {
