@@ -1,4 +1,5 @@
-//! What the stores in databases cost at 10^4 tokens and at 10^6: `cargo bench --features sqlite,postgres --bench store`.
+//! What the stores cost at 10^4 tokens and at 10^6, in memory in bytes and in databases in time:
+//! `cargo bench --features sqlite,postgres --bench store`.
 //!
 //! SQLite in a file; PostgreSQL where `PATKIT_TEST_POSTGRES_URL` leads (`scripts/postgres start DIR` makes one), and said to be
 //! left out where it leads nowhere. Each figure is the median of many calls; look at the ratios. Loading takes a minute.
@@ -19,11 +20,17 @@
 use chrono::{DateTime, Utc};
 use patkit::owner::{OwnerId, Realm};
 use patkit::store::{Change, ChangeBatch, ListBy, ListQuery, Touch};
+use patkit::token::ActorRef;
 use patkit::token::{LastUse, TokenName};
-use patkit::{PostgresStore, SqliteStore, Token, TokenId, TokenKind, TokenStore};
+use patkit::{
+    Actor, AuditAction, AuditEvent, Keyring, MemoryDirectory, MemoryStore, NewToken, Owner, OwnerKind,
+    PostgresStore, SqliteStore, Token, TokenId, TokenKind, TokenService, TokenStore,
+};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions};
 use sqlx::{AssertSqlSafe, raw_sql};
+use std::pin::pin;
+use std::task::{Context, Waker};
 use std::time::Instant;
 
 const SIZES: [u64; 2] = [10_000, 1_000_000];
@@ -190,8 +197,57 @@ async fn postgres(url: &str, size: u64) -> Figures {
     figures
 }
 
+/// A token as a host makes it.
+async fn template() -> Token {
+    let ada = OwnerId::new("ada").unwrap();
+    let users = [Owner::new(ada.clone(), OwnerKind::Human).role("member")].into_iter().collect();
+    let tokens: TokenService<MemoryStore, MemoryDirectory> = TokenService::builder(MemoryStore::new(), users)
+        .brand("acme")
+        .keyring(Keyring::ephemeral().unwrap())
+        .build()
+        .unwrap();
+    let issued = tokens.generate(&Actor::session(ada), NewToken::named("template")).await.unwrap();
+    Token::clone(&tokens.store().find(issued.token.id()).await.unwrap().unwrap())
+}
+
+/// What the store in memory holds for each token, in bytes: all that was allocated for it and not freed, its index and its share
+/// of what a map keeps free included. With `is_told`, each has the event of its making.
+fn bytes_per_token(template: &Token, size: u64, is_told: bool) -> f64 {
+    let mut store = None;
+    let held = allocation_counter::measure(|| {
+        let memory = store.insert(MemoryStore::new());
+        for number in 1..=size {
+            let owner = OwnerId::new(&format!("owner {}", number % (size / PER_OWNER))).unwrap();
+            let name = TokenName::new(&format!("token {number}")).unwrap();
+            let token = Token { id: id(number), owner: owner.clone(), name, ..template.clone() };
+            let event = is_told.then(|| AuditEvent {
+                at: token.created_at,
+                realm: token.realm.clone(),
+                action: AuditAction::Generated,
+                actor: ActorRef::Owner(owner.clone()),
+                token: token.id,
+                owner: Some(owner),
+                reason: None,
+                address: None,
+            });
+            let mut batch = ChangeBatch::new().change(Change::Insert(token.into()));
+            batch.events.extend(event);
+            let mut commit = pin!(memory.commit(&batch));
+            assert!(commit.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready());
+        }
+    });
+    drop(store);
+    held.bytes_current as f64 / size as f64
+}
+
 #[tokio::main]
 async fn main() {
+    let template = template().await;
+    println!("{:<32} {:>12} {:>12}", "Memory, bytes per token", "10^4", "10^6");
+    for (what, is_told) in [("the record", false), ("the record and an audit event", true)] {
+        let [small, large] = SIZES.map(|size| bytes_per_token(&template, size, is_told));
+        println!("{what:<32} {small:>12.0} {large:>12.0}");
+    }
     print("SQLite", &[sqlite(SIZES[0]).await, sqlite(SIZES[1]).await]);
     match std::env::var("PATKIT_TEST_POSTGRES_URL") {
         Ok(url) => print("PostgreSQL", &[postgres(&url, SIZES[0]).await, postgres(&url, SIZES[1]).await]),

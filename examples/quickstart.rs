@@ -150,7 +150,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     println!("The record is gone; the trail stays");
 
     step("The audit trail, stored with each change");
-    let events = tokens.store().events(&Realm::default(), None, start, 100).await?;
+    let events = tokens.store().events(&Realm::default(), None, start, 100).await?.events;
     for event in &events {
         let who = event.actor.owner().map_or("the service", OwnerId::as_str);
         println!("{}  {:<10} {}  by {who}", event.at.format("%F %T"), event.action.as_str(), event.token);

@@ -47,6 +47,7 @@ pub use store::SqliteStore;
 pub use store::{AuditLog, MemoryStore, StoreError, TokenStore};
 pub use token::{Keyring, PlaintextToken, Reason, Token, TokenId, TokenKind, TokenState, TokenView};
 
+// It shows the stores in databases as well.
 #[doc = include_str!("../README.md")]
-#[cfg(doctest)]
+#[cfg(all(doctest, feature = "cache", feature = "postgres", feature = "sqlite"))]
 struct Readme;

@@ -13,6 +13,7 @@ mod rotate;
 mod system;
 mod usage;
 mod verify;
+mod within;
 
 pub use actor::{Actor, Standing};
 pub use error::{Attenuation, InvalidInput, ManageError, RejectReason, Rejected, Unavailable, VerifyError};
@@ -22,6 +23,7 @@ pub use usage::UsageStats;
 #[cfg(feature = "testkit")]
 pub(crate) use verify::Peer;
 pub use verify::{PermissionDenied, Verified};
+pub use within::Uncommitted;
 
 use crate::audit::{AuditEvent, AuditSink};
 use crate::clock::{Clock, SystemClock, cut};
@@ -34,7 +36,7 @@ use crate::store::{Change, ChangeBatch, StoreError, TokenStore};
 use crate::token::{Brand, BrandError, Keyring, Token, TokenFormat, TokenFormatError};
 use chrono::{DateTime, TimeDelta, Utc};
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use usage::Usage;
 
@@ -66,14 +68,17 @@ pub struct TokenService<S, D> {
     store: S,
     directory: D,
     format: TokenFormat,
-    keyring: Keyring,
+    // Shared with those that work within a transaction of the host's.
+    keyring: Arc<Keyring>,
     catalog: Arc<RoleCatalog>,
     policy: TokenPolicy,
-    clock: Box<dyn Clock>,
-    random: Box<dyn SecureRandom>,
-    sink: Option<Box<dyn AuditSink>>,
+    clock: Arc<dyn Clock>,
+    random: Arc<dyn SecureRandom>,
+    sink: Option<Arc<dyn AuditSink>>,
     usage: Usage,
     flush_interval: Duration,
+    /// Where it works within a transaction of the host's: what it put there, to be told after the host's commit.
+    uncommitted: Option<Mutex<Uncommitted>>,
 }
 
 impl TokenService<(), ()> {
@@ -87,8 +92,8 @@ impl TokenService<(), ()> {
             keyring: None,
             catalog: None,
             policy: TokenPolicy::default(),
-            clock: Box::new(SystemClock::new()),
-            random: Box::new(SystemRandom::new()),
+            clock: Arc::new(SystemClock::new()),
+            random: Arc::new(SystemRandom::new()),
             sink: None,
             refusals_audited: 0,
             flush_interval: Duration::from_secs(10),
@@ -156,7 +161,10 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             Ok(()) | Err(StoreError::OutcomeUnknown(_)) => {}
             Err(error) => return Err(error),
         }
-        self.tell(&batch.events);
+        match &self.uncommitted {
+            Some(uncommitted) => within::hold(uncommitted, batch),
+            None => self.tell(&batch.events),
+        }
         Ok(())
     }
 
@@ -204,9 +212,9 @@ pub struct TokenServiceBuilder<S, D> {
     keyring: Option<Keyring>,
     catalog: Option<RoleCatalog>,
     policy: TokenPolicy,
-    clock: Box<dyn Clock>,
-    random: Box<dyn SecureRandom>,
-    sink: Option<Box<dyn AuditSink>>,
+    clock: Arc<dyn Clock>,
+    random: Arc<dyn SecureRandom>,
+    sink: Option<Arc<dyn AuditSink>>,
     refusals_audited: u32,
     flush_interval: Duration,
     pending_cap: usize,
@@ -272,19 +280,19 @@ impl<S: TokenStore, D: Directory> TokenServiceBuilder<S, D> {
 
     /// The clock, instead of the system's.
     pub fn clock(mut self, clock: impl Clock + 'static) -> Self {
-        self.clock = Box::new(clock);
+        self.clock = Arc::new(clock);
         self
     }
 
     /// The generator of secrets, instead of the operating system's.
     pub fn random(mut self, random: impl SecureRandom + 'static) -> Self {
-        self.random = Box::new(random);
+        self.random = Arc::new(random);
         self
     }
 
     /// Who is told of every audit event after it was stored.
     pub fn audit_sink(mut self, sink: impl AuditSink + 'static) -> Self {
-        self.sink = Some(Box::new(sink));
+        self.sink = Some(Arc::new(sink));
         self
     }
 
@@ -334,7 +342,7 @@ impl<S: TokenStore, D: Directory> TokenServiceBuilder<S, D> {
             store: self.store,
             directory: self.directory,
             format,
-            keyring,
+            keyring: Arc::new(keyring),
             catalog: Arc::new(catalog),
             policy: self.policy,
             clock: self.clock,
@@ -342,6 +350,7 @@ impl<S: TokenStore, D: Directory> TokenServiceBuilder<S, D> {
             sink: self.sink,
             usage,
             flush_interval: self.flush_interval,
+            uncommitted: None,
         })
     }
 }

@@ -20,7 +20,7 @@ pub use memory::MemoryStore;
 #[cfg(feature = "postgres")]
 pub use postgres::PostgresStore;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
-pub use sql::{SetupError, SqlFault, SqlStore, SqlStoreBuilder};
+pub use sql::{Engine, SetupError, SqlFault, SqlStore, SqlStoreBuilder, SqlStoreWithin};
 #[cfg(feature = "sqlite")]
 pub use sqlite::SqliteStore;
 
@@ -175,14 +175,14 @@ pub trait AuditLog: Send + Sync {
     /// The events of a realm from `from` (inclusive) on, oldest first, at most `limit`; of one token where `token` says so.
     ///
     /// # Errors
-    /// [`StoreError`] when the store cannot say.
+    /// [`StoreError`] when the store cannot say. A corrupt event is told in the page and does not fail it.
     fn events(
         &self,
         realm: &Realm,
         token: Option<TokenId>,
         from: DateTime<Utc>,
         limit: usize,
-    ) -> impl Future<Output = Result<Vec<AuditEvent>, StoreError>> + Send;
+    ) -> impl Future<Output = Result<EventPage, StoreError>> + Send;
 
     /// Removes up to `limit` events that are older than `before`, oldest first, and says how many.
     ///
@@ -228,13 +228,21 @@ pub trait ChangeFeed: Send + Sync {
 /// Tells of changes, from [`ChangeFeed::follow`].
 pub trait Feed: Send {
     /// Whether [`next`](Self::next) answers at once and is to be asked now and then, instead of waiting for a change.
-    const IS_POLLED: bool;
+    fn is_polled(&self) -> bool;
 
-    /// The records that were changed since the last time; some of them may be told twice.
+    /// The records that were changed since the last time; some of them may be told twice. Where its future is dropped, what it
+    /// would have told is told by the next one.
     ///
     /// # Errors
     /// [`StoreError`] when the feed is at its end: what comes afterwards is not told.
     fn next(&mut self) -> impl Future<Output = Result<FeedEvent, StoreError>> + Send;
+
+    /// Whether a change would still be heard: for feeds that wait, asked when there was none for a while. A connection that is cut
+    /// without a word looks like silence.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the feed is at its end.
+    fn check(&mut self) -> impl Future<Output = Result<(), StoreError>> + Send;
 }
 
 /// What a [`Feed`] tells.
@@ -343,6 +351,23 @@ impl Page {
     /// A page of these, which goes on after `next`.
     pub fn new(tokens: Vec<Arc<Token>>, corrupt: Vec<CorruptRecord>, next: Option<TokenId>) -> Self {
         Self { tokens, corrupt, next }
+    }
+}
+
+/// Audit events, oldest first.
+#[derive(Debug, Clone, Default)]
+#[non_exhaustive]
+pub struct EventPage {
+    /// The events.
+    pub events: Vec<AuditEvent>,
+    /// Those that could not be read; report them.
+    pub corrupt: Vec<CorruptRecord>,
+}
+
+impl EventPage {
+    /// A page of these.
+    pub fn new(events: Vec<AuditEvent>, corrupt: Vec<CorruptRecord>) -> Self {
+        Self { events, corrupt }
     }
 }
 

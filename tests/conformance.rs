@@ -15,8 +15,8 @@ use patkit::audit::AuditEvent;
 use patkit::conformance::{Failure, Suite};
 use patkit::owner::Realm;
 use patkit::store::{
-    AuditLog, Change, ChangeBatch, Conflict, DynTokenStore, Found, ListBy, ListQuery, Page, TokenCounts,
-    Touch,
+    AuditLog, Change, ChangeBatch, Conflict, DynTokenStore, EventPage, Found, ListBy, ListQuery, Page,
+    TokenCounts, Touch,
 };
 use patkit::token::{ActorRef, Credential, KeyId};
 use patkit::{MemoryStore, StoreError, Token, TokenId, TokenState, TokenStore};
@@ -753,7 +753,7 @@ impl AuditLog for Model {
         token: Option<TokenId>,
         from: DateTime<Utc>,
         limit: usize,
-    ) -> Result<Vec<AuditEvent>, StoreError> {
+    ) -> Result<EventPage, StoreError> {
         let state = self.state();
         let wanted = state.events.iter().filter(|event| {
             (event.realm == *realm || self.is(Fault::EventsOfAllRealms))
@@ -772,7 +772,7 @@ impl AuditLog for Model {
                 event.address = None;
             }
         }
-        Ok(events)
+        Ok(EventPage::new(events, Vec::new()))
     }
 
     async fn purge_events(&self, before: DateTime<Utc>, limit: usize) -> Result<usize, StoreError> {

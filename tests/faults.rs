@@ -203,7 +203,7 @@ fn stored(store: &FaultyStore, id: TokenId) -> Option<Arc<Token>> {
 fn events(store: &FaultyStore, action: AuditAction) -> usize {
     let realm = Realm::default();
     let events = store.inner.events(&realm, None, DateTime::UNIX_EPOCH, 10_000);
-    let events = block_on(events).unwrap();
+    let events = block_on(events).unwrap().events;
     events.iter().filter(|event| event.action == action).count()
 }
 

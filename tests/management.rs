@@ -1775,7 +1775,7 @@ impl patkit::AuditSink for AfterTheCommit {
     fn record(&self, event: &AuditEvent) {
         use patkit::store::AuditLog;
         let stored = ready(self.0.events(&event.realm, Some(event.token), event.at, usize::MAX)).unwrap();
-        assert!(stored.contains(event), "{event:?}");
+        assert!(stored.events.contains(event), "{event:?}");
         *self.1.lock().unwrap() += 1;
     }
 }

@@ -22,7 +22,7 @@ use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
-use support_sql::{Folder, ada, postgres_pool, schema, service, sqlite_store, unique};
+use support_sql::{Folder, ada, pooler_pool, postgres_pool, schema, service, sqlite_store, unique};
 
 const TARGET: &str = "PATKIT_NODE_TARGET";
 /// Besides the one that revokes.
@@ -71,6 +71,10 @@ async fn node() {
     let target = std::env::var(TARGET).unwrap();
     match target.split_once('|').unwrap() {
         ("sqlite", file) => be_a_node(sqlite_store(Path::new(file)).await).await,
+        ("pooler", schema) => {
+            let pool = pooler_pool(4).await;
+            be_a_node(PostgresStore::builder(pool).schema(schema).pooler(true).open().await.unwrap()).await;
+        }
         (_, schema) => {
             let pool = postgres_pool(4).await;
             be_a_node(PostgresStore::builder(pool).schema(schema).open().await.unwrap()).await;
@@ -157,6 +161,14 @@ async fn a_revocation_is_seen_on_every_node_that_listens_to_postgres() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_revocation_is_seen_on_every_node_that_polls_postgres_behind_a_pooler() {
+    let schema = schema(&postgres_pool(1).await).await;
+    let pool = pooler_pool(4).await;
+    let store = PostgresStore::builder(pool).schema(&schema).pooler(true).migrate().await.unwrap();
+    measure(store, &format!("pooler|{schema}"), "PostgreSQL behind a pooler, polled each 50 ms").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_revocation_is_seen_on_every_node_that_polls_sqlite() {
     let folder = Folder::new();
     let file = folder.path().join("db");
@@ -191,7 +203,7 @@ async fn a_channel_that_is_lost_and_found_leaves_nothing_stale() {
         // Every connection that listens is cut, and the revocation is made in the meantime.
         sqlx::raw_sql(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
-             WHERE query LIKE 'LISTEN%' AND pid <> pg_backend_pid()",
+             WHERE (query LIKE 'LISTEN%' OR query LIKE '%patkit listens%') AND pid <> pg_backend_pid()",
         )
         .execute(&pool)
         .await

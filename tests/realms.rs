@@ -235,7 +235,9 @@ fn the_audit_of_one_realm_says_nothing_of_the_other() {
     let world = world();
     let token = world.token("ann", "a");
     let events = |realm: &Realm, token| {
-        ready(world.store.events(realm, token, chrono::DateTime::<chrono::Utc>::MIN_UTC, usize::MAX)).unwrap()
+        ready(world.store.events(realm, token, chrono::DateTime::<chrono::Utc>::MIN_UTC, usize::MAX))
+            .unwrap()
+            .events
     };
     assert_eq!(events(&home(), Some(token)).len(), 1);
     assert_eq!(events(&beta(), Some(token)), vec![]);

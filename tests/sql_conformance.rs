@@ -10,10 +10,9 @@ use patkit::CachedStore;
 use patkit::conformance::Suite;
 use patkit::store::DynTokenStore;
 use patkit::{PostgresStore, SqliteStore};
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use std::sync::Arc;
 use support_sql::{
-    Folder, pooler_url, postgres_pool, postgres_store, schema, sqlite_memory_pool, sqlite_store, unique,
+    Folder, pooler_pool, postgres_pool, postgres_store, schema, sqlite_memory_pool, sqlite_store, unique,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -47,8 +46,7 @@ async fn postgres_is_right() {
 #[tokio::test(flavor = "multi_thread")]
 async fn postgres_behind_a_pooler_in_transaction_mode_is_right() {
     let direct = postgres_pool(1).await;
-    let options: PgConnectOptions = pooler_url().parse().unwrap();
-    let pool = PgPoolOptions::new().max_connections(8).connect_with(options).await.unwrap();
+    let pool = pooler_pool(8).await;
     let suite = Suite::new(|| async {
         let schema = schema(&direct).await;
         let builder = PostgresStore::builder(pool.clone()).schema(&schema);

@@ -18,8 +18,8 @@ mod support_sql;
 use patkit::audit::AuditAction;
 use patkit::store::AuditLog;
 use patkit::{
-    ManageError, MemoryDirectory, NewToken, PostgresStore, Realm, Reason, TokenId, TokenService, TokenState,
-    TokenStore, VerifyError,
+    IssuedToken, ManageError, MemoryDirectory, NewToken, PostgresStore, Realm, Reason, TokenId, TokenService,
+    TokenState, TokenStore, VerifyError,
 };
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use std::collections::HashMap;
@@ -151,7 +151,8 @@ async fn check<S: TokenStore + AuditLog>(service: &Service<S>, said: &HashMap<To
 /// A record has one event for each of its versions, and none without: how many changes it has seen, and its state.
 async fn whole<S: TokenStore + AuditLog>(service: &Service<S>, token: &patkit::Token) -> (u64, TokenState) {
     let realm = Realm::default();
-    let events = service.store().events(&realm, Some(token.id), token.created_at, 1_000).await.unwrap();
+    let events =
+        service.store().events(&realm, Some(token.id), token.created_at, 1_000).await.unwrap().events;
     let count = |action| u64::try_from(events.iter().filter(|event| event.action == action).count()).unwrap();
     assert_eq!(count(AuditAction::Generated), 1);
     let changes = count(AuditAction::Revoked) + count(AuditAction::Restored);
@@ -232,10 +233,10 @@ struct Tally {
 /// whose outcome nobody knows.
 async fn load<S: TokenStore + AuditLog>(
     service: Arc<Service<S>>,
+    issued: IssuedToken,
     over: Arc<AtomicBool>,
     tally: Arc<Tally>,
 ) -> (TokenId, u64, u64) {
-    let issued = service.generate(&ada(), NewToken::named(&unique("token"))).await.unwrap();
     let (mut done, mut unknown) = (0, 0);
     while !over.load(Ordering::Relaxed) {
         let before = done;
@@ -284,8 +285,13 @@ fn a_server_that_is_killed_under_load_loses_nothing_and_is_unavailable_meanwhile
     });
     for round in 0..20_u64 {
         let over = Arc::new(AtomicBool::new(false));
-        let loads: Vec<_> =
-            (0..6).map(|_| runtime.spawn(load(service.clone(), over.clone(), tally.clone()))).collect();
+        // Made while the server is surely there.
+        let mut loads = Vec::new();
+        for _ in 0..6 {
+            let new = NewToken::named(&unique("token"));
+            let issued = runtime.block_on(service.generate(&ada(), new)).unwrap();
+            loads.push(runtime.spawn(load(service.clone(), issued, over.clone(), tally.clone())));
+        }
         std::thread::sleep(Duration::from_millis(40) + delay(round));
         server.run("crash");
         std::thread::sleep(Duration::from_millis(50));

@@ -13,6 +13,7 @@
 
 mod support_sql;
 
+use patkit::policy::Oversight;
 use patkit::service::TokenEdit;
 use patkit::store::{AuditLog, ListBy, ListQuery, TokenCounts};
 use patkit::{
@@ -125,9 +126,11 @@ type Service = TokenService<PostgresStore, MemoryDirectory>;
 fn service(store: PostgresStore, clock: Arc<ManualClock>) -> Service {
     let users = [
         Owner::new(owner("ada"), OwnerKind::Human).role("admin"),
+        Owner::new(owner("eve"), OwnerKind::Human).role("member"),
         Owner::new(owner("robot"), OwnerKind::Service),
     ];
-    let policy = TokenPolicy::builder().idle_limit_days(300).build().unwrap();
+    let policy =
+        TokenPolicy::builder().idle_limit_days(300).oversight(Oversight::RevokeOnly).build().unwrap();
     TokenService::builder(store, users.into_iter().collect::<MemoryDirectory>())
         .brand("acme")
         .keyring(Keyring::ephemeral().unwrap())
@@ -166,6 +169,7 @@ async fn each_operation_costs_as_many_statements_as_it_must() {
     costs!("generate through a token", 6, service.generate(&through, NewToken::named("b"))).unwrap();
     costs!("list", 1, service.list(&ada, None, 50)).unwrap();
     costs!("list_service", 1, service.list_service(&ada, None, 50)).unwrap();
+    costs!("list_overseen", 1, service.list_overseen(&ada, &owner("eve"), None, 50)).unwrap();
     // The record, and a transaction of two statements.
     costs!("rename", 5, service.rename(&ada, id, "c")).unwrap();
     costs!("edit to what it is", 1, service.edit(&ada, id, TokenEdit::new().name("c"))).unwrap();
@@ -185,7 +189,19 @@ async fn each_operation_costs_as_many_statements_as_it_must() {
     costs!("prune", 3, service.prune(Duration::from_secs(86_400))).unwrap();
     costs!("sweep_idle", 1, service.sweep_idle()).unwrap();
     costs!("count_by_key", 1, service.store().count_by_key()).unwrap();
+    costs!("count_by_state", 1, service.store().count_by_state(patkit::Clock::now(&*clock))).unwrap();
     costs!("health", 1, service.store().health()).unwrap();
+    let eve = Actor::session(owner("eve"));
+    service.generate(&eve, NewToken::named("a")).await.unwrap();
+    // What there is of the owner, what that made, and a transaction of three statements: it goes, the traces in all events, and
+    // its own event. All of it once more, and nothing is found.
+    costs!("erase_owner", 11, service.erase_owner(&Realm::default(), &owner("eve"))).unwrap();
+    // A savepoint instead of a transaction.
+    let mut transaction = service.store().pool().begin().await.unwrap();
+    let within = service.within(service.store().within(&mut transaction));
+    costs!("generate within", 4, within.generate(&ada, NewToken::named("within"))).unwrap();
+    drop(within.into_uncommitted());
+    transaction.rollback().await.unwrap();
     let many: Vec<NewToken> = (0..1_000).map(|number| NewToken::named(&format!("many {number}"))).collect();
     for new in many {
         let issued = service.generate(&ada, new).await.unwrap();

@@ -12,11 +12,13 @@
 
 mod support_sql;
 
-use patkit::store::{Change, ChangeBatch, ListBy, ListQuery, SetupError, Touch};
+use patkit::store::{AuditLog, Change, ChangeBatch, Conflict, ListBy, ListQuery, SetupError, Touch};
 use patkit::token::LastUse;
 use patkit::{NewToken, OwnerId, PostgresStore, Realm, SqliteStore, StoreError, TokenStore};
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::sqlite::{
+    SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
+};
 use sqlx::{AssertSqlSafe, Row, raw_sql};
 use std::sync::Arc;
 use std::task::{Context, Waker};
@@ -316,15 +318,15 @@ async fn a_change_joins_a_transaction_of_the_hosts() {
     let batch =
         ChangeBatch::new().change(Change::Remove { id: issued.token.id(), version: issued.token.version() });
     let mut transaction = pool.begin().await.unwrap();
-    store.commit_within(&mut transaction, &batch).await.unwrap();
+    store.within(&mut transaction).commit(&batch).await.unwrap();
     transaction.rollback().await.unwrap();
     assert!(store.find(issued.token.id()).await.unwrap().is_some(), "it was rolled back with the host's");
     let mut transaction = pool.begin().await.unwrap();
-    store.commit_within(&mut transaction, &batch).await.unwrap();
+    store.within(&mut transaction).commit(&batch).await.unwrap();
     transaction.commit().await.unwrap();
     assert!(store.find(issued.token.id()).await.unwrap().is_none());
     let mut transaction = pool.begin().await.unwrap();
-    let refused = store.commit_within(&mut transaction, &batch).await;
+    let refused = store.within(&mut transaction).commit(&batch).await;
     assert!(matches!(refused, Err(StoreError::Conflict(_))), "{refused:?}");
     store.health().await.unwrap();
 }
@@ -381,6 +383,154 @@ async fn a_corrupt_row_is_named_by_table_column_and_row_and_harms_itself_alone()
     }
 }
 
+/// A store on each engine, with what runs a statement on its tables and what these are called by.
+struct Engines {
+    pool: PgPool,
+    schema: String,
+    file: SqlitePool,
+    _folder: Folder,
+}
+
+impl Engines {
+    async fn new() -> Self {
+        let (pool, folder) = (postgres_pool(4).await, Folder::new());
+        let file = sqlite_pool(&folder.path().join("db"), 2).await;
+        Self { schema: schema(&pool).await, pool, file, _folder: folder }
+    }
+
+    async fn postgres(&self) -> PostgresStore {
+        PostgresStore::builder(self.pool.clone()).schema(&self.schema).migrate().await.unwrap()
+    }
+
+    async fn sqlite(&self) -> SqliteStore {
+        SqliteStore::builder(self.file.clone()).migrate().await.unwrap()
+    }
+
+    /// `ID(hex)` stands for the id of these digits.
+    async fn run(&self, is_postgres: bool, sql: &str) {
+        if is_postgres {
+            let sql = sql.replace("ID(", "decode('").replace(')', "', 'hex')");
+            let sql = sql.replace("patkit_", &format!("{}.patkit_", self.schema));
+            raw_sql(AssertSqlSafe(sql)).execute(&self.pool).await.unwrap();
+        } else {
+            let sql = sql.replace("ID(", "x'").replace(')', "'");
+            raw_sql(AssertSqlSafe(sql)).execute(&self.file).await.unwrap();
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_corrupt_event_is_named_by_its_number_and_harms_itself_alone() {
+    let engines = Engines::new().await;
+    for is_postgres in [true, false] {
+        let (from, realm) = (chrono::DateTime::UNIX_EPOCH, Realm::default());
+        let spoil = "UPDATE patkit_events SET action = 'eaten' WHERE seq = 2";
+        let page = if is_postgres {
+            let store = engines.postgres().await;
+            make(&store, 3).await;
+            engines.run(true, spoil).await;
+            store.events(&realm, None, from, 10).await.unwrap()
+        } else {
+            let store = engines.sqlite().await;
+            make(&store, 3).await;
+            engines.run(false, spoil).await;
+            store.events(&realm, None, from, 10).await.unwrap()
+        };
+        assert_eq!(page.events.len(), 2, "the others are there");
+        let [corrupt] = &*page.corrupt else { panic!("{page:?}") };
+        assert!(corrupt.table.ends_with("patkit_events"), "{corrupt}");
+        assert_eq!((&*corrupt.column, &*corrupt.row), ("action", "2"));
+    }
+}
+
+/// So many tokens of `ada`, oldest first.
+async fn make<S: TokenStore + Clone>(store: &S, count: usize) -> Vec<patkit::TokenId> {
+    let service = service(store.clone());
+    let mut ids = Vec::new();
+    for number in 0..count {
+        let issued = service.generate(&ada(), NewToken::named(&format!("token {number}"))).await.unwrap();
+        ids.push(issued.token.id());
+    }
+    ids
+}
+
+fn hex(id: patkit::TokenId) -> String {
+    format!("{:032x}", u128::from_be_bytes(id.to_bytes()))
+}
+
+/// Of five tokens the three newest get ids that are none, and one of those that are left has ended.
+async fn spoiled<S: TokenStore + Clone>(
+    store: &S,
+    engines: &Engines,
+    is_postgres: bool,
+) -> Vec<patkit::TokenId> {
+    let ids = make(store, 5).await;
+    for (number, id) in ids.iter().enumerate().skip(2) {
+        let sql =
+            format!("UPDATE patkit_tokens SET id = ID({number:x}{:f>31}) WHERE id = ID({})", "", hex(*id));
+        engines.run(is_postgres, &sql).await;
+    }
+    ids
+}
+
+async fn list_through<S: TokenStore>(store: &S) -> (Vec<patkit::TokenId>, usize) {
+    let (mut ids, mut corrupt, mut after) = (Vec::new(), 0, None);
+    loop {
+        let page = store.list(&all().limit(2).after(after)).await.unwrap();
+        ids.extend(page.tokens.iter().map(|token| token.id));
+        corrupt += page.corrupt.len();
+        after = page.next;
+        if after.is_none() {
+            return (ids, corrupt);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ids_that_are_none_end_no_list_and_stop_no_purge() {
+    let engines = Engines::new().await;
+    let (postgres, sqlite) = (engines.postgres().await, engines.sqlite().await);
+    for is_postgres in [true, false] {
+        let ids = if is_postgres {
+            spoiled(&postgres, &engines, true).await
+        } else {
+            spoiled(&sqlite, &engines, false).await
+        };
+        let seen = if is_postgres { list_through(&postgres).await } else { list_through(&sqlite).await };
+        assert_eq!(seen, (vec![ids[1], ids[0]], 3));
+        // All but one have ended. Those whose ids are none come last, so that they are alone in a batch.
+        let end = format!("UPDATE patkit_tokens SET expires_at = 1 WHERE id <> ID({})", hex(ids[0]));
+        engines.run(is_postgres, &end).await;
+        let now = chrono::DateTime::from_timestamp(1, 0).unwrap();
+        let mut purged = Vec::new();
+        for _ in 0..3 {
+            purged.extend(if is_postgres {
+                postgres.purge(now, 1).await.unwrap()
+            } else {
+                sqlite.purge(now, 1).await.unwrap()
+            });
+        }
+        assert_eq!(purged, [ids[1]]);
+        let seen = if is_postgres { list_through(&postgres).await } else { list_through(&sqlite).await };
+        assert_eq!(seen, (vec![ids[0]], 0), "the others are gone");
+    }
+}
+
+/// More than SQLite takes values in one statement.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_batch_of_forty_thousand_changes_names_its_first_conflict() {
+    let engines = Engines::new().await;
+    let sqlite = engines.sqlite().await;
+    let id = |number: u32| {
+        let [a, b, c, d] = number.to_be_bytes();
+        patkit::TokenId::from_bytes([0, 0, 0, 0, 0, 0, 0x70, 0, 0x80, 0, 0, 0, a, b, c, d]).unwrap()
+    };
+    let removes = (0..40_000_u32).rev().map(|number| Change::Remove { id: id(number), version: 1 });
+    let batch = removes.fold(ChangeBatch::new(), ChangeBatch::change);
+    let refused = sqlite.commit(&batch).await.unwrap_err();
+    assert_eq!(refused.conflict(), Some(Conflict::Version(id(39_999))));
+}
+
 fn all() -> ListQuery {
     ListQuery::new(ListBy::Kind { realm: Realm::default(), kind: patkit::TokenKind::Personal })
 }
@@ -398,7 +548,7 @@ async fn corrupted<S: TokenStore + Clone>(
         let new = NewToken::named(&unique("token"));
         ids.push(service.generate(&ada(), new).await.unwrap().token.id());
     }
-    let hex = format!("{:032x}", u128::from_be_bytes(ids[0].to_bytes()));
+    let hex = hex(ids[0]);
     let id = if table.contains('.') { format!("'\\x{hex}'") } else { format!("x'{hex}'") };
     run(format!("UPDATE {table} SET {set} WHERE id = {id}")).await.unwrap();
     ids[0]

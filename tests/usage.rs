@@ -587,7 +587,7 @@ fn refusals(events: Vec<AuditEvent>) -> Vec<AuditEvent> {
 }
 
 fn stored_refusals(world: &World) -> Vec<AuditEvent> {
-    refusals(ready(world.store.events(&home(), None, DateTime::<Utc>::MIN_UTC, usize::MAX)).unwrap())
+    refusals(ready(world.store.events(&home(), None, DateTime::<Utc>::MIN_UTC, usize::MAX)).unwrap().events)
 }
 
 fn revoked(world: &World) -> IssuedToken {

@@ -90,6 +90,11 @@ impl Usage {
         }
     }
 
+    /// An empty one with the same bounds.
+    pub(super) fn anew(&self) -> Self {
+        Self::new(TimeDelta::microseconds(self.granularity_micros), self.cap, self.refusals_audited)
+    }
+
     /// Notes a use, unless one is known that is near enough; `known_at` is the last one that the store knows, in microseconds.
     pub(super) fn record(&self, id: TokenId, known_at: Option<i64>, address: Option<IpAddr>, now: i64) {
         // A known use that is later than now is near enough: time never goes backwards.

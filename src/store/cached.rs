@@ -1,10 +1,9 @@
 //! A cache in front of a store: verifications that ask the database once in a while instead of each time.
 
 use super::{
-    AuditLog, ChangeBatch, ChangeFeed, Feed, FeedEvent, Found, ListQuery, Page, StoreError, TokenCounts,
-    TokenStore, Touch,
+    AuditLog, ChangeBatch, ChangeFeed, EventPage, Feed, FeedEvent, Found, ListQuery, Page, StoreError,
+    TokenCounts, TokenStore, Touch,
 };
-use crate::audit::AuditEvent;
 use crate::clock::{Clock, SystemClock};
 use crate::owner::Realm;
 use crate::token::{KeyId, Reason, Token, TokenId, TokenState};
@@ -13,9 +12,12 @@ use chrono::{DateTime, Utc};
 use moka::sync::Cache;
 use std::collections::HashMap;
 use std::fmt;
+use std::future::poll_fn;
 use std::hash::{BuildHasher, RandomState};
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 /// Stripes of epochs. Two ids that share one cost a fill that is not kept, now and then.
@@ -241,11 +243,12 @@ impl<S: TokenStore + ChangeFeed> CachedStore<S> {
     ///
     /// A store with a channel is listened to; one without is asked each `interval`. While the channel is lost,
     /// [`stats`](Self::stats) say so, the lifetimes are the bound, and it is tried again each interval; when it is back, all that is
-    /// kept is forgotten.
-    pub async fn run_following<F: Future<Output = ()>>(
+    /// kept is forgotten. A connection that was cut without a word is noticed within 10 s: after 5 s of silence it is asked
+    /// whether it is there, and has 5 s to answer, as has each poll.
+    pub async fn run_following<F: Future<Output = ()> + Send>(
         &self,
         interval: Duration,
-        sleep: impl Fn(Duration) -> F,
+        sleep: impl Fn(Duration) -> F + Send + Sync,
     ) {
         let following = Following(&self.is_following);
         loop {
@@ -253,12 +256,12 @@ impl<S: TokenStore + ChangeFeed> CachedStore<S> {
                 // What was changed before is not told.
                 self.invalidate_all();
                 self.is_following.store(true, Ordering::Relaxed);
-                while let Ok(event) = feed.next().await {
+                while let Some(event) = hear(&mut feed, &sleep).await {
                     match event {
                         FeedEvent::Changed(ids) => ids.into_iter().for_each(|id| self.invalidate(id)),
                         FeedEvent::Missed => self.invalidate_all(),
                     }
-                    if S::Feed::IS_POLLED {
+                    if feed.is_polled() {
                         sleep(interval).await;
                     }
                 }
@@ -267,6 +270,38 @@ impl<S: TokenStore + ChangeFeed> CachedStore<S> {
             sleep(interval).await;
         }
     }
+}
+
+/// How long a channel may be silent, and how long it may take to answer whether it is there.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// What a feed tells; none when it is at its end or out of reach.
+async fn hear<F: Future<Output = ()> + Send>(
+    feed: &mut impl Feed,
+    sleep: &(impl Fn(Duration) -> F + Sync),
+) -> Option<FeedEvent> {
+    loop {
+        if let Some(told) = before(feed.next(), sleep(PATIENCE)).await {
+            return told.ok();
+        }
+        if feed.is_polled() {
+            return None;
+        }
+        before(feed.check(), sleep(PATIENCE)).await?.ok()?;
+    }
+}
+
+/// What a future comes to; none where the other one does first.
+async fn before<T>(
+    future: impl Future<Output = T> + Send,
+    end: impl Future<Output = ()> + Send,
+) -> Option<T> {
+    let (mut future, mut end) = (pin!(future), pin!(end));
+    poll_fn(|context| match future.as_mut().poll(context) {
+        Poll::Ready(done) => Poll::Ready(Some(done)),
+        Poll::Pending => end.as_mut().poll(context).map(|()| None),
+    })
+    .await
 }
 
 /// No longer, when it is dropped.
@@ -369,7 +404,7 @@ impl<S: TokenStore + AuditLog> AuditLog for CachedStore<S> {
         token: Option<TokenId>,
         from: DateTime<Utc>,
         limit: usize,
-    ) -> Result<Vec<AuditEvent>, StoreError> {
+    ) -> Result<EventPage, StoreError> {
         self.store.events(realm, token, from, limit).await
     }
 

@@ -5,8 +5,8 @@
 //! lists share one lock over the indexes.
 
 use super::{
-    AuditLog, Change, ChangeBatch, Conflict, Found, ListBy, ListQuery, Page, StoreError, TokenCounts,
-    TokenStore, Touch,
+    AuditLog, Change, ChangeBatch, Conflict, EventPage, Found, ListBy, ListQuery, Page, StoreError,
+    TokenCounts, TokenStore, Touch,
 };
 use crate::audit::AuditEvent;
 use crate::owner::{OwnerId, Realm};
@@ -220,12 +220,12 @@ impl AuditLog for MemoryStore {
         token: Option<TokenId>,
         from: DateTime<Utc>,
         limit: usize,
-    ) -> Result<Vec<AuditEvent>, StoreError> {
+    ) -> Result<EventPage, StoreError> {
         let indexes = self.indexes();
         let wanted = indexes.events.iter().filter(|event| {
             event.realm == *realm && event.at >= from && token.is_none_or(|token| event.token == token)
         });
-        Ok(wanted.take(limit).cloned().collect())
+        Ok(EventPage::new(wanted.take(limit).cloned().collect(), Vec::new()))
     }
 
     async fn purge_events(&self, before: DateTime<Utc>, limit: usize) -> Result<usize, StoreError> {

@@ -6,12 +6,41 @@
 //! * `synchronous_commit` other than off, so that a revocation that was acknowledged is there after a crash.
 //!
 //! Reads go where the pool leads: to the primary, or an acknowledged revocation is seen late by as much as the replica lags.
+//!
+//! # In a transaction of your own
+//!
+//! What that means for errors, locks and isolation: [`SqlStoreWithin`](super::SqlStoreWithin).
+//!
+//! ```
+//! # async fn add_project(
+//! #     pool: &sqlx_postgres::PgPool,
+//! #     tokens: &patkit::TokenService<patkit::PostgresStore, patkit::MemoryDirectory>,
+//! #     ada: &patkit::Actor,
+//! # ) -> Result<patkit::PlaintextToken, Box<dyn std::error::Error>> {
+//! use patkit::NewToken;
+//!
+//! let mut transaction = pool.begin().await?;
+//! sqlx::query("INSERT INTO projects (name) VALUES ('apollo')").execute(&mut *transaction).await?;
+//! let within = tokens.within(tokens.store().within(&mut transaction));
+//! let issued = within.generate(ada, NewToken::named("apollo deploys")).await?;
+//! let uncommitted = within.into_uncommitted();
+//! transaction.commit().await?;
+//! // Now it has happened, and the audit sink is told.
+//! tokens.committed(&uncommitted);
+//! # Ok(issued.plaintext)
+//! # }
+//! ```
 
-use super::sql::{Dialect, Engine, Migration, Session, SetupError, SqlStore, Value, bound, unavailable};
+use super::sql::{
+    Dialect, Engine, Migration, Place, Session, SetupError, SqlStore, Value, bound, read_changed, unavailable,
+};
 use super::{ChangeFeed, Feed, FeedEvent, StoreError, Touch};
 use crate::clock::micros;
+use crate::token::TokenId;
 use sqlx::{AssertSqlSafe, Pool, Row, raw_sql};
 use sqlx_postgres::{PgConnection, PgListener, PgRow, Postgres};
+use std::collections::BTreeSet;
+use std::fmt::Write;
 use std::sync::Arc;
 
 /// A [`TokenStore`](crate::TokenStore) in a PostgreSQL database (version 12 or later).
@@ -129,36 +158,250 @@ impl Engine for Postgres {
     }
 }
 
-/// Hears of changes by LISTEN, on a connection of its own.
+/// Hears of changes: by LISTEN, on a connection of the pool that it takes for itself; or, behind a pooler in transaction
+/// mode, which passes on no notification, by asking for the events that are new.
 ///
-/// It takes one connection of the pool for itself. Behind a pooler in transaction mode there is none: the lifetimes of the cache
-/// are the bound. They are, too, while a connection is lost without either side noticing.
+/// **No late commit is skipped.** An event has its number before its transaction commits, so one with a lower number
+/// may come to light after one with a higher. Whoever asks keeps the numbers that are missing below the highest, and
+/// asks for those again until all transactions are over that had begun when the number was missed: one that is not
+/// there by then was rolled back. Which transactions are open is told by the snapshot of the very statement that reads
+/// the events (`txid_current_snapshot`; PostgreSQL 12 documentation, section 9.26). Of a transaction that was open when
+/// the asking began the numbers are not known: when one of those ends, anything may have changed
+/// ([`FeedEvent::Missed`]).
+///
+/// An engine that speaks PostgreSQL's protocol and has transactions of another kind (`CockroachDB`, `YugabyteDB`) has no
+/// such snapshots: do not follow there, and the lifetime of the cache is the bound.
 #[derive(Debug)]
-pub struct PostgresFeed(PgListener);
+pub struct PostgresFeed(Hearing);
+
+#[derive(Debug)]
+enum Hearing {
+    Listens(PgListener),
+    Polls(PostgresStore, Seen),
+}
 
 impl ChangeFeed for PostgresStore {
     type Feed = PostgresFeed;
 
     async fn follow(&self) -> Result<PostgresFeed, StoreError> {
-        if !self.keeps_statements() {
-            return Err(StoreError::unavailable("a pooler in transaction mode passes on no notification"));
+        if !self.statements.keeps {
+            let seen = begin_to_poll(self).await?;
+            return Ok(PostgresFeed(Hearing::Polls(self.clone(), seen)));
         }
         let mut listener = PgListener::connect_with(&self.pool).await.map_err(unavailable)?;
         listener.eager_reconnect(false);
         listener.listen(&self.statements.channel()).await.map_err(unavailable)?;
-        Ok(PostgresFeed(listener))
+        Ok(PostgresFeed(Hearing::Listens(listener)))
     }
 }
 
 impl Feed for PostgresFeed {
-    const IS_POLLED: bool = false;
+    fn is_polled(&self) -> bool {
+        matches!(self.0, Hearing::Polls(..))
+    }
 
     async fn next(&mut self) -> Result<FeedEvent, StoreError> {
+        let listener = match &mut self.0 {
+            Hearing::Listens(listener) => listener,
+            Hearing::Polls(store, seen) => return poll(store, seen).await,
+        };
         // None: the connection was lost. Whoever follows begins anew.
-        let told = self.0.try_recv().await.map_err(unavailable)?;
+        let told = listener.try_recv().await.map_err(unavailable)?;
         let told = told.ok_or_else(|| StoreError::unavailable("the connection that listens was lost"))?;
         // What is no list of ids says that there were too many, or was sent by somebody else: better all than none.
         let ids = told.payload().split(' ').map(str::parse).collect::<Result<Vec<_>, _>>();
         Ok(ids.map_or(FeedEvent::Missed, FeedEvent::Changed))
+    }
+
+    async fn check(&mut self) -> Result<(), StoreError> {
+        match &mut self.0 {
+            // What is notified meanwhile is kept for `next`. The text is what an operator sees of the connection.
+            Hearing::Listens(listener) => {
+                let checked = raw_sql("SELECT 1 /* patkit listens */").execute(listener).await;
+                checked.map(drop).map_err(unavailable)
+            }
+            Hearing::Polls(..) => Ok(()),
+        }
+    }
+}
+
+/// What was seen of the events by their numbers.
+#[derive(Debug)]
+struct Seen {
+    /// The highest number.
+    newest: i64,
+    /// Lower ones that were not there.
+    gaps: Vec<Gap>,
+    /// From which transaction on none had begun when the asking began, and how many of those before are not over.
+    first: i64,
+    open: i64,
+}
+
+/// Numbers that may still come to light.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Gap {
+    first: i64,
+    last: i64,
+    /// Transactions from this one on had not begun when the numbers were missed, and have higher ones: a transaction has its
+    /// own number before it numbers an event.
+    next: i64,
+}
+
+/// Which transactions are open, as a statement sees it: all before `oldest` are over, none from `next` on has begun. `before`
+/// counts those that were open when the asking began.
+#[derive(Debug, Default, Clone, Copy)]
+struct Open {
+    oldest: i64,
+    next: i64,
+    before: i64,
+}
+
+/// Most gaps that are kept; beyond it the feed ends, and begins anew.
+const MAX_GAPS: usize = 10_000;
+
+/// All that a statement says of its snapshot is of the one that it reads the events by.
+const SNAPSHOT: &str = "(SELECT txid_current_snapshot() AS open) AS snapshot";
+
+async fn begin_to_poll(store: &PostgresStore) -> Result<Seen, StoreError> {
+    let events = &store.statements.events;
+    let sql = format!(
+        "SELECT txid_snapshot_xmax(open), (SELECT COUNT(*) FROM txid_snapshot_xip(open)), \
+         (SELECT COALESCE(MAX(seq), 0) FROM {events}) FROM {SNAPSHOT}"
+    );
+    let rows = store.fetch(&sql.into(), Vec::new()).await?;
+    let number = |index| rows.first().and_then(|row| Postgres::int(row, index).ok().flatten());
+    match (number(0), number(1), number(2)) {
+        (Some(first), Some(open), Some(newest)) => Ok(Seen { newest, gaps: Vec::new(), first, open }),
+        _ => Err(StoreError::unavailable("the database tells no snapshot")),
+    }
+}
+
+async fn poll(store: &PostgresStore, seen: &mut Seen) -> Result<FeedEvent, StoreError> {
+    let events = &store.statements.events;
+    let rows = store.fetch(&seen.statement(events).into(), Vec::new()).await?;
+    let mut open = None;
+    let mut told = Vec::with_capacity(rows.len());
+    for row in &rows {
+        let number = |index| Postgres::int(row, index).ok().flatten();
+        open = match (number(0), number(1), number(2)) {
+            (Some(oldest), Some(next), Some(before)) => Some(Open { oldest, next, before }),
+            _ => None,
+        };
+        // None: a row for the snapshot alone.
+        told.extend(read_changed::<Postgres>(row, 3, events)?);
+    }
+    let open = open.ok_or_else(|| StoreError::unavailable("the database tells no snapshot"))?;
+    seen.hear(open, &told)
+}
+
+impl Seen {
+    /// Asks for what is new and for what was missed.
+    fn statement(&self, events: &str) -> String {
+        let Self { newest, first, .. } = self;
+        let mut told = format!("SELECT seq, token FROM {events} WHERE seq > {newest}");
+        if !self.gaps.is_empty() {
+            let gaps: Vec<String> =
+                self.gaps.iter().map(|gap| format!("({}, {})", gap.first, gap.last)).collect();
+            // Writing to a text cannot fail.
+            let _ = write!(
+                told,
+                " UNION ALL SELECT seq, token FROM (VALUES {}) AS gap (first, last) \
+                 JOIN {events} ON seq BETWEEN gap.first AND gap.last",
+                gaps.join(", ")
+            );
+        }
+        format!(
+            "SELECT txid_snapshot_xmin(open), txid_snapshot_xmax(open), \
+             (SELECT COUNT(*) FROM txid_snapshot_xip(open) AS id WHERE id < {first}), told.seq, told.token \
+             FROM {SNAPSHOT} LEFT JOIN ({told}) AS told ON TRUE"
+        )
+    }
+
+    /// Takes in what a statement told.
+    fn hear(&mut self, open: Open, told: &[(i64, TokenId)]) -> Result<FeedEvent, StoreError> {
+        let came: BTreeSet<i64> = told.iter().map(|(number, _)| *number).collect();
+        let highest = came.last().map_or(self.newest, |last| self.newest.max(*last));
+        let new = Gap { first: self.newest.saturating_add(1), last: highest, next: open.next };
+        self.newest = highest;
+        // Over and not there by now: it was rolled back.
+        let may_come = |gap: &Gap| open.oldest < gap.next;
+        let gaps = self.gaps.iter().copied().chain([new]).filter(may_come);
+        self.gaps = gaps.flat_map(|gap| gap.without(&came)).collect();
+        if self.gaps.len() > MAX_GAPS {
+            return Err(StoreError::unavailable("too many events are numbered and not committed"));
+        }
+        let has_ended = open.before < self.open;
+        self.open = open.before;
+        if has_ended {
+            return Ok(FeedEvent::Missed);
+        }
+        Ok(FeedEvent::Changed(told.iter().map(|(_, id)| *id).collect()))
+    }
+}
+
+impl Gap {
+    /// What is left of it when these numbers have come.
+    fn without(self, came: &BTreeSet<i64>) -> Vec<Self> {
+        let mut left = Vec::new();
+        let mut first = self.first;
+        for number in came.iter().filter(|number| (self.first..=self.last).contains(number)) {
+            if first < *number {
+                left.push(Self { first, last: number.saturating_sub(1), ..self });
+            }
+            first = number.saturating_add(1);
+        }
+        if first <= self.last {
+            left.push(Self { first, ..self });
+        }
+        left
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gap(first: i64, last: i64, next: i64) -> Gap {
+        Gap { first, last, next }
+    }
+
+    fn told(numbers: impl IntoIterator<Item = i64>) -> Vec<(i64, TokenId)> {
+        numbers.into_iter().map(|number| (number, TokenId::VACANT)).collect()
+    }
+
+    #[test]
+    fn a_number_that_is_missing_is_asked_for_until_all_that_could_have_it_are_over() {
+        let mut seen = Seen { newest: 10, gaps: Vec::new(), first: 100, open: 0 };
+        let open = |oldest, next| Open { oldest, next, before: 0 };
+        // 11, 12 and 14 are held by transactions before 105 that are open.
+        seen.hear(open(101, 105), &told([13, 15])).unwrap();
+        assert_eq!((seen.newest, &*seen.gaps), (15, &[gap(11, 12, 105), gap(14, 14, 105)][..]));
+        seen.hear(open(102, 110), &told([12, 18])).unwrap();
+        assert_eq!(seen.gaps, [gap(11, 11, 105), gap(14, 14, 105), gap(16, 17, 110)]);
+        // The last but one before 105 is over, and then the last one.
+        seen.hear(open(104, 111), &told([])).unwrap();
+        assert_eq!(seen.gaps, [gap(11, 11, 105), gap(14, 14, 105), gap(16, 17, 110)]);
+        seen.hear(open(105, 111), &told([14])).unwrap();
+        assert_eq!((seen.newest, &*seen.gaps), (18, &[gap(16, 17, 110)][..]));
+        // None is open: what is missing is missing for good.
+        seen.hear(open(120, 120), &told([20])).unwrap();
+        assert_eq!((seen.newest, &*seen.gaps), (20, &[][..]));
+    }
+
+    #[test]
+    fn each_end_of_a_transaction_from_before_tells_that_anything_may_have_changed() {
+        let mut seen = Seen { newest: 0, gaps: Vec::new(), first: 100, open: 2 };
+        let mut hear = |before| seen.hear(Open { oldest: 90, next: 100, before }, &told([])).unwrap();
+        assert_eq!(hear(2), FeedEvent::Changed(Vec::new()));
+        assert_eq!(hear(1), FeedEvent::Missed);
+        assert_eq!(hear(1), FeedEvent::Changed(Vec::new()));
+        assert_eq!(hear(0), FeedEvent::Missed);
+    }
+
+    #[test]
+    fn too_many_gaps_end_the_feed() {
+        let mut seen = Seen { newest: 0, gaps: Vec::new(), first: 100, open: 0 };
+        let every_other = told((1..30_000).filter(|number| number % 2 == 0));
+        assert!(seen.hear(Open { oldest: 90, next: 100, before: 0 }, &every_other).is_err());
     }
 }

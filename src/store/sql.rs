@@ -3,20 +3,21 @@
 
 mod error;
 mod migrate;
+mod within;
 
 pub use error::{SetupError, SqlFault};
 pub(super) use migrate::Migration;
+pub use within::SqlStoreWithin;
 
 pub(super) use super::record::Value;
 use super::record::{
     EVENT_COLUMNS, Row, TOKEN_COLUMNS, event_values, read_event, read_id, read_token, token_values,
 };
-use crate::audit::AuditEvent;
 use crate::clock::micros;
 use crate::owner::Realm;
 use crate::store::{
-    AuditLog, Change, ChangeBatch, Conflict, CorruptRecord, Found, ListBy, ListQuery, Page, StoreError,
-    TokenCounts, TokenStore, Touch,
+    AuditLog, Change, ChangeBatch, Conflict, CorruptRecord, EventPage, Found, ListBy, ListQuery, Page,
+    StoreError, TokenCounts, TokenStore, Touch,
 };
 use crate::token::{KeyId, TokenId, TokenState};
 use chrono::{DateTime, Utc};
@@ -25,7 +26,7 @@ pub(super) use error::unavailable;
 use sqlx::pool::PoolConnection;
 use sqlx::query::Query;
 use sqlx::{AssertSqlSafe, Connection, Database, Encode, Pool, SqlSafeStr, Transaction, Type, query};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::fmt::Write;
 use std::sync::Arc;
@@ -146,74 +147,12 @@ impl<E: Engine> SqlStore<E> {
         &self.pool
     }
 
-    /// Does a batch within a transaction of the host's own: it happens when that commits, and not if it does not. The
-    /// transaction is of no use any more after an error.
-    ///
-    /// # Errors
-    /// As [`TokenStore::commit`]; of several conflicts it may name any.
-    pub async fn commit_within(
-        &self,
-        connection: &mut E::Connection,
-        batch: &ChangeBatch,
-    ) -> Result<(), StoreError> {
-        Writer::<E> { connection, statements: &self.statements }.write(batch).await.map_err(|failure| {
-            match failure {
-                Failure::Conflict(conflict) => StoreError::Conflict(conflict),
-                Failure::Sql(error) => unavailable(error),
-            }
-        })
-    }
-
     /// Whether the database answers and its tables are there.
     ///
     /// # Errors
     /// [`StoreError::Unavailable`] when not.
     pub async fn health(&self) -> Result<(), StoreError> {
         self.fetch(&self.statements.health, Vec::new()).await.map(drop)
-    }
-
-    async fn fetch(&self, sql: &Arc<str>, values: Vec<Value>) -> Result<Vec<E::Row>, StoreError> {
-        if self.statements.keeps {
-            let mut connection = self.pool.acquire().await.map_err(unavailable)?;
-            return E::fetch(&mut connection, true, sql.clone(), values).await.map_err(unavailable);
-        }
-        // What a pooler gives is one connection for one transaction.
-        let mut session = Session::<E>::acquire(&self.pool).await.map_err(unavailable)?;
-        let mut transaction = session.begin("BEGIN").await.map_err(unavailable)?;
-        let rows = E::fetch(&mut transaction, false, sql.clone(), values).await.map_err(unavailable)?;
-        transaction.commit().await.map_err(unavailable)?;
-        Ok(rows)
-    }
-
-    #[cfg(feature = "postgres")]
-    pub(super) fn keeps_statements(&self) -> bool {
-        self.statements.keeps
-    }
-
-    /// The first change whose id or version conflicts is told, and only where there is none the conflict that was seen: the
-    /// statements were not run in the order of the batch.
-    async fn first_conflict(&self, batch: &ChangeBatch, seen: Conflict) -> Result<Conflict, StoreError> {
-        let ids: Vec<Value> = batch.changes.iter().map(|change| Value::id(change.id())).collect();
-        let sql: Arc<str> = self.statements.versions(ids.len()).into();
-        let mut versions = HashMap::new();
-        for row in self.fetch(&sql, ids).await? {
-            let id = read_id(&Read::<E>(&row), &self.statements.tokens).map_err(StoreError::Corrupt)?;
-            versions.insert(id, E::int(&row, 1).ok().flatten());
-        }
-        let conflict = batch.changes.iter().find_map(|change| {
-            let version = versions.get(&change.id()).copied().flatten();
-            match change {
-                Change::Insert(token) => version.map(|_| Conflict::Id(token.id)),
-                Change::Update(token) => {
-                    let expected = token.version.checked_sub(1).and_then(|before| i64::try_from(before).ok());
-                    (version != expected).then_some(Conflict::Version(token.id))
-                }
-                Change::Remove { id, version: expected } => {
-                    (version != i64::try_from(*expected).ok()).then_some(Conflict::Version(*id))
-                }
-            }
-        });
-        Ok(conflict.unwrap_or(seen))
     }
 }
 
@@ -284,7 +223,7 @@ impl<E: Engine> SqlStoreBuilder<E> {
         if self.schema.is_some() && !E::DIALECT.has_schemas {
             return Err(SetupError::NoSchemas);
         }
-        let statements = Statements::new::<E>(self.prefix, self.schema, self.keeps);
+        let statements = Statements::new(self.prefix, self.schema, self.keeps);
         Ok(SqlStore { pool: self.pool, statements: Arc::new(statements) })
     }
 }
@@ -299,7 +238,7 @@ fn is_name(name: &str) -> bool {
 #[derive(Debug)]
 pub(super) struct Statements {
     /// Whether connections keep them prepared.
-    keeps: bool,
+    pub(super) keeps: bool,
     prefix: String,
     schema: Option<String>,
     tokens: String,
@@ -315,7 +254,7 @@ pub(super) struct Statements {
 }
 
 impl Statements {
-    fn new<E: Engine>(prefix: String, schema: Option<String>, keeps: bool) -> Self {
+    fn new(prefix: String, schema: Option<String>, keeps: bool) -> Self {
         let table = |name: &str| match &schema {
             Some(schema) => format!("{schema}.{prefix}{name}"),
             None => format!("{prefix}{name}"),
@@ -368,8 +307,8 @@ impl Statements {
         }
     }
 
-    /// A list, and what is to be bound to it.
-    fn list(&self, query: &ListQuery) -> (Arc<str>, Vec<Value>) {
+    /// A list, and what is to be bound to it. `after` is the id that it begins after, or what stands in the place of one.
+    fn list(&self, query: &ListQuery, after: Option<Value>) -> (Arc<str>, Vec<Value>) {
         let mut values = Vec::new();
         let mut conditions: Vec<String> = Vec::new();
         let mut bind = |value: Value| {
@@ -400,7 +339,7 @@ impl Statements {
             let now = bind(Value::time(now));
             conditions.push(format!("revoked_at IS NULL AND (expires_at IS NULL OR expires_at > {now})"));
         }
-        conditions.extend(query.after.map(|after| format!("id < {}", bind(Value::id(after)))));
+        conditions.extend(after.map(|after| format!("id < {}", bind(after))));
         // One more than is asked for tells whether there is a next page.
         let limit = bind(Value::count(query.limit.max(1).saturating_add(1)));
         let sql = format!(
@@ -537,6 +476,21 @@ impl<E: Engine> Row for Read<'_, E> {
     }
 }
 
+/// The number of an event and the token that it is about, in two cells that follow each other; none in an empty row.
+pub(super) fn read_changed<E: Engine>(
+    row: &E::Row,
+    index: usize,
+    table: &str,
+) -> Result<Option<(i64, TokenId)>, StoreError> {
+    let Some(number) = E::int(row, index).map_err(unavailable)? else {
+        return Ok(None);
+    };
+    let bytes = E::bytes(row, index.saturating_add(1)).ok().flatten().and_then(|bytes| bytes.try_into().ok());
+    let id = bytes.and_then(|bytes| TokenId::from_bytes(bytes).ok());
+    let corrupt = || StoreError::Corrupt(CorruptRecord::new(table, "token", &number.to_string()));
+    Ok(Some((number, id.ok_or_else(corrupt)?)))
+}
+
 /// Why a batch was not written; the transaction is to be rolled back.
 enum Failure {
     Conflict(Conflict),
@@ -557,8 +511,11 @@ struct Writer<'a, E: Engine> {
 
 /// Most rows that one purge removes, whatever its limit.
 const MAX_PURGE: usize = 1_000_000;
-/// Most values of one statement: SQLite takes 32,766, PostgreSQL 65,535.
-const MAX_VALUES: usize = 30_000;
+/// Most values of one statement: SQLite takes 32,766, PostgreSQL 65,535. SQLite looks up each by its name among all of them, so
+/// that many more would take seconds.
+const MAX_VALUES: usize = 3_000;
+/// Most last uses of one statement, of three values each, which have no names in SQLite.
+const MAX_TOUCHES: usize = 10_000;
 
 impl<E: Engine> Writer<'_, E> {
     async fn write(&mut self, batch: &ChangeBatch) -> Result<(), Failure> {
@@ -676,75 +633,216 @@ impl<E: Engine> Writer<'_, E> {
     }
 }
 
+/// Where statements are run: on a connection of the pool, or within a transaction of the host's.
+pub(super) trait Place<E: Engine>: Sync {
+    fn statements(&self) -> &Statements;
+
+    /// Runs one statement that gives rows.
+    fn fetch(
+        &self,
+        sql: &Arc<str>,
+        values: Vec<Value>,
+    ) -> impl Future<Output = Result<Vec<E::Row>, StoreError>> + Send;
+}
+
+impl<E: Engine> Place<E> for SqlStore<E> {
+    fn statements(&self) -> &Statements {
+        &self.statements
+    }
+
+    async fn fetch(&self, sql: &Arc<str>, values: Vec<Value>) -> Result<Vec<E::Row>, StoreError> {
+        if self.statements.keeps {
+            let mut connection = self.pool.acquire().await.map_err(unavailable)?;
+            return E::fetch(&mut connection, true, sql.clone(), values).await.map_err(unavailable);
+        }
+        // What a pooler gives is one connection for one transaction.
+        let mut session = Session::<E>::acquire(&self.pool).await.map_err(unavailable)?;
+        let mut transaction = session.begin("BEGIN").await.map_err(unavailable)?;
+        let rows = E::fetch(&mut transaction, false, sql.clone(), values).await.map_err(unavailable)?;
+        transaction.commit().await.map_err(unavailable)?;
+        Ok(rows)
+    }
+}
+
+async fn find<E: Engine>(place: &impl Place<E>, id: TokenId) -> Result<Option<Found<'static>>, StoreError> {
+    let statements = place.statements();
+    let rows = place.fetch(&statements.find, vec![Value::id(id)]).await?;
+    let token = rows.first().map(|row| read_token(&Read::<E>(row), &statements.tokens)).transpose();
+    Ok(token.map_err(StoreError::Corrupt)?.map(Found::from))
+}
+
+async fn list<E: Engine>(place: &impl Place<E>, query: &ListQuery) -> Result<Page, StoreError> {
+    let statements = place.statements();
+    let limit = query.limit.max(1);
+    let mut page = Page::default();
+    let mut after = query.after.map(Value::id);
+    loop {
+        let (sql, values) = statements.list(query, after);
+        let mut rows = place.fetch(&sql, values).await?;
+        let is_last = rows.len() <= limit;
+        rows.truncate(limit);
+        for row in &rows {
+            match read_token(&Read::<E>(row), &statements.tokens) {
+                Ok(token) => {
+                    page.next = Some(token.id);
+                    page.tokens.push(Arc::new(token));
+                }
+                Err(record) => {
+                    page.next = read_id(&Read::<E>(row), &statements.tokens).ok().or(page.next);
+                    page.corrupt.push(record);
+                }
+            }
+        }
+        if is_last {
+            page.next = None;
+            return Ok(page);
+        }
+        if page.next.is_some() {
+            return Ok(page);
+        }
+        // Not one id that the next page could begin after: read on behind the last of them, whatever it is.
+        after = rows.last().and_then(|row| E::bytes(row, 0).ok()).map(Value::Bytes);
+    }
+}
+
+async fn purge<E: Engine>(
+    place: &impl Place<E>,
+    ended: DateTime<Utc>,
+    limit: usize,
+) -> Result<Vec<TokenId>, StoreError> {
+    let statements = place.statements();
+    // What no database counts to is no limit.
+    let limit = limit.min(MAX_PURGE);
+    let sql: Arc<str> = statements.purge(E::DIALECT.skip_locked, micros(ended), limit).into();
+    loop {
+        let rows = place.fetch(&sql, Vec::new()).await?;
+        // What has an id that is none is gone as well, and nobody could have known it by that.
+        let ids = rows.iter().filter_map(|row| read_id(&Read::<E>(row), &statements.tokens).ok());
+        let mut ids: Vec<TokenId> = ids.collect();
+        if rows.is_empty() || !ids.is_empty() {
+            ids.sort_unstable();
+            return Ok(ids);
+        }
+    }
+}
+
+/// The latest use of each token, in the order of the ids: two nodes that write at once lock rows in one order.
+fn latest(uses: &[Touch]) -> Vec<Touch> {
+    let mut latest: HashMap<TokenId, Touch> = HashMap::new();
+    for touch in uses {
+        let known = latest.entry(touch.id).or_insert(*touch);
+        if known.last_use.at < touch.last_use.at {
+            *known = *touch;
+        }
+    }
+    let mut latest: Vec<Touch> = latest.into_values().collect();
+    latest.sort_by_key(|touch| touch.id);
+    latest
+}
+
+/// Writes a batch and ends the transaction: all of it is done, or nothing. A conflict is told as it was met.
+async fn write<E: Engine>(
+    mut transaction: Transaction<'_, E>,
+    statements: &Statements,
+    batch: &ChangeBatch,
+    failed: fn(sqlx::Error) -> StoreError,
+) -> Result<(), StoreError> {
+    let written = Writer::<E> { connection: &mut transaction, statements }.write(batch).await;
+    let Err(failure) = written else {
+        return transaction.commit().await.map_err(failed);
+    };
+    // Rolled back before anything is said. If that fails the connection is closed, which rolls back, too.
+    transaction.rollback().await.map_err(unavailable)?;
+    Err(match failure {
+        Failure::Sql(error) => unavailable(error),
+        Failure::Conflict(conflict) => StoreError::Conflict(conflict),
+    })
+}
+
+/// The first change whose id or version conflicts is told, and only where there is none the conflict that was seen: the
+/// statements were not run in the order of the batch.
+async fn first_conflict<E: Engine>(
+    place: &impl Place<E>,
+    changes: &[Change],
+    seen: Conflict,
+) -> Result<Conflict, StoreError> {
+    let statements = place.statements();
+    let mut versions = HashMap::new();
+    for changes in changes.chunks(MAX_VALUES) {
+        let ids = changes.iter().map(|change| Value::id(change.id())).collect();
+        for row in place.fetch(&statements.versions(changes.len()).into(), ids).await? {
+            let id = read_id(&Read::<E>(&row), &statements.tokens).map_err(StoreError::Corrupt)?;
+            versions.insert(id, E::int(&row, 1).ok().flatten());
+        }
+    }
+    let conflict = changes.iter().find_map(|change| {
+        let version = versions.get(&change.id()).copied().flatten();
+        match change {
+            Change::Insert(token) => version.map(|_| Conflict::Id(token.id)),
+            Change::Update(token) => {
+                let expected = token.version.checked_sub(1).and_then(|before| i64::try_from(before).ok());
+                (version != expected).then_some(Conflict::Version(token.id))
+            }
+            Change::Remove { id, version: expected } => {
+                (version != i64::try_from(*expected).ok()).then_some(Conflict::Version(*id))
+            }
+        }
+    });
+    Ok(conflict.unwrap_or(seen))
+}
+
+/// What a batch conflicts with that changes one record twice, if it does: with the first of its changes that does not fit, the
+/// second of that record at the latest.
+async fn repeated<E: Engine>(place: &impl Place<E>, batch: &ChangeBatch) -> Result<(), StoreError> {
+    let mut seen = HashSet::new();
+    let Some(index) = batch.changes.iter().position(|change| !seen.insert(change.id())) else {
+        return Ok(());
+    };
+    let (first, rest) = batch.changes.split_at(index);
+    let twice = match rest.first() {
+        Some(Change::Insert(token)) => Conflict::Id(token.id),
+        Some(change) => Conflict::Version(change.id()),
+        None => return Ok(()),
+    };
+    Err(StoreError::Conflict(first_conflict(place, first, twice).await?))
+}
+
+/// What a batch conflicts with, where the transaction that found it out is over.
+async fn named<E: Engine>(
+    place: &impl Place<E>,
+    batch: &ChangeBatch,
+    written: Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    match written {
+        Err(StoreError::Conflict(seen)) => {
+            Err(StoreError::Conflict(first_conflict(place, &batch.changes, seen).await?))
+        }
+        written => written,
+    }
+}
+
 impl<E: Engine> TokenStore for SqlStore<E> {
     async fn find(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
-        let rows = self.fetch(&self.statements.find, vec![Value::id(id)]).await?;
-        let token = rows.first().map(|row| read_token(&Read::<E>(row), &self.statements.tokens)).transpose();
-        Ok(token.map_err(StoreError::Corrupt)?.map(Found::from))
+        find(self, id).await
     }
 
     async fn list(&self, query: &ListQuery) -> Result<Page, StoreError> {
-        let (sql, values) = self.statements.list(query);
-        let mut rows = self.fetch(&sql, values).await?;
-        let limit = query.limit.max(1);
-        let is_last = rows.len() <= limit;
-        rows.truncate(limit);
-        let (mut tokens, mut corrupt) = (Vec::with_capacity(rows.len()), Vec::new());
-        let mut last = None;
-        for row in &rows {
-            match read_token(&Read::<E>(row), &self.statements.tokens) {
-                Ok(token) => {
-                    last = Some(token.id);
-                    tokens.push(Arc::new(token));
-                }
-                Err(record) => {
-                    last = read_id(&Read::<E>(row), &self.statements.tokens).ok().or(last);
-                    corrupt.push(record);
-                }
-            }
-        }
-        Ok(Page::new(tokens, corrupt, last.filter(|_| !is_last)))
+        list(self, query).await
     }
 
     async fn commit(&self, batch: &ChangeBatch) -> Result<(), StoreError> {
-        if has_repeated_id(batch) {
-            return Err(StoreError::Conflict(self.repeated(batch).await?));
-        }
+        repeated(self, batch).await?;
         let mut session = Session::<E>::acquire(&self.pool).await.map_err(unavailable)?;
-        let mut transaction = session.begin(E::DIALECT.begin).await.map_err(unavailable)?;
-        let mut writer = Writer::<E> { connection: &mut transaction, statements: &self.statements };
-        match writer.write(batch).await {
-            Ok(()) => transaction.commit().await.map_err(error::commit),
-            Err(failure) => {
-                // Rolled back before anything is said. If that fails the connection is closed, which rolls back, too.
-                if let Err(error) = transaction.rollback().await {
-                    return Err(unavailable(error));
-                }
-                // Given back before another one is asked for: the pool may have no other.
-                drop(session);
-                match failure {
-                    Failure::Sql(error) => Err(unavailable(error)),
-                    Failure::Conflict(seen) => {
-                        Err(StoreError::Conflict(self.first_conflict(batch, seen).await?))
-                    }
-                }
-            }
-        }
+        let transaction = session.begin(E::DIALECT.begin).await.map_err(unavailable)?;
+        let written = write(transaction, &self.statements, batch, error::commit).await;
+        // Given back before another one is asked for: the pool may have no other.
+        drop(session);
+        named(self, batch, written).await
     }
 
     async fn touch(&self, uses: &[Touch]) -> Result<(), StoreError> {
-        // The latest use of each token, in the order of the ids: two nodes that write at once lock rows in one order.
-        let mut latest: HashMap<TokenId, Touch> = HashMap::new();
-        for touch in uses {
-            let known = latest.entry(touch.id).or_insert(*touch);
-            if known.last_use.at < touch.last_use.at {
-                *known = *touch;
-            }
-        }
-        let mut latest: Vec<Touch> = latest.into_values().collect();
-        latest.sort_by_key(|touch| touch.id);
         let Statements { keeps, tokens, .. } = &*self.statements;
-        for chunk in latest.chunks(MAX_VALUES.div_euclid(3)) {
+        for chunk in latest(uses).chunks(MAX_TOUCHES) {
             if *keeps {
                 let mut connection = self.pool.acquire().await.map_err(unavailable)?;
                 E::touch(&mut connection, true, tokens, chunk).await.map_err(unavailable)?;
@@ -759,18 +857,7 @@ impl<E: Engine> TokenStore for SqlStore<E> {
     }
 
     async fn purge(&self, ended: DateTime<Utc>, limit: usize) -> Result<Vec<TokenId>, StoreError> {
-        // What no database counts to is no limit.
-        let limit = limit.min(MAX_PURGE);
-        let sql = self.statements.purge(E::DIALECT.skip_locked, micros(ended), limit);
-        let rows = self.fetch(&sql.into(), Vec::new()).await?;
-        let table = &self.statements.tokens;
-        let mut ids = rows
-            .iter()
-            .map(|row| read_id(&Read::<E>(row), table))
-            .collect::<Result<Vec<_>, CorruptRecord>>()
-            .map_err(StoreError::Corrupt)?;
-        ids.sort_unstable();
-        Ok(ids)
+        purge(self, ended, limit).await
     }
 }
 
@@ -784,39 +871,6 @@ fn told(ids: impl Iterator<Item = TokenId>) -> String {
     ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ")
 }
 
-fn has_repeated_id(batch: &ChangeBatch) -> bool {
-    let mut ids: Vec<TokenId> = batch.changes.iter().map(Change::id).collect();
-    ids.sort_unstable();
-    ids.windows(2).any(|pair| matches!(pair, [one, other] if one == other))
-}
-
-impl<E: Engine> SqlStore<E> {
-    /// What a batch conflicts with that changes one record twice: with the first of its changes that does not fit, the second of
-    /// that record at the latest.
-    async fn repeated(&self, batch: &ChangeBatch) -> Result<Conflict, StoreError> {
-        let mut seen = Vec::new();
-        let mut twice = None;
-        for change in &batch.changes {
-            if seen.contains(&change.id()) {
-                twice = Some(match change {
-                    Change::Insert(token) => Conflict::Id(token.id),
-                    Change::Update(_) | Change::Remove { .. } => Conflict::Version(change.id()),
-                });
-                break;
-            }
-            seen.push(change.id());
-        }
-        let twice = twice.unwrap_or(Conflict::Version(TokenId::VACANT));
-        let first = batch.changes.iter().take(seen.len()).cloned().collect();
-        let first = ChangeBatch { changes: first, ..ChangeBatch::new() };
-        // A name stands for "none of those before".
-        Ok(match self.first_conflict(&first, Conflict::Name(TokenId::VACANT)).await? {
-            Conflict::Name(_) => twice,
-            conflict => conflict,
-        })
-    }
-}
-
 impl<E: Engine> AuditLog for SqlStore<E> {
     async fn events(
         &self,
@@ -824,18 +878,27 @@ impl<E: Engine> AuditLog for SqlStore<E> {
         token: Option<TokenId>,
         from: DateTime<Utc>,
         limit: usize,
-    ) -> Result<Vec<AuditEvent>, StoreError> {
+    ) -> Result<EventPage, StoreError> {
         let mut values = vec![Value::text(realm.as_str()), Value::time(from), Value::count(limit)];
         let of_token = if token.is_some() { " AND token = $4" } else { "" };
         values.extend(token.map(Value::id));
         let events = &self.statements.events;
         let sql = format!(
-            "SELECT {} FROM {events} WHERE realm = $1 AND at >= $2{of_token} ORDER BY at, seq LIMIT $3",
+            "SELECT {}, seq FROM {events} WHERE realm = $1 AND at >= $2{of_token} ORDER BY at, seq LIMIT $3",
             EVENT_COLUMNS.join(", ")
         );
         let rows = self.fetch(&sql.into(), values).await?;
-        let read = rows.iter().map(|row| read_event(&Read::<E>(row), events)).collect::<Result<Vec<_>, _>>();
-        read.map_err(StoreError::Corrupt)
+        let mut page = EventPage::default();
+        for row in &rows {
+            match read_event(&Read::<E>(row), events) {
+                Ok(event) => page.events.push(event),
+                Err(corrupt) => {
+                    let number = E::int(row, EVENT_COLUMNS.len()).ok().flatten().unwrap_or_default();
+                    page.corrupt.push(CorruptRecord { row: number.to_string(), ..corrupt });
+                }
+            }
+        }
+        Ok(page)
     }
 
     async fn purge_events(&self, before: DateTime<Utc>, limit: usize) -> Result<usize, StoreError> {

@@ -10,11 +10,42 @@
 //!
 //! sqlx's `SqliteConnectOptions` come with the second and the third; the first is
 //! `.journal_mode(SqliteJournalMode::Wal)`.
+//!
+//! # Several processes that start at once
+//!
+//! SQLite lets one connection alone turn a new file's journal to WAL, and the others do not wait there: they fail at
+//! once with `SQLITE_BUSY`, whatever the timeout is. A file that is in WAL mode stays so. Where several processes, or
+//! several connections, may be the first to open it, let one connection do that before the others: in a deployment
+//! step, say.
+//!
+//! # In a transaction of your own
+//!
+//! Begin it with `BEGIN IMMEDIATE`: see [`SqlStoreWithin`](super::SqlStoreWithin). With a pool of one, do all within
+//! it: a service outside would wait for the connection that the transaction has.
+//!
+//! ```
+//! # async fn add_project(
+//! #     pool: &sqlx_sqlite::SqlitePool,
+//! #     tokens: &patkit::TokenService<patkit::SqliteStore, patkit::MemoryDirectory>,
+//! #     ada: &patkit::Actor,
+//! # ) -> Result<patkit::PlaintextToken, Box<dyn std::error::Error>> {
+//! use patkit::NewToken;
+//!
+//! let mut transaction = pool.begin_with("BEGIN IMMEDIATE").await?;
+//! sqlx::query("INSERT INTO projects (name) VALUES ('apollo')").execute(&mut *transaction).await?;
+//! let within = tokens.within(tokens.store().within(&mut transaction));
+//! let issued = within.generate(ada, NewToken::named("apollo deploys")).await?;
+//! let uncommitted = within.into_uncommitted();
+//! transaction.commit().await?;
+//! // Now it has happened, and the audit sink is told.
+//! tokens.committed(&uncommitted);
+//! # Ok(issued.plaintext)
+//! # }
+//! ```
 
-use super::sql::{Dialect, Engine, Migration, SetupError, SqlStore, Value, bound, unavailable};
-use super::{ChangeFeed, CorruptRecord, Feed, FeedEvent, StoreError, Touch};
+use super::sql::{Dialect, Engine, Migration, SetupError, SqlStore, Value, bound, read_changed, unavailable};
+use super::{ChangeFeed, Feed, FeedEvent, StoreError, Touch};
 use crate::clock::micros;
-use crate::token::TokenId;
 use sqlx::{Pool, Row, raw_sql};
 use sqlx_sqlite::{Sqlite, SqliteConnection, SqliteRow};
 use std::sync::Arc;
@@ -174,6 +205,7 @@ fn touch_statement(table: &str, uses: usize) -> String {
 #[derive(Debug)]
 pub struct SqliteFeed {
     pool: Pool<Sqlite>,
+    events: String,
     /// What to ask, with the number of the last one that was seen.
     newest: Arc<str>,
     since: Arc<str>,
@@ -187,6 +219,7 @@ impl ChangeFeed for SqliteStore {
         let events = &self.statements.events;
         let mut feed = SqliteFeed {
             pool: self.pool.clone(),
+            events: events.clone(),
             newest: format!("SELECT COALESCE(MAX(seq), 0) FROM {events}").into(),
             since: format!("SELECT seq, token FROM {events} WHERE seq > $1 ORDER BY seq").into(),
             seen: 0,
@@ -205,18 +238,25 @@ impl SqliteFeed {
 }
 
 impl Feed for SqliteFeed {
-    const IS_POLLED: bool = true;
+    fn is_polled(&self) -> bool {
+        true
+    }
 
     async fn next(&mut self) -> Result<FeedEvent, StoreError> {
         let rows = self.ask(self.since.clone(), vec![Value::Int(Some(self.seen))]).await?;
         let mut ids = Vec::with_capacity(rows.len());
         for row in &rows {
-            let bytes: Vec<u8> = row.try_get(1).map_err(unavailable)?;
-            let id = bytes.try_into().ok().and_then(|bytes| TokenId::from_bytes(bytes).ok());
-            ids.push(id.ok_or_else(|| StoreError::Corrupt(CorruptRecord::new("events", "token", "?")))?);
-            self.seen = row.try_get(0).map_err(unavailable)?;
+            if let Some((number, id)) = read_changed::<Sqlite>(row, 0, &self.events)? {
+                ids.push(id);
+                self.seen = number;
+            }
         }
         Ok(FeedEvent::Changed(ids))
+    }
+
+    async fn check(&mut self) -> Result<(), StoreError> {
+        // Each `next` asks the database.
+        Ok(())
     }
 }
 

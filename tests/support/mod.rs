@@ -248,7 +248,7 @@ impl World {
 
     /// All stored events of a realm.
     pub(crate) fn events_in(&self, realm: &Realm) -> Vec<AuditEvent> {
-        ready(self.store.events(realm, None, DateTime::<Utc>::MIN_UTC, usize::MAX)).unwrap()
+        ready(self.store.events(realm, None, DateTime::<Utc>::MIN_UTC, usize::MAX)).unwrap().events
     }
 
     /// All stored events of both realms.

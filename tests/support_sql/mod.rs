@@ -9,6 +9,7 @@
     reason = "tests"
 )]
 
+use patkit::service::TokenServiceBuilder;
 use patkit::{
     Actor, Keyring, MemoryDirectory, Owner, OwnerId, OwnerKind, PostgresStore, SqliteStore, TokenService,
     TokenStore,
@@ -42,10 +43,14 @@ pub(crate) fn ada() -> Actor {
 
 /// A service whose one user is `ada`; those of all processes have one key.
 pub(crate) fn service<S: TokenStore>(store: S) -> TokenService<S, MemoryDirectory> {
+    builder(store).build().unwrap()
+}
+
+pub(crate) fn builder<S: TokenStore>(store: S) -> TokenServiceBuilder<S, MemoryDirectory> {
     let ada = Owner::new(OwnerId::new("ada").unwrap(), OwnerKind::Human).role("member");
     let keyring = Keyring::from_text("1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=").unwrap();
     let users = [ada].into_iter().collect();
-    TokenService::builder(store, users).brand("acme").keyring(keyring).build().unwrap()
+    TokenService::builder(store, users).brand("acme").keyring(keyring)
 }
 
 /// A name that nothing else of this run and no earlier run has.
@@ -58,6 +63,17 @@ pub(crate) fn unique(what: &str) -> String {
 
 pub(crate) async fn postgres_pool(connections: u32) -> PgPool {
     let options: PgConnectOptions = postgres_url().parse().unwrap();
+    PgPoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(Duration::from_secs(20))
+        .connect_with(options)
+        .await
+        .unwrap()
+}
+
+/// Through a pooler in transaction mode.
+pub(crate) async fn pooler_pool(connections: u32) -> PgPool {
+    let options: PgConnectOptions = pooler_url().parse().unwrap();
     PgPoolOptions::new()
         .max_connections(connections)
         .acquire_timeout(Duration::from_secs(20))

@@ -1,0 +1,119 @@
+//! The store within a transaction of the host's own.
+
+use super::{
+    Engine, MAX_TOUCHES, Place, SqlStore, Statements, find, latest, list, named, purge, repeated,
+    unavailable, write,
+};
+use crate::store::record::Value;
+use crate::store::{ChangeBatch, Found, ListQuery, Page, StoreError, TokenStore, Touch};
+use crate::token::TokenId;
+use chrono::{DateTime, Utc};
+use sqlx::{Connection, Transaction};
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// A [`SqlStore`] within a transaction of the host's: what is done through it happens when the host commits,
+/// and not if it does not. From [`SqlStore::within`].
+///
+/// It reads what the transaction sees, changes of its own included; others see them after the commit. It is a
+/// [`TokenStore`], so that [`TokenService::within`](crate::TokenService::within) does everything with all
+/// rules. Two calls at once are refused: a transaction does one thing at a time.
+///
+/// **Errors.** Each [`commit`](TokenStore::commit) is a savepoint of its own, two statements more than
+/// outside. A conflict (a taken name, another version) rolls back to it: the transaction is as it was before,
+/// and goes on. After [`StoreError::Unavailable`], and where a future was dropped half way, it is of no use:
+/// all further calls are refused. Roll it back then; all that a commit may leave of a change is the whole of
+/// it or nothing, and sqlx may call such a commit done that was a rollback.
+///
+/// **What it holds.** A record that was changed is locked until the transaction is over, and so are its name
+/// and, in SQLite, all that is written anywhere. Keep the transaction short, and do the tokens last. Where
+/// two transactions change the same tokens in another order, PostgreSQL ends one of them, which is then
+/// unavailable.
+///
+/// **How to begin.** PostgreSQL: at its default isolation, READ COMMITTED. Above that, a token that another
+/// transaction has changed meanwhile is unavailable, and not tried again. SQLite: with `BEGIN IMMEDIATE`
+/// (`pool.begin_with("BEGIN IMMEDIATE")`): a transaction that reads first and then writes fails where another
+/// one has written in between.
+pub struct SqlStoreWithin<'a, E: Engine> {
+    statements: Arc<Statements>,
+    /// Taken for the time of a call, and not put back after a failure.
+    connection: Mutex<Option<&'a mut E::Connection>>,
+}
+
+impl<E: Engine> SqlStore<E> {
+    /// This store within a transaction that the host has begun with sqlx, on a connection to the same database.
+    /// The pages of the modules `sqlite` and `postgres` show how.
+    pub fn within<'a>(&self, transaction: &'a mut Transaction<'_, E>) -> SqlStoreWithin<'a, E> {
+        SqlStoreWithin {
+            statements: self.statements.clone(),
+            connection: Mutex::new(Some(&mut **transaction)),
+        }
+    }
+}
+
+impl<'a, E: Engine> SqlStoreWithin<'a, E> {
+    fn take(&self) -> Result<&'a mut E::Connection, StoreError> {
+        let taken = self.connection.lock().unwrap_or_else(PoisonError::into_inner).take();
+        taken.ok_or_else(|| StoreError::unavailable("the transaction is in use, or has failed: roll it back"))
+    }
+
+    fn put_back(&self, connection: &'a mut E::Connection) {
+        *self.connection.lock().unwrap_or_else(PoisonError::into_inner) = Some(connection);
+    }
+}
+
+impl<E: Engine> Place<E> for SqlStoreWithin<'_, E> {
+    fn statements(&self) -> &Statements {
+        &self.statements
+    }
+
+    async fn fetch(&self, sql: &Arc<str>, values: Vec<Value>) -> Result<Vec<E::Row>, StoreError> {
+        let connection = self.take()?;
+        let rows = E::fetch(connection, self.statements.keeps, sql.clone(), values).await;
+        let rows = rows.map_err(unavailable)?;
+        self.put_back(connection);
+        Ok(rows)
+    }
+}
+
+impl<E: Engine> TokenStore for SqlStoreWithin<'_, E> {
+    async fn find(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+        find(self, id).await
+    }
+
+    async fn list(&self, query: &ListQuery) -> Result<Page, StoreError> {
+        list(self, query).await
+    }
+
+    async fn commit(&self, batch: &ChangeBatch) -> Result<(), StoreError> {
+        repeated(self, batch).await?;
+        let connection = self.take()?;
+        // A savepoint: sqlx knows that a transaction is under way.
+        let savepoint = Connection::begin(&mut *connection).await.map_err(unavailable)?;
+        let written = write(savepoint, &self.statements, batch, unavailable).await;
+        if matches!(written, Ok(()) | Err(StoreError::Conflict(_))) {
+            self.put_back(connection);
+        }
+        named(self, batch, written).await
+    }
+
+    async fn touch(&self, uses: &[Touch]) -> Result<(), StoreError> {
+        let connection = self.take()?;
+        let Statements { keeps, tokens, .. } = &*self.statements;
+        for chunk in latest(uses).chunks(MAX_TOUCHES) {
+            E::touch(connection, *keeps, tokens, chunk).await.map_err(unavailable)?;
+        }
+        self.put_back(connection);
+        Ok(())
+    }
+
+    async fn purge(&self, ended: DateTime<Utc>, limit: usize) -> Result<Vec<TokenId>, StoreError> {
+        purge(self, ended, limit).await
+    }
+}
+
+impl<E: Engine> fmt::Debug for SqlStoreWithin<'_, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SqlStoreWithin").field("table", &self.statements.tokens).finish_non_exhaustive()
+    }
+}
