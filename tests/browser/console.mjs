@@ -242,7 +242,7 @@ async function aMember(site) {
     await page.confirm();
     const row = await page.row("deploy", "revoked");
     assert.equal(await site.whoami(working), 401);
-    assert.equal(await row.$eval(".revoked", (text) => text.textContent), "Revoked just now by its owner");
+    assert.match(await row.$eval(".revoked", (text) => text.textContent), /^Revoked (just now|\d+ minutes? ago) by its owner$/);
     assert.match(await page.text("#toast"), /deploy.*was revoked/);
   });
   await check("each state offers its actions: revoked", async () => {
@@ -378,8 +378,11 @@ async function aMember(site) {
     await tab.setViewport({ width: 320, height: 700 });
     await page.open();
     await page.row(long);
-    const width = await page.read(() => document.documentElement.scrollWidth);
-    assert.ok(width <= 320, `${width} wide`);
+    const right = await page.read(() => {
+      const parts = [...document.querySelectorAll("main, main *")].filter((part) => part.checkVisibility() && !part.closest("thead"));
+      return Math.max(...parts.map((part) => part.getBoundingClientRect().right));
+    });
+    assert.ok(right <= 320, `something reaches to ${right} of 320`);
     const shown = await tab.$eval("#rows td.c-expires", (cell) => getComputedStyle(cell, "::before").content);
     assert.match(shown, /Expires/);
     await page.act(long, "revoke");
@@ -397,7 +400,7 @@ async function aMember(site) {
 
 async function downloaded(site, name) {
   const end = Date.now() + PATIENCE;
-  // Fails by itself: each turn is a round trip to the browser, and its events come with it.
+  // Each turn is a round trip to the browser, and its events come with it.
   while (!site.downloaded.some(({ suggestedFilename, isDone }) => suggestedFilename === name && isDone)) {
     if (Date.now() > end) throw new Error(`${name} was not downloaded: ${JSON.stringify(site.downloaded)}`);
     await site.browser.version();
@@ -669,7 +672,7 @@ async function anAdmin(site) {
     await page.act("nightly export", "revoke");
     await page.confirm();
     const revoked = await page.row("nightly export", "revoked");
-    assert.equal(await revoked.$eval(".revoked", (text) => text.textContent), "Revoked just now by an administrator, ada");
+    assert.match(await revoked.$eval(".revoked", (text) => text.textContent), / by an administrator, ada$/);
     assert.equal(await site.whoami(token), 401);
     await page.act("nightly export", "restore");
     await page.row("nightly export", "active");
