@@ -152,7 +152,8 @@ async fn serve<S: TokenStore + ChangeFeed + 'static>(store: S, listener: TcpList
         .nest("/demo", demo)
         .route("/sign-in", get(sign_in_page).post(sign_in).with_state(sessions.clone()))
         .route("/demo/expired-token", post(make_expired::<S>).with_state((tokens.clone(), sessions)))
-        .route("/demo/open", get(hello));
+        .route("/demo/open", get(hello))
+        .route("/favicon.ico", get(async || StatusCode::NO_CONTENT));
 
     // Last uses are written every few seconds, and changes of other processes are heard.
     let flusher = tokens.clone();

@@ -1,6 +1,6 @@
 //! The HTTP face over a real socket: what each call answers to whom, and what hostile requests get.
 
-#![cfg(all(feature = "axum", feature = "openapi"))]
+#![cfg(all(feature = "console", feature = "openapi"))]
 #![allow(
     clippy::arithmetic_side_effects,
     clippy::indexing_slicing,
@@ -18,8 +18,8 @@ use http::header::{COOKIE, HeaderMap};
 use http::request::Parts;
 use http::{HeaderName, Method};
 use patkit::http::{
-    Authenticator, ClientAddress, Incident, IssuedBody, ManagementApi, PageBody, Permitted, ProblemBody,
-    RequirePermission, RequiredPermission, TokenBody, openapi,
+    Authenticator, ClientAddress, Console, Incident, IssuedBody, ManagementApi, PageBody, Permitted,
+    ProblemBody, RequirePermission, RequiredPermission, TokenBody, openapi,
 };
 use patkit::owner::DirectoryError;
 use patkit::{
@@ -168,8 +168,11 @@ impl Host {
             .route("/data", post(async || "written").layer(RequirePermission::new("data:write").unwrap()))
             .layer(authenticator.required());
         let optional = Router::new().route("/maybe", get(maybe)).layer(authenticator.optional());
+        let api = api.build();
+        let console = Console::new(&api, "/api/").title("<Tokens>").theme(":root { --patkit-accent: #0a7; }");
         let app = Router::new()
-            .nest("/api", api.build().router())
+            .nest("/settings", console.router())
+            .nest("/api", api.router())
             .merge(required)
             .merge(optional)
             .route("/forgotten", get(whoami));
@@ -1282,6 +1285,27 @@ async fn the_document_names_every_call_and_no_other() {
     assert_eq!(document["components"]["schemas"]["NewTokenBody"]["additionalProperties"], false);
     assert_eq!(document["components"]["schemas"]["NewTokenBody"]["required"], json!(["name"]));
     assert_eq!(fields["expires_in_days"]["type"], json!(["integer", "null"]), "{fields}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_page_has_the_hosts_title_and_theme_and_tells_what_its_user_may_do() {
+    let host = Host::new().await;
+    let page = host.send(Method::GET, "/settings", &[], None).await;
+    assert!(page.body.contains("<title>&lt;Tokens&gt;</title>") && page.body.contains("content=\"/api\""));
+    assert!(page.body.contains("href=\"./settings/style.css\""), "{page:?}");
+    let style = host.send(Method::GET, "/settings/style.css", &[], None).await;
+    assert!(style.body.ends_with("\n:root { --patkit-accent: #0a7; }"), "{:?}", style.headers);
+    let settings =
+        async |who: &Who| host.send(Method::GET, "/settings/settings.json", &who.headers(), None).await;
+    assert_eq!(settings(&Who::Nobody).await.status, 401);
+    assert_eq!(settings(&Who::Session("ghost")).await.status, 401);
+    let guest: Value = settings(&Who::Session("guest")).await.json();
+    assert_eq!(guest["may"], json!({"personal": false, "service": false, "scim": false}));
+    assert_eq!((&guest["user"]["id"], &guest["scopes"]), (&json!("guest"), &json!(["data:read"])));
+    let (_, narrow) = host.issue(&session("ada"), NewToken::named("narrow").scope(["tokens:manage"])).await;
+    let through: Value = settings(&Who::Token(narrow)).await.json();
+    assert_eq!(through["may"], json!({"personal": true, "service": false, "scim": false}));
+    assert_eq!(through["scopes"], json!(["tokens:manage"]));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -48,6 +48,7 @@ pub struct Console<S, D, A> {
     path: String,
     title: String,
     sign_in: String,
+    theme: String,
     scopes: Option<Vec<String>>,
     service_users: Vec<Hint>,
 }
@@ -67,6 +68,7 @@ impl<S: TokenStore + 'static, D: Directory + 'static, A: Sessions> Console<S, D,
             path: path.trim_end_matches('/').to_owned(),
             title: "Access tokens".to_owned(),
             sign_in: String::new(),
+            theme: String::new(),
             scopes: None,
             service_users: Vec::new(),
         }
@@ -81,6 +83,13 @@ impl<S: TokenStore + 'static, D: Directory + 'static, A: Sessions> Console<S, D,
     /// Where whoever is signed out is sent to.
     pub fn sign_in(mut self, url: &str) -> Self {
         url.clone_into(&mut self.sign_in);
+        self
+    }
+
+    /// Style rules of the host, which come after the page's own: `:root { --patkit-accent: #0a7; }`, say. The variables stand at
+    /// the top of `style.css`. Whatever they refer to has to be on the same site, as the policy demands.
+    pub fn theme(mut self, css: &str) -> Self {
+        css.clone_into(&mut self.theme);
         self
     }
 
@@ -99,12 +108,13 @@ impl<S: TokenStore + 'static, D: Directory + 'static, A: Sessions> Console<S, D,
     /// The routes: the page itself at `/`, its two files, and what it asks about the actor. Nest it under a path, or merge it.
     pub fn router<T: Clone + Send + Sync + 'static>(self) -> Router<T> {
         let page = page(&self.path, &self.title, &self.sign_in);
+        let style = format!("{STYLE}\n{}", self.theme);
         let show = async move |request: Request| {
             file("text/html; charset=utf-8", page.replace("{{base}}", &escaped(&base_of(&request))))
         };
         Router::new()
             .route("/", get(show))
-            .route("/style.css", get(async || file("text/css; charset=utf-8", STYLE)))
+            .route("/style.css", get(async move || file("text/css; charset=utf-8", style)))
             .route("/script.js", get(async || file("text/javascript; charset=utf-8", SCRIPT)))
             .route("/settings.json", get(settings::<S, D, A>))
             .with_state(Arc::new(self))
