@@ -29,7 +29,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
-use support_sql::{Folder, ada, postgres_pool, schema, service, sqlite_store, unique};
+use support_sql::{Folder, ada, postgres_pool, postgres_url, schema, service, sqlite_store, unique};
 
 const TARGET: &str = "PATKIT_CRASH_TARGET";
 
@@ -72,7 +72,9 @@ async fn writer() {
     match target.split_once('|').unwrap() {
         ("sqlite", file) => write_for_ever(service(sqlite_store(Path::new(file)).await)).await,
         (_, schema) => {
-            let pool = postgres_pool(2).await;
+            // So that it is told from others by whoever waits for its end.
+            let options = postgres_url().parse::<PgConnectOptions>().unwrap().application_name(schema);
+            let pool = PgPoolOptions::new().max_connections(2).connect_with(options).await.unwrap();
             let store = PostgresStore::builder(pool).schema(schema).open().await.unwrap();
             write_for_ever(service(store)).await;
         }
@@ -162,6 +164,15 @@ async fn whole<S: TokenStore + AuditLog>(service: &Service<S>, token: &patkit::T
     (changes, state)
 }
 
+/// The server goes on for a moment with what a writer asked for before it was killed: between two looks a change may still come.
+async fn until_it_is_gone(service: &Service<PostgresStore>, schema: &str) {
+    let sql = "SELECT 1 FROM pg_stat_activity WHERE application_name = $1";
+    let pool = service.store().pool();
+    while !sqlx::query(sql).bind(schema).fetch_all(pool).await.unwrap().is_empty() {
+        tokio::task::yield_now().await;
+    }
+}
+
 fn rounds() -> u64 {
     std::env::var("PATKIT_CRASH_ROUNDS").ok().map_or(200, |rounds| rounds.parse().unwrap())
 }
@@ -199,6 +210,7 @@ fn a_writer_to_postgres_that_is_killed_loses_nothing() {
     for round in 0..rounds() {
         let said = kill_writer(&format!("postgres|{schema}"), delay(round));
         changes += said.values().map(|said| said.done + 1).sum::<u64>();
+        runtime.block_on(until_it_is_gone(&service, &schema));
         runtime.block_on(check(&service, &said));
     }
     println!("{} writers killed, {changes} changes acknowledged, none lost", rounds());
