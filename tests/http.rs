@@ -757,6 +757,20 @@ async fn bodies_of_another_kind_are_refused() {
     );
     let answer = host.raw(request.as_bytes()).await;
     assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+    // A client that is still sending hears why, and not that the connection is reset.
+    for length in ["Content-Length: 1000000", "Content-Length: 65537"] {
+        let request = format!(
+            "POST /api/user-tokens HTTP/1.1\r\nHost: x\r\nCookie: session=mel\r\nSec-Fetch-Site: same-origin\r\n\
+             Content-Type: application/json\r\n{length}\r\nConnection: close\r\n\r\n{}",
+            " ".repeat(length.rsplit(' ').next().unwrap().parse().unwrap())
+        );
+        let answer = host.raw(request.as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+    }
+    // What is announced beyond all measure is not waited for.
+    let request = "POST /api/user-tokens HTTP/1.1\r\nHost: x\r\nCookie: session=mel\r\nSec-Fetch-Site: same-origin\r\n\
+                   Content-Type: application/json\r\nContent-Length: 1000000000000\r\nConnection: close\r\n\r\n";
+    assert!(host.raw(request.as_bytes()).await.starts_with("HTTP/1.1 413 "));
 }
 
 #[tokio::test(flavor = "multi_thread")]

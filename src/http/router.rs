@@ -9,7 +9,7 @@ use crate::service::{Actor, InvalidInput, IssuedToken, ManageError, TokenPage};
 use crate::store::{MAX_PAGE, TokenStore};
 use crate::token::{Reason, TokenId};
 use axum::Router;
-use axum::body::{Body, to_bytes};
+use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Query, Request, State};
 use axum::response::{IntoResponse, Response};
@@ -21,6 +21,7 @@ use http::header::{
 };
 use http::request::Parts;
 use http::{HeaderValue, Method, StatusCode};
+use http_body_util::BodyExt;
 use serde::Serialize;
 use std::error::Error;
 use std::fmt;
@@ -31,6 +32,8 @@ use std::time::Duration;
 const DEFAULT_PAGE: usize = 50;
 /// Bytes of a request's body: the longest of all fields together, each character escaped, have room in it.
 const MAX_BODY: usize = 64 * 1024;
+/// Bytes of a body that are read at all, for its client's sake.
+const MOST_DROPPED: usize = 1024 * 1024;
 
 /// Says who is signed in: the one thing that the management API has to know of the host's sessions.
 ///
@@ -506,20 +509,37 @@ async fn json_body(parts: &Parts, body: Body) -> Result<Bytes, Problem> {
     limited(parts, body).await
 }
 
-async fn limited(parts: &Parts, body: Body) -> Result<Bytes, Problem> {
+/// Reads a body to the bound. A larger one is read on for a while and dropped: a client that is still sending when the connection
+/// is closed would hear of the closing alone and not of why.
+async fn limited(parts: &Parts, mut body: Body) -> Result<Bytes, Problem> {
     let too_large = || {
         let detail = "the body is 64 KiB at most";
         Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", detail)
     };
     let announced = parts.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-    if announced.is_some_and(|length: u64| length > u64::try_from(MAX_BODY).unwrap_or(u64::MAX)) {
+    if announced.is_some_and(|length: usize| length > MOST_DROPPED) {
         return Err(too_large());
     }
-    to_bytes(body, MAX_BODY).await.map_err(|error| {
-        let is_over = error.source().is_some_and(<dyn Error>::is::<http_body_util::LengthLimitError>);
-        let broken = || Problem::new(StatusCode::BAD_REQUEST, "invalid_body", "the body could not be read");
-        if is_over { too_large() } else { broken() }
-    })
+    let (mut read, mut length) = (Vec::new(), 0_usize);
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| {
+            let is_over = error.source().is_some_and(<dyn Error>::is::<http_body_util::LengthLimitError>);
+            let broken =
+                || Problem::new(StatusCode::BAD_REQUEST, "invalid_body", "the body could not be read");
+            if is_over { too_large() } else { broken() }
+        })?;
+        let data = frame.into_data().unwrap_or_default();
+        length = length.saturating_add(data.len());
+        if length > MOST_DROPPED {
+            break;
+        }
+        if length > MAX_BODY {
+            read = Vec::new();
+        } else {
+            read.extend_from_slice(&data);
+        }
+    }
+    if length > MAX_BODY { Err(too_large()) } else { Ok(read.into()) }
 }
 
 fn issued_answer(issued: &IssuedToken, location: &str) -> Response {
