@@ -624,6 +624,11 @@ async fn what_is_refused_in_a_body_is_named() {
         ("POST", new, "{\"expires_in_days\":1e400,\"name\":\"a\"}", 400, "invalid_json", ""),
         // Of another shape.
         ("POST", new, "[]", 422, "invalid", ""),
+        ("POST", new, "[", 400, "invalid_json", ""),
+        ("POST", new, "[\"a\", \"b\", 30, false, [], [\"10.0.0.0/8\"], \"ci-bot\"]", 422, "invalid", ""),
+        ("PUT", &one, " [false]", 422, "invalid", ""),
+        ("POST", &rotate, "\r\n\t []", 422, "invalid", ""),
+        ("POST", &rotate, "[3600]", 422, "invalid", ""),
         ("POST", new, "null", 422, "invalid", ""),
         ("POST", new, "\"name\"", 422, "invalid", ""),
         ("POST", new, "{}", 422, "invalid", "name"),
