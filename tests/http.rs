@@ -162,6 +162,7 @@ impl Host {
         if wanted.is_recent_sign_in {
             api = api.recent_sign_in(|request, _| request.headers.contains_key("x-recent"));
         }
+        let api = api.build();
         let required = Router::new()
             .route("/whoami", get(whoami))
             .route("/data", get(async |token: Permitted<ReadData>| token.owner().id().to_string()))
@@ -169,7 +170,8 @@ impl Host {
             .layer(authenticator.required());
         let optional = Router::new().route("/maybe", get(maybe)).layer(authenticator.optional());
         let app = Router::new()
-            .nest("/api", api.build().router())
+            .nest("/api", api.router())
+            .nest("/of/{tenant}/{id}", api.router())
             .merge(required)
             .merge(optional)
             .route("/forgotten", get(whoami));
@@ -1321,4 +1323,19 @@ async fn ids_that_are_none_are_answered_like_ids_of_nobody() {
     // Nothing is lost by an edit that the service would take.
     let edit = TokenEdit::new().active(true);
     host.tokens.edit(&session("mel"), unknown.parse().unwrap(), edit).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_api_works_under_a_path_with_parameters_of_the_hosts() {
+    let host = Host::new().await;
+    let (id, _) = host.issue(&session("mel"), NewToken::named("here")).await;
+    let mut headers = Who::Session("mel").headers();
+    headers.push(("content-type", "application/json".to_owned()));
+    let one = format!("/of/acme/x/user-tokens/{id}");
+    let answer = host.send(Method::GET, &one, &headers, None).await;
+    assert_eq!((answer.status, answer.json::<TokenBody>().id), (200, id.to_string()));
+    let answer = host.send(Method::POST, &format!("{one}/rotate"), &headers, Some("{}".to_owned())).await;
+    assert_eq!(answer.status, 201, "{answer:?}");
+    let answer = host.send(Method::DELETE, &one, &headers, None).await;
+    assert_eq!(answer.status, 204, "{answer:?}");
 }

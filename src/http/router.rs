@@ -211,6 +211,7 @@ impl<S, D, A> fmt::Debug for ManagementApiBuilder<S, D, A> {
 
 type Shared<S, D, A> = State<Arc<Api<S, D, A>>>;
 type Answer = Result<Response, Problem>;
+type PathOf = Result<Path<Vec<(String, String)>>, PathRejection>;
 
 /// Who calls.
 pub(super) struct Caller {
@@ -273,28 +274,28 @@ async fn revoke_current<S: TokenStore, D: Directory, A: Sessions>(
 
 async fn show<S: TokenStore, D: Directory, A: Sessions>(
     State(api): Shared<S, D, A>,
-    id: Result<Path<String>, PathRejection>,
+    path: PathOf,
     request: Request,
 ) -> Answer {
     let (caller, ..) = api.admit(request).await?;
-    api.show(&caller, id_of(id)).await
+    api.show(&caller, id_of(path)).await
 }
 
 async fn edit<S: TokenStore, D: Directory, A: Sessions>(
     State(api): Shared<S, D, A>,
-    id: Result<Path<String>, PathRejection>,
+    path: PathOf,
     request: Request,
 ) -> Answer {
     let (caller, parts, body) = api.admit(request).await?;
     let edit = read::<EditBody>(&json_body(&parts, body).await?)?.to_edit()?;
-    let edited = api.authenticator.tokens.edit(&caller.actor, id_of(id), edit).await;
+    let edited = api.authenticator.tokens.edit(&caller.actor, id_of(path), edit).await;
     let edited = edited.map_err(|error| api.not_done(&error, &caller))?;
     Ok(json(StatusCode::OK, &TokenBody::from(&edited)))
 }
 
 async fn rotate<S: TokenStore, D: Directory, A: Sessions>(
     State(api): Shared<S, D, A>,
-    id: Result<Path<String>, PathRejection>,
+    path: PathOf,
     request: Request,
 ) -> Answer {
     let (caller, parts, body) = api.admit(request).await?;
@@ -306,18 +307,18 @@ async fn rotate<S: TokenStore, D: Directory, A: Sessions>(
         body => read::<RotateBody>(body)?,
     };
     api.demand_issuing(&parts, &caller)?;
-    let issued = api.authenticator.tokens.rotate(&caller.actor, id_of(id), wanted.overlap()).await;
+    let issued = api.authenticator.tokens.rotate(&caller.actor, id_of(path), wanted.overlap()).await;
     let issued = issued.map_err(|error| api.not_done(&error, &caller))?;
     Ok(issued_answer(&issued, &format!("../{}", issued.token.id())))
 }
 
 async fn delete<S: TokenStore, D: Directory, A: Sessions>(
     State(api): Shared<S, D, A>,
-    id: Result<Path<String>, PathRejection>,
+    path: PathOf,
     request: Request,
 ) -> Answer {
     let (caller, ..) = api.admit(request).await?;
-    let deleted = api.authenticator.tokens.delete(&caller.actor, id_of(id)).await;
+    let deleted = api.authenticator.tokens.delete(&caller.actor, id_of(path)).await;
     deleted.map_err(|error| api.not_done(&error, &caller))?;
     Ok(no_content())
 }
@@ -459,9 +460,11 @@ const fn field_of(input: &InvalidInput) -> Option<&'static str> {
     })
 }
 
-/// What is no id is the id of no token: so whoever may do nothing hears nothing else than for any other.
-fn id_of(path: Result<Path<String>, PathRejection>) -> TokenId {
-    path.ok().and_then(|Path(id)| id.parse().ok()).unwrap_or(TokenId::VACANT)
+/// The id is the last part; those before it are of the path that the host mounts the API under. What is no id is the id of no
+/// token: so whoever may do nothing hears nothing else than for any other.
+fn id_of(path: PathOf) -> TokenId {
+    let last = path.ok().and_then(|Path(mut parts)| parts.pop());
+    last.and_then(|(_, id)| id.parse().ok()).unwrap_or(TokenId::VACANT)
 }
 
 fn no_token_in_use() -> Problem {
