@@ -106,7 +106,7 @@ async fn maybe(verified: Option<Verified>, headers: HeaderMap) -> String {
 #[derive(Default)]
 struct Wanted {
     address: Option<ClientAddress>,
-    limit: Option<u32>,
+    limit: Option<(u32, Duration)>,
     is_recent_sign_in: bool,
 }
 
@@ -156,8 +156,8 @@ impl Host {
         let mut api = ManagementApi::builder(authenticator.clone(), signed_in)
             .allow_origin("https://app.example.com")
             .unwrap();
-        if let Some(most) = wanted.limit {
-            api = api.limit_generation(most, Duration::from_secs(3_600));
+        if let Some((most, per)) = wanted.limit {
+            api = api.limit_generation(most, per);
         }
         if wanted.is_recent_sign_in {
             api = api.recent_sign_in(|request, _| request.headers.contains_key("x-recent"));
@@ -1182,7 +1182,8 @@ async fn an_address_counts_only_from_where_the_host_trusts() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn generation_is_limited_for_each_actor() {
-    let host = Host::wanted(Wanted { limit: Some(2), ..Wanted::default() }).await;
+    let limit = Some((2, Duration::from_secs(3_600)));
+    let host = Host::wanted(Wanted { limit, ..Wanted::default() }).await;
     let make = async |who: &Who, name: &str| {
         host.call(who, Method::POST, "/user-tokens", Some(json!({"name": name}))).await
     };
@@ -1198,6 +1199,21 @@ async fn generation_is_limited_for_each_actor() {
         assert_eq!(host.call(&who, Method::GET, "/user-tokens", None).await.status, 200);
     }
     assert_eq!(make(&Who::Session("other"), "1").await.status, 201);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limit_out_of_bounds_is_brought_within_them() {
+    for (limit, seconds) in
+        [((0, Duration::MAX), "31536000"), ((0, Duration::from_secs(1 << 40)), "31536000")]
+    {
+        let host = Host::wanted(Wanted { limit: Some(limit), ..Wanted::default() }).await;
+        let make = async |name: &str| {
+            host.call(&Who::Session("mel"), Method::POST, "/user-tokens", Some(json!({"name": name}))).await
+        };
+        assert_eq!(make("1").await.status, 201, "{limit:?}");
+        let refused = make("2").await;
+        assert_eq!((refused.status, refused.header("retry-after")), (429, Some(seconds)), "{limit:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -175,10 +175,11 @@ impl<S, D, A> ManagementApiBuilder<S, D, A> {
         self
     }
 
-    /// Lets each actor make or rotate at most `most` tokens (1 or more) in `per` (over zero); 429 beyond. Counted in this process
-    /// by tower's `RateLimit`, which needs tokio's timer; all tokens of one owner count as that owner.
+    /// Lets each actor make or rotate at most `most` tokens (1 or more) in `per` (1 millisecond to 365 days; what is outside counts
+    /// as the nearer of them); 429 beyond. Counted in this process by tower's `RateLimit`, which needs tokio's timer; all tokens of
+    /// one owner count as that owner.
     pub fn limit_generation(mut self, most: u32, per: Duration) -> Self {
-        self.0.limits = Some(Limits::new(u64::from(most.max(1)), per.max(Duration::from_millis(1))));
+        self.0.limits = Some(Limits::new(most, per));
         self
     }
 
