@@ -19,7 +19,7 @@ use http::request::Parts;
 use http::{HeaderName, Method};
 use patkit::http::{
     Authenticator, ClientAddress, Incident, IssuedBody, ManagementApi, PageBody, Permitted, ProblemBody,
-    RequirePermission, RequiredPermission, TokenBody, openapi,
+    RequirePermission, RequiredPermission, Sessions, TokenBody, openapi,
 };
 use patkit::owner::DirectoryError;
 use patkit::{
@@ -35,6 +35,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tower::ServiceExt;
 
 /// The users of the host, and a directory that can be out of order.
 struct Users {
@@ -1148,6 +1149,30 @@ async fn what_cannot_be_found_out_is_unavailable_and_never_refused() {
     let answer = host.send(Method::GET, "/whoami", &Who::Token(token).headers(), None).await;
     assert_eq!((answer.status, answer.body.as_str()), (200, "mel"));
     assert!(host.incidents.lock().unwrap().iter().any(|incident| incident.contains("Unavailable")));
+}
+
+/// Sessions that do not answer.
+struct NoSessions;
+
+impl Sessions for NoSessions {
+    async fn actor(&self, _: &Parts) -> Result<Option<Actor>, DirectoryError> {
+        Err(DirectoryError::new("the sessions are down"))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_operator_hears_of_sessions_that_do_not_answer() {
+    let host = Host::new().await;
+    let incidents = Arc::new(Mutex::new(Vec::new()));
+    let heard = incidents.clone();
+    let authenticator = Authenticator::new(host.tokens.clone())
+        .on_incident(move |incident: Incident<'_>| heard.lock().unwrap().push(format!("{incident:?}")));
+    let app: Router = ManagementApi::new(authenticator, NoSessions).router();
+    let request = http::Request::get("/user-tokens").body(axum::body::Body::empty()).unwrap();
+    let answer = app.oneshot(request).await.unwrap();
+    assert_eq!((answer.status().as_u16(), &answer.headers()["retry-after"]), (503, &"1".parse().unwrap()));
+    let incidents = incidents.lock().unwrap().join("\n");
+    assert!(incidents.contains("Directory") && incidents.contains("the sessions are down"), "{incidents}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,7 +5,7 @@ use super::layer::mark_as_sensitive;
 use super::limit::Limits;
 use super::{Authenticator, Incident, Problem};
 use crate::owner::{Directory, DirectoryError};
-use crate::service::{Actor, InvalidInput, IssuedToken, ManageError, TokenPage};
+use crate::service::{Actor, InvalidInput, IssuedToken, ManageError, TokenPage, Unavailable, VerifyError};
 use crate::store::{MAX_PAGE, TokenStore};
 use crate::token::{Reason, TokenId};
 use axum::Router;
@@ -342,7 +342,11 @@ impl<S: TokenStore, D: Directory, A: Sessions> Api<S, D, A> {
         if let Some(verified) = verified {
             return Ok(Caller { actor: Actor::token(&verified), token: Some(verified.token().id()) });
         }
-        let actor = self.sessions.actor(parts).await.map_err(|_| Problem::unavailable())?;
+        let actor = self.sessions.actor(parts).await.map_err(|error| {
+            let error = VerifyError::from(Unavailable::Directory(error));
+            self.authenticator.watch.tell(Incident::Refused(&error));
+            Problem::unavailable()
+        })?;
         let actor = actor.ok_or_else(|| self.authenticator.no_credential())?;
         if !parts.method.is_safe() && !self.is_from_here(parts) {
             let detail = "the call does not come from a page of this site";
