@@ -19,7 +19,7 @@ use http::request::Parts;
 use http::{HeaderName, Method};
 use patkit::http::{
     Authenticator, ClientAddress, Console, Incident, IssuedBody, ManagementApi, PageBody, Permitted,
-    ProblemBody, RequirePermission, RequiredPermission, TokenBody, openapi,
+    ProblemBody, RequirePermission, RequiredPermission, Sessions, TokenBody, openapi,
 };
 use patkit::owner::DirectoryError;
 use patkit::{
@@ -35,6 +35,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tower::ServiceExt;
 
 /// The users of the host, and a directory that can be out of order.
 struct Users {
@@ -106,7 +107,7 @@ async fn maybe(verified: Option<Verified>, headers: HeaderMap) -> String {
 #[derive(Default)]
 struct Wanted {
     address: Option<ClientAddress>,
-    limit: Option<u32>,
+    limit: Option<(u32, Duration)>,
     is_recent_sign_in: bool,
 }
 
@@ -156,23 +157,24 @@ impl Host {
         let mut api = ManagementApi::builder(authenticator.clone(), signed_in)
             .allow_origin("https://app.example.com")
             .unwrap();
-        if let Some(most) = wanted.limit {
-            api = api.limit_generation(most, Duration::from_secs(3_600));
+        if let Some((most, per)) = wanted.limit {
+            api = api.limit_generation(most, per);
         }
         if wanted.is_recent_sign_in {
             api = api.recent_sign_in(|request, _| request.headers.contains_key("x-recent"));
         }
+        let api = api.build();
         let required = Router::new()
             .route("/whoami", get(whoami))
             .route("/data", get(async |token: Permitted<ReadData>| token.owner().id().to_string()))
             .route("/data", post(async || "written").layer(RequirePermission::new("data:write").unwrap()))
             .layer(authenticator.required());
         let optional = Router::new().route("/maybe", get(maybe)).layer(authenticator.optional());
-        let api = api.build();
         let console = Console::new(&api, "/api/").title("<Tokens>").theme(":root { --patkit-accent: #0a7; }");
         let app = Router::new()
             .nest("/settings", console.router())
             .nest("/api", api.router())
+            .nest("/of/{tenant}/{id}", api.router())
             .merge(required)
             .merge(optional)
             .route("/forgotten", get(whoami));
@@ -627,6 +629,11 @@ async fn what_is_refused_in_a_body_is_named() {
         ("POST", new, "{\"expires_in_days\":1e400,\"name\":\"a\"}", 400, "invalid_json", ""),
         // Of another shape.
         ("POST", new, "[]", 422, "invalid", ""),
+        ("POST", new, "[", 400, "invalid_json", ""),
+        ("POST", new, "[\"a\", \"b\", 30, false, [], [\"10.0.0.0/8\"], \"ci-bot\"]", 422, "invalid", ""),
+        ("PUT", &one, " [false]", 422, "invalid", ""),
+        ("POST", &rotate, "\r\n\t []", 422, "invalid", ""),
+        ("POST", &rotate, "[3600]", 422, "invalid", ""),
         ("POST", new, "null", 422, "invalid", ""),
         ("POST", new, "\"name\"", 422, "invalid", ""),
         ("POST", new, "{}", 422, "invalid", "name"),
@@ -760,6 +767,20 @@ async fn bodies_of_another_kind_are_refused() {
     );
     let answer = host.raw(request.as_bytes()).await;
     assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+    // A client that is still sending hears why, and not that the connection is reset.
+    for length in ["Content-Length: 1000000", "Content-Length: 65537"] {
+        let request = format!(
+            "POST /api/user-tokens HTTP/1.1\r\nHost: x\r\nCookie: session=mel\r\nSec-Fetch-Site: same-origin\r\n\
+             Content-Type: application/json\r\n{length}\r\nConnection: close\r\n\r\n{}",
+            " ".repeat(length.rsplit(' ').next().unwrap().parse().unwrap())
+        );
+        let answer = host.raw(request.as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
+    }
+    // What is announced beyond all measure is not waited for.
+    let request = "POST /api/user-tokens HTTP/1.1\r\nHost: x\r\nCookie: session=mel\r\nSec-Fetch-Site: same-origin\r\n\
+                   Content-Type: application/json\r\nContent-Length: 1000000000000\r\nConnection: close\r\n\r\n";
+    assert!(host.raw(request.as_bytes()).await.starts_with("HTTP/1.1 413 "));
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -1132,6 +1153,30 @@ async fn what_cannot_be_found_out_is_unavailable_and_never_refused() {
     assert!(host.incidents.lock().unwrap().iter().any(|incident| incident.contains("Unavailable")));
 }
 
+/// Sessions that do not answer.
+struct NoSessions;
+
+impl Sessions for NoSessions {
+    async fn actor(&self, _: &Parts) -> Result<Option<Actor>, DirectoryError> {
+        Err(DirectoryError::new("the sessions are down"))
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_operator_hears_of_sessions_that_do_not_answer() {
+    let host = Host::new().await;
+    let incidents = Arc::new(Mutex::new(Vec::new()));
+    let heard = incidents.clone();
+    let authenticator = Authenticator::new(host.tokens.clone())
+        .on_incident(move |incident: Incident<'_>| heard.lock().unwrap().push(format!("{incident:?}")));
+    let app: Router = ManagementApi::new(authenticator, NoSessions).router();
+    let request = http::Request::get("/user-tokens").body(axum::body::Body::empty()).unwrap();
+    let answer = app.oneshot(request).await.unwrap();
+    assert_eq!((answer.status().as_u16(), &answer.headers()["retry-after"]), (503, &"1".parse().unwrap()));
+    let incidents = incidents.lock().unwrap().join("\n");
+    assert!(incidents.contains("Directory") && incidents.contains("the sessions are down"), "{incidents}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_address_counts_only_from_where_the_host_trusts() {
     let header = HeaderName::from_static("x-forwarded-for");
@@ -1164,7 +1209,8 @@ async fn an_address_counts_only_from_where_the_host_trusts() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn generation_is_limited_for_each_actor() {
-    let host = Host::wanted(Wanted { limit: Some(2), ..Wanted::default() }).await;
+    let limit = Some((2, Duration::from_secs(3_600)));
+    let host = Host::wanted(Wanted { limit, ..Wanted::default() }).await;
     let make = async |who: &Who, name: &str| {
         host.call(who, Method::POST, "/user-tokens", Some(json!({"name": name}))).await
     };
@@ -1180,6 +1226,21 @@ async fn generation_is_limited_for_each_actor() {
         assert_eq!(host.call(&who, Method::GET, "/user-tokens", None).await.status, 200);
     }
     assert_eq!(make(&Who::Session("other"), "1").await.status, 201);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limit_out_of_bounds_is_brought_within_them() {
+    for (limit, seconds) in
+        [((0, Duration::MAX), "31536000"), ((0, Duration::from_secs(1 << 40)), "31536000")]
+    {
+        let host = Host::wanted(Wanted { limit: Some(limit), ..Wanted::default() }).await;
+        let make = async |name: &str| {
+            host.call(&Who::Session("mel"), Method::POST, "/user-tokens", Some(json!({"name": name}))).await
+        };
+        assert_eq!(make("1").await.status, 201, "{limit:?}");
+        let refused = make("2").await;
+        assert_eq!((refused.status, refused.header("retry-after")), (429, Some(seconds)), "{limit:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -1326,4 +1387,19 @@ async fn ids_that_are_none_are_answered_like_ids_of_nobody() {
     // Nothing is lost by an edit that the service would take.
     let edit = TokenEdit::new().active(true);
     host.tokens.edit(&session("mel"), unknown.parse().unwrap(), edit).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_api_works_under_a_path_with_parameters_of_the_hosts() {
+    let host = Host::new().await;
+    let (id, _) = host.issue(&session("mel"), NewToken::named("here")).await;
+    let mut headers = Who::Session("mel").headers();
+    headers.push(("content-type", "application/json".to_owned()));
+    let one = format!("/of/acme/x/user-tokens/{id}");
+    let answer = host.send(Method::GET, &one, &headers, None).await;
+    assert_eq!((answer.status, answer.json::<TokenBody>().id), (200, id.to_string()));
+    let answer = host.send(Method::POST, &format!("{one}/rotate"), &headers, Some("{}".to_owned())).await;
+    assert_eq!(answer.status, 201, "{answer:?}");
+    let answer = host.send(Method::DELETE, &one, &headers, None).await;
+    assert_eq!(answer.status, 204, "{answer:?}");
 }

@@ -51,14 +51,10 @@ impl ClientAddress {
             Source::Header { name, proxies } => {
                 let is_forwarded = *name == FORWARDED;
                 // From the end: a client can make what stands before as long as it likes.
-                let mut places = headers
-                    .get_all(name)
-                    .iter()
-                    .rev()
-                    .flat_map(|value| value.as_bytes().rsplit(|byte| *byte == b','));
+                let mut places =
+                    headers.get_all(name).iter().rev().flat_map(|value| from_end(value.as_bytes(), b','));
                 let place = places.nth(usize::from(proxies.get()).saturating_sub(1))?;
-                let place = str::from_utf8(place).ok()?;
-                if is_forwarded { of_forwarded(place) } else { of_text(place.trim()) }
+                if is_forwarded { of_forwarded(place) } else { of_text(str::from_utf8(place).ok()?.trim()) }
             }
         }
     }
@@ -74,10 +70,41 @@ fn of_connection(extensions: &Extensions) -> Option<IpAddr> {
     connection
 }
 
-/// RFC 7239 section 4: `for=…` among pairs that a `;` parts.
-fn of_forwarded(element: &str) -> Option<IpAddr> {
-    let mut pairs = element.split(';').filter_map(|pair| pair.trim().split_once('='));
-    let (_, node) = pairs.find(|(name, _)| name.eq_ignore_ascii_case("for"))?;
+/// What a separator parts, from the end. Inside of quotes it parts nothing (RFC 9110 section 5.6.4): a proxy may repeat there
+/// what the client wrote, such as the `Host` of its request.
+fn from_end(text: &[u8], separator: u8) -> impl Iterator<Item = &[u8]> {
+    let mut rest = Some(text);
+    std::iter::from_fn(move || {
+        let text = rest?;
+        let mut is_quoted = false;
+        let parts_here = |(at, byte): &(usize, &u8)| {
+            if **byte == b'"' && !is_escaped(text, *at) {
+                is_quoted = !is_quoted;
+            }
+            **byte == separator && !is_quoted
+        };
+        let at = text.iter().enumerate().rev().find(parts_here).map(|(at, _)| at);
+        rest = at.and_then(|at| text.get(..at));
+        text.get(at.map_or(0, |at| at.saturating_add(1))..)
+    })
+}
+
+/// Whether an odd number of backslashes stands before.
+fn is_escaped(text: &[u8], at: usize) -> bool {
+    let before = text.iter().take(at).rev().take_while(|byte| **byte == b'\\');
+    before.fold(false, |is_odd, _| !is_odd)
+}
+
+/// RFC 7239 section 4: `for=…` among pairs that a `;` parts, once.
+fn of_forwarded(element: &[u8]) -> Option<IpAddr> {
+    let mut nodes = from_end(element, b';').filter_map(|pair| {
+        let (name, node) = str::from_utf8(pair).ok()?.trim().split_once('=')?;
+        name.eq_ignore_ascii_case("for").then_some(node)
+    });
+    let node = nodes.next()?;
+    if nodes.next().is_some() {
+        return None;
+    }
     let quoted = node.strip_prefix('"').and_then(|node| node.strip_suffix('"'));
     of_text(quoted.unwrap_or(node))
 }
@@ -143,6 +170,12 @@ mod tests {
             (&["for=192.0.2.1, by=192.0.2.2"], None),
             (&["192.0.2.1"], None),
             (&["for=\"192.0.2.1"], None),
+            (&["for=10.0.0.1;for=192.0.2.1"], None),
+            // What the client wrote, such as its `Host`, is no part of the list where a proxy quotes it.
+            (&["for=192.0.2.1;host=\"x,for=10.0.0.1;a=b\";proto=https"], Some("192.0.2.1")),
+            (&["host=\"x;for=10.0.0.1;a=b\";for=192.0.2.1"], Some("192.0.2.1")),
+            (&["host=\"x\\\",for=10.0.0.1;a=\\\"b\\\\\";for=192.0.2.1"], Some("192.0.2.1")),
+            (&["for=10.0.0.1;a=\", for=192.0.2.1"], Some("192.0.2.1")),
         ] {
             assert_eq!(of(&FORWARDED, 1, lines).as_deref(), expected, "{lines:?}");
         }

@@ -5,7 +5,7 @@ use crate::OwnerId;
 use crate::service::{NewToken, TokenEdit, TokenPage};
 use crate::token::{ActorRef, Reason, Rfc3339, TokenView};
 use http::StatusCode;
-use serde::de::Deserializer;
+use serde::de::{Deserializer, IgnoredAny};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::time::Duration;
@@ -363,6 +363,13 @@ impl From<&TokenPage> for PageBody {
 /// # Errors
 /// [`Problem`]: 400 where it is no JSON, 422 where a field is unknown, missing, given twice or of another type; it names the field.
 pub(super) fn read<T: for<'de> Deserialize<'de>>(body: &[u8]) -> Result<T, Problem> {
+    // An array would be taken for the fields in their order.
+    if body.trim_ascii_start().starts_with(b"[") {
+        let json = serde_json::from_slice::<IgnoredAny>(body);
+        let detail = "the body is not an object";
+        let other = || Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", detail);
+        return Err(json.map_or_else(|error| of_json(&error, "."), |_| other()));
+    }
     let mut json = serde_json::Deserializer::from_slice(body);
     let read = serde_path_to_error::deserialize(&mut json).map_err(|error| {
         let path = error.path().to_string();

@@ -15,6 +15,9 @@ use tower_service::Service;
 /// Actors that are remembered at once. Each is one that the host knows, so there are as many only where as many make tokens.
 const MOST_ACTORS: usize = 10_000;
 
+const SHORTEST: Duration = Duration::from_millis(1);
+const LONGEST: Duration = Duration::from_secs(365 * 86_400);
+
 /// A limit for each actor, by tower's [`RateLimit`].
 pub(super) struct Limits {
     rate: Rate,
@@ -45,9 +48,10 @@ impl Service<()> for Permit {
 }
 
 impl Limits {
-    /// `most` and `per` are over zero.
-    pub(super) fn new(most: u64, per: Duration) -> Self {
-        Self { rate: Rate::new(most, per), per, actors: Mutex::default() }
+    /// What tower's limit would panic over is brought within bounds: no tokens, no time, and an end after that of all clocks.
+    pub(super) fn new(most: u32, per: Duration) -> Self {
+        let per = per.clamp(SHORTEST, LONGEST);
+        Self { rate: Rate::new(most.max(1).into(), per), per, actors: Mutex::default() }
     }
 
     /// The seconds after which a new window begins at the latest.

@@ -5,11 +5,11 @@ use super::layer::mark_as_sensitive;
 use super::limit::Limits;
 use super::{Authenticator, Incident, Problem};
 use crate::owner::{Directory, DirectoryError};
-use crate::service::{Actor, InvalidInput, IssuedToken, ManageError, TokenPage};
+use crate::service::{Actor, InvalidInput, IssuedToken, ManageError, TokenPage, Unavailable, VerifyError};
 use crate::store::{MAX_PAGE, TokenStore};
 use crate::token::{Reason, TokenId};
 use axum::Router;
-use axum::body::{Body, to_bytes};
+use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Query, Request, State};
 use axum::response::{IntoResponse, Response};
@@ -21,6 +21,7 @@ use http::header::{
 };
 use http::request::Parts;
 use http::{HeaderValue, Method, StatusCode};
+use http_body_util::BodyExt;
 use serde::Serialize;
 use std::error::Error;
 use std::fmt;
@@ -31,6 +32,8 @@ use std::time::Duration;
 const DEFAULT_PAGE: usize = 50;
 /// Bytes of a request's body: the longest of all fields together, each character escaped, have room in it.
 const MAX_BODY: usize = 64 * 1024;
+/// Bytes of a body that are read at all, for its client's sake.
+const MOST_DROPPED: usize = 1024 * 1024;
 
 /// Says who is signed in: the one thing that the management API has to know of the host's sessions.
 ///
@@ -172,10 +175,11 @@ impl<S, D, A> ManagementApiBuilder<S, D, A> {
         self
     }
 
-    /// Lets each actor make or rotate at most `most` tokens (1 or more) in `per` (over zero); 429 beyond. Counted in this process
-    /// by tower's `RateLimit`, which needs tokio's timer; all tokens of one owner count as that owner.
+    /// Lets each actor make or rotate at most `most` tokens (1 or more) in `per` (1 millisecond to 365 days; what is outside counts
+    /// as the nearer of them); 429 beyond. Counted in this process by tower's `RateLimit`, which needs tokio's timer; all tokens of
+    /// one owner count as that owner.
     pub fn limit_generation(mut self, most: u32, per: Duration) -> Self {
-        self.0.limits = Some(Limits::new(u64::from(most.max(1)), per.max(Duration::from_millis(1))));
+        self.0.limits = Some(Limits::new(most, per));
         self
     }
 
@@ -208,6 +212,7 @@ impl<S, D, A> fmt::Debug for ManagementApiBuilder<S, D, A> {
 
 type Shared<S, D, A> = State<Arc<Api<S, D, A>>>;
 type Answer = Result<Response, Problem>;
+type PathOf = Result<Path<Vec<(String, String)>>, PathRejection>;
 
 /// Who calls.
 pub(super) struct Caller {
@@ -270,28 +275,28 @@ async fn revoke_current<S: TokenStore, D: Directory, A: Sessions>(
 
 async fn show<S: TokenStore, D: Directory, A: Sessions>(
     State(api): Shared<S, D, A>,
-    id: Result<Path<String>, PathRejection>,
+    path: PathOf,
     request: Request,
 ) -> Answer {
     let (caller, ..) = api.admit(request).await?;
-    api.show(&caller, id_of(id)).await
+    api.show(&caller, id_of(path)).await
 }
 
 async fn edit<S: TokenStore, D: Directory, A: Sessions>(
     State(api): Shared<S, D, A>,
-    id: Result<Path<String>, PathRejection>,
+    path: PathOf,
     request: Request,
 ) -> Answer {
     let (caller, parts, body) = api.admit(request).await?;
     let edit = read::<EditBody>(&json_body(&parts, body).await?)?.to_edit()?;
-    let edited = api.authenticator.tokens.edit(&caller.actor, id_of(id), edit).await;
+    let edited = api.authenticator.tokens.edit(&caller.actor, id_of(path), edit).await;
     let edited = edited.map_err(|error| api.not_done(&error, &caller))?;
     Ok(json(StatusCode::OK, &TokenBody::from(&edited)))
 }
 
 async fn rotate<S: TokenStore, D: Directory, A: Sessions>(
     State(api): Shared<S, D, A>,
-    id: Result<Path<String>, PathRejection>,
+    path: PathOf,
     request: Request,
 ) -> Answer {
     let (caller, parts, body) = api.admit(request).await?;
@@ -303,18 +308,18 @@ async fn rotate<S: TokenStore, D: Directory, A: Sessions>(
         body => read::<RotateBody>(body)?,
     };
     api.demand_issuing(&parts, &caller)?;
-    let issued = api.authenticator.tokens.rotate(&caller.actor, id_of(id), wanted.overlap()).await;
+    let issued = api.authenticator.tokens.rotate(&caller.actor, id_of(path), wanted.overlap()).await;
     let issued = issued.map_err(|error| api.not_done(&error, &caller))?;
     Ok(issued_answer(&issued, &format!("../{}", issued.token.id())))
 }
 
 async fn delete<S: TokenStore, D: Directory, A: Sessions>(
     State(api): Shared<S, D, A>,
-    id: Result<Path<String>, PathRejection>,
+    path: PathOf,
     request: Request,
 ) -> Answer {
     let (caller, ..) = api.admit(request).await?;
-    let deleted = api.authenticator.tokens.delete(&caller.actor, id_of(id)).await;
+    let deleted = api.authenticator.tokens.delete(&caller.actor, id_of(path)).await;
     deleted.map_err(|error| api.not_done(&error, &caller))?;
     Ok(no_content())
 }
@@ -337,7 +342,11 @@ impl<S: TokenStore, D: Directory, A: Sessions> Api<S, D, A> {
         if let Some(verified) = verified {
             return Ok(Caller { actor: Actor::token(&verified), token: Some(verified.token().id()) });
         }
-        let actor = self.sessions.actor(parts).await.map_err(|_| Problem::unavailable())?;
+        let actor = self.sessions.actor(parts).await.map_err(|error| {
+            let error = VerifyError::from(Unavailable::Directory(error));
+            self.authenticator.watch.tell(Incident::Refused(&error));
+            Problem::unavailable()
+        })?;
         let actor = actor.ok_or_else(|| self.authenticator.no_credential())?;
         if !parts.method.is_safe() && !self.is_from_here(parts) {
             let detail = "the call does not come from a page of this site";
@@ -457,9 +466,11 @@ const fn field_of(input: &InvalidInput) -> Option<&'static str> {
     })
 }
 
-/// What is no id is the id of no token: so whoever may do nothing hears nothing else than for any other.
-fn id_of(path: Result<Path<String>, PathRejection>) -> TokenId {
-    path.ok().and_then(|Path(id)| id.parse().ok()).unwrap_or(TokenId::VACANT)
+/// The id is the last part; those before it are of the path that the host mounts the API under. What is no id is the id of no
+/// token: so whoever may do nothing hears nothing else than for any other.
+fn id_of(path: PathOf) -> TokenId {
+    let last = path.ok().and_then(|Path(mut parts)| parts.pop());
+    last.and_then(|(_, id)| id.parse().ok()).unwrap_or(TokenId::VACANT)
 }
 
 fn no_token_in_use() -> Problem {
@@ -507,20 +518,37 @@ async fn json_body(parts: &Parts, body: Body) -> Result<Bytes, Problem> {
     limited(parts, body).await
 }
 
-async fn limited(parts: &Parts, body: Body) -> Result<Bytes, Problem> {
+/// Reads a body to the bound. A larger one is read on for a while and dropped: a client that is still sending when the connection
+/// is closed would hear of the closing alone and not of why.
+async fn limited(parts: &Parts, mut body: Body) -> Result<Bytes, Problem> {
     let too_large = || {
         let detail = "the body is 64 KiB at most";
         Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", detail)
     };
     let announced = parts.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-    if announced.is_some_and(|length: u64| length > u64::try_from(MAX_BODY).unwrap_or(u64::MAX)) {
+    if announced.is_some_and(|length: usize| length > MOST_DROPPED) {
         return Err(too_large());
     }
-    to_bytes(body, MAX_BODY).await.map_err(|error| {
-        let is_over = error.source().is_some_and(<dyn Error>::is::<http_body_util::LengthLimitError>);
-        let broken = || Problem::new(StatusCode::BAD_REQUEST, "invalid_body", "the body could not be read");
-        if is_over { too_large() } else { broken() }
-    })
+    let (mut read, mut length) = (Vec::new(), 0_usize);
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| {
+            let is_over = error.source().is_some_and(<dyn Error>::is::<http_body_util::LengthLimitError>);
+            let broken =
+                || Problem::new(StatusCode::BAD_REQUEST, "invalid_body", "the body could not be read");
+            if is_over { too_large() } else { broken() }
+        })?;
+        let data = frame.into_data().unwrap_or_default();
+        length = length.saturating_add(data.len());
+        if length > MOST_DROPPED {
+            break;
+        }
+        if length > MAX_BODY {
+            read = Vec::new();
+        } else {
+            read.extend_from_slice(&data);
+        }
+    }
+    if length > MAX_BODY { Err(too_large()) } else { Ok(read.into()) }
 }
 
 fn issued_answer(issued: &IssuedToken, location: &str) -> Response {
