@@ -63,10 +63,18 @@ impl fmt::Debug for MemoryStore {
 }
 
 impl TokenStore for MemoryStore {
-    fn find(&self, id: TokenId) -> impl Future<Output = Result<Option<Found<'_>>, StoreError>> + Send {
-        // Now, so that memory is on its way while the caller computes the digest.
+    async fn find(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+        Ok(self.records.lend(id))
+    }
+
+    #[inline]
+    fn find_now(&self, id: TokenId) -> Option<Result<Option<Found<'_>>, StoreError>> {
+        Some(Ok(self.records.lend(id)))
+    }
+
+    #[inline]
+    fn prefetch(&self, id: TokenId) {
         self.records.table.prefetch(id.words());
-        async move { Ok(self.records.lend(id)) }
     }
 
     async fn list(&self, query: &ListQuery) -> Result<Page, StoreError> {
@@ -339,9 +347,10 @@ impl Records {
     #[allow(clippy::inline_always, reason = "measured, as in the table")]
     fn lend(&self, id: TokenId) -> Option<Found<'_>> {
         let Entry { value, words } = self.table.get(id.words(), |_| true)?;
-        let number = words.read().and_then(|words| usize::try_from(Access::from_words(words).owner()).ok());
+        let access = Access::from_words(words);
+        let number = usize::try_from(access.owner()).ok();
         let owner = number.and_then(|number| self.owners.get(number)?.get());
-        Some(Found::lent(Snapshot::lent(value), words, owner))
+        Some(Found::lent(Snapshot::lent(value), access, owner))
     }
 
     fn find(&self, id: TokenId) -> Option<Arc<Token>> {
