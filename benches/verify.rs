@@ -23,9 +23,10 @@
 )]
 
 use hmac::{Hmac, KeyInit, Mac};
+use patkit::clock::CoarseClock;
 use patkit::{
-    Actor, Keyring, MemoryDirectory, MemoryStore, NewToken, Owner, OwnerId, OwnerKind, RoleCatalog,
-    TokenService,
+    Actor, Clock, Keyring, MemoryDirectory, MemoryStore, NewToken, Owner, OwnerId, OwnerKind, RoleCatalog,
+    SystemClock, TokenService,
 };
 use sha2::Sha256;
 use std::hint::black_box;
@@ -50,10 +51,18 @@ fn main() {
         println!("{:<44} {:>9} {:>9} {:>7}", "", "ns", "floor ns", "HMAC");
         let spread = uniform(size);
         let mut walk = uniform(size).into_iter().cycle();
+        let mut spread_walk = uniform(size).into_iter().cycle();
         let hot = || vec![texts[7 % size].clone(); BATCH];
         let mut any = || walk.by_ref().take(BATCH).map(|n| texts[n].clone()).collect::<Vec<_>>();
         line("verify, one hot token", hot, |header| verify(&service, header));
         line("verify, uniform", &mut any, |header| verify(&service, header));
+        let (coarse, coarse_texts) = service_with(size, owners, CoarseClock::new());
+        let coarse_hot = || vec![coarse_texts[7 % size].clone(); BATCH];
+        let mut coarse_any =
+            || spread_walk.by_ref().take(BATCH).map(|n| coarse_texts[n].clone()).collect::<Vec<_>>();
+        line("verify, one hot token, coarse clock", coarse_hot, |header| verify(&coarse, header));
+        line("verify, uniform, coarse clock", &mut coarse_any, |header| verify(&coarse, header));
+        drop((coarse, coarse_texts));
         line("verify and require, uniform", &mut any, |header| {
             let verified = ready(service.verify_header(Some(header), None)).unwrap();
             black_box(verified.require("datastores:read").is_ok());
@@ -125,6 +134,10 @@ fn crc32(bytes: &[u8]) -> u32 {
 /// A service with so many tokens, evenly spread over the owners, and their `Authorization` headers. Every token was used just
 /// now and that is written: the state that a host is in after its first minute.
 fn service(size: usize, owners: usize) -> (Service, Vec<String>) {
+    service_with(size, owners, SystemClock::new())
+}
+
+fn service_with(size: usize, owners: usize, clock: impl Clock + 'static) -> (Service, Vec<String>) {
     let ids: Vec<OwnerId> = (0..owners).map(|n| OwnerId::new(&format!("user-{n:06}")).unwrap()).collect();
     let directory = ids
         .iter()
@@ -136,6 +149,7 @@ fn service(size: usize, owners: usize) -> (Service, Vec<String>) {
         .brand("acme")
         .keyring(Keyring::ephemeral().unwrap())
         .roles(catalog)
+        .clock(clock)
         .pending_cap(2 * size)
         .build()
         .unwrap();

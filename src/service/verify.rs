@@ -360,9 +360,10 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         let known = self.prove(&claim, self.store.find(claim.presented.id).await)?;
         if let Err(reason) = admit_state(known.access(), claim.now) {
             self.audit_refusal(&known, reason, claim.peer.address(), claim.now);
-            // The refusal stands whether or not reuse could be told; untold, the next presentation tells it.
+            // The refusal stands whether or not reuse could be told; untold, the next presentation tells it. By the clock that
+            // the rotation was made by, which may be finer than that of verifications.
             let token = known.into_token().into_arc();
-            self.signal_reuse(token, claim.peer.address(), at_micros(claim.now)).await.unwrap_or_default();
+            self.signal_reuse(token, claim.peer.address(), self.now()).await.unwrap_or_default();
             return Err(claim.rejected(reason));
         }
         let owner = self.directory.find(known.realm(), known.owner()).await;
