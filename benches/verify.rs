@@ -31,7 +31,7 @@ use patkit::{
 use sha2::Sha256;
 use std::hint::black_box;
 use std::pin::pin;
-use std::sync::Barrier;
+use std::sync::{Arc, Barrier};
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
@@ -39,7 +39,7 @@ use std::time::Instant;
 const BATCH: usize = 100;
 const FLOORS: usize = 160;
 
-type Service = TokenService<MemoryStore, MemoryDirectory>;
+type Service = TokenService<Arc<MemoryStore>, MemoryDirectory>;
 
 fn main() {
     let quick = std::env::args().any(|argument| argument == "quick");
@@ -51,18 +51,13 @@ fn main() {
         println!("{:<44} {:>9} {:>9} {:>7}", "", "ns", "floor ns", "HMAC");
         let spread = uniform(size);
         let mut walk = uniform(size).into_iter().cycle();
-        let mut spread_walk = uniform(size).into_iter().cycle();
         let hot = || vec![texts[7 % size].clone(); BATCH];
         let mut any = || walk.by_ref().take(BATCH).map(|n| texts[n].clone()).collect::<Vec<_>>();
         line("verify, one hot token", hot, |header| verify(&service, header));
         line("verify, uniform", &mut any, |header| verify(&service, header));
-        let (coarse, coarse_texts) = service_with(size, owners, CoarseClock::new());
-        let coarse_hot = || vec![coarse_texts[7 % size].clone(); BATCH];
-        let mut coarse_any =
-            || spread_walk.by_ref().take(BATCH).map(|n| coarse_texts[n].clone()).collect::<Vec<_>>();
-        line("verify, one hot token, coarse clock", coarse_hot, |header| verify(&coarse, header));
-        line("verify, uniform, coarse clock", &mut coarse_any, |header| verify(&coarse, header));
-        drop((coarse, coarse_texts));
+        let coarse = over(service.store().clone(), &ids(owners), CoarseClock::new(), size);
+        line("verify, one hot token, coarse clock", hot, |header| verify(&coarse, header));
+        line("verify, uniform, coarse clock", &mut any, |header| verify(&coarse, header));
         line("verify and require, uniform", &mut any, |header| {
             let verified = ready(service.verify_header(Some(header), None)).unwrap();
             black_box(verified.require("datastores:read").is_ok());
@@ -134,25 +129,8 @@ fn crc32(bytes: &[u8]) -> u32 {
 /// A service with so many tokens, evenly spread over the owners, and their `Authorization` headers. Every token was used just
 /// now and that is written: the state that a host is in after its first minute.
 fn service(size: usize, owners: usize) -> (Service, Vec<String>) {
-    service_with(size, owners, SystemClock::new())
-}
-
-fn service_with(size: usize, owners: usize, clock: impl Clock + 'static) -> (Service, Vec<String>) {
-    let ids: Vec<OwnerId> = (0..owners).map(|n| OwnerId::new(&format!("user-{n:06}")).unwrap()).collect();
-    let directory = ids
-        .iter()
-        .map(|id| Owner::new(id.clone(), OwnerKind::Human).role("member"))
-        .collect::<MemoryDirectory>();
-    let catalog =
-        RoleCatalog::standard().grant("member", ["datastores:read", "datastores:write"]).build().unwrap();
-    let service = TokenService::builder(MemoryStore::new(), directory)
-        .brand("acme")
-        .keyring(Keyring::ephemeral().unwrap())
-        .roles(catalog)
-        .clock(clock)
-        .pending_cap(2 * size)
-        .build()
-        .unwrap();
+    let ids = ids(owners);
+    let service = over(Arc::new(MemoryStore::new()), &ids, SystemClock::new(), 2 * size);
     let started = Instant::now();
     let mut texts: Vec<String> = (0..size)
         .map(|n| {
@@ -170,6 +148,29 @@ fn service_with(size: usize, owners: usize, clock: impl Clock + 'static) -> (Ser
     ready(service.flush()).unwrap();
     println!("generated in {:.1} µs each", made.as_micros() as f64 / size as f64);
     (service, texts)
+}
+
+fn ids(owners: usize) -> Vec<OwnerId> {
+    (0..owners).map(|n| OwnerId::new(&format!("user-{n:06}")).unwrap()).collect()
+}
+
+fn over(
+    store: Arc<MemoryStore>,
+    owners: &[OwnerId],
+    clock: impl Clock + 'static,
+    pending_cap: usize,
+) -> Service {
+    let permissions = ["datastores:read", "datastores:write"];
+    let owner = |id: &OwnerId| Owner::new(id.clone(), OwnerKind::Human).role("member");
+    let directory: MemoryDirectory = owners.iter().map(owner).collect();
+    TokenService::builder(store, directory)
+        .brand("acme")
+        .keyring(Keyring::from_text("1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=").unwrap())
+        .roles(RoleCatalog::standard().grant("member", permissions).build().unwrap())
+        .clock(clock)
+        .pending_cap(pending_cap)
+        .build()
+        .unwrap()
 }
 
 fn verify(service: &Service, header: &str) {

@@ -142,6 +142,23 @@ fn a_store_that_is_as_large_as_before_holds_as_much_memory_as_before() {
 }
 
 #[test]
+fn tokens_that_are_narrowed_to_the_same_share_their_scope() {
+    let service = service(MemoryStore::new(), directory());
+    let entries: Vec<String> = (0..64).map(|n| format!("datastores:of-a-rather-long-name-{n}")).collect();
+    let make = |from: usize, scoped: bool| {
+        for n in from..from + 100 {
+            let new = NewToken::named(&format!("token {n}"));
+            let new = if scoped { new.scope(entries.clone()) } else { new };
+            drop(ready(service.generate(&Actor::session(ada()), new)).unwrap());
+        }
+    };
+    // Whatever grows does so here.
+    make(0, true);
+    let bytes = allocation_counter::measure(|| make(1_000, true)).bytes_current;
+    assert!(bytes < 100 * 4_000, "{bytes} bytes for 100 tokens, of which each scope takes 8,000 alone");
+}
+
+#[test]
 fn what_is_at_hand_behind_dyn_allocates_nothing_either() {
     let store: Arc<dyn DynTokenStore> = Arc::new(MemoryStore::new());
     let directory: Arc<dyn DynDirectory> = Arc::new(directory());
