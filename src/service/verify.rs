@@ -24,11 +24,9 @@ use crate::token::id::{from_words, words};
 use crate::token::secret::Secret;
 use crate::token::{KeyId, KeyedDigest, Presented, Token, TokenState, TokenView, Unreadable};
 use chrono::{DateTime, Utc};
-use prefetch_index::prefetch_index;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::pin::Pin;
-use std::slice;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
@@ -95,8 +93,6 @@ impl Verified {
             Some(_) => None,
             None => Some(Arc::new(owner.permissions(catalog))),
         };
-        // What comes next asks for the scope, most likely, and the record is in no cache.
-        prefetch_index(slice::from_ref(&token.scope), 0);
         Self { token: TokenView::active(token, owner), permissions, peer, at }
     }
 
