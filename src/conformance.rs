@@ -42,7 +42,7 @@ use crate::audit::{AuditAction, AuditEvent};
 use crate::owner::{OwnerId, OwnerKind, Realm};
 use crate::permission::Scope;
 use crate::store::{
-    AuditLog, Change, ChangeBatch, Conflict, ListBy, ListQuery, MAX_PAGE, StoreError, TokenCounts,
+    AuditLog, Change, ChangeBatch, Conflict, Found, ListBy, ListQuery, MAX_PAGE, StoreError, TokenCounts,
     TokenStore, Touch,
 };
 use crate::token::{
@@ -362,15 +362,19 @@ impl<S: TokenStore> Bench<'_, S> {
 
     /// Right now: the caller has waited.
     async fn holds(&self, expected: &Token) -> Result<(), Seen> {
-        match self.store.find(expected.id).await? {
+        let is_it = |found: Option<Found<'_>>| match found {
             None => Err(Seen(format!("{} was not found", expected.id))),
             Some(found) => same(expected, &found),
-        }
+        };
+        is_it(self.store.find(expected.id).await?)?;
+        self.store.find_now(expected.id).map_or(Ok(()), |found| is_it(found?))
     }
 
     async fn lacks(&self, id: TokenId) -> Result<(), Seen> {
-        let found = self.store.find(id).await?;
-        ensure(found.is_none(), || format!("{id} was found: {found:?}"))
+        let is_none =
+            |found: Option<Found<'_>>| ensure(found.is_none(), || format!("{id} was found: {found:?}"));
+        is_none(self.store.find(id).await?)?;
+        self.store.find_now(id).map_or(Ok(()), |found| is_none(found?))
     }
 
     /// The ids of all pages of a list.

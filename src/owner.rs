@@ -429,6 +429,19 @@ pub trait Directory: Send + Sync {
         realm: &Realm,
         id: &OwnerId,
     ) -> impl Future<Output = Result<Option<Snapshot<Owner>>, DirectoryError>> + Send;
+
+    /// What [`find`](Self::find) would give, where the directory has it at hand and need not wait for anything; `None` where it
+    /// does. A verification asks this first. A wrapper of one's own hands it on, or what is behind it is waited for each time.
+    ///
+    /// # Errors
+    /// [`DirectoryError`] when the directory cannot say.
+    fn find_now(
+        &self,
+        _realm: &Realm,
+        _id: &OwnerId,
+    ) -> Option<Result<Option<Snapshot<Owner>>, DirectoryError>> {
+        None
+    }
 }
 
 /// The directory cannot say who the owner is.
@@ -453,6 +466,14 @@ impl<D: Directory + ?Sized> Directory for &D {
     ) -> impl Future<Output = Result<Option<Snapshot<Owner>>, DirectoryError>> + Send {
         (**self).find(realm, id)
     }
+
+    fn find_now(
+        &self,
+        realm: &Realm,
+        id: &OwnerId,
+    ) -> Option<Result<Option<Snapshot<Owner>>, DirectoryError>> {
+        (**self).find_now(realm, id)
+    }
 }
 
 impl<D: Directory + ?Sized> Directory for Arc<D> {
@@ -462,6 +483,14 @@ impl<D: Directory + ?Sized> Directory for Arc<D> {
         id: &OwnerId,
     ) -> impl Future<Output = Result<Option<Snapshot<Owner>>, DirectoryError>> + Send {
         (**self).find(realm, id)
+    }
+
+    fn find_now(
+        &self,
+        realm: &Realm,
+        id: &OwnerId,
+    ) -> Option<Result<Option<Snapshot<Owner>>, DirectoryError>> {
+        (**self).find_now(realm, id)
     }
 }
 
@@ -473,6 +502,14 @@ impl<D: Directory + ?Sized> Directory for Box<D> {
     ) -> impl Future<Output = Result<Option<Snapshot<Owner>>, DirectoryError>> + Send {
         (**self).find(realm, id)
     }
+
+    fn find_now(
+        &self,
+        realm: &Realm,
+        id: &OwnerId,
+    ) -> Option<Result<Option<Snapshot<Owner>>, DirectoryError>> {
+        (**self).find_now(realm, id)
+    }
 }
 
 /// [`Directory`] for `dyn`: every directory is one, and `Arc<dyn DynDirectory>` is a directory again, at the price
@@ -480,6 +517,13 @@ impl<D: Directory + ?Sized> Directory for Box<D> {
 pub trait DynDirectory: Send + Sync {
     /// [`Directory::find`], boxed.
     fn find_boxed<'a>(&'a self, realm: &'a Realm, id: &'a OwnerId) -> BoxedFind<'a>;
+
+    /// [`Directory::find_now`].
+    fn find_now_dyn(
+        &self,
+        realm: &Realm,
+        id: &OwnerId,
+    ) -> Option<Result<Option<Snapshot<Owner>>, DirectoryError>>;
 }
 
 /// What [`DynDirectory::find_boxed`] gives.
@@ -490,11 +534,27 @@ impl<D: Directory> DynDirectory for D {
     fn find_boxed<'a>(&'a self, realm: &'a Realm, id: &'a OwnerId) -> BoxedFind<'a> {
         Box::pin(self.find(realm, id))
     }
+
+    fn find_now_dyn(
+        &self,
+        realm: &Realm,
+        id: &OwnerId,
+    ) -> Option<Result<Option<Snapshot<Owner>>, DirectoryError>> {
+        self.find_now(realm, id)
+    }
 }
 
 impl Directory for dyn DynDirectory + '_ {
     async fn find(&self, realm: &Realm, id: &OwnerId) -> Result<Option<Snapshot<Owner>>, DirectoryError> {
         self.find_boxed(realm, id).await
+    }
+
+    fn find_now(
+        &self,
+        realm: &Realm,
+        id: &OwnerId,
+    ) -> Option<Result<Option<Snapshot<Owner>>, DirectoryError>> {
+        self.find_now_dyn(realm, id)
     }
 }
 
@@ -519,6 +579,12 @@ impl MemoryDirectory {
     /// Removes an owner; `false` when it was not there.
     pub fn remove(&self, realm: &Realm, id: &OwnerId) -> bool {
         self.owners.remove(key_of(realm, id), |found| found.is(realm, id))
+    }
+
+    #[inline]
+    fn lend(&self, realm: &Realm, id: &OwnerId) -> Option<Snapshot<Owner>> {
+        let found = self.owners.get(key_of(realm, id), |owner| owner.is(realm, id));
+        found.map(|entry| Snapshot::lent(entry.value))
     }
 }
 
@@ -545,8 +611,16 @@ impl FromIterator<Owner> for MemoryDirectory {
 
 impl Directory for MemoryDirectory {
     async fn find(&self, realm: &Realm, id: &OwnerId) -> Result<Option<Snapshot<Owner>>, DirectoryError> {
-        let found = self.owners.get(key_of(realm, id), |owner| owner.is(realm, id));
-        Ok(found.map(|entry| Snapshot::lent(entry.value)))
+        Ok(self.lend(realm, id))
+    }
+
+    #[inline]
+    fn find_now(
+        &self,
+        realm: &Realm,
+        id: &OwnerId,
+    ) -> Option<Result<Option<Snapshot<Owner>>, DirectoryError>> {
+        Some(Ok(self.lend(realm, id)))
     }
 }
 

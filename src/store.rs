@@ -27,7 +27,6 @@ pub use sqlite::SqliteStore;
 use crate::audit::AuditEvent;
 use crate::owner::{OwnerId, Realm};
 use crate::snapshot::Snapshot;
-use crate::table::Words;
 use crate::token::access::Access;
 use crate::token::{KeyId, LastUse, Token, TokenId, TokenKind, TokenState};
 use chrono::{DateTime, Utc};
@@ -57,14 +56,29 @@ pub const MAX_PAGE: usize = 200;
 ///
 /// The conformance suite (feature `conformance`) checks all of it. `MemoryStore` is the reference implementation.
 ///
-/// There are no default methods: each would be a promise kept by nobody. `&S`, `Arc<S>` and `Box<S>` are stores where `S`
-/// is; `Arc<dyn DynTokenStore>` is one too, at the price of one allocation per call.
+/// A default method would be a promise kept by nobody: the two that have one, [`find_now`](Self::find_now) and
+/// [`prefetch`](Self::prefetch), promise nothing. `&S`, `Arc<S>` and `Box<S>` are stores where `S` is; a wrapper of one's own
+/// hands them on, or the store behind it is waited for each time. `Arc<dyn DynTokenStore>` is a store too, at the price of one
+/// allocation per call that is waited for.
 pub trait TokenStore: Send + Sync {
-    /// The record with this id, in whatever realm. Where that helps, a store may begin before its future is polled.
+    /// The record with this id, in whatever realm.
     ///
     /// # Errors
     /// [`StoreError`] when the store cannot say.
     fn find(&self, id: TokenId) -> impl Future<Output = Result<Option<Found<'_>>, StoreError>> + Send;
+
+    /// What [`find`](Self::find) would give, where the store has it at hand and need not wait for anything; `None` where it
+    /// does. A verification asks this first.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store cannot say.
+    fn find_now(&self, _id: TokenId) -> Option<Result<Option<Found<'_>>, StoreError>> {
+        None
+    }
+
+    /// Tells that this id is about to be looked up: a store in memory asks the processor for that memory, which comes while the
+    /// digest is computed.
+    fn prefetch(&self, _id: TokenId) {}
 
     /// One page of a list, newest (greatest id) first.
     ///
@@ -105,43 +119,33 @@ pub trait TokenStore: Send + Sync {
 /// record, so that the record itself, which lies elsewhere in memory, is read only where more of it is asked for.
 pub struct Found<'a> {
     token: Snapshot<Token>,
-    lent: Option<Lent<'a>>,
-}
-
-/// What the store in memory has beside the record.
-struct Lent<'a> {
-    access: Words<'a, 8>,
-    owner: &'a (Realm, OwnerId),
+    access: Access,
+    /// As the store in memory has them beside the record.
+    owner: Option<&'a (Realm, OwnerId)>,
 }
 
 impl<'a> Found<'a> {
-    /// `access` are the words of the record's [`Access`], `owner` its realm and owner.
+    /// `owner` is the record's realm and owner.
     #[inline(always)]
     #[allow(clippy::inline_always, reason = "measured, as in the table")]
-    pub(crate) fn lent(
-        token: Snapshot<Token>,
-        access: Words<'a, 8>,
-        owner: Option<&'a (Realm, OwnerId)>,
-    ) -> Self {
-        Self { token, lent: owner.map(|owner| Lent { access, owner }) }
+    pub(crate) fn lent(token: Snapshot<Token>, access: Access, owner: Option<&'a (Realm, OwnerId)>) -> Self {
+        Self { token, access, owner }
     }
 
-    /// What a verification decides on. Where the record has been changed since it was found, it is read from what was found.
-    #[inline(always)]
-    #[allow(clippy::inline_always, reason = "measured, as in the table")]
-    pub(crate) fn access(&self) -> Access {
-        let words = self.lent.as_ref().and_then(|lent| lent.access.read());
-        words.map_or_else(|| Access::of(&self.token, 0), Access::from_words)
+    /// What a verification decides on.
+    #[inline]
+    pub(crate) fn access(&self) -> &Access {
+        &self.access
     }
 
     /// The record's realm.
     pub fn realm(&self) -> &Realm {
-        self.lent.as_ref().map_or(&self.token.realm, |lent| &lent.owner.0)
+        self.owner.map_or(&self.token.realm, |(realm, _)| realm)
     }
 
     /// The record's owner.
     pub fn owner(&self) -> &OwnerId {
-        self.lent.as_ref().map_or(&self.token.owner, |lent| &lent.owner.1)
+        self.owner.map_or(&self.token.owner, |(_, owner)| owner)
     }
 
     /// The record.
@@ -152,7 +156,8 @@ impl<'a> Found<'a> {
 
 impl<T: Into<Snapshot<Token>>> From<T> for Found<'_> {
     fn from(token: T) -> Self {
-        Self { token: token.into(), lent: None }
+        let token = token.into();
+        Self { access: Access::of(&token, 0), token, owner: None }
     }
 }
 
@@ -529,6 +534,14 @@ macro_rules! forward {
                 (**self).find(id)
             }
 
+            fn find_now(&self, id: TokenId) -> Option<Result<Option<Found<'_>>, StoreError>> {
+                (**self).find_now(id)
+            }
+
+            fn prefetch(&self, id: TokenId) {
+                (**self).prefetch(id);
+            }
+
             fn list(&self, query: &ListQuery) -> impl Future<Output = Result<Page, StoreError>> + Send {
                 (**self).list(query)
             }
@@ -564,6 +577,10 @@ pub type BoxedStore<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> 
 pub trait DynTokenStore: Send + Sync {
     /// [`TokenStore::find`], boxed.
     fn find_boxed(&self, id: TokenId) -> BoxedStore<'_, Option<Found<'_>>>;
+    /// [`TokenStore::find_now`].
+    fn find_now_dyn(&self, id: TokenId) -> Option<Result<Option<Found<'_>>, StoreError>>;
+    /// [`TokenStore::prefetch`].
+    fn prefetch_dyn(&self, id: TokenId);
     /// [`TokenStore::list`], boxed.
     fn list_boxed<'a>(&'a self, query: &'a ListQuery) -> BoxedStore<'a, Page>;
     /// [`TokenStore::commit`], boxed.
@@ -577,6 +594,14 @@ pub trait DynTokenStore: Send + Sync {
 impl<S: TokenStore> DynTokenStore for S {
     fn find_boxed(&self, id: TokenId) -> BoxedStore<'_, Option<Found<'_>>> {
         Box::pin(self.find(id))
+    }
+
+    fn find_now_dyn(&self, id: TokenId) -> Option<Result<Option<Found<'_>>, StoreError>> {
+        self.find_now(id)
+    }
+
+    fn prefetch_dyn(&self, id: TokenId) {
+        self.prefetch(id);
     }
 
     fn list_boxed<'a>(&'a self, query: &'a ListQuery) -> BoxedStore<'a, Page> {
@@ -600,6 +625,14 @@ impl<S: TokenStore> DynTokenStore for S {
 impl TokenStore for dyn DynTokenStore + '_ {
     async fn find(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
         self.find_boxed(id).await
+    }
+
+    fn find_now(&self, id: TokenId) -> Option<Result<Option<Found<'_>>, StoreError>> {
+        self.find_now_dyn(id)
+    }
+
+    fn prefetch(&self, id: TokenId) {
+        self.prefetch_dyn(id);
     }
 
     async fn list(&self, query: &ListQuery) -> Result<Page, StoreError> {

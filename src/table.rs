@@ -44,27 +44,9 @@ pub(crate) struct Table<T, const WORDS: usize> {
 }
 
 /// A value as it is lent, with the words beside it.
-pub(crate) struct Entry<'a, T, const WORDS: usize> {
+pub(crate) struct Entry<T, const WORDS: usize> {
     pub(crate) value: Guard<Arc<T>>,
-    pub(crate) words: Words<'a, WORDS>,
-}
-
-/// The words of a value. They stay in their slot until they are read: moving them costs more.
-pub(crate) struct Words<'a, const WORDS: usize> {
-    of_slot: &'a [AtomicU64; WORDS],
-    sequence: &'a AtomicU64,
-    seen: u64,
-}
-
-impl<const WORDS: usize> Words<'_, WORDS> {
-    /// The words, unless the slot has been written since.
-    #[inline(always)]
-    pub(crate) fn read(&self) -> Option<[u64; WORDS]> {
-        let words = self.of_slot.each_ref().map(|word| word.load(Ordering::Relaxed));
-        // None of these loads may sink below the look at the sequence.
-        fence(Ordering::Acquire);
-        (self.sequence.load(Ordering::Relaxed) == self.seen).then_some(words)
-    }
+    pub(crate) words: [u64; WORDS],
 }
 
 /// Open addressing with linear probing.
@@ -113,7 +95,7 @@ impl<T, const WORDS: usize> Table<T, WORDS> {
 
     /// The value with this key that `is` it: two values may share a key where keys are hashes.
     #[inline(always)]
-    pub(crate) fn get(&self, key: Key, is: impl Fn(&T) -> bool) -> Option<Entry<'_, T, WORDS>> {
+    pub(crate) fn get(&self, key: Key, is: impl Fn(&T) -> bool) -> Option<Entry<T, WORDS>> {
         let hash = self.hash(key);
         self.shard(hash)?.get(hash, key, &is)
     }
@@ -168,7 +150,7 @@ impl<T, const WORDS: usize> Shard<T, WORDS> {
     }
 
     #[inline(always)]
-    fn get(&self, hash: u64, key: Key, is: &impl Fn(&T) -> bool) -> Option<Entry<'_, T, WORDS>> {
+    fn get(&self, hash: u64, key: Key, is: &impl Fn(&T) -> bool) -> Option<Entry<T, WORDS>> {
         for _ in 0..LOOKS {
             if let Ok(found) = self.look(hash, key, is) {
                 return found;
@@ -186,7 +168,7 @@ impl<T, const WORDS: usize> Shard<T, WORDS> {
         hash: u64,
         key: Key,
         is: &impl Fn(&T) -> bool,
-    ) -> Result<Option<Entry<'_, T, WORDS>>, Changing> {
+    ) -> Result<Option<Entry<T, WORDS>>, Changing> {
         let moves = self.moves.load(Ordering::Acquire);
         for slot in self.probe(hash) {
             match slot.second() {
@@ -277,9 +259,8 @@ impl<T, const WORDS: usize> Shard<T, WORDS> {
         for slot in (0..len).filter_map(|index| self.slots.get(index)) {
             if let Ok((key, entry)) = slot.read()
                 && key[1] >= LEAST_SECOND_WORD
-                && let Some(words) = entry.words.read()
             {
-                values.push((key, words, Guard::into_inner(entry.value)));
+                values.push((key, entry.words, Guard::into_inner(entry.value)));
             }
             slot.write([0, NEVER], [0; WORDS], vacant.clone());
         }
@@ -312,16 +293,16 @@ impl<T, const WORDS: usize> Slot<T, WORDS> {
         second.load(Ordering::Acquire)
     }
 
-    /// Key and value as they were at one moment, and the words if they are read before the slot is written.
+    /// Key, value and words as they were at one moment.
     #[inline(always)]
-    fn read(&self) -> Result<(Key, Entry<'_, T, WORDS>), Changing> {
+    fn read(&self) -> Result<(Key, Entry<T, WORDS>), Changing> {
         let seen = self.sequence.load(Ordering::Acquire);
         let key = self.key.each_ref().map(|word| word.load(Ordering::Relaxed));
         let value = self.value.load();
+        let words = self.words.each_ref().map(|word| word.load(Ordering::Relaxed));
         // None of these loads may sink below the second look at the sequence.
         fence(Ordering::Acquire);
         if seen.is_multiple_of(2) && self.sequence.load(Ordering::Relaxed) == seen {
-            let words = Words { of_slot: &self.words, sequence: &self.sequence, seen };
             Ok((key, Entry { value, words }))
         } else {
             Err(Changing)
@@ -414,12 +395,7 @@ mod tests {
     }
 
     fn get(table: &Table<u64, 2>, number: u64) -> Option<([u64; 2], u64)> {
-        loop {
-            let entry = table.get(key(number), |_| true)?;
-            if let Some(words) = entry.words.read() {
-                return Some((words, **entry.value));
-            }
-        }
+        table.get(key(number), |_| true).map(|entry| (entry.words, **entry.value))
     }
 
     proptest! {
@@ -467,7 +443,7 @@ mod tests {
         }
         table.put(key(1), |found| *found == 11, [7; 2], Arc::new(11));
         assert!(table.remove(key(1), |found| *found == 10));
-        let get = |value| table.get(key(1), |found| *found == value).and_then(|entry| entry.words.read());
+        let get = |value| table.get(key(1), |found| *found == value).map(|entry| entry.words);
         assert_eq!((get(10), get(11), get(12)), (None, Some([7; 2]), Some([12; 2])));
     }
 

@@ -8,16 +8,18 @@
     reason = "a test"
 )]
 
-use patkit::owner::DynDirectory;
-use patkit::store::{Change, ChangeBatch, DynTokenStore};
+use chrono::{DateTime, Utc};
+use patkit::owner::{DirectoryError, DynDirectory, Realm};
+use patkit::store::{Change, ChangeBatch, DynTokenStore, Found, ListQuery, Page, StoreError, Touch};
 use patkit::token::{Brand, TokenFormat, TokenName};
 use patkit::{
-    Actor, Directory, Keyring, MemoryDirectory, MemoryStore, NewToken, Owner, OwnerId, OwnerKind, Permission,
-    RoleCatalog, Token, TokenId, TokenService, TokenStore,
+    Actor, Directory, Keyring, MemoryDirectory, MemoryStore, NewToken, Owner, OwnerCache, OwnerId, OwnerKind,
+    Permission, RoleCatalog, Snapshot, Token, TokenId, TokenService, TokenStore,
 };
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 fn ready<F: Future>(future: F) -> F::Output {
     match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
@@ -139,14 +141,87 @@ fn a_store_that_is_as_large_as_before_holds_as_much_memory_as_before() {
     assert!(grown.abs() < 100_000, "{grown} bytes more after 50,000 records that came and went");
 }
 
-/// The counter counts: what is behind `dyn` takes a box per question.
 #[test]
-fn behind_dyn_each_question_takes_one_allocation() {
+fn tokens_that_are_narrowed_to_the_same_share_their_scope() {
+    let service = service(MemoryStore::new(), directory());
+    let entries: Vec<String> = (0..64).map(|n| format!("datastores:of-a-rather-long-name-{n}")).collect();
+    let make = |from: usize, scoped: bool| {
+        for n in from..from + 100 {
+            let new = NewToken::named(&format!("token {n}"));
+            let new = if scoped { new.scope(entries.clone()) } else { new };
+            drop(ready(service.generate(&Actor::session(ada()), new)).unwrap());
+        }
+    };
+    // Whatever grows does so here.
+    make(0, true);
+    let bytes = allocation_counter::measure(|| make(1_000, true)).bytes_current;
+    assert!(bytes < 100 * 4_000, "{bytes} bytes for 100 tokens, of which each scope takes 8,000 alone");
+}
+
+#[test]
+fn what_is_at_hand_behind_dyn_allocates_nothing_either() {
     let store: Arc<dyn DynTokenStore> = Arc::new(MemoryStore::new());
     let directory: Arc<dyn DynDirectory> = Arc::new(directory());
-    let service = service(store, directory);
-    let header = headers(&service, 1).remove(0);
+    assert_eq!(allocations_of_a_verification(&service(store, directory)), 0);
+}
+
+#[test]
+fn what_a_cache_keeps_allocates_nothing() {
+    let directory = OwnerCache::new(Waits(directory()), Duration::from_secs(3_600), 100).unwrap();
+    assert_eq!(allocations_of_a_verification(&service(MemoryStore::new(), directory)), 0);
+}
+
+#[cfg(feature = "cache")]
+#[test]
+fn what_a_cache_of_tokens_keeps_allocates_nothing() {
+    let store = patkit::CachedStore::builder(Waits(MemoryStore::new())).build().unwrap();
+    assert_eq!(allocations_of_a_verification(&service(store, directory())), 0);
+}
+
+/// The counter counts: a verification that has to wait takes one box, and each question behind `dyn` another one.
+#[test]
+fn what_is_waited_for_takes_one_allocation_and_one_per_question_behind_dyn() {
+    assert_eq!(allocations_of_a_verification(&service(Waits(MemoryStore::new()), directory())), 1);
+    assert_eq!(allocations_of_a_verification(&service(MemoryStore::new(), Waits(directory()))), 1);
+    let store: Arc<dyn DynTokenStore> = Arc::new(Waits(MemoryStore::new()));
+    let directory: Arc<dyn DynDirectory> = Arc::new(Waits(directory()));
+    assert_eq!(allocations_of_a_verification(&service(store, directory)), 3);
+}
+
+fn allocations_of_a_verification<S: TokenStore, D: Directory>(service: &TokenService<S, D>) -> u64 {
+    let header = headers(service, 1).remove(0);
     let verify = || drop(ready(service.verify_header(Some(&header), Some([10, 0, 0, 1].into()))).unwrap());
     verify();
-    assert_eq!(allocations(verify), 2, "one for the store, one for the directory");
+    allocations(verify)
+}
+
+/// Has nothing at hand, as a store or a directory on a network.
+struct Waits<T>(T);
+
+impl TokenStore for Waits<MemoryStore> {
+    async fn find(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+        self.0.find(id).await
+    }
+
+    async fn list(&self, query: &ListQuery) -> Result<Page, StoreError> {
+        self.0.list(query).await
+    }
+
+    async fn commit(&self, batch: &ChangeBatch) -> Result<(), StoreError> {
+        self.0.commit(batch).await
+    }
+
+    async fn touch(&self, uses: &[Touch]) -> Result<(), StoreError> {
+        self.0.touch(uses).await
+    }
+
+    async fn purge(&self, ended: DateTime<Utc>, limit: usize) -> Result<Vec<TokenId>, StoreError> {
+        self.0.purge(ended, limit).await
+    }
+}
+
+impl Directory for Waits<MemoryDirectory> {
+    async fn find(&self, realm: &Realm, id: &OwnerId) -> Result<Option<Snapshot<Owner>>, DirectoryError> {
+        self.0.find(realm, id).await
+    }
 }

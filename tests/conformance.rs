@@ -105,6 +105,8 @@ async fn every_broken_store_is_caught_by_the_check_named_for_it() {
         (F::TimesToTheSecond, "an_inserted_record_comes_back_unchanged"),
         (F::EmptyScopeIsInherit, "an_inserted_record_comes_back_unchanged"),
         (F::NamesAreFolded, "an_inserted_record_comes_back_unchanged"),
+        (F::NowNeverFinds, "an_inserted_record_comes_back_unchanged"),
+        (F::NowFindsTheRemoved, "a_remove_needs_its_version"),
         (F::FindsTheNextId, "what_is_not_there_is_not_found"),
         (F::ListIgnoresRealms, "a_list_holds_what_it_should"),
         (F::ListIgnoresKinds, "a_list_holds_what_it_should"),
@@ -280,6 +282,8 @@ enum Fault {
     TimesToTheSecond,
     EmptyScopeIsInherit,
     NamesAreFolded,
+    NowNeverFinds,
+    NowFindsTheRemoved,
     FindsTheNextId,
     ListIgnoresRealms,
     ListIgnoresKinds,
@@ -579,6 +583,19 @@ impl TokenStore for Model {
             return Ok(state.records.range(id..).next().map(|(_, token)| token.clone().into()));
         }
         Ok(state.records.get(&id).cloned().map(Found::from))
+    }
+
+    /// Only where it is asked for what is broken: the promises are those of `find`.
+    fn find_now(&self, id: TokenId) -> Option<Result<Option<Found<'_>>, StoreError>> {
+        let state = self.state();
+        match self.fault? {
+            Fault::NowNeverFinds => Some(Ok(None)),
+            Fault::NowFindsTheRemoved => {
+                let found = state.records.get(&id).or_else(|| state.removed.get(&id));
+                Some(Ok(found.cloned().map(Found::from)))
+            }
+            _ => None,
+        }
     }
 
     async fn list(&self, query: &ListQuery) -> Result<Page, StoreError> {

@@ -22,12 +22,13 @@ use patkit::service::{RejectReason, Rejected, Unavailable, VerifyError};
 use patkit::store::{ChangeBatch, Found, ListQuery, Page, TokenCounts, Touch};
 use patkit::token::{Brand, Credential, ForeignDigest, KeyId, TokenFormat};
 use patkit::{
-    Actor, Directory, DirectoryError, Grant, IssuedToken, Keyring, ManualClock, MemoryDirectory, MemoryStore,
-    NewToken, Owner, OwnerId, OwnerKind, Permission, Realm, Reason, RoleCatalog, Scope, Snapshot, StoreError,
-    TokenId, TokenKind, TokenService, TokenState, TokenStore, Verified,
+    Actor, Clock, Directory, DirectoryError, Grant, IssuedToken, Keyring, ManualClock, MemoryDirectory,
+    MemoryStore, NewToken, Owner, OwnerId, OwnerKind, Permission, Realm, Reason, RoleCatalog, Scope,
+    Snapshot, StoreError, TokenId, TokenKind, TokenService, TokenState, TokenStore, Verified,
 };
 use proptest::prelude::*;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 use support::{World, beta, builder, grants, home, id, nowhere, ready, session, start};
@@ -474,6 +475,57 @@ fn valid_after_refuses_what_was_made_before_it_to_the_microsecond() {
     world.advance(MICRO);
     let new = world.issue("ann", named("new"));
     assert_eq!(world.refusal(&new), None, "a new token works");
+}
+
+/// Verifications ask for a time that is behind what changes ask for, by as much as a coarse clock may be.
+struct Behind(Arc<ManualClock>);
+
+impl Clock for Behind {
+    fn now(&self) -> DateTime<Utc> {
+        self.0.now()
+    }
+
+    fn now_micros(&self) -> i64 {
+        self.0.now_micros() - LAG.num_microseconds().unwrap()
+    }
+
+    fn monotonic(&self) -> Duration {
+        self.0.monotonic()
+    }
+}
+
+const LAG: TimeDelta = TimeDelta::milliseconds(10);
+
+#[test]
+fn a_coarse_clock_delays_an_expiry_and_nothing_else() {
+    let clock = Arc::new(ManualClock::at(start()));
+    let world = World::built(|builder| builder.clock(Behind(clock.clone()))).unwrap();
+    let refusal = |issued: &IssuedToken| ready(world.service.verify(text(issued), None)).map(drop).err();
+    let refusal = |issued: &IssuedToken| refusal(issued).and_then(|error| error.reject_reason());
+    let make =
+        |name: &str| ready(world.service.generate(&session("ann"), named(name).expires_in_days(1))).unwrap();
+
+    let issued = make("new");
+    assert_eq!(refusal(&issued), None, "a new token works at once");
+    world.put("ann", |ann| ann.valid_after(start()).role("member"));
+    assert_eq!(refusal(&issued), None, "also where no earlier one does");
+
+    let rotated = make("rotated");
+    let successor = ready(world.service.rotate(&session("ann"), rotated.token.id(), Duration::ZERO)).unwrap();
+    assert_eq!(refusal(&successor), None);
+    assert_eq!(refusal(&rotated), Some(RejectReason::Revoked), "what is rotated away is refused at once");
+    let reuse = world.events().iter().filter(|event| event.action == AuditAction::Reuse).count();
+    assert_eq!(reuse, 1, "and its use is told at once");
+
+    let revoked = make("revoked");
+    assert_eq!(refusal(&revoked), None);
+    ready(world.service.revoke(&session("ann"), revoked.token.id(), Reason::Owner)).unwrap();
+    assert_eq!(refusal(&revoked), Some(RejectReason::Revoked), "at once");
+
+    clock.advance(TimeDelta::days(1) + LAG - MICRO);
+    assert_eq!(refusal(&issued), None, "it lives longer by the lag");
+    clock.advance(MICRO);
+    assert_eq!(refusal(&issued), Some(RejectReason::Expired));
 }
 
 #[test]

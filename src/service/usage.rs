@@ -3,6 +3,7 @@
 
 use super::error::{ManageError, RejectReason, Unavailable, store_error};
 use super::manage::changed;
+use super::verify::Peer;
 use super::{MAX_TRIES, TokenService};
 use crate::audit::{AuditAction, AuditEvent};
 use crate::clock::at_micros;
@@ -96,16 +97,22 @@ impl Usage {
     }
 
     /// Notes a use, unless one is known that is near enough; `known_at` is the last one that the store knows, in microseconds.
-    pub(super) fn record(&self, id: TokenId, known_at: Option<i64>, address: Option<IpAddr>, now: i64) {
+    #[inline]
+    pub(super) fn record(&self, id: TokenId, known_at: Option<i64>, peer: Peer, now: i64) {
         // A known use that is later than now is near enough: time never goes backwards.
-        if known_at.is_some_and(|known| now.saturating_sub(known) < self.granularity_micros) {
-            return;
+        if known_at.is_none_or(|known| now.saturating_sub(known) >= self.granularity_micros) {
+            self.note(id, peer, now);
         }
+    }
+
+    /// The same, where the store knows of none that is near enough.
+    #[inline(never)]
+    fn note(&self, id: TokenId, peer: Peer, now: i64) {
         let mark = self.mark(id, now);
         if mark.is_some_and(|(place, mark)| place.load(Ordering::Relaxed) == mark) {
             return;
         }
-        let use_now = LastUse::new(at_micros(now), address);
+        let use_now = LastUse::new(at_micros(now), peer.address());
         if self.add(Touch::new(id, use_now)) {
             if let Some((place, mark)) = mark {
                 place.store(mark, Ordering::Relaxed);

@@ -4,23 +4,31 @@
 //! was found, then the comparison; only the holder of the right secret gets further, to the state, the owner and the
 //! address.
 
+#![allow(
+    clippy::inline_always,
+    reason = "measured, as in the table: what is moved between functions is a tenth"
+)]
+
 use super::TokenService;
 use super::error::{RejectReason, Rejected, Unavailable, VerifyError};
 use crate::bearer::{self, BearerError};
 use crate::clock::{at_micros, micros};
-use crate::owner::{Directory, Owner, Realm};
+use crate::owner::{Directory, DirectoryError, Owner, Realm};
 use crate::permission::{Permission, PermissionSet};
 use crate::role::RoleCatalog;
 use crate::snapshot::Snapshot;
-use crate::store::{Found, TokenStore};
+use crate::store::{Found, StoreError, TokenStore};
+use crate::token::access::Access;
 use crate::token::digest::same;
 use crate::token::id::{from_words, words};
 use crate::token::secret::Secret;
-use crate::token::{KeyedDigest, Presented, Token, TokenState, TokenView, Unreadable};
+use crate::token::{KeyId, KeyedDigest, Presented, Token, TokenState, TokenView, Unreadable};
 use chrono::{DateTime, Utc};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 /// Proof that a credential was verified: the token, its owner, and what both together allow. Only verification makes one
 /// (and, for tests of hosts, the `testkit` feature).
@@ -54,7 +62,7 @@ impl Peer {
         }
     }
 
-    fn address(self) -> Option<IpAddr> {
+    pub(super) fn address(self) -> Option<IpAddr> {
         match self.0 {
             [4, _, bits] => u32::try_from(bits).ok().map(|bits| Ipv4Addr::from_bits(bits).into()),
             [6, high, low] => Some(Ipv6Addr::from_bits(from_words([high, low])).into()),
@@ -74,7 +82,6 @@ pub struct PermissionDenied {
 
 impl Verified {
     #[inline(always)]
-    #[allow(clippy::inline_always, reason = "measured, as in the table")]
     pub(crate) fn new(
         token: Snapshot<Token>,
         owner: Snapshot<Owner>,
@@ -156,6 +163,62 @@ impl fmt::Debug for Verified {
     }
 }
 
+/// What comes of a verification.
+type Decision = Result<Verified, VerifyError>;
+
+/// A verification: decided when it is polled for the first time, unless the store or the directory has to be waited for.
+///
+/// A future of its own and not an `async` block, since what it gives is written to where it is wanted and not moved there.
+struct Verification<'a, S, D, R> {
+    service: &'a TokenService<S, D>,
+    read: R,
+    realm: Option<&'a Realm>,
+    peer: Peer,
+    /// In a box, or every verification would carry room for what few need.
+    later: Option<Pin<Box<dyn Future<Output = Decision> + Send + 'a>>>,
+}
+
+impl<'a, S, D, R> Future for Verification<'a, S, D, R>
+where
+    S: TokenStore,
+    D: Directory,
+    R: Fn() -> Result<Presented<'a>, RejectReason> + Unpin,
+{
+    type Output = Decision;
+
+    // In place of its caller's code it would have the future moved there, word by word.
+    #[inline(never)]
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Decision> {
+        let Self { service, read, realm, peer, later } = &mut *self;
+        if let Some(later) = later {
+            return later.as_mut().poll(context);
+        }
+        match read() {
+            Err(reason) => Poll::Ready(Err(unread(reason))),
+            Ok(presented) => service.decide_now(&presented, *realm, peer, |claim| {
+                later.insert(Box::pin(service.decide(claim))).as_mut().poll(context)
+            }),
+        }
+    }
+}
+
+/// What is presented, and all that depends on nothing that is looked up.
+struct Claim<'a> {
+    presented: Presented<'a>,
+    realm: Option<&'a Realm>,
+    peer: Peer,
+    now: i64,
+    /// The digest under the primary key.
+    computed: KeyedDigest,
+}
+
+impl Claim<'_> {
+    #[cold]
+    fn rejected(&self, reason: RejectReason) -> VerifyError {
+        Rejected { reason, token: Some(self.presented.id) }.into()
+    }
+}
+
 impl<S: TokenStore, D: Directory> TokenService<S, D> {
     /// Verifies the value of an `Authorization` header; `None` where the request has none. `peer` is the address that the
     /// request came from.
@@ -163,9 +226,9 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     /// # Errors
     /// [`VerifyError`]: rejected with a reason for the operator, or unavailable.
     // Not an `async fn`, like its neighbours: one future less for the result to be copied out of.
-    pub fn verify_header(
-        &self,
-        header: Option<&str>,
+    pub fn verify_header<'a>(
+        &'a self,
+        header: Option<&'a str>,
         peer: Option<IpAddr>,
     ) -> impl Future<Output = Result<Verified, VerifyError>> + Send {
         self.authenticate(None, move || self.read_header(header), peer)
@@ -176,7 +239,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     /// # Errors
     /// [`VerifyError`]: rejected with a reason for the operator, or unavailable.
     pub fn verify_headers<'a>(
-        &self,
+        &'a self,
         headers: impl IntoIterator<Item = &'a [u8]>,
         peer: Option<IpAddr>,
     ) -> impl Future<Output = Result<Verified, VerifyError>> + Send {
@@ -188,10 +251,10 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     ///
     /// # Errors
     /// [`VerifyError`]: rejected with a reason for the operator, or unavailable.
-    pub fn verify_header_in(
-        &self,
-        realm: &Realm,
-        header: Option<&str>,
+    pub fn verify_header_in<'a>(
+        &'a self,
+        realm: &'a Realm,
+        header: Option<&'a str>,
         peer: Option<IpAddr>,
     ) -> impl Future<Output = Result<Verified, VerifyError>> + Send {
         self.authenticate(Some(realm), move || self.read_header(header), peer)
@@ -201,9 +264,9 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     ///
     /// # Errors
     /// [`VerifyError`]: rejected with a reason for the operator, or unavailable.
-    pub fn verify(
-        &self,
-        text: &str,
+    pub fn verify<'a>(
+        &'a self,
+        text: &'a str,
         peer: Option<IpAddr>,
     ) -> impl Future<Output = Result<Verified, VerifyError>> + Send {
         self.authenticate(None, move || self.read(text), peer)
@@ -213,10 +276,10 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     ///
     /// # Errors
     /// [`VerifyError`]: rejected with a reason for the operator, or unavailable.
-    pub fn verify_in(
-        &self,
-        realm: &Realm,
-        text: &str,
+    pub fn verify_in<'a>(
+        &'a self,
+        realm: &'a Realm,
+        text: &'a str,
         peer: Option<IpAddr>,
     ) -> impl Future<Output = Result<Verified, VerifyError>> + Send {
         self.authenticate(Some(realm), move || self.read(text), peer)
@@ -234,10 +297,10 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         let found = found.filter(|found| found.realm() == verified.realm());
         let found = found.ok_or(rejected(RejectReason::Unknown))?;
         let now = self.clock.now_micros();
-        admit_state(&found, now).map_err(rejected)?;
+        admit_state(found.access(), now).map_err(rejected)?;
         let owner = self.owner(found.realm(), found.owner()).await?;
-        let owner = admit_owner(&found, owner, verified.peer()).map_err(rejected)?;
-        self.usage.record(id, found.access().last_used_at(), verified.peer(), now);
+        let owner = admit_owner(&found, owner, verified.peer).map_err(rejected)?;
+        self.usage.record(id, found.access().last_used_at(), verified.peer, now);
         Ok(Verified::new(found.into_token(), owner, &self.catalog, verified.peer, now))
     }
 
@@ -256,111 +319,159 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         self.format.parse(text).map_err(|_| RejectReason::Malformed)
     }
 
-    /// What is presented is read in here and not handed in: each move of it costs as much as reading the number of a digit.
-    #[allow(clippy::manual_async_fn, reason = "an `async fn` would move its arguments once more")]
-    fn authenticate<'a>(
-        &self,
-        realm: Option<&Realm>,
-        read: impl FnOnce() -> Result<Presented<'a>, RejectReason> + Send,
+    fn authenticate<'a, R: Fn() -> Result<Presented<'a>, RejectReason> + Unpin>(
+        &'a self,
+        realm: Option<&'a Realm>,
+        read: R,
         peer: Option<IpAddr>,
-    ) -> impl Future<Output = Result<Verified, VerifyError>> + Send {
-        let peer = Peer::new(peer);
-        async move {
-            let presented = read().map_err(|reason| Rejected { reason, token: None })?;
-            let rejected = |reason| VerifyError::Rejected(Rejected { reason, token: Some(presented.id) });
-            let (finding, now, computed);
-            {
-                let mut secret = Secret::room();
-                if !presented.read_secret(&mut secret) {
-                    return Err(Rejected { reason: RejectReason::Malformed, token: None }.into());
-                }
-                // A look-up in memory is under way while the clock is read and the digest is computed, which depend on nothing
-                // that is found.
-                finding = self.store.find(presented.id);
-                // Read on every path, so that no refusal is told from another by it; a token that expires while the store is asked
-                // was there when its request came.
-                now = self.clock.now_micros();
-                computed = self.keyring.digest(presented.kind, presented.id, &secret);
-            }
-            let found = finding.await.map_err(Unavailable::Store)?;
-            // A token of another realm is no token at all, before anything of it is looked at.
-            let is_here = |found: &&Found<'_>| realm.is_none_or(|realm| found.realm() == realm);
-            let known = found.as_ref().filter(is_here);
-            let is_proven = self.is_proven(&presented, &computed, known)?;
-            let Some(known) = known else {
-                return Err(rejected(RejectReason::Unknown));
-            };
-            if !is_proven {
-                self.audit_refusal(known, RejectReason::WrongSecret, peer.address(), now);
-                return Err(rejected(RejectReason::WrongSecret));
-            }
-            if let Err(reason) = admit_state(known, now) {
-                self.audit_refusal(known, reason, peer.address(), now);
-                // The refusal stands whether or not reuse could be told; untold, the next presentation tells it. In a box of its
-                // own, or every verification would carry room for it.
-                Box::pin(self.signal_reuse(Arc::new(Token::clone(known)), peer.address(), at_micros(now)))
-                    .await
-                    .unwrap_or_default();
-                return Err(rejected(reason));
-            }
-            let owner = self.directory.find(known.realm(), known.owner()).await;
-            let owner = Self::right_owner(known.realm(), known.owner(), owner)?;
-            match admit_owner(known, owner, peer.address()) {
-                Ok(owner) => {
-                    self.usage.record(presented.id, known.access().last_used_at(), peer.address(), now);
-                    self.redigest(&presented, &computed, known);
-                    match found {
-                        Some(found) => Ok(Verified::new(found.into_token(), owner, &self.catalog, peer, now)),
-                        None => Err(rejected(RejectReason::Unknown)),
-                    }
-                }
-                Err(reason) => {
-                    self.audit_refusal(known, reason, peer.address(), now);
-                    Err(rejected(reason))
-                }
-            }
+    ) -> Verification<'a, S, D, R> {
+        Verification { service: self, read, realm, peer: Peer::new(peer), later: None }
+    }
+
+    /// The decision, where the store and the directory have everything at hand; otherwise what becomes of the claim later.
+    #[inline(never)]
+    fn decide_now<'a>(
+        &self,
+        presented: &Presented<'a>,
+        realm: Option<&'a Realm>,
+        peer: &Peer,
+        later: impl FnOnce(Claim<'a>) -> Poll<Decision>,
+    ) -> Poll<Decision> {
+        let Some(claim) = self.claim(presented, realm, peer) else {
+            return Poll::Ready(Err(unread(RejectReason::Malformed)));
+        };
+        let Some(found) = self.store.find_now(claim.presented.id) else { return later(claim) };
+        let known = match self.prove(&claim, found) {
+            Ok(known) => known,
+            Err(error) => return Poll::Ready(Err(error)),
+        };
+        // A refusal of a known token may have to be told of, which has to be waited for.
+        if known.access().state(claim.now) != TokenState::Active {
+            return later(claim);
+        }
+        match self.directory.find_now(known.realm(), known.owner()) {
+            Some(owner) => Poll::Ready(self.admit(&claim, known, owner)),
+            None => later(claim),
         }
     }
 
-    /// Whether the presented secret is the token's, by one comparison, whatever was found. `computed` is its digest under the
-    /// primary key; a record under another key costs a second digest.
+    /// The same, waiting for both.
+    async fn decide(&self, claim: Claim<'_>) -> Decision {
+        let known = self.prove(&claim, self.store.find(claim.presented.id).await)?;
+        if let Err(reason) = admit_state(known.access(), claim.now) {
+            self.audit_refusal(&known, reason, claim.peer.address(), claim.now);
+            // The refusal stands whether or not reuse could be told; untold, the next presentation tells it. By the clock that
+            // the rotation was made by, which may be finer than that of verifications.
+            let token = known.into_token().into_arc();
+            self.signal_reuse(token, claim.peer.address(), self.now()).await.unwrap_or_default();
+            return Err(claim.rejected(reason));
+        }
+        let owner = self.directory.find(known.realm(), known.owner()).await;
+        self.admit(&claim, known, owner)
+    }
+
+    /// What is presented, with the instant and the digest; `None` where the secret is none.
+    #[inline(always)]
+    fn claim<'a>(
+        &self,
+        presented: &Presented<'a>,
+        realm: Option<&'a Realm>,
+        peer: &Peer,
+    ) -> Option<Claim<'a>> {
+        let mut secret = Secret::room();
+        if !presented.read_secret(&mut secret) {
+            return None;
+        }
+        self.store.prefetch(presented.id);
+        // Read on every path, so that no refusal is told from another by it; a token that expires while the store is asked
+        // was there when its request came.
+        let now = self.clock.now_micros();
+        let computed = self.keyring.digest(presented.kind, presented.id, &secret);
+        Some(Claim { presented: *presented, realm, peer: *peer, now, computed })
+    }
+
+    /// The record that the presented secret is the one of.
+    #[inline(always)]
+    fn prove<'s>(
+        &self,
+        claim: &Claim<'_>,
+        found: Result<Option<Found<'s>>, StoreError>,
+    ) -> Result<Found<'s>, VerifyError> {
+        let found = found.map_err(Unavailable::Store)?;
+        // A token of another realm is no token at all, before anything of it is looked at.
+        let is_here = |found: &Found<'_>| claim.realm.is_none_or(|realm| found.realm() == realm);
+        let known = found.filter(is_here);
+        let is_proven = self.is_proven(claim, known.as_ref().map(Found::access))?;
+        let Some(known) = known else {
+            return Err(claim.rejected(RejectReason::Unknown));
+        };
+        if !is_proven {
+            self.audit_refusal(&known, RejectReason::WrongSecret, claim.peer.address(), claim.now);
+            return Err(claim.rejected(RejectReason::WrongSecret));
+        }
+        Ok(known)
+    }
+
+    /// The token's owner and address are looked at; then it is in use.
+    #[inline(always)]
+    fn admit(
+        &self,
+        claim: &Claim<'_>,
+        known: Found<'_>,
+        owner: Result<Option<Snapshot<Owner>>, DirectoryError>,
+    ) -> Result<Verified, VerifyError> {
+        let owner = Self::right_owner(known.realm(), known.owner(), owner)?;
+        let owner = match admit_owner(&known, owner, claim.peer) {
+            Ok(owner) => owner,
+            Err(reason) => {
+                self.audit_refusal(&known, reason, claim.peer.address(), claim.now);
+                return Err(claim.rejected(reason));
+            }
+        };
+        let access = known.access();
+        self.usage.record(claim.presented.id, access.last_used_at(), claim.peer, claim.now);
+        if access.key(claim.presented.kind) != Some(claim.computed.key()) {
+            // Left behind for the next flush, which moves it to the primary key.
+            self.usage.redigest(claim.presented.id, known.version, claim.computed);
+        }
+        Ok(Verified::new(known.into_token(), owner, &self.catalog, claim.peer, claim.now))
+    }
+
+    /// Whether the presented secret is the token's, by one comparison, whatever was found. A record under another key than the
+    /// primary costs a second digest.
     ///
     /// # Errors
     /// Unavailable when the keyring has no such key as the token's digest was made with.
-    #[inline]
-    fn is_proven(
-        &self,
-        presented: &Presented<'_>,
-        computed: &KeyedDigest,
-        found: Option<&Found<'_>>,
-    ) -> Result<bool, Unavailable> {
-        let stored = found.and_then(|found| Some((found.access().key(presented.kind)?, found.access())));
-        let under_its_key = match stored.map(|(key, _)| key).filter(|key| *key != computed.key()) {
-            None => None,
-            Some(key) => {
-                let mut secret = Secret::room();
-                if !presented.read_secret(&mut secret) {
-                    return Ok(false);
-                }
-                let digest = self.keyring.digest_under(key, presented.kind, presented.id, &secret);
-                Some(digest.ok_or(Unavailable::KeyMissing(key))?)
-            }
+    #[inline(always)]
+    fn is_proven(&self, claim: &Claim<'_>, access: Option<&Access>) -> Result<bool, Unavailable> {
+        let stored = access.and_then(|access| Some((access.key(claim.presented.kind)?, access.digest())));
+        let under_its_key = match stored {
+            Some((key, _)) if key != claim.computed.key() => Some(self.digest_under(key, &claim.presented)?),
+            _ => None,
         };
-        let computed = under_its_key.as_ref().unwrap_or(computed);
-        let is_same = same(computed.words(), stored.map_or([0; 4], |(_, access)| access.digest()));
+        let computed = under_its_key.as_ref().unwrap_or(&claim.computed);
+        let is_same = same(computed.words(), stored.map_or([0; 4], |(_, digest)| digest));
         Ok(bool::from(is_same) && stored.is_some())
     }
 
-    /// Leaves the digest under the primary key behind for the next flush, where the token's is under another.
-    fn redigest(&self, presented: &Presented<'_>, primary: &KeyedDigest, found: &Found<'_>) {
-        if found.access().key(presented.kind) != Some(primary.key()) {
-            self.usage.redigest(presented.id, found.version, *primary);
-        }
+    #[cold]
+    fn digest_under(&self, key: KeyId, presented: &Presented<'_>) -> Result<KeyedDigest, Unavailable> {
+        let mut secret = Secret::room();
+        // It was read once already.
+        let _is_secret = presented.read_secret(&mut secret);
+        let digest = self.keyring.digest_under(key, presented.kind, presented.id, &secret);
+        digest.ok_or(Unavailable::KeyMissing(key))
     }
 }
 
-fn admit_state(found: &Found<'_>, now: i64) -> Result<(), RejectReason> {
-    match found.access().state(now) {
+/// A refusal of what names no token.
+#[cold]
+fn unread(reason: RejectReason) -> VerifyError {
+    Rejected { reason, token: None }.into()
+}
+
+fn admit_state(access: &Access, now: i64) -> Result<(), RejectReason> {
+    match access.state(now) {
         TokenState::Active => Ok(()),
         TokenState::Revoked => Err(RejectReason::Revoked),
         TokenState::Expired => Err(RejectReason::Expired),
@@ -368,10 +479,11 @@ fn admit_state(found: &Found<'_>, now: i64) -> Result<(), RejectReason> {
 }
 
 /// The owner, if it is one whose tokens work, and the address is one that this token works from.
+#[inline(always)]
 fn admit_owner(
     found: &Found<'_>,
     owner: Option<Snapshot<Owner>>,
-    peer: Option<IpAddr>,
+    peer: Peer,
 ) -> Result<Snapshot<Owner>, RejectReason> {
     let access = found.access();
     let owner = owner.ok_or(RejectReason::OwnerUnknown)?;
@@ -381,7 +493,7 @@ fn admit_owner(
         Err(RejectReason::OwnerKind)
     } else if owner.tokens_valid_after().is_some_and(|after| access.created_at() < micros(after)) {
         Err(RejectReason::BeforeValidAfter)
-    } else if access.has_networks() && !found.is_allowed_from(peer) {
+    } else if access.has_networks() && !found.is_allowed_from(peer.address()) {
         Err(RejectReason::AddressNotAllowed)
     } else {
         Ok(owner)

@@ -370,6 +370,10 @@ impl<S: TokenStore> TokenStore for CachedStore<S> {
         Ok(found.map(Found::from))
     }
 
+    fn find_now(&self, id: TokenId) -> Option<Result<Option<Found<'_>>, StoreError>> {
+        self.known(id).map(|known| Ok(known.map(Found::from)))
+    }
+
     async fn list(&self, query: &ListQuery) -> Result<Page, StoreError> {
         self.store.list(query).await
     }

@@ -10,6 +10,7 @@ use super::{
 };
 use crate::audit::AuditEvent;
 use crate::owner::{OwnerId, Realm};
+use crate::permission::Scope;
 use crate::snapshot::Snapshot;
 use crate::table::{Entry, Growing, Table};
 use crate::token::access::Access;
@@ -22,7 +23,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 /// A store in memory. All is lost when it is dropped.
 ///
 /// Audit events stay until [`AuditLog::purge_events`] removes them. The id of an owner who ever had a token stays as long
-/// as the store does.
+/// as the store does, and so do the first 10,000 different scopes.
 pub struct MemoryStore {
     records: Records,
     indexes: Mutex<Indexes>,
@@ -63,10 +64,18 @@ impl fmt::Debug for MemoryStore {
 }
 
 impl TokenStore for MemoryStore {
-    fn find(&self, id: TokenId) -> impl Future<Output = Result<Option<Found<'_>>, StoreError>> + Send {
-        // Now, so that memory is on its way while the caller computes the digest.
+    async fn find(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+        Ok(self.records.lend(id))
+    }
+
+    #[inline]
+    fn find_now(&self, id: TokenId) -> Option<Result<Option<Found<'_>>, StoreError>> {
+        Some(Ok(self.records.lend(id)))
+    }
+
+    #[inline]
+    fn prefetch(&self, id: TokenId) {
         self.records.table.prefetch(id.words());
-        async move { Ok(self.records.lend(id)) }
     }
 
     async fn list(&self, query: &ListQuery) -> Result<Page, StoreError> {
@@ -114,7 +123,7 @@ impl TokenStore for MemoryStore {
             match change {
                 Change::Insert(token) => {
                     indexes.learn(token);
-                    self.records.put(token.id, Some(token.clone()));
+                    self.records.put(token.id, Some(indexes.with_shared_scope(token)));
                 }
                 Change::Update(token) => {
                     indexes.learn(token);
@@ -271,7 +280,12 @@ struct Indexes {
     lists: BTreeMap<List, BTreeSet<TokenId>>,
     names: HashSet<Name>,
     events: Vec<AuditEvent>,
+    /// By their entries.
+    scopes: HashMap<Box<str>, Scope>,
 }
+
+/// Most scopes that are shared; records with others have their own.
+const SHARED_SCOPES: usize = 10_000;
 
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
 enum List {
@@ -291,6 +305,24 @@ impl Name {
 }
 
 impl Indexes {
+    /// The record with the scope that others have which are narrowed to the same. Many have few scopes between them: shared, they
+    /// take little memory, and what a check reads is in the cache.
+    fn with_shared_scope(&mut self, token: &Arc<Token>) -> Arc<Token> {
+        let Some(set) = token.scope.as_set() else { return token.clone() };
+        let mut key = String::new();
+        for grant in set.iter() {
+            key.push_str(grant.as_str());
+            key.push(' ');
+        }
+        if let Some(shared) = self.scopes.get(&*key) {
+            return Arc::new(Token { scope: shared.clone(), ..Token::clone(token) });
+        }
+        if self.scopes.len() < SHARED_SCOPES {
+            self.scopes.insert(key.into(), token.scope.clone());
+        }
+        token.clone()
+    }
+
     fn learn(&mut self, token: &Token) {
         self.all.insert(token.id);
         for list in lists_of(token) {
@@ -339,9 +371,10 @@ impl Records {
     #[allow(clippy::inline_always, reason = "measured, as in the table")]
     fn lend(&self, id: TokenId) -> Option<Found<'_>> {
         let Entry { value, words } = self.table.get(id.words(), |_| true)?;
-        let number = words.read().and_then(|words| usize::try_from(Access::from_words(words).owner()).ok());
+        let access = Access::from_words(words);
+        let number = usize::try_from(access.owner()).ok();
         let owner = number.and_then(|number| self.owners.get(number)?.get());
-        Some(Found::lent(Snapshot::lent(value), words, owner))
+        Some(Found::lent(Snapshot::lent(value), access, owner))
     }
 
     fn find(&self, id: TokenId) -> Option<Arc<Token>> {

@@ -18,6 +18,8 @@ use std::str::FromStr;
 
 /// Characters after the two underscores.
 const BODY_LEN: usize = TokenId::TEXT_LEN + Secret::TEXT_LEN + base62::CRC_DIGITS;
+/// Room for the longest brand, the kind and both underscores, in whole words; less than the shortest token has.
+const MAX_PREFIX_LEN: usize = 24;
 /// Earlier brands that a service may go on accepting.
 pub(crate) const MAX_FORMER_BRANDS: usize = 8;
 
@@ -92,6 +94,9 @@ pub struct TokenFormat {
 #[derive(Debug, Clone)]
 struct Prefix {
     text: Box<str>,
+    /// The same in words, as they lie in memory, and which of their bits count.
+    words: [u64; 3],
+    mask: [u64; 3],
     kind: TokenKind,
     /// The checksum of the prefix, from which that of a whole text goes on.
     checksum: u32,
@@ -100,11 +105,23 @@ struct Prefix {
 impl Prefix {
     fn new(brand: &Brand, kind: TokenKind) -> Self {
         let text: Box<str> = format!("{brand}_{}_", kind.code()).into();
-        Self { checksum: crc32fast::hash(text.as_bytes()), text, kind }
+        let (mut bytes, mut mask) = ([0; MAX_PREFIX_LEN], [0; MAX_PREFIX_LEN]);
+        for ((byte, mask), character) in bytes.iter_mut().zip(&mut mask).zip(text.bytes()) {
+            (*byte, *mask) = (character, u8::MAX);
+        }
+        let checksum = crc32fast::hash(text.as_bytes());
+        Self { checksum, words: prefix_words(&bytes), mask: prefix_words(&mask), text, kind }
     }
 
-    fn bytes(&self) -> &[u8] {
-        self.text.as_bytes()
+    /// What stands after the prefix in a text that has it and is as long as one of our tokens.
+    #[inline]
+    fn strip<'a>(&self, text: &'a [u8]) -> Option<&'a [u8; BODY_LEN]> {
+        let (_, body) = text.split_at_checked(self.text.len())?;
+        // Any such text is long enough for this, and words are compared without a call.
+        let words = prefix_words(text.first_chunk()?);
+        let places = words.iter().zip(&self.words).zip(&self.mask);
+        let differences = places.fold(0, |all, ((word, own), mask)| all | ((word ^ own) & mask));
+        if differences == 0 { body.try_into().ok() } else { None }
     }
 
     /// The checksum of the prefix and what stands after it.
@@ -113,6 +130,14 @@ impl Prefix {
         checksum.update(rest);
         checksum.finalize()
     }
+}
+
+fn prefix_words(bytes: &[u8; MAX_PREFIX_LEN]) -> [u64; 3] {
+    let mut words = [0; 3];
+    for (word, bytes) in words.iter_mut().zip(bytes.as_chunks().0) {
+        *word = u64::from_ne_bytes(*bytes);
+    }
+    words
 }
 
 /// Why a text says nothing.
@@ -207,9 +232,7 @@ impl TokenFormat {
     }
 
     fn split<'a>(&self, text: &'a [u8]) -> Option<(&Prefix, &'a [u8; BODY_LEN])> {
-        let split = |prefix| Some((prefix, text.strip_prefix(Prefix::bytes(prefix))?));
-        let (prefix, body) = self.prefixes.iter().find_map(split)?;
-        Some((prefix, body.try_into().ok()?))
+        self.prefixes.iter().find_map(|prefix| Some((prefix, prefix.strip(text)?)))
     }
 
     /// Writes a token's text.

@@ -1,0 +1,94 @@
+//! What `scripts/instructions` counts under callgrind: the hot paths, each a thousand times, in a function of its own.
+//!
+//! Nothing is measured here: without callgrind it does its work and says nothing.
+
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::arithmetic_side_effects,
+    reason = "a bench"
+)]
+
+use patkit::{
+    Actor, Keyring, MemoryDirectory, MemoryStore, NewToken, Owner, OwnerId, OwnerKind, Permission,
+    RoleCatalog, TokenService,
+};
+use sha2::block_api::compress256;
+use std::hint::black_box;
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
+
+/// How often each is done: by so much the script divides.
+const TIMES: usize = 1_000;
+
+fn main() {
+    let ada = OwnerId::new("ada").unwrap();
+    let owner = Owner::new(ada.clone(), OwnerKind::Human).role("member");
+    let roles = RoleCatalog::standard().grant("member", ["datastores:read"]).build().unwrap();
+    let service = TokenService::builder(MemoryStore::new(), MemoryDirectory::from_iter([owner]))
+        .brand("acme")
+        .keyring(Keyring::ephemeral().unwrap())
+        .roles(roles)
+        .build()
+        .unwrap();
+    let new = NewToken::named("one").scope(["datastores:*"]);
+    let issued = ready(service.generate(&Actor::session(ada), new)).unwrap();
+    let header = format!("Bearer {}", issued.plaintext.expose_secret());
+    let mut damaged = header.clone();
+    let last = if header.ends_with('0') { "1" } else { "0" };
+    damaged.replace_range(header.len() - 1.., last);
+
+    let verify = |header: &str| ready(service.verify_header(Some(header), None));
+    // What is done the first time is not done again.
+    let verified = verify(&header).unwrap();
+    ready(service.flush()).unwrap();
+    drop(verify(&header));
+    drop(verify(&damaged));
+    let permission = Permission::parse("datastores:read").unwrap();
+
+    counted_digest(|| {
+        let mut state = [7; 8];
+        compress256(&mut state, black_box(&[[7; 64]]));
+        compress256(&mut state, black_box(&[[7; 64]]));
+        black_box(state);
+    });
+    counted_verify(|| drop(black_box(verify(black_box(&header))).unwrap()));
+    counted_refuse(|| assert!(black_box(verify(black_box(&damaged))).is_err()));
+    counted_require(|| assert!(verified.require(black_box("datastores:read")).is_ok()));
+    counted_allows(|| assert!(verified.allows(black_box(&permission))));
+}
+
+/// The two compressions that a digest costs.
+#[inline(never)]
+fn counted_digest(work: impl Fn()) {
+    (0..TIMES).for_each(|_| work());
+}
+
+#[inline(never)]
+fn counted_verify(work: impl Fn()) {
+    (0..TIMES).for_each(|_| work());
+}
+
+#[inline(never)]
+fn counted_refuse(work: impl Fn()) {
+    (0..TIMES).for_each(|_| work());
+}
+
+#[inline(never)]
+fn counted_require(work: impl Fn()) {
+    (0..TIMES).for_each(|_| work());
+}
+
+#[inline(never)]
+fn counted_allows(work: impl Fn()) {
+    (0..TIMES).for_each(|_| work());
+}
+
+/// The memory store never waits.
+fn ready<F: Future>(future: F) -> F::Output {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(output) => output,
+        Poll::Pending => panic!("the memory store waited"),
+    }
+}
