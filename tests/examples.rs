@@ -258,8 +258,8 @@ fn the_server_stops_with_all_last_uses_written_and_logs_reasons_without_secrets(
     let files: Vec<String> = database.map(|name| name.into_string().unwrap()).collect();
     assert!(files.contains(&"patkit-demo.db".to_owned()), "{files:?}");
     let document = std::fs::read_to_string(server.folder.join("patkit-demo.openapi.json")).unwrap();
-    let served = server.get("/api/openapi.json", &[]).json();
-    assert_eq!(serde_json::from_str::<Value>(&document).unwrap(), served);
+    let offered = server.get("/api/openapi.json", &[]).json();
+    assert_eq!(serde_json::from_str::<Value>(&document).unwrap(), offered);
 
     let log = server.stop();
     for reason in ["revoked", "malformed"] {
