@@ -258,8 +258,8 @@ fn the_server_stops_with_all_last_uses_written_and_logs_reasons_without_secrets(
     let files: Vec<String> = database.map(|name| name.into_string().unwrap()).collect();
     assert!(files.contains(&"patkit-demo.db".to_owned()), "{files:?}");
     let document = std::fs::read_to_string(server.folder.join("patkit-demo.openapi.json")).unwrap();
-    let answered = server.get("/api/openapi.json", &[]).json();
-    assert_eq!(serde_json::from_str::<Value>(&document).unwrap(), answered);
+    let offered = server.get("/api/openapi.json", &[]).json();
+    assert_eq!(serde_json::from_str::<Value>(&document).unwrap(), offered);
 
     let log = server.stop();
     for reason in ["revoked", "malformed"] {
@@ -290,7 +290,7 @@ fn the_page_shows_what_its_user_may_do_and_no_more() {
         assert_eq!(answer.header("x-content-type-options"), Some("nosniff"));
         size += answer.body.len();
     }
-    assert!(size < 60 * 1024, "the page is {size} bytes");
+    assert!(size < 60_000, "the page is {size} bytes");
     assert!(!page.body.contains("{{"), "a place was not filled: {}", page.body);
     assert!(page.body.contains(r#"<meta name="patkit-api" content="/api">"#));
     assert!(page.body.contains(r#"src="script.js""#) && page.body.contains(r#"href="style.css""#));

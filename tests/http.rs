@@ -12,30 +12,35 @@
 )]
 
 use axum::Router;
+use axum::body::Body;
 use axum::routing::{get, post};
 use chrono::{DateTime, TimeDelta, Utc};
 use http::header::{COOKIE, HeaderMap};
 use http::request::Parts;
-use http::{HeaderName, Method};
+use http::{HeaderName, Method, Request, Response};
 use patkit::http::{
     Authenticator, ClientAddress, Console, Incident, IssuedBody, ManagementApi, PageBody, Permitted,
     ProblemBody, RequirePermission, RequiredPermission, Sessions, TokenBody, openapi,
 };
 use patkit::owner::DirectoryError;
+use patkit::store::AuditLog;
 use patkit::{
     Actor, Directory, Keyring, ManualClock, MemoryDirectory, MemoryStore, NewToken, Owner, OwnerId,
     OwnerKind, Realm, Reason, RoleCatalog, Snapshot, TokenEdit, TokenId, TokenService, Verified,
 };
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
+use std::convert::Infallible;
+use std::future::{Ready, ready};
 use std::net::SocketAddr;
 use std::num::NonZeroU8;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tower::ServiceExt;
+use tower::{Layer, Service, ServiceExt};
 
 /// The users of the host, and a directory that can be out of order.
 struct Users {
@@ -177,7 +182,8 @@ impl Host {
             .nest("/of/{tenant}/{id}", api.router())
             .merge(required)
             .merge(optional)
-            .route("/forgotten", get(whoami));
+            .route("/forgotten", get(whoami))
+            .route("/forgotten/optional", get(maybe));
 
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -241,6 +247,9 @@ impl Host {
         let key = (method.to_string(), format!("/user-tokens{path}"), answer.status);
         assert!(self.documented.contains(&key), "not in the document: {key:?}");
         let has_token = answer.body.contains("bearer_token");
+        if answer.status < 300 && answer.status != 204 {
+            assert_eq!(answer.header("x-content-type-options"), Some("nosniff"), "{answer:?}");
+        }
         match (answer.status, path) {
             (201, _) => drop(answer.json::<IssuedBody>()),
             (200, "" | "/service") => drop(answer.json::<PageBody>()),
@@ -1126,6 +1135,10 @@ async fn permissions_are_demanded_by_route_and_by_signature() {
     // A host that forgets the layer lets nobody in.
     let forgotten = host.send(Method::GET, "/forgotten", &Who::Token(writes).headers(), None).await;
     assert_eq!((forgotten.status, forgotten.problem().code.as_str()), (500, "not_authenticated"));
+    for headers in [vec![], Who::Session("mel").headers()] {
+        let forgotten = host.send(Method::GET, "/forgotten/optional", &headers, None).await;
+        assert_eq!((forgotten.status, forgotten.problem().code.as_str()), (500, "not_authenticated"));
+    }
     let open = host.send(Method::GET, "/maybe", &[], None).await;
     assert_eq!((open.status, open.body.as_str()), (200, "nobody"));
 }
@@ -1170,7 +1183,7 @@ async fn the_operator_hears_of_sessions_that_do_not_answer() {
     let authenticator = Authenticator::new(host.tokens.clone())
         .on_incident(move |incident: Incident<'_>| heard.lock().unwrap().push(format!("{incident:?}")));
     let app: Router = ManagementApi::new(authenticator, NoSessions).router();
-    let request = http::Request::get("/user-tokens").body(axum::body::Body::empty()).unwrap();
+    let request = Request::get("/user-tokens").body(Body::empty()).unwrap();
     let answer = app.oneshot(request).await.unwrap();
     assert_eq!((answer.status().as_u16(), &answer.headers()["retry-after"]), (503, &"1".parse().unwrap()));
     let incidents = incidents.lock().unwrap().join("\n");
@@ -1199,6 +1212,16 @@ async fn an_address_counts_only_from_where_the_host_trusts() {
             let path = format!("/user-tokens/{id}");
             let shown: TokenBody = host.call(&Who::Session("mel"), Method::GET, &path, None).await.json();
             assert_eq!(shown.last_used_address.as_deref(), Some("192.0.2.7"));
+            // The audit knows it of a session as well.
+            let mut headers = Who::Session("mel").headers();
+            headers.push(("x-forwarded-for", forwarded.to_owned()));
+            headers.push(("content-type", "application/json".to_owned()));
+            let body = Some(json!({"name": "audited"}).to_string());
+            assert_eq!(host.send(Method::POST, "/api/user-tokens", &headers, body).await.status, 201);
+            let log = host.tokens.store();
+            let events = log.events(&Realm::default(), None, start(), 10).await.unwrap();
+            let addresses: Vec<_> = events.iter().filter_map(|event| event.address).collect();
+            assert_eq!(addresses, ["192.0.2.7".parse::<std::net::IpAddr>().unwrap()]);
         }
     }
     // The connection's own.
@@ -1402,4 +1425,75 @@ async fn the_api_works_under_a_path_with_parameters_of_the_hosts() {
     assert_eq!(answer.status, 201, "{answer:?}");
     let answer = host.send(Method::DELETE, &one, &headers, None).await;
     assert_eq!(answer.status, 204, "{answer:?}");
+}
+
+/// A service that answers only after it was found ready, as each of its clones must be anew.
+#[derive(Default)]
+struct Strict {
+    is_ready: bool,
+}
+
+impl Clone for Strict {
+    fn clone(&self) -> Self {
+        Self::default()
+    }
+}
+
+impl Service<Request<Body>> for Strict {
+    type Response = Response<Body>;
+    type Error = Infallible;
+    type Future = Ready<Result<Response<Body>, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.is_ready = true;
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        assert!(std::mem::take(&mut self.is_ready), "it was not found ready");
+        ready(Ok(Response::new(Body::from(format!("{:?}", request.headers())))))
+    }
+}
+
+#[tokio::test]
+async fn layers_call_what_was_found_ready_and_hide_the_credential_from_its_logs() {
+    let host = Host::new().await;
+    let (_, token) = host.issue(&session("mel"), NewToken::named("good")).await;
+    let authenticator = Authenticator::new(host.tokens.clone());
+    let demands = RequirePermission::new("data:read").unwrap();
+    let mut service = authenticator.required().layer(demands.layer(Strict::default()));
+    for _ in 0..2 {
+        let request = Request::get("/").header("authorization", format!("Bearer {token}"));
+        let request = request.body(Body::empty()).unwrap();
+        let answer = service.ready().await.unwrap().call(request).await.unwrap();
+        assert_eq!(answer.status(), 200);
+        let shown = axum::body::to_bytes(Body::new(answer.into_body()), 10_000).await.unwrap();
+        let shown = str::from_utf8(&shown).unwrap();
+        assert!(shown.contains("authorization") && !shown.contains(&token), "{shown}");
+    }
+    let mut open = authenticator.optional().layer(Strict::default());
+    for _ in 0..2 {
+        let request =
+            Request::get("/").header("authorization", "Basic c2VjcmV0").body(Body::empty()).unwrap();
+        let answer = open.ready().await.unwrap().call(request).await.unwrap();
+        let shown = axum::body::to_bytes(Body::new(answer.into_body()), 10_000).await.unwrap();
+        assert!(!str::from_utf8(&shown).unwrap().contains("c2VjcmV0"), "{shown:?}");
+    }
+}
+
+#[tokio::test]
+async fn the_hosts_sessions_are_asked_without_a_credential_in_their_logs() {
+    let host = Host::new().await;
+    let shown = Arc::new(Mutex::new(String::new()));
+    let seen = shown.clone();
+    let sessions = move |request: &Parts| -> Option<Actor> {
+        *seen.lock().unwrap() = format!("{request:?}");
+        None
+    };
+    let app: Router = ManagementApi::new(Authenticator::new(host.tokens.clone()), sessions).router();
+    let request = Request::get("/user-tokens").header("authorization", "Basic c2VjcmV0");
+    let answer = app.oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
+    assert_eq!(answer.status(), 401);
+    let shown = shown.lock().unwrap().clone();
+    assert!(shown.contains("authorization") && !shown.contains("c2VjcmV0"), "{shown}");
 }

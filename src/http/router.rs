@@ -328,8 +328,8 @@ impl<S: TokenStore, D: Directory, A: Sessions> Api<S, D, A> {
     /// Finds out who calls, before anything else of the request is looked at.
     async fn admit(&self, request: Request) -> Result<(Caller, Parts, Body), Problem> {
         let (mut parts, body) = request.into_parts();
-        let caller = self.caller(&parts).await?;
         mark_as_sensitive(&mut parts.headers);
+        let caller = self.caller(&parts).await?;
         Ok((caller, parts, body))
     }
 
