@@ -1,0 +1,358 @@
+//! The same job, done by what users would pick instead: a valid credential of one user in, an answer whether it may do one thing out.
+//!
+//! `scripts/peers` runs it; it prints a table and writes `peers.md` and `peers.svg` into the folder that it is given.
+//!
+//! Each figure is the lower quartile of many samples of some 50 microseconds, one after the other over all peers, so that whatever
+//! else the machine does meets all of them. HMAC is the unit: pre-keyed HMAC-SHA256 over 48 bytes. Where a peer knows nothing of
+//! revocation, a set of as many revoked ids as there are credentials is asked, since patkit's tokens can be revoked; none but patkit
+//! looks up who the owner is now. The text of a credential is read from memory as well, which a request would have brought along: of
+//! 10^6, that is two further places in no cache for patkit and for prefixed-api-key. What a peer verifies without a store is signed for 1,000 users only: making a million would take
+//! an hour, and it changes nothing.
+
+use api_keys_simplified::{ApiKeyManagerV0, Environment, ExposeSecret, KeyStatus, SecureString};
+use argon2::password_hash::SaltString;
+use argon2::{Argon2, PasswordHash, PasswordHasher, PasswordVerifier};
+use biscuit_auth::macros::{authorizer, biscuit};
+use biscuit_auth::{Biscuit, KeyPair};
+use ed25519_dalek::SigningKey;
+use hmac::{Hmac, KeyInit, Mac};
+use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, encode};
+use patkit::{
+    Actor, Keyring, MemoryDirectory, MemoryStore, NewToken, Owner, OwnerId, OwnerKind, RoleCatalog,
+    TokenService,
+};
+use prefixed_api_key::{PrefixedApiKey, PrefixedApiKeyController};
+use serde::{Deserialize, Serialize};
+use sha2::Sha256;
+use std::collections::{HashMap, HashSet};
+use std::fmt::Write as _;
+use std::hint::black_box;
+use std::path::PathBuf;
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+const SIZES: [usize; 2] = [1_000, 1_000_000];
+/// Credentials of a peer that keeps nothing per credential.
+const SIGNED: usize = 1_000;
+const ROUNDS: usize = 400;
+/// Verifications before each sample.
+const WARM: usize = 2_000;
+const SAMPLE: Duration = Duration::from_micros(50);
+const PERMISSION: &str = "datastores:read";
+
+/// Verifies the n-th credential of a walk over all.
+type Verify = Box<dyn Fn(usize)>;
+
+struct Peer {
+    name: &'static str,
+    what: &'static str,
+    verify: Verify,
+    /// Verifications of one sample.
+    batch: usize,
+    samples: Vec<f64>,
+}
+
+fn main() {
+    let folder = PathBuf::from(std::env::args().nth(1).expect("the folder to write to"));
+    let mut rows: Vec<(&'static str, &'static str, Vec<f64>)> = Vec::new();
+    let mut floors = Vec::new();
+    for size in SIZES {
+        let (floor, peers) = measure(size);
+        floors.push(floor);
+        for peer in peers {
+            match rows.iter_mut().find(|(name, ..)| *name == peer.0) {
+                Some((.., figures)) => figures.push(peer.2),
+                None => rows.push((peer.0, peer.1, vec![peer.2])),
+            }
+        }
+    }
+    let table = table(&rows, &floors);
+    println!("{table}");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::write(folder.join("peers.md"), table).unwrap();
+    std::fs::write(folder.join("peers.svg"), plot(&rows)).unwrap();
+}
+
+/// The floor and each peer's name, what it does, and the nanoseconds of one verification.
+fn measure(size: usize) -> (f64, Vec<(&'static str, &'static str, f64)>) {
+    eprintln!("making {size} credentials of each");
+    let mut peers = vec![
+        peer("floor", "one pre-keyed HMAC-SHA256 over 48 bytes", floor()),
+        peer("patkit", "owner and permissions as they are now, revocable", patkit(size)),
+        peer("prefixed-api-key", "std map, no owner, no permissions", prefixed(size)),
+        peer("jsonwebtoken HS256", "revocation set, permissions of when it was signed", hs256(size)),
+        peer("jsonwebtoken EdDSA", "revocation set, permissions of when it was signed", eddsa(size)),
+        peer("biscuit-auth", "revocation set, permissions of when it was signed", biscuits(size)),
+        peer("api-keys-simplified", "its own defaults (Argon2id), std map of hashes", simplified()),
+        peer("Argon2id alone", "the argon2 crate's defaults", argon()),
+    ];
+    eprintln!("measuring");
+    for peer in &mut peers {
+        let started = Instant::now();
+        (0..5).for_each(&peer.verify);
+        let one = started.elapsed() / 5;
+        peer.batch = usize::try_from(SAMPLE.as_nanos() / one.as_nanos().max(1)).unwrap().max(1);
+    }
+    for round in 0..ROUNDS {
+        for peer in &mut peers {
+            // What takes milliseconds is measured less often.
+            if peer.batch == 1 && round % 40 != 0 {
+                continue;
+            }
+            // The peer before has had the caches to itself.
+            let warm = if peer.batch > 1 { WARM } else { 0 };
+            (0..warm).for_each(|n| (peer.verify)(round * 7_919 + peer.batch + n));
+            let started = Instant::now();
+            (0..peer.batch).for_each(|n| (peer.verify)(round * 7_919 + n));
+            peer.samples.push(started.elapsed().as_nanos() as f64 / peer.batch as f64);
+        }
+    }
+    let figures: Vec<_> = peers
+        .into_iter()
+        .map(|mut peer| {
+            peer.samples.sort_by(f64::total_cmp);
+            (peer.name, peer.what, peer.samples[peer.samples.len() / 4])
+        })
+        .collect();
+    (figures[0].2, figures)
+}
+
+fn peer(name: &'static str, what: &'static str, verify: Verify) -> Peer {
+    Peer { name, what, verify, batch: 1, samples: Vec::new() }
+}
+
+/// A place of a walk as a random one would go.
+fn place(n: usize, size: usize) -> usize {
+    let mut state = (n as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    state = (state ^ (state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    ((state ^ (state >> 27)) % size as u64) as usize
+}
+
+fn floor() -> Verify {
+    let keyed = Hmac::<Sha256>::new_from_slice(&[7; 32]).unwrap();
+    Box::new(move |n| {
+        let mut mac = keyed.clone();
+        let mut message = [0x55_u8; 48];
+        message[..8].copy_from_slice(&n.to_le_bytes());
+        mac.update(&message);
+        black_box(mac.finalize().into_bytes());
+    })
+}
+
+fn patkit(size: usize) -> Verify {
+    let ids: Vec<OwnerId> = (0..1_000).map(|n| OwnerId::new(&format!("user-{n:06}")).unwrap()).collect();
+    let directory: MemoryDirectory =
+        ids.iter().map(|id| Owner::new(id.clone(), OwnerKind::Human).role("member")).collect();
+    let catalog = RoleCatalog::standard().grant("member", [PERMISSION]).build().unwrap();
+    let service = TokenService::builder(MemoryStore::new(), directory)
+        .brand("acme")
+        .keyring(Keyring::ephemeral().unwrap())
+        .roles(catalog)
+        .pending_cap(2 * size)
+        .build()
+        .unwrap();
+    let headers: Vec<String> = (0..size)
+        .map(|n| {
+            let actor = Actor::session(ids[n % ids.len()].clone());
+            let issued = ready(service.generate(&actor, NewToken::named(&format!("token-{n}")))).unwrap();
+            format!("Bearer {}", issued.plaintext.expose_secret())
+        })
+        .collect();
+    // Used a moment ago, and that is written: what a busy host looks like.
+    headers.iter().for_each(|header| drop(ready(service.verify_header(Some(header), None)).unwrap()));
+    ready(service.flush()).unwrap();
+    Box::new(move |n| {
+        let header = &headers[place(n, headers.len())];
+        let verified = ready(service.verify_header(Some(header), None)).unwrap();
+        verified.require(PERMISSION).unwrap();
+    })
+}
+
+fn prefixed(size: usize) -> Verify {
+    let controller = PrefixedApiKeyController::configure()
+        .prefix("acme".to_owned())
+        .rng_osrng()
+        .digest_sha256()
+        .short_token_length(16)
+        .long_token_length(32)
+        .short_token_prefix(None)
+        .finalize()
+        .unwrap();
+    let mut hashes = HashMap::new();
+    let keys: Vec<String> = (0..size)
+        .map(|n| {
+            let (key, hash) = controller.generate_key_and_hash();
+            hashes.insert(key.short_token().to_owned(), (hash, n));
+            key.to_string()
+        })
+        .collect();
+    Box::new(move |n| {
+        let key = PrefixedApiKey::from_string(&keys[place(n, keys.len())]).unwrap();
+        let (hash, user) = &hashes[key.short_token()];
+        assert!(controller.check_hash(&key, hash));
+        black_box(user);
+    })
+}
+
+#[derive(Serialize, Deserialize)]
+struct Claims {
+    sub: String,
+    jti: String,
+    exp: u64,
+    permissions: Vec<String>,
+}
+
+fn jwt(size: usize, algorithm: Algorithm, signing: &EncodingKey, key: DecodingKey) -> Verify {
+    let exp = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs() + 86_400;
+    let tokens: Vec<String> = (0..SIGNED)
+        .map(|n| {
+            let claims = Claims {
+                sub: format!("user-{n:06}"),
+                jti: format!("{n:032x}"),
+                exp,
+                permissions: vec![PERMISSION.to_owned()],
+            };
+            encode(&Header::new(algorithm), &claims, signing).unwrap()
+        })
+        .collect();
+    let revoked: HashSet<String> = (0..size).map(|n| format!("revoked {n:024x}")).collect();
+    let validation = Validation::new(algorithm);
+    Box::new(move |n| {
+        let claims = decode::<Claims>(&tokens[place(n, SIGNED)], &key, &validation).unwrap().claims;
+        assert!(!revoked.contains(&claims.jti));
+        assert!(claims.permissions.iter().any(|permission| permission == PERMISSION));
+    })
+}
+
+fn hs256(size: usize) -> Verify {
+    let (signing, key) = (EncodingKey::from_secret(&[7; 32]), DecodingKey::from_secret(&[7; 32]));
+    jwt(size, Algorithm::HS256, &signing, key)
+}
+
+fn eddsa(size: usize) -> Verify {
+    // PKCS #8 (RFC 8410 section 7) of a fixed seed.
+    let mut der = vec![0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20];
+    der.extend([7; 32]);
+    let public = SigningKey::from_bytes(&[7; 32]).verifying_key();
+    jwt(size, Algorithm::EdDSA, &EncodingKey::from_ed_der(&der), DecodingKey::from_ed_der(public.as_bytes()))
+}
+
+fn biscuits(size: usize) -> Verify {
+    let root = KeyPair::new();
+    let tokens: Vec<String> = (0..SIGNED)
+        .map(|n| {
+            let user = format!("user-{n:06}");
+            let token = biscuit!("user({user}); right(\"datastores\", \"read\");").build(&root).unwrap();
+            token.to_base64().unwrap()
+        })
+        .collect();
+    let revoked: HashSet<Vec<u8>> = (0..size).map(|n| format!("{n:064x}").into_bytes()).collect();
+    let public = root.public();
+    Box::new(move |n| {
+        let token = Biscuit::from_base64(&tokens[place(n, SIGNED)], public).unwrap();
+        assert!(token.revocation_identifiers().iter().all(|id| !revoked.contains(id)));
+        let mut authorizer =
+            authorizer!("allow if user($user), right(\"datastores\", \"read\");").build(&token).unwrap();
+        authorizer.authorize().unwrap();
+    })
+}
+
+fn simplified() -> Verify {
+    let manager = ApiKeyManagerV0::init_default_config("acme_sk").unwrap();
+    let mut hashes = HashMap::new();
+    // Each takes Argon2 once: a few will do.
+    let keys: Vec<String> = (0..3)
+        .map(|_| {
+            let key = manager.generate(Environment::production()).unwrap();
+            let text = key.key().expose_secret().to_owned();
+            hashes.insert(manager.extract_key_id(key.key()), key.expose_hash().hash().to_owned());
+            text
+        })
+        .collect();
+    Box::new(move |n| {
+        let key = SecureString::from(keys[n % keys.len()].clone());
+        let hash = &hashes[&manager.extract_key_id(&key)];
+        assert!(matches!(manager.verify(&key, hash).unwrap(), KeyStatus::Valid));
+    })
+}
+
+fn argon() -> Verify {
+    let salt = SaltString::encode_b64(&[7; 16]).unwrap();
+    let hash = Argon2::default().hash_password(b"a secret of a token", &salt).unwrap().to_string();
+    Box::new(move |_| {
+        let hash = PasswordHash::new(&hash).unwrap();
+        Argon2::default().verify_password(b"a secret of a token", &hash).unwrap();
+    })
+}
+
+/// The memory store never waits.
+fn ready<F: Future>(future: F) -> F::Output {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(output) => output,
+        Poll::Pending => panic!("the memory store waited"),
+    }
+}
+
+fn table(rows: &[(&'static str, &'static str, Vec<f64>)], floors: &[f64]) -> String {
+    let patkit = &rows[1].2;
+    let mut text = String::from(
+        "| | 10^3: ns | HMAC | patkit × | 10^6: ns | HMAC | patkit × | what it does |\n|---|--:|--:|--:|--:|--:|--:|---|\n",
+    );
+    for (name, what, figures) in rows {
+        write!(text, "| {name} |").unwrap();
+        for ((ns, floor), patkit) in figures.iter().zip(floors).zip(patkit) {
+            write!(text, " {ns:.0} | {} | {} |", short(ns / floor), short(ns / patkit)).unwrap();
+        }
+        writeln!(text, " {what} |").unwrap();
+    }
+    text
+}
+
+fn short(ratio: f64) -> String {
+    if ratio < 10.0 { format!("{ratio:.1}") } else { format!("{ratio:.0}") }
+}
+
+/// Bars on a logarithmic scale, from 100 ns to 1 s.
+fn plot(rows: &[(&'static str, &'static str, Vec<f64>)]) -> String {
+    const LEFT: f64 = 170.0;
+    const DECADE: f64 = 75.0;
+    let x = |ns: f64| LEFT + (ns / 10.0).log10().max(0.0) * DECADE;
+    let height = 60 + rows.len() * 44;
+    let mut svg = format!(
+        "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"860\" height=\"{height}\" font-family=\"sans-serif\" font-size=\"13\">\n\
+         <rect width=\"100%\" height=\"100%\" fill=\"white\"/>\n\
+         <text x=\"10\" y=\"20\">One verification, in ns, on a logarithmic scale: with 10^3 credentials (dark) and with 10^6 (light)</text>\n",
+    );
+    for power in 1..=8 {
+        let at = LEFT + f64::from(power - 1) * DECADE;
+        writeln!(svg, "<line x1=\"{at}\" y1=\"30\" x2=\"{at}\" y2=\"{}\" stroke=\"#ddd\"/>", height - 25)
+            .unwrap();
+        let label =
+            ["10 ns", "100 ns", "1 µs", "10 µs", "100 µs", "1 ms", "10 ms", "100 ms"][power as usize - 1];
+        writeln!(svg, "<text x=\"{at}\" y=\"{}\" fill=\"#666\">{label}</text>", height - 8).unwrap();
+    }
+    for (row, (name, _, figures)) in rows.iter().enumerate() {
+        let top = 40 + row * 44;
+        writeln!(svg, "<text x=\"10\" y=\"{}\">{name}</text>", top + 20).unwrap();
+        for (bar, ns) in figures.iter().enumerate() {
+            let color = match (*name, bar) {
+                ("patkit", 0) => "#0a6",
+                ("patkit", _) => "#7cb",
+                (_, 0) => "#567",
+                _ => "#9ab",
+            };
+            let (y, end) = (top + bar * 17, x(*ns));
+            let width = end - LEFT;
+            writeln!(
+                svg,
+                "<rect x=\"{LEFT}\" y=\"{y}\" width=\"{width:.0}\" height=\"15\" fill=\"{color}\"/>"
+            )
+            .unwrap();
+            writeln!(svg, "<text x=\"{:.0}\" y=\"{}\" fill=\"#333\">{ns:.0}</text>", end + 5.0, y + 12)
+                .unwrap();
+        }
+    }
+    svg.push_str("</svg>\n");
+    svg
+}
