@@ -56,7 +56,7 @@ pub use problem::{Problem, RealmError};
 #[cfg(feature = "axum")]
 pub use router::{ManagementApi, ManagementApiBuilder, OriginError, Sessions};
 
-use crate::owner::Directory;
+use crate::owner::{Directory, Realm};
 use crate::service::{ManageError, RejectReason, TokenService, Verified, VerifyError};
 use crate::store::{CorruptRecord, TokenStore};
 use http::header::AUTHORIZATION;
@@ -69,6 +69,7 @@ use std::sync::Arc;
 /// Finds out who sends a request, and says what a client is told instead of an answer. Cloning it is cheap.
 pub struct Authenticator<S, D> {
     tokens: Arc<TokenService<S, D>>,
+    only: Option<Realm>,
     address: ClientAddress,
     watch: Watch,
     challenge: Challenge,
@@ -106,7 +107,7 @@ impl<S: TokenStore, D: Directory> Authenticator<S, D> {
     /// challenges is the service's brand.
     pub fn new(tokens: Arc<TokenService<S, D>>) -> Self {
         let challenge = Challenge::of_brand(tokens.format().brand());
-        Self { tokens, address: ClientAddress::connection(), watch: Watch::default(), challenge }
+        Self { tokens, only: None, address: ClientAddress::connection(), watch: Watch::default(), challenge }
     }
 
     /// With this `realm` in its challenges (RFC 9110 section 11.5): it names what is protected, to humans.
@@ -116,6 +117,13 @@ impl<S: TokenStore, D: Directory> Authenticator<S, D> {
     pub fn realm(mut self, realm: &str) -> Result<Self, RealmError> {
         self.challenge = Challenge::new(realm)?;
         Ok(self)
+    }
+
+    /// Verifies tokens of this tenant alone: those of others are unknown. Where a host has more than one and does not say this, each
+    /// handler has to look at [`Verified::realm`].
+    pub fn only_realm(mut self, realm: Realm) -> Self {
+        self.only = Some(realm);
+        self
     }
 
     /// Takes the address of a client from there.
@@ -157,7 +165,11 @@ impl<S: TokenStore, D: Directory> Authenticator<S, D> {
     ) -> Result<Option<Verified>, Problem> {
         let address = self.address_of(headers, extensions);
         let values = headers.get_all(AUTHORIZATION).iter().map(HeaderValue::as_bytes);
-        match self.tokens.verify_headers(values, address).await {
+        let verified = match &self.only {
+            None => self.tokens.verify_headers(values, address).await,
+            Some(realm) => self.tokens.verify_headers_in(realm, values, address).await,
+        };
+        match verified {
             Ok(verified) => Ok(Some(verified)),
             Err(error) if error.reject_reason() == Some(RejectReason::NoCredential) => Ok(None),
             Err(error) => {
@@ -181,6 +193,7 @@ impl<S, D> Clone for Authenticator<S, D> {
     fn clone(&self) -> Self {
         Self {
             tokens: self.tokens.clone(),
+            only: self.only.clone(),
             address: self.address.clone(),
             watch: self.watch.clone(),
             challenge: self.challenge.clone(),
@@ -192,6 +205,7 @@ impl<S, D> fmt::Debug for Authenticator<S, D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Authenticator")
             .field("tokens", &self.tokens)
+            .field("only", &self.only)
             .field("address", &self.address)
             .field("challenge", &self.challenge)
             .finish_non_exhaustive()

@@ -767,7 +767,9 @@ async fn bodies_of_another_kind_are_refused() {
     }
     // A rotation needs no body.
     let rotate = format!("/api/user-tokens/{id}/rotate");
-    assert_eq!(host.send(Method::POST, &rotate, &other(None), None).await.status, 201);
+    let issued: IssuedBody = host.send(Method::POST, &rotate, &other(None), None).await.json();
+    let rotate = format!("/api/user-tokens/{}/rotate", issued.token.id);
+    assert_eq!(host.send(Method::POST, &rotate, &other(Some("application/json")), None).await.status, 201);
     // A body without an end is cut off at the bound, whatever it announced.
     let request = format!(
         "POST /api/user-tokens HTTP/1.1\r\nHost: x\r\nCookie: session=mel\r\nSec-Fetch-Site: same-origin\r\n\
@@ -1191,6 +1193,43 @@ async fn the_operator_hears_of_sessions_that_do_not_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_host_of_one_tenant_takes_no_token_of_another() {
+    let host = Host::new().await;
+    let (here, there) = (Realm::new("here").unwrap(), Realm::new("there").unwrap());
+    let mel = |realm: &Realm| Owner::new(id("mel"), OwnerKind::Human).role("member").in_realm(realm.clone());
+    let mut tokens = vec![];
+    for realm in [&here, &there] {
+        host.users.users.put(mel(realm));
+        let actor = Actor::session_in(realm.clone(), id("mel"));
+        tokens.push(host.issue(&actor, NewToken::named("one")).await.1);
+    }
+    let bound = Authenticator::new(host.tokens.clone()).only_realm(here);
+    let every = Authenticator::new(host.tokens.clone());
+    let of = async |authenticator: &Authenticator<_, _>, text: &str| {
+        let mut headers = HeaderMap::new();
+        headers.insert("authorization", format!("Bearer {text}").parse().unwrap());
+        let found = authenticator.authenticate(&headers, &http::Extensions::new()).await;
+        found.map(|verified| verified.unwrap().realm().as_str().to_owned()).map_err(|problem| problem.code())
+    };
+    assert_eq!(of(&bound, &tokens[0]).await, Ok("here".to_owned()));
+    assert_eq!(of(&bound, &tokens[1]).await, Err("invalid_token"));
+    assert_eq!(of(&every, &tokens[1]).await, Ok("there".to_owned()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_field_that_a_call_does_not_have_is_not_named() {
+    let host = Host::new().await;
+    let target = host.token(Target::Service, "active").await;
+    host.users.users.put(Owner::new(id("ci-bot"), OwnerKind::Service).role("robot").enabled(false));
+    let path = format!("/user-tokens/{target}/rotate");
+    let answer = host.call(&Who::Session("ada"), Method::POST, &path, Some(json!({}))).await;
+    assert_eq!((answer.status, answer.problem().field), (422, None), "{answer:?}");
+    let new = json!({"name": "new", "user_id": "ci-bot"});
+    let answer = host.call(&Who::Session("ada"), Method::POST, "/user-tokens", Some(new)).await;
+    assert_eq!((answer.status, answer.problem().field.as_deref()), (422, Some("user_id")), "{answer:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn an_address_counts_only_from_where_the_host_trusts() {
     let header = HeaderName::from_static("x-forwarded-for");
     let trusted = ClientAddress::forwarded(header, NonZeroU8::new(1).unwrap());
@@ -1220,7 +1259,7 @@ async fn an_address_counts_only_from_where_the_host_trusts() {
             assert_eq!(host.send(Method::POST, "/api/user-tokens", &headers, body).await.status, 201);
             let log = host.tokens.store();
             let events = log.events(&Realm::default(), None, start(), 10).await.unwrap();
-            let addresses: Vec<_> = events.iter().filter_map(|event| event.address).collect();
+            let addresses: Vec<_> = events.events.iter().filter_map(|event| event.address).collect();
             assert_eq!(addresses, ["192.0.2.7".parse::<std::net::IpAddr>().unwrap()]);
         }
     }

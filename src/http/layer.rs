@@ -123,7 +123,8 @@ where
     }
 }
 
-/// The layer that demands a permission, inside of an [`AuthLayer`]: a request without one is refused.
+/// The layer that demands a permission, inside of an [`AuthLayer`]: a request without one is refused, and one that no
+/// [`AuthLayer`] has let through as well, whatever stands in its extensions.
 ///
 /// ```
 /// # use patkit::http::RequirePermission;

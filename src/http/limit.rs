@@ -12,7 +12,8 @@ use tower::limit::RateLimit;
 use tower::limit::rate::Rate;
 use tower_service::Service;
 
-/// Actors that are remembered at once. Each is one that the host knows, so there are as many only where as many make tokens.
+/// Actors that are remembered at once, each of them one that the host knows. Where more make tokens at the same time, those that did
+/// so longest ago are forgotten.
 const MOST_ACTORS: usize = 10_000;
 
 const SHORTEST: Duration = Duration::from_millis(1);
@@ -67,7 +68,8 @@ impl Limits {
         }
         let key = actor.counts_as();
         if actors.len() >= MOST_ACTORS && !actors.contains_key(&key) {
-            return false;
+            let oldest = actors.iter().min_by_key(|(_, known)| known.last).map(|(key, _)| key.clone());
+            oldest.map(|key| actors.remove(&key));
         }
         let known = actors
             .entry(key)
@@ -100,9 +102,11 @@ mod tests {
         }
         assert!(limits.admits(&actor(7), seconds(1)));
         assert!(!limits.admits(&actor(7), seconds(1)), "twice is all");
-        // Nobody is forgotten who is still counted, and whoever comes then waits.
-        assert!(!limits.admits(&actor(MOST_ACTORS), seconds(59)));
-        assert!(limits.admits(&actor(MOST_ACTORS), seconds(60)));
-        assert_eq!(limits.actors.lock().unwrap().len(), 2, "all but the one that came later");
+        // Whoever comes then takes the place of one that came first.
+        assert!(limits.admits(&actor(MOST_ACTORS), seconds(59)));
+        assert_eq!(limits.actors.lock().unwrap().len(), MOST_ACTORS);
+        assert!(!limits.admits(&actor(7), seconds(59)), "and not of one that came later");
+        assert!(limits.admits(&actor(MOST_ACTORS + 1), seconds(60)));
+        assert_eq!(limits.actors.lock().unwrap().len(), 3, "whose time is over are forgotten");
     }
 }

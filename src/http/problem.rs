@@ -57,6 +57,13 @@ impl Problem {
         self
     }
 
+    /// Names no field but one of these, which the request has.
+    #[cfg(feature = "axum")]
+    pub(super) fn about(mut self, fields: &[&str]) -> Self {
+        self.0.field = self.0.field.take().filter(|field| fields.contains(&&**field));
+        self
+    }
+
     pub(super) fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
         self.0.header = Some((name, value));
         self

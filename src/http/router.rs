@@ -85,6 +85,9 @@ impl<F: Fn(&Parts) -> Option<Actor> + Send + Sync + 'static> Sessions for F {
 /// see, 405, 409 for a name that is taken or a state that does not allow it, 413 over 64 KiB, 415 for what is not
 /// `application/json`, 422 for a field that is unknown or refused (`field` names it), 429 over the host's limit, 503. No answer
 /// is to be stored by a cache.
+///
+/// A rotation without overlap whose answer is lost leaves a successor whose text nobody has: rotate once more, or ask for an
+/// overlap where the line is bad.
 pub struct ManagementApi<S, D, A>(Arc<Api<S, D, A>>);
 
 pub(super) struct Api<S, D, A> {
@@ -148,7 +151,8 @@ impl<S, D, A> ManagementApiBuilder<S, D, A> {
     /// the browser's questions by CORS is the host's.
     ///
     /// # Errors
-    /// [`OriginError`] for what is no scheme, host and port as a browser writes them (RFC 6454 section 6.2).
+    /// [`OriginError`] for what is no scheme, host and port as a browser writes them (RFC 6454 section 6.2), which leaves the
+    /// scheme's own port out.
     pub fn allow_origin(mut self, origin: &str) -> Result<Self, OriginError> {
         let (scheme, host) = origin.split_once("://").unwrap_or_default();
         let is_plain = |text: &str, more: &[u8]| {
@@ -158,7 +162,11 @@ impl<S, D, A> ManagementApiBuilder<S, D, A> {
                     .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || more.contains(&byte))
         };
         let value = HeaderValue::from_str(origin).map_err(|_| OriginError(origin.to_owned()))?;
-        if !is_plain(scheme, b"+-.") || !is_plain(host, b"-._~:[]%") {
+        let is_default = matches!(
+            (scheme, host.rsplit_once(':')),
+            ("http", Some((_, "80"))) | ("https", Some((_, "443")))
+        );
+        if is_default || !is_plain(scheme, b"+-.") || !is_plain(host, b"-._~:[]%") {
             return Err(OriginError(origin.to_owned()));
         }
         self.0.origins.push(value);
@@ -290,7 +298,8 @@ async fn edit<S: TokenStore, D: Directory, A: Sessions>(
     let (caller, parts, body) = api.admit(request).await?;
     let edit = read::<EditBody>(&json_body(&parts, body).await?)?.to_edit()?;
     let edited = api.authenticator.tokens.edit(&caller.actor, id_of(path), edit).await;
-    let edited = edited.map_err(|error| api.not_done(&error, &caller))?;
+    let edited =
+        edited.map_err(|error| api.not_done(&error, &caller).about(&["name", "description", "reason"]))?;
     Ok(json(StatusCode::OK, &TokenBody::from(&edited)))
 }
 
@@ -303,13 +312,13 @@ async fn rotate<S: TokenStore, D: Directory, A: Sessions>(
     let is_plain = !parts.headers.contains_key(CONTENT_TYPE);
     let body = if is_plain { limited(&parts, body).await? } else { json_body(&parts, body).await? };
     let wanted = match &body[..] {
-        [] if is_plain => RotateBody::default(),
+        [] => RotateBody::default(),
         _ if is_plain => return Err(not_json()),
         body => read::<RotateBody>(body)?,
     };
     api.demand_issuing(&parts, &caller)?;
     let issued = api.authenticator.tokens.rotate(&caller.actor, id_of(path), wanted.overlap()).await;
-    let issued = issued.map_err(|error| api.not_done(&error, &caller))?;
+    let issued = issued.map_err(|error| api.not_done(&error, &caller).about(&["overlap_seconds"]))?;
     Ok(issued_answer(&issued, &format!("../{}", issued.token.id())))
 }
 

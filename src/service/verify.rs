@@ -247,6 +247,20 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         self.authenticate(None, move || header.and_then(|header| self.read_header(header)), peer)
     }
 
+    /// [`verify_headers`](Self::verify_headers) for one realm: a token of another one is unknown.
+    ///
+    /// # Errors
+    /// [`VerifyError`]: rejected with a reason for the operator, or unavailable.
+    pub fn verify_headers_in<'a>(
+        &'a self,
+        realm: &'a Realm,
+        headers: impl IntoIterator<Item = &'a [u8]>,
+        peer: Option<IpAddr>,
+    ) -> impl Future<Output = Result<Verified, VerifyError>> + Send {
+        let header = bearer::only(headers).map_err(|_| RejectReason::InvalidRequest);
+        self.authenticate(Some(realm), move || header.and_then(|header| self.read_header(header)), peer)
+    }
+
     /// Verifies the value of an `Authorization` header for one realm: a token of another one is unknown.
     ///
     /// # Errors
