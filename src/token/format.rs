@@ -98,8 +98,8 @@ struct Prefix {
     words: [u64; 3],
     mask: [u64; 3],
     kind: TokenKind,
-    /// The checksum of the prefix, from which that of a whole text goes on.
-    checksum: u32,
+    /// What has read the prefix, for a copy of it to go on from: making one anew asks what the processor can do.
+    checksum: crc32fast::Hasher,
 }
 
 impl Prefix {
@@ -109,7 +109,8 @@ impl Prefix {
         for ((byte, mask), character) in bytes.iter_mut().zip(&mut mask).zip(text.bytes()) {
             (*byte, *mask) = (character, u8::MAX);
         }
-        let checksum = crc32fast::hash(text.as_bytes());
+        let mut checksum = crc32fast::Hasher::new();
+        checksum.update(text.as_bytes());
         Self { checksum, words: prefix_words(&bytes), mask: prefix_words(&mask), text, kind }
     }
 
@@ -126,7 +127,7 @@ impl Prefix {
 
     /// The checksum of the prefix and what stands after it.
     fn checksum(&self, rest: &[u8]) -> u32 {
-        let mut checksum = crc32fast::Hasher::new_with_initial(self.checksum);
+        let mut checksum = self.checksum.clone();
         checksum.update(rest);
         checksum.finalize()
     }
