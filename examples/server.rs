@@ -143,7 +143,8 @@ async fn serve<S: TokenStore + ChangeFeed + 'static>(store: S, listener: TcpList
         .route("/hello", get(hello))
         .route("/datastores", get(read_datastores))
         .route("/datastores", post(make_datastore).layer(writes))
-        .route_layer(authenticator.required());
+        .route_layer(authenticator.required())
+        .route("/open", get(hello));
 
     let app = Router::new()
         .merge(console.router())
@@ -152,7 +153,6 @@ async fn serve<S: TokenStore + ChangeFeed + 'static>(store: S, listener: TcpList
         .nest("/demo", demo)
         .route("/sign-in", get(sign_in_page).post(sign_in).with_state(sessions.clone()))
         .route("/demo/expired-token", post(make_expired::<S>).with_state((tokens.clone(), sessions)))
-        .route("/demo/open", get(hello))
         .route("/favicon.ico", get(async || StatusCode::NO_CONTENT));
 
     // Last uses are written every few seconds, and changes of other processes are heard.

@@ -355,8 +355,6 @@ fn policies() {
         (build().longest_overlap(over), "longest_overlap"),
         (build().longest_overlap(Duration::MAX), "longest_overlap"),
         (build().reuse(ReuseSignal::RevokeFamily, MAX_DAYS + 1), "reuse"),
-        (build().last_used_granularity(Duration::from_secs(86_401)), "last_used_granularity"),
-        (build().last_used_granularity(Duration::MAX), "last_used_granularity"),
     ];
     for (builder, setting) in table {
         let error = builder.build().unwrap_err();

@@ -230,6 +230,19 @@ fn uses_within_the_granularity_are_one() {
 }
 
 #[test]
+fn a_granularity_without_end_notes_the_first_use_alone() {
+    let (world, service) = watched(granularity(u64::MAX));
+    let issued = one(&world);
+    for _ in 0..3 {
+        use_it(&service, &issued);
+        flush(&service);
+        world.advance(TimeDelta::days(10));
+    }
+    assert_eq!(used_at(&world, &issued), Some(after(0)));
+    assert_eq!(ready(service.sweep_idle()).unwrap(), 0);
+}
+
+#[test]
 fn the_granularity_counts_from_the_use_that_is_known() {
     let (world, service) = watched(granularity(60));
     let issued = one(&world);
