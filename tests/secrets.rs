@@ -530,11 +530,13 @@ mod memory {
             eprintln!("{name} at {address:#x} in {region}");
         }
         // Built without optimization, every value that is passed on leaves a copy on the stack, word by word; the checksum's
-        // vector code (`crc32fast`) leaves blocks of the text; and a future that is put into a box takes along what lay where it
-        // was made. Optimized, which is a gate of its own, they are in registers, and not even those are left.
+        // vector code (`crc32fast`) leaves blocks of the text. Optimized, they are in registers, and not even those are left.
+        let here = 0_u8;
+        let here = u64::try_from(std::ptr::from_ref(&here).addr()).unwrap();
+        let is_on_stack = |address: u64| (here - (1 << 20)..here).contains(&address);
         if cfg!(debug_assertions) {
             let words = ["a word of the text", "a word", "a word, big-endian"];
-            found.retain(|(name, ..)| !words.contains(name));
+            found.retain(|(name, _, address)| !words.contains(name) || !is_on_stack(*address));
         }
         assert!(found.is_empty());
     }

@@ -377,7 +377,9 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             // The refusal stands whether or not reuse could be told; untold, the next presentation tells it. By the clock that
             // the rotation was made by, which may be finer than that of verifications.
             let token = known.into_token().into_arc();
-            self.signal_reuse(token, claim.peer.address(), self.now()).await.unwrap_or_default();
+            // In a box of its own, or whatever waits for the store would carry room for it.
+            let told = Box::pin(self.signal_reuse(token, claim.peer.address(), self.now())).await;
+            told.unwrap_or_default();
             return Err(claim.rejected(reason));
         }
         let owner = self.directory.find(known.realm(), known.owner()).await;
