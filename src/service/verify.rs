@@ -182,7 +182,7 @@ impl<'a, S, D, R> Future for Verification<'a, S, D, R>
 where
     S: TokenStore,
     D: Directory,
-    R: Fn() -> Result<Presented<'a>, RejectReason> + Unpin,
+    R: Fn(&mut Secret) -> Result<Presented<'a>, RejectReason> + Unpin,
 {
     type Output = Decision;
 
@@ -193,9 +193,10 @@ where
         if let Some(later) = later {
             return later.as_mut().poll(context);
         }
-        match read() {
+        let mut secret = Secret::room();
+        match read(&mut secret) {
             Err(reason) => Poll::Ready(Err(unread(reason))),
-            Ok(presented) => service.decide_now(&presented, *realm, peer, |claim| {
+            Ok(presented) => service.decide_now(&presented, &secret, *realm, peer, |claim| {
                 later.insert(Box::pin(service.decide(claim))).as_mut().poll(context)
             }),
         }
@@ -231,7 +232,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         header: Option<&'a str>,
         peer: Option<IpAddr>,
     ) -> impl Future<Output = Result<Verified, VerifyError>> + Send {
-        self.authenticate(None, move || self.read_header(header), peer)
+        self.authenticate(None, move |secret| self.read_header(header, secret), peer)
     }
 
     /// Verifies all `Authorization` headers of a request, from their values as they came: more than one is malformed.
@@ -244,7 +245,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         peer: Option<IpAddr>,
     ) -> impl Future<Output = Result<Verified, VerifyError>> + Send {
         let header = bearer::only(headers).map_err(|_| RejectReason::InvalidRequest);
-        self.authenticate(None, move || header.and_then(|header| self.read_header(header)), peer)
+        self.authenticate(None, move |secret| self.read_header(header?, secret), peer)
     }
 
     /// [`verify_headers`](Self::verify_headers) for one realm: a token of another one is unknown.
@@ -258,7 +259,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         peer: Option<IpAddr>,
     ) -> impl Future<Output = Result<Verified, VerifyError>> + Send {
         let header = bearer::only(headers).map_err(|_| RejectReason::InvalidRequest);
-        self.authenticate(Some(realm), move || header.and_then(|header| self.read_header(header)), peer)
+        self.authenticate(Some(realm), move |secret| self.read_header(header?, secret), peer)
     }
 
     /// Verifies the value of an `Authorization` header for one realm: a token of another one is unknown.
@@ -271,7 +272,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         header: Option<&'a str>,
         peer: Option<IpAddr>,
     ) -> impl Future<Output = Result<Verified, VerifyError>> + Send {
-        self.authenticate(Some(realm), move || self.read_header(header), peer)
+        self.authenticate(Some(realm), move |secret| self.read_header(header, secret), peer)
     }
 
     /// Verifies a token's text.
@@ -283,7 +284,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         text: &'a str,
         peer: Option<IpAddr>,
     ) -> impl Future<Output = Result<Verified, VerifyError>> + Send {
-        self.authenticate(None, move || self.read(text), peer)
+        self.authenticate(None, move |secret| self.read(text, secret), peer)
     }
 
     /// Verifies a token's text for one realm: a token of another one is unknown.
@@ -296,7 +297,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         text: &'a str,
         peer: Option<IpAddr>,
     ) -> impl Future<Output = Result<Verified, VerifyError>> + Send {
-        self.authenticate(Some(realm), move || self.read(text), peer)
+        self.authenticate(Some(realm), move |secret| self.read(text, secret), peer)
     }
 
     /// Verifies once more what was verified before, without its secret: whether the token is still there and active, and its
@@ -318,22 +319,26 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         Ok(Verified::new(found.into_token(), owner, &self.catalog, verified.peer, now))
     }
 
-    fn read_header<'a>(&self, header: Option<&'a str>) -> Result<Presented<'a>, RejectReason> {
+    fn read_header<'a>(
+        &self,
+        header: Option<&'a str>,
+        secret: &mut Secret,
+    ) -> Result<Presented<'a>, RejectReason> {
         match header.ok_or(BearerError::Missing).and_then(bearer::after_scheme) {
             Err(BearerError::Missing) => Err(RejectReason::NoCredential),
             Err(BearerError::Malformed) => Err(RejectReason::InvalidRequest),
-            Ok(text) => self.format.parse(text).map_err(|why| match why {
+            Ok(text) => self.format.parse(text, secret).map_err(|why| match why {
                 Unreadable::Form if !bearer::is_token68(text) => RejectReason::InvalidRequest,
-                Unreadable::Form | Unreadable::Content => RejectReason::Malformed,
+                Unreadable::Form | Unreadable::Checksum => RejectReason::Malformed,
             }),
         }
     }
 
-    fn read<'a>(&self, text: &'a str) -> Result<Presented<'a>, RejectReason> {
-        self.format.parse(text).map_err(|_| RejectReason::Malformed)
+    fn read<'a>(&self, text: &'a str, secret: &mut Secret) -> Result<Presented<'a>, RejectReason> {
+        self.format.parse(text, secret).map_err(|_| RejectReason::Malformed)
     }
 
-    fn authenticate<'a, R: Fn() -> Result<Presented<'a>, RejectReason> + Unpin>(
+    fn authenticate<'a, R: Fn(&mut Secret) -> Result<Presented<'a>, RejectReason> + Unpin>(
         &'a self,
         realm: Option<&'a Realm>,
         read: R,
@@ -347,13 +352,12 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     fn decide_now<'a>(
         &self,
         presented: &Presented<'a>,
+        secret: &Secret,
         realm: Option<&'a Realm>,
         peer: &Peer,
         later: impl FnOnce(Claim<'a>) -> Poll<Decision>,
     ) -> Poll<Decision> {
-        let Some(claim) = self.claim(presented, realm, peer) else {
-            return Poll::Ready(Err(unread(RejectReason::Malformed)));
-        };
+        let claim = self.claim(presented, secret, realm, peer);
         let Some(found) = self.store.find_now(claim.presented.id) else { return later(claim) };
         let known = match self.prove(&claim, found) {
             Ok(known) => known,
@@ -386,24 +390,21 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         self.admit(&claim, known, owner)
     }
 
-    /// What is presented, with the instant and the digest; `None` where the secret is none.
+    /// What is presented, with the instant and the digest.
     #[inline(always)]
     fn claim<'a>(
         &self,
         presented: &Presented<'a>,
+        secret: &Secret,
         realm: Option<&'a Realm>,
         peer: &Peer,
-    ) -> Option<Claim<'a>> {
-        let mut secret = Secret::room();
-        if !presented.read_secret(&mut secret) {
-            return None;
-        }
+    ) -> Claim<'a> {
         self.store.prefetch(presented.id);
         // Read on every path, so that no refusal is told from another by it; a token that expires while the store is asked
         // was there when its request came.
         let now = self.clock.now_micros();
-        let computed = self.keyring.digest(presented.kind, presented.id, &secret);
-        Some(Claim { presented: *presented, realm, peer: *peer, now, computed })
+        let computed = self.keyring.digest(presented.kind, presented.id, secret);
+        Claim { presented: *presented, realm, peer: *peer, now, computed }
     }
 
     /// The record that the presented secret is the one of.
@@ -473,8 +474,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     #[cold]
     fn digest_under(&self, key: KeyId, presented: &Presented<'_>) -> Result<KeyedDigest, Unavailable> {
         let mut secret = Secret::room();
-        // It was read once already.
-        let _is_secret = presented.read_secret(&mut secret);
+        presented.read_secret(&mut secret);
         let digest = self.keyring.digest_under(key, presented.kind, presented.id, &secret);
         digest.ok_or(Unavailable::KeyMissing(key))
     }
@@ -564,8 +564,7 @@ mod tests {
         let wrong = ours.format.print(kind, known, &Secret::new([1, 2, 3, 4]));
         let count = |realm: Option<&Realm>, text: &str| {
             COUNT.set(0);
-            let presented = ours.read(text);
-            let result = ready(ours.authenticate(realm, || presented, None));
+            let result = ready(ours.authenticate(realm, |secret| ours.read(text, secret), None));
             (result.err().and_then(|error| error.reject_reason()), COUNT.get())
         };
         for (realm, text, expected) in [

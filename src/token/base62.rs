@@ -1,10 +1,12 @@
 //! Base62, digits `0-9A-Za-z`, big-endian, fixed width. Canonical: one number has one text.
 //!
-//! Both directions work on secrets, so neither branches on a digit nor uses one as an index. A text is first checked as a
-//! whole ([`are_digits`]); what reads it then ([`word`], [`crc`]) takes that for granted.
+//! Both directions work on secrets, so neither branches on a digit nor uses one as an index. A text is read whatever it is, and
+//! whether it is one of digits is asked afterwards ([`Amiss`]).
 
 /// Digits of one 64-bit word: 62^11 > 2^64 > 62^10.
 pub(crate) const WORD_DIGITS: usize = 11;
+/// Characters that are looked at together: the digits of a word and some of what follows.
+pub(crate) const WINDOW: usize = 16;
 /// Digits of a CRC-32: 62^6 > 2^32 > 62^5.
 pub(crate) const CRC_DIGITS: usize = 6;
 
@@ -18,55 +20,73 @@ pub(crate) fn encode<const N: usize>(mut value: u64) -> [u8; N] {
     text
 }
 
-/// Whether all characters are digits; of fewer than sixteen none are. Without an exit and of operations that vectors have, so
-/// that the compiler makes vectors of it.
+/// What a text has that digits of numbers below 2^64 have not: gathered without a branch, and asked for once at the end.
+#[derive(Default)]
+pub(crate) struct Amiss {
+    /// By how much each character lies above the digits.
+    characters: [u8; WINDOW],
+    is_over: bool,
+}
+
+impl Amiss {
+    pub(crate) fn is_nothing(&self) -> bool {
+        !self.is_over && u128::from_ne_bytes(self.characters) == 0
+    }
+}
+
+/// Whether all characters are digits; of fewer than sixteen none are.
 #[inline]
 pub(crate) fn are_digits(text: &[u8]) -> bool {
     // The last sixteen stand for what is left over, and may be looked at twice.
     let (chunks, _) = text.as_chunks();
     let Some(last) = text.last_chunk() else { return false };
-    let amiss = chunks.iter().chain([last]).fold([0; 16], |mut amiss: [u8; 16], chunk: &[u8; 16]| {
-        for (amiss, &character) in amiss.iter_mut().zip(chunk) {
-            // By how much it lies above the ten numbers, and above the letters, of which both cases are one by this bit.
-            let number = character.wrapping_sub(b'0').saturating_sub(9);
-            let letter = (character | 0x20).wrapping_sub(b'a').saturating_sub(25);
-            *amiss |= number.min(letter);
-        }
-        amiss
-    });
-    u128::from_ne_bytes(amiss) == 0
+    let mut amiss = Amiss::default();
+    for chunk in chunks.iter().chain([last]) {
+        values(chunk, &mut amiss);
+    }
+    amiss.is_nothing()
 }
 
-/// The number that eleven digits are, and whether it is over 2^64-1, in which case it is another one.
+/// The number that the first eleven of sixteen digits are. Where it is over 2^64-1, or any of the sixteen is no digit, it is another
+/// one.
 #[inline]
-pub(crate) fn word(text: &[u8; WORD_DIGITS]) -> (u64, bool) {
-    let ([first @ .., _, _, _], [_, _, _, last @ ..]) = (text, text);
-    let [_, _, _, _, _, a, b, c] = values(*last).to_le_bytes();
-    let high = join(values(*first));
+pub(crate) fn word(window: &[u8; WINDOW], amiss: &mut Amiss) -> u64 {
+    let [first @ .., a, b, c, _, _, _, _, _] = values(window, amiss);
+    let high = join(u64::from_le_bytes(first));
     let low = u64::from(a)
         .wrapping_mul(62 * 62)
         .wrapping_add(u64::from(b).wrapping_mul(62))
         .wrapping_add(u64::from(c));
     let (high, is_over) = high.overflowing_mul(62 * 62 * 62);
     let (number, is_over_too) = high.overflowing_add(low);
-    (number, is_over | is_over_too)
+    amiss.is_over |= is_over | is_over_too;
+    number
 }
 
-/// The number that the last six of these digits are.
-pub(crate) fn crc(text: [u8; 8]) -> u64 {
-    // The first two stand in the lowest bytes.
-    join(values(text) & !0xFFFF)
+/// The number that the last six of sixteen digits are.
+#[inline]
+pub(crate) fn crc(window: &[u8; WINDOW]) -> u64 {
+    let [_, _, _, _, _, _, _, _, last @ ..] = values(window, &mut Amiss::default());
+    // The first two of these eight are none of them, and stand in the lowest bytes.
+    join(u64::from_le_bytes(last) & !0xFFFF)
 }
 
-/// The values of eight digits, each in its byte.
-const fn values(text: [u8; 8]) -> u64 {
-    const ONES: u64 = 0x0101_0101_0101_0101;
-    let text = u64::from_le_bytes(text);
-    // A byte's top bit is set where its character is a letter (at least 'A'), or a lower-case one: all are below 0x80.
-    let letters = (text.wrapping_add(ONES * (0x80 - 0x41)) >> 7) & ONES;
-    let lower = (text.wrapping_add(ONES * (0x80 - 0x61)) >> 7) & ONES;
-    // Over the gap between '9' and 'A', then over the one between 'Z' and 'a'. No byte borrows from the next.
-    text.wrapping_sub(ONES * 0x30).wrapping_sub(letters.wrapping_mul(7)).wrapping_sub(lower.wrapping_mul(6))
+/// The values of sixteen digits. Of operations that vectors have, so that the compiler makes vectors of it.
+#[inline]
+fn values(window: &[u8; WINDOW], amiss: &mut Amiss) -> [u8; WINDOW] {
+    const LETTERS: u8 = 26;
+    let mut values = [0; WINDOW];
+    for ((value, amiss), &character) in values.iter_mut().zip(&mut amiss.characters).zip(window) {
+        // All bits or none. Compared as signed numbers, which is what vectors have; no digit is above 127.
+        let letter = if character.cast_signed() > b'@'.cast_signed() { u8::MAX } else { 0 };
+        let lower = if character.cast_signed() > b'`'.cast_signed() { u8::MAX } else { 0 };
+        // Over the gap between '9' and 'A', then over the one between 'Z' and 'a'.
+        *value = character.wrapping_sub(b'0').wrapping_sub(letter & 7).wrapping_sub(lower & 6);
+        // The greatest value of its kind: 9, 35 or 61.
+        let most = 9_u8.wrapping_add(letter & LETTERS).wrapping_add(lower & LETTERS);
+        *amiss |= value.saturating_sub(most);
+    }
+    values
 }
 
 /// The number that eight digits are: joined in pairs, then pairs of pairs, side by side in one word, so that it takes three
@@ -115,38 +135,46 @@ mod tests {
                 assert_eq!(are_digits(&text), place.is_some(), "{byte} at {at} of {len}");
             }
             if let Some(place) = place {
-                assert_eq!(values([byte; 8]), 0x0101_0101_0101_0101 * place as u64);
+                assert_eq!(values(&[byte; 16], &mut Amiss::default()), [place as u8; 16]);
                 assert_eq!(digit(place as u64), byte);
             }
         }
     }
 
+    fn read(text: &[u8; 11]) -> Option<u64> {
+        let mut window = [b'z'; 16];
+        window[..11].copy_from_slice(text);
+        let mut amiss = Amiss::default();
+        let number = word(&window, &mut amiss);
+        amiss.is_nothing().then_some(number)
+    }
+
     #[test]
     fn words_have_an_end() {
         for number in [0, 1, 61, 62, u64::MAX - 1, u64::MAX, 839_299_365_868_340_224] {
-            let text = encode(number);
-            assert_eq!(word(&text), (number, false));
+            assert_eq!(read(&encode(number)), Some(number));
         }
         assert_eq!(&encode::<11>(u64::MAX), b"LygHa16AHYF");
         for over in
             [b"LygHa16AHYG", b"M0000000000", b"zzzzzzzzzzz", b"Lzzzzzzzzzz", b"LygHa16AHZ0", b"LygHa16B000"]
         {
-            assert!(word(over).1);
+            assert_eq!(read(over), None);
         }
     }
 
     #[test]
     fn checksums_are_read_from_the_end() {
         for number in [0, 1, u64::from(u32::MAX), 1 << 32] {
-            let [a, b, c, d, e, f] = encode(number);
-            assert_eq!(crc([b'z', b'z', a, b, c, d, e, f]), number);
+            let mut window = [b'z'; 16];
+            window[10..].copy_from_slice(&encode::<6>(number));
+            assert_eq!(crc(&window), number);
         }
     }
 
     proptest! {
         #[test]
         fn what_is_written_is_read(number: u64) {
-            prop_assert_eq!(word(&encode(number)), (number, false));
+            prop_assert_eq!(read(&encode(number)), Some(number));
         }
 
         #[test]
@@ -155,8 +183,7 @@ mod tests {
             let number = text.iter().fold(0_u128, |number, byte| {
                 number * 62 + DIGITS.iter().position(|digit| digit == byte).unwrap() as u128
             });
-            let (read, is_over) = word(text);
-            prop_assert_eq!((!is_over).then_some(read), u64::try_from(number).ok());
+            prop_assert_eq!(read(text), u64::try_from(number).ok());
         }
     }
 }

@@ -11,6 +11,7 @@
 //! Whoever knows the rules can compute the checksum: it finds typing errors and keeps noise away from the store,
 //! it proves nothing.
 
+use super::base62::Amiss;
 use super::secret::{PlaintextToken, Secret};
 use super::{TokenId, TokenKind, base62};
 use std::fmt;
@@ -144,28 +145,40 @@ fn prefix_words(bytes: &[u8; MAX_PREFIX_LEN]) -> [u64; 3] {
 /// Why a text says nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unreadable {
-    /// It has not the form of our tokens.
+    /// It has not the form of our tokens, or a number in it is too great.
     Form,
-    /// It is made as our tokens are, of letters, digits and underscores alone; its checksum or a number in it is wrong.
-    Content,
+    /// It is made as our tokens are, of letters, digits and underscores alone; its checksum is wrong.
+    Checksum,
 }
 
-/// What a well-formed text says. Nothing of it is proven; the secret stays where it is until it is asked for, and may turn out to
-/// be none then.
+/// What a well-formed text says. Nothing of it is proven.
 #[derive(Clone, Copy)]
 pub(crate) struct Presented<'a> {
     pub(crate) kind: TokenKind,
     pub(crate) id: TokenId,
-    secret: &'a [u8; Secret::TEXT_LEN],
+    body: &'a [u8; BODY_LEN],
 }
 
 impl Presented<'_> {
-    /// Reads the secret; `false` where it is none.
-    #[inline]
-    #[must_use]
-    pub(crate) fn read_secret(&self, secret: &mut Secret) -> bool {
-        secret.read(self.secret)
+    /// Reads the secret once more.
+    pub(crate) fn read_secret(&self, secret: &mut Secret) {
+        // What was presented was readable.
+        read_body(self.body, secret);
     }
+}
+
+/// Reads id and secret, the latter into its place: one that is moved would leave a copy behind. `None` where any character of the body
+/// is no digit, or a number is over 2^64-1, or the id is none.
+#[inline]
+fn read_body(body: &[u8; BODY_LEN], secret: &mut Secret) -> Option<TokenId> {
+    let mut amiss = Amiss::default();
+    let mut id = [0; 2];
+    for (number, word) in id.iter_mut().chain(secret.words_mut()).enumerate() {
+        let at = number.wrapping_mul(base62::WORD_DIGITS);
+        *word = base62::word(body.get(at..)?.first_chunk()?, &mut amiss);
+    }
+    let is_readable = amiss.is_nothing() & base62::are_digits(body.last_chunk::<{ base62::WINDOW }>()?);
+    TokenId::from_words(id).filter(|_| is_readable)
 }
 
 impl TokenFormat {
@@ -205,31 +218,24 @@ impl TokenFormat {
     /// # Errors
     /// [`MalformedToken`] when it is not.
     pub fn check(&self, text: &str) -> Result<(TokenKind, TokenId), MalformedToken> {
-        let presented = self.parse(text).map_err(|_| MalformedToken)?;
-        let is_secret = presented.read_secret(&mut Secret::room());
-        is_secret.then_some((presented.kind, presented.id)).ok_or(MalformedToken)
+        let presented = self.parse(text, &mut Secret::room()).map_err(|_| MalformedToken)?;
+        Ok((presented.kind, presented.id))
     }
 
-    /// Takes a text apart, all but the secret. Allocates nothing; refuses by the checksum before it reads the rest.
+    /// Takes a text apart, the secret into its place. Allocates nothing; refuses by the checksum before it reads the rest.
     #[inline]
-    pub(crate) fn parse<'a>(&self, text: &'a str) -> Result<Presented<'a>, Unreadable> {
+    pub(crate) fn parse<'a>(&self, text: &'a str, secret: &mut Secret) -> Result<Presented<'a>, Unreadable> {
         let (prefix, body) = self.split(text.as_bytes()).ok_or(Unreadable::Form)?;
-        let Some((checked, _)) = body.split_last_chunk::<{ base62::CRC_DIGITS }>() else {
+        let (Some((checked, _)), Some(last)) =
+            (body.split_last_chunk::<{ base62::CRC_DIGITS }>(), body.last_chunk())
+        else {
             return Err(Unreadable::Form);
         };
-        let (Some((id, rest)), Some(last)) = (body.split_first_chunk(), body.last_chunk()) else {
-            return Err(Unreadable::Form);
-        };
-        if !base62::are_digits(body) {
-            return Err(Unreadable::Form);
+        if base62::crc(last) != u64::from(prefix.checksum(checked)) {
+            return Err(if base62::are_digits(body) { Unreadable::Checksum } else { Unreadable::Form });
         }
-        if base62::crc(*last) != u64::from(prefix.checksum(checked)) {
-            return Err(Unreadable::Content);
-        }
-        match (TokenId::from_digits(id), rest.split_first_chunk()) {
-            (Some(id), Some((secret, _))) => Ok(Presented { kind: prefix.kind, id, secret }),
-            _ => Err(Unreadable::Content),
-        }
+        let id = read_body(body, secret).ok_or(Unreadable::Form)?;
+        Ok(Presented { kind: prefix.kind, id, body })
     }
 
     fn split<'a>(&self, text: &'a [u8]) -> Option<(&Prefix, &'a [u8; BODY_LEN])> {
@@ -306,11 +312,13 @@ mod tests {
             // Computed by another implementation of base62 and CRC-32.
             "acme_pat_08Jf7vJUPGOAzL8n0Y58m9000000000010000000000200000000003LygHa16AHYF4D0MJZ"
         );
-        let presented = format().parse(text).unwrap();
-        assert_eq!((presented.kind, presented.id), (TokenKind::Personal, id()));
         let mut secret = Secret::room();
-        assert!(presented.read_secret(&mut secret));
+        let presented = format().parse(text, &mut secret).unwrap();
+        assert_eq!((presented.kind, presented.id), (TokenKind::Personal, id()));
         assert_eq!(secret.words(), &[1, 2, 3, u64::MAX]);
+        let mut again = Secret::room();
+        presented.read_secret(&mut again);
+        assert_eq!(again.words(), secret.words());
     }
 
     #[test]
@@ -334,6 +342,39 @@ mod tests {
             let checksum = base62::encode::<6>(u64::from(crc32fast::hash(text.as_bytes())));
             text.push_str(str::from_utf8(&checksum).unwrap());
             assert_eq!(format().check(&text), Err(MalformedToken), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_digit_is_refused_wherever_it_stands_with_a_right_checksum() {
+        let good = format().print(TokenKind::Personal, id(), &Secret::new([1; 4]));
+        for at in 9..75 {
+            for other in (0..0x80_u8).map(char::from).filter(|other| !other.is_ascii_alphanumeric()) {
+                let mut text = good.expose_secret()[..75].to_owned();
+                text.replace_range(at..=at, &other.to_string());
+                let checksum = base62::encode::<6>(u64::from(crc32fast::hash(text.as_bytes())));
+                text.push_str(str::from_utf8(&checksum).unwrap());
+                assert_eq!(format().check(&text), Err(MalformedToken), "{text:?}");
+            }
+        }
+        // Read as a digit would be, these stand for the same number. The first digit of a checksum is none of these: it is 4 at most.
+        let mut number = 0;
+        for at in 76..81 {
+            let (mut text, alias) = std::iter::repeat_with(|| {
+                number += 1;
+                let text = format().print(TokenKind::Personal, id(), &Secret::new([number; 4]));
+                let alias = match text.expose_secret().as_bytes()[at] {
+                    letter @ b'A'..=b'G' => letter - b'A' + b':',
+                    letter @ b'a'..=b'f' => letter - b'a' + b'[',
+                    _ => 0,
+                };
+                (text.expose_secret().to_owned(), char::from(alias))
+            })
+            .find(|(_, alias)| *alias != '\0')
+            .unwrap();
+            assert!(format().check(&text).is_ok());
+            text.replace_range(at..=at, &alias.to_string());
+            assert_eq!(format().check(&text), Err(MalformedToken), "{text:?}");
         }
     }
 

@@ -73,16 +73,6 @@ impl TokenId {
         if high & 0xF000 == Self::VERSION && low >> 62 == 0b10 { Some(Self { high, low }) } else { None }
     }
 
-    /// From characters that are all digits.
-    #[inline]
-    pub(crate) fn from_digits(text: &[u8; Self::TEXT_LEN]) -> Option<Self> {
-        let ([high, low], []) = text.as_chunks() else {
-            return None;
-        };
-        let ((high, is_over), (low, is_over_too)) = (base62::word(high), base62::word(low));
-        if is_over | is_over_too { None } else { Self::from_words([high, low]) }
-    }
-
     pub(crate) const fn words(self) -> [u64; 2] {
         [self.high, self.low]
     }
@@ -130,11 +120,16 @@ impl FromStr for TokenId {
 
     fn from_str(text: &str) -> Result<Self, TokenIdError> {
         let digits: &[u8; Self::TEXT_LEN] = text.as_bytes().try_into().map_err(|_| TokenIdError)?;
-        if base62::are_digits(digits) {
-            Self::from_digits(digits).ok_or(TokenIdError)
-        } else {
-            Err(TokenIdError)
+        let mut amiss = base62::Amiss::default();
+        let mut words = [0; 2];
+        for (word, digits) in words.iter_mut().zip(digits.as_chunks::<{ base62::WORD_DIGITS }>().0) {
+            let mut window = [b'0'; base62::WINDOW];
+            for (place, digit) in window.iter_mut().zip(digits) {
+                *place = *digit;
+            }
+            *word = base62::word(&window, &mut amiss);
         }
+        Self::from_words(words).filter(|_| amiss.is_nothing()).ok_or(TokenIdError)
     }
 }
 

@@ -1,6 +1,6 @@
 //! The types that hold a secret: no `Clone`, no `Display`, no `Serialize`, no equality, wiped when dropped.
 
-use super::{TokenId, TokenKind, base62};
+use super::{TokenId, TokenKind};
 use crate::random::{RandomError, SecureRandom};
 use std::fmt;
 use zeroize::{Zeroizing, optimization_barrier};
@@ -74,17 +74,10 @@ impl Secret {
         Self([0; 4])
     }
 
-    /// Reads characters that are all digits; `false` where one of the four numbers is over 2^64-1.
+    /// To be read into, in place.
     #[inline]
-    #[must_use]
-    pub(crate) fn read(&mut self, text: &[u8; Self::TEXT_LEN]) -> bool {
-        let mut any_is_over = false;
-        for (word, digits) in self.0.iter_mut().zip(text.as_chunks().0) {
-            let (number, is_over) = base62::word(digits);
-            *word = number;
-            any_is_over |= is_over;
-        }
-        !any_is_over
+    pub(crate) const fn words_mut(&mut self) -> &mut [u64; 4] {
+        &mut self.0
     }
 
     pub(crate) const fn words(&self) -> &[u64; 4] {
