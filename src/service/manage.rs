@@ -12,7 +12,7 @@ use crate::snapshot::Snapshot;
 use crate::store::{
     Change, ChangeBatch, Conflict, CorruptRecord, ListBy, ListQuery, MAX_PAGE, Page, StoreError, TokenStore,
 };
-use crate::token::secret::Secret;
+use crate::token::digest::Message;
 use crate::token::{
     Credential, Facts, PlaintextToken, Reason, Token, TokenId, TokenKind, TokenState, TokenView,
 };
@@ -384,9 +384,9 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         now: chrono::DateTime<chrono::Utc>,
     ) -> Result<(TokenId, Credential, PlaintextToken), ManageError> {
         let id = TokenId::generate(now, &*self.random)?;
-        let secret = Secret::generate(&*self.random)?;
-        let digest = self.keyring.digest(kind, id, &secret);
-        Ok((id, Credential::Keyed(digest), self.format.print(kind, id, &secret)))
+        let message = Message::generate(kind, id, &*self.random)?;
+        let digest = self.keyring.digest(&message);
+        Ok((id, Credential::Keyed(digest), self.format.print(kind, id, &message)))
     }
 
     /// Whether the owner may have one more active token; those that were rotated do not count.

@@ -19,9 +19,8 @@ use crate::role::RoleCatalog;
 use crate::snapshot::Snapshot;
 use crate::store::{Found, StoreError, TokenStore};
 use crate::token::access::Access;
-use crate::token::digest::same;
+use crate::token::digest::{Message, same};
 use crate::token::id::{from_words, words};
-use crate::token::secret::Secret;
 use crate::token::{KeyId, KeyedDigest, Presented, Token, TokenState, TokenView, Unreadable};
 use chrono::{DateTime, Utc};
 use std::fmt;
@@ -182,7 +181,7 @@ impl<'a, S, D, R> Future for Verification<'a, S, D, R>
 where
     S: TokenStore,
     D: Directory,
-    R: Fn(&mut Secret) -> Result<Presented<'a>, RejectReason> + Unpin,
+    R: Fn(&mut Message) -> Result<Presented<'a>, RejectReason> + Unpin,
 {
     type Output = Decision;
 
@@ -193,10 +192,10 @@ where
         if let Some(later) = later {
             return later.as_mut().poll(context);
         }
-        let mut secret = Secret::room();
-        match read(&mut secret) {
+        let mut message = Message::room();
+        match read(&mut message) {
             Err(reason) => Poll::Ready(Err(unread(reason))),
-            Ok(presented) => service.decide_now(&presented, &secret, *realm, peer, |claim| {
+            Ok(presented) => service.decide_now(&presented, &message, *realm, peer, |claim| {
                 later.insert(Box::pin(service.decide(claim))).as_mut().poll(context)
             }),
         }
@@ -232,7 +231,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         header: Option<&'a str>,
         peer: Option<IpAddr>,
     ) -> impl Future<Output = Result<Verified, VerifyError>> + Send {
-        self.authenticate(None, move |secret| self.read_header(header, secret), peer)
+        self.authenticate(None, move |message| self.read_header(header, message), peer)
     }
 
     /// Verifies all `Authorization` headers of a request, from their values as they came: more than one is malformed.
@@ -245,7 +244,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         peer: Option<IpAddr>,
     ) -> impl Future<Output = Result<Verified, VerifyError>> + Send {
         let header = bearer::only(headers).map_err(|_| RejectReason::InvalidRequest);
-        self.authenticate(None, move |secret| self.read_header(header?, secret), peer)
+        self.authenticate(None, move |message| self.read_header(header?, message), peer)
     }
 
     /// [`verify_headers`](Self::verify_headers) for one realm: a token of another one is unknown.
@@ -259,7 +258,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         peer: Option<IpAddr>,
     ) -> impl Future<Output = Result<Verified, VerifyError>> + Send {
         let header = bearer::only(headers).map_err(|_| RejectReason::InvalidRequest);
-        self.authenticate(Some(realm), move |secret| self.read_header(header?, secret), peer)
+        self.authenticate(Some(realm), move |message| self.read_header(header?, message), peer)
     }
 
     /// Verifies the value of an `Authorization` header for one realm: a token of another one is unknown.
@@ -272,7 +271,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         header: Option<&'a str>,
         peer: Option<IpAddr>,
     ) -> impl Future<Output = Result<Verified, VerifyError>> + Send {
-        self.authenticate(Some(realm), move |secret| self.read_header(header, secret), peer)
+        self.authenticate(Some(realm), move |message| self.read_header(header, message), peer)
     }
 
     /// Verifies a token's text.
@@ -284,7 +283,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         text: &'a str,
         peer: Option<IpAddr>,
     ) -> impl Future<Output = Result<Verified, VerifyError>> + Send {
-        self.authenticate(None, move |secret| self.read(text, secret), peer)
+        self.authenticate(None, move |message| self.read(text, message), peer)
     }
 
     /// Verifies a token's text for one realm: a token of another one is unknown.
@@ -297,7 +296,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         text: &'a str,
         peer: Option<IpAddr>,
     ) -> impl Future<Output = Result<Verified, VerifyError>> + Send {
-        self.authenticate(Some(realm), move |secret| self.read(text, secret), peer)
+        self.authenticate(Some(realm), move |message| self.read(text, message), peer)
     }
 
     /// Verifies once more what was verified before, without its secret: whether the token is still there and active, and its
@@ -322,23 +321,23 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     fn read_header<'a>(
         &self,
         header: Option<&'a str>,
-        secret: &mut Secret,
+        message: &mut Message,
     ) -> Result<Presented<'a>, RejectReason> {
         match header.ok_or(BearerError::Missing).and_then(bearer::after_scheme) {
             Err(BearerError::Missing) => Err(RejectReason::NoCredential),
             Err(BearerError::Malformed) => Err(RejectReason::InvalidRequest),
-            Ok(text) => self.format.parse(text, secret).map_err(|why| match why {
+            Ok(text) => self.format.parse(text, message).map_err(|why| match why {
                 Unreadable::Form if !bearer::is_token68(text) => RejectReason::InvalidRequest,
                 Unreadable::Form | Unreadable::Checksum => RejectReason::Malformed,
             }),
         }
     }
 
-    fn read<'a>(&self, text: &'a str, secret: &mut Secret) -> Result<Presented<'a>, RejectReason> {
-        self.format.parse(text, secret).map_err(|_| RejectReason::Malformed)
+    fn read<'a>(&self, text: &'a str, message: &mut Message) -> Result<Presented<'a>, RejectReason> {
+        self.format.parse(text, message).map_err(|_| RejectReason::Malformed)
     }
 
-    fn authenticate<'a, R: Fn(&mut Secret) -> Result<Presented<'a>, RejectReason> + Unpin>(
+    fn authenticate<'a, R: Fn(&mut Message) -> Result<Presented<'a>, RejectReason> + Unpin>(
         &'a self,
         realm: Option<&'a Realm>,
         read: R,
@@ -352,12 +351,12 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     fn decide_now<'a>(
         &self,
         presented: &Presented<'a>,
-        secret: &Secret,
+        message: &Message,
         realm: Option<&'a Realm>,
         peer: &Peer,
         later: impl FnOnce(Claim<'a>) -> Poll<Decision>,
     ) -> Poll<Decision> {
-        let claim = self.claim(presented, secret, realm, peer);
+        let claim = self.claim(presented, message, realm, peer);
         let Some(found) = self.store.find_now(claim.presented.id) else { return later(claim) };
         let known = match self.prove(&claim, found) {
             Ok(known) => known,
@@ -395,7 +394,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     fn claim<'a>(
         &self,
         presented: &Presented<'a>,
-        secret: &Secret,
+        message: &Message,
         realm: Option<&'a Realm>,
         peer: &Peer,
     ) -> Claim<'a> {
@@ -403,7 +402,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         // Read on every path, so that no refusal is told from another by it; a token that expires while the store is asked
         // was there when its request came.
         let now = self.clock.now_micros();
-        let computed = self.keyring.digest(presented.kind, presented.id, secret);
+        let computed = self.keyring.digest(message);
         Claim { presented: *presented, realm, peer: *peer, now, computed }
     }
 
@@ -473,9 +472,9 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
 
     #[cold]
     fn digest_under(&self, key: KeyId, presented: &Presented<'_>) -> Result<KeyedDigest, Unavailable> {
-        let mut secret = Secret::room();
-        presented.read_secret(&mut secret);
-        let digest = self.keyring.digest_under(key, presented.kind, presented.id, &secret);
+        let mut message = Message::room();
+        presented.read(&mut message);
+        let digest = self.keyring.digest_under(key, &message);
         digest.ok_or(Unavailable::KeyMissing(key))
     }
 }
@@ -525,7 +524,6 @@ mod tests {
     use crate::store::{Change, ChangeBatch, MemoryStore};
     use crate::token::Credential;
     use crate::token::digest::COUNT;
-    use crate::token::secret::Secret;
     use crate::token::{ForeignDigest, Keyring};
     use std::pin::pin;
     use std::task::{Context, Poll, Waker};
@@ -561,10 +559,10 @@ mod tests {
         ready(ours.store.commit(&ChangeBatch::new().change(Change::Update(Arc::new(record))))).unwrap();
         let elsewhere = Realm::new("elsewhere").unwrap();
         let (kind, known) = ours.format.check(&text).unwrap();
-        let wrong = ours.format.print(kind, known, &Secret::new([1, 2, 3, 4]));
+        let wrong = ours.format.print(kind, known, &Message::new(kind, known, [1, 2, 3, 4]));
         let count = |realm: Option<&Realm>, text: &str| {
             COUNT.set(0);
-            let result = ready(ours.authenticate(realm, |secret| ours.read(text, secret), None));
+            let result = ready(ours.authenticate(realm, |message| ours.read(text, message), None));
             (result.err().and_then(|error| error.reject_reason()), COUNT.get())
         };
         for (realm, text, expected) in [

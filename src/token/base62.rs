@@ -3,6 +3,8 @@
 //! Both directions work on secrets, so neither branches on a digit nor uses one as an index. A text is read whatever it is, and
 //! whether it is one of digits is asked afterwards ([`Amiss`]).
 
+use super::id;
+
 /// Digits of one 64-bit word: 62^11 > 2^64 > 62^10.
 pub(crate) const WORD_DIGITS: usize = 11;
 /// Characters that are looked at together: the digits of a word and some of what follows.
@@ -23,12 +25,23 @@ pub(crate) fn encode<const N: usize>(mut value: u64) -> [u8; N] {
 /// What a text has that digits of numbers below 2^64 have not: gathered without a branch, and asked for once at the end.
 #[derive(Default)]
 pub(crate) struct Amiss {
-    /// By how much each character lies above the digits.
+    /// By how much each character lies beside the digits.
     characters: [u8; WINDOW],
     is_over: bool,
 }
 
 impl Amiss {
+    /// Looks at sixteen characters. Of operations that vectors have, so that the compiler makes vectors of it, as in [`values`].
+    #[inline]
+    fn look(&mut self, window: &[u8; WINDOW]) {
+        for (amiss, &character) in self.characters.iter_mut().zip(window) {
+            // By how much it lies above the ten numbers, and above the letters, of which both cases are one by this bit.
+            let number = character.wrapping_sub(b'0').saturating_sub(9);
+            let letter = (character | 0x20).wrapping_sub(b'a').saturating_sub(25);
+            *amiss |= number.min(letter);
+        }
+    }
+
     pub(crate) fn is_nothing(&self) -> bool {
         !self.is_over && u128::from_ne_bytes(self.characters) == 0
     }
@@ -41,9 +54,7 @@ pub(crate) fn are_digits(text: &[u8]) -> bool {
     let (chunks, _) = text.as_chunks();
     let Some(last) = text.last_chunk() else { return false };
     let mut amiss = Amiss::default();
-    for chunk in chunks.iter().chain([last]) {
-        values(chunk, &mut amiss);
-    }
+    chunks.iter().chain([last]).for_each(|chunk| amiss.look(chunk));
     amiss.is_nothing()
 }
 
@@ -51,42 +62,43 @@ pub(crate) fn are_digits(text: &[u8]) -> bool {
 /// one.
 #[inline]
 pub(crate) fn word(window: &[u8; WINDOW], amiss: &mut Amiss) -> u64 {
-    let [first @ .., a, b, c, _, _, _, _, _] = values(window, amiss);
-    let high = join(u64::from_le_bytes(first));
-    let low = u64::from(a)
+    let [first, rest] = halves(values(window, amiss));
+    let low = (rest & 0xFF)
         .wrapping_mul(62 * 62)
-        .wrapping_add(u64::from(b).wrapping_mul(62))
-        .wrapping_add(u64::from(c));
-    let (high, is_over) = high.overflowing_mul(62 * 62 * 62);
+        .wrapping_add((rest >> 8 & 0xFF).wrapping_mul(62))
+        .wrapping_add(rest >> 16 & 0xFF);
+    let (high, is_over) = join(first).overflowing_mul(62 * 62 * 62);
     let (number, is_over_too) = high.overflowing_add(low);
     amiss.is_over |= is_over | is_over_too;
     number
 }
 
-/// The number that the last six of sixteen digits are.
+/// The number that the last six of sixteen digits are; another one where any of the sixteen is no digit.
 #[inline]
-pub(crate) fn crc(window: &[u8; WINDOW]) -> u64 {
-    let [_, _, _, _, _, _, _, _, last @ ..] = values(window, &mut Amiss::default());
-    // The first two of these eight are none of them, and stand in the lowest bytes.
-    join(u64::from_le_bytes(last) & !0xFFFF)
+pub(crate) fn crc(window: &[u8; WINDOW], amiss: &mut Amiss) -> u64 {
+    let [_, last] = halves(values(window, amiss));
+    // The first two of these eight are none of the six, and stand in the lowest bytes.
+    join(last & !0xFFFF)
 }
 
-/// The values of sixteen digits. Of operations that vectors have, so that the compiler makes vectors of it.
+/// As two words, the first byte lowest.
+#[inline]
+fn halves(bytes: [u8; WINDOW]) -> [u64; 2] {
+    let [last, first] = id::words(u128::from_le_bytes(bytes));
+    [first, last]
+}
+
+/// The values of sixteen digits; whatever values where they are none.
 #[inline]
 fn values(window: &[u8; WINDOW], amiss: &mut Amiss) -> [u8; WINDOW] {
-    const LETTERS: u8 = 26;
-    let mut values = [0; WINDOW];
-    for ((value, amiss), &character) in values.iter_mut().zip(&mut amiss.characters).zip(window) {
+    amiss.look(window);
+    window.map(|character| {
         // All bits or none. Compared as signed numbers, which is what vectors have; no digit is above 127.
         let letter = if character.cast_signed() > b'@'.cast_signed() { u8::MAX } else { 0 };
         let lower = if character.cast_signed() > b'`'.cast_signed() { u8::MAX } else { 0 };
         // Over the gap between '9' and 'A', then over the one between 'Z' and 'a'.
-        *value = character.wrapping_sub(b'0').wrapping_sub(letter & 7).wrapping_sub(lower & 6);
-        // The greatest value of its kind: 9, 35 or 61.
-        let most = 9_u8.wrapping_add(letter & LETTERS).wrapping_add(lower & LETTERS);
-        *amiss |= value.saturating_sub(most);
-    }
-    values
+        character.wrapping_sub(b'0').wrapping_sub(letter & 7).wrapping_sub(lower & 6)
+    })
 }
 
 /// The number that eight digits are: joined in pairs, then pairs of pairs, side by side in one word, so that it takes three
@@ -167,7 +179,7 @@ mod tests {
         for number in [0, 1, u64::from(u32::MAX), 1 << 32] {
             let mut window = [b'z'; 16];
             window[10..].copy_from_slice(&encode::<6>(number));
-            assert_eq!(crc(&window), number);
+            assert_eq!(crc(&window, &mut Amiss::default()), number);
         }
     }
 

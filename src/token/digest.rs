@@ -5,12 +5,13 @@
 //! `Hmac` costs a third more for buffers that a message of fixed length does not need. Tests hold it against
 //! `Hmac<Sha256>`.
 
-use super::secret::Secret;
 use super::{KeyId, TokenId, TokenKind};
+use crate::random::{RandomError, SecureRandom};
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::Sha256;
 use sha2::block_api::compress256;
 use std::fmt;
+use std::ops::Range;
 use subtle::{Choice, ConstantTimeEq};
 use zeroize::{Zeroize, Zeroizing, optimization_barrier};
 
@@ -18,6 +19,10 @@ use zeroize::{Zeroize, Zeroizing, optimization_barrier};
 const VERSION: u8 = 1;
 /// Bytes of a message.
 const MESSAGE_LEN: usize = 1 + 1 + 16 + 32;
+/// Where the secret stands in it.
+const SECRET: Range<usize> = 18..MESSAGE_LEN;
+/// Words of id and secret together.
+const WORDS: usize = 2 + 4;
 
 /// What a store keeps of a token's secret: its digest, and the id of the key it was made with.
 ///
@@ -76,6 +81,83 @@ pub(crate) fn same(one: [u64; 4], other: [u64; 4]) -> Choice {
     differences.ct_eq(&0)
 }
 
+/// What a token's digest is made of, in the block that is hashed: `version ‖ kind ‖ id ‖ secret`, then SHA-256's padding. It holds the
+/// secret and is wiped when it is dropped.
+///
+/// A text is read right into it, number by number. The processor takes a block in pieces of sixteen bytes and waits where shorter
+/// ones that a piece is made of are still on their way to memory; so it costs a sixth of a digest to write the message only just before.
+pub(crate) struct Message([u8; 64]);
+
+impl Message {
+    /// Room for one: one that is moved would leave a copy behind.
+    pub(crate) const fn room() -> Self {
+        let mut block = const { padded::<MESSAGE_LEN>() };
+        let [version, ..] = &mut block;
+        *version = VERSION;
+        Self(block)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn new(kind: TokenKind, id: TokenId, secret: [u64; 4]) -> Self {
+        let mut message = Self::room();
+        message.set_kind(kind);
+        for (word, number) in message.words_mut().zip(id.words().into_iter().chain(secret)) {
+            *word = number.to_be_bytes();
+        }
+        message
+    }
+
+    /// With a secret that nobody knows.
+    pub(crate) fn generate(
+        kind: TokenKind,
+        id: TokenId,
+        random: &dyn SecureRandom,
+    ) -> Result<Self, RandomError> {
+        let mut message = Self::room();
+        message.set_kind(kind);
+        for (word, number) in message.words_mut().zip(id.words()) {
+            *word = number.to_be_bytes();
+        }
+        if let Some(secret) = message.0.get_mut(SECRET) {
+            random.fill(secret)?;
+        }
+        Ok(message)
+    }
+
+    pub(crate) fn set_kind(&mut self, kind: TokenKind) {
+        let [_, byte, ..] = &mut self.0;
+        *byte = kind.byte();
+    }
+
+    /// The two words of the id, then the four of the secret.
+    #[inline]
+    pub(crate) fn words_mut(&mut self) -> impl Iterator<Item = &mut [u8; 8]> {
+        let [_, _, words @ ..] = &mut self.0;
+        words.as_chunks_mut().0.iter_mut().take(WORDS)
+    }
+
+    /// The same.
+    pub(crate) fn words(&self) -> impl Iterator<Item = u64> {
+        let [_, _, words @ ..] = &self.0;
+        let words = words.as_chunks().0.iter().take(WORDS);
+        words.map(|word| u64::from_be_bytes(*word))
+    }
+}
+
+impl Drop for Message {
+    fn drop(&mut self) {
+        // As a whole: byte by byte, as `Zeroizing` does it, would cost a tenth of the digest.
+        self.0 = [0; 64];
+        optimization_barrier(&self.0);
+    }
+}
+
+impl fmt::Debug for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Message(…)")
+    }
+}
+
 /// A key made ready: the state of SHA-256 after each of HMAC's two pads.
 pub(crate) struct DigestKey {
     inner: [u32; 8],
@@ -96,35 +178,15 @@ impl DigestKey {
         Self { inner: state(0x36), outer: state(0x5c) }
     }
 
-    /// The digest of a token.
-    pub(crate) fn digest(&self, kind: TokenKind, id: TokenId, secret: &Secret) -> [u8; 32] {
-        let mut message = [0; 64];
-        let [high, low] = id.words();
-        let words = [high, low].into_iter().chain(secret.words().iter().copied());
-        let [version, kind_byte, rest @ ..] = &mut message;
-        *version = VERSION;
-        *kind_byte = kind.byte();
-        for (place, word) in rest.as_chunks_mut().0.iter_mut().zip(words) {
-            *place = word.to_be_bytes();
-        }
-        let mac = self.hmac(&mut message);
-        // Wiped as a whole: byte by byte, as `Zeroizing` does it, would cost a tenth of the digest.
-        message = [0; 64];
-        optimization_barrier(&message);
-        mac
-    }
-
-    /// HMAC of the first [`MESSAGE_LEN`] bytes of `block`; the rest of it gets SHA-256's padding.
-    fn hmac(&self, block: &mut [u8; 64]) -> [u8; 32] {
+    /// The digest of a token: HMAC of the message in this block.
+    pub(crate) fn digest(&self, message: &Message) -> [u8; 32] {
         #[cfg(test)]
         COUNT.set(COUNT.get().saturating_add(1));
-        pad::<MESSAGE_LEN>(block);
         let mut inner = self.inner;
-        compress256(&mut inner, std::slice::from_ref(block));
+        compress256(&mut inner, std::slice::from_ref(&message.0));
 
-        let mut block = [0; 64];
+        let mut block = const { padded::<32>() };
         write_state(&inner, &mut block);
-        pad::<32>(&mut block);
         let mut outer = self.outer;
         compress256(&mut outer, &[block]);
 
@@ -171,23 +233,23 @@ fn hmac_sha256(key: &[u8], parts: &[&[u8]]) -> [u8; 32] {
     mac.finalize().into_bytes().into()
 }
 
-/// SHA-256's padding for the second and last block of a message, of which it holds `LEN` bytes
+/// A block with SHA-256's padding, as the second and last one of a message, of which it holds the first `LEN` bytes
 /// (FIPS 180-4 section 5.1.1).
-fn pad<const LEN: usize>(block: &mut [u8; 64]) {
+#[allow(
+    clippy::as_conversions,
+    clippy::arithmetic_side_effects,
+    reason = "computed when compiled, below 2^10"
+)]
+const fn padded<const LEN: usize>() -> [u8; 64] {
     const { assert!(LEN < 56, "the length would not fit into the block") };
-    #[allow(
-        clippy::as_conversions,
-        clippy::arithmetic_side_effects,
-        reason = "computed when compiled, below 2^10"
-    )]
-    let bits = const { ((64 + LEN) * 8) as u64 };
-    if let Some((marker, rest)) = block.get_mut(LEN..).and_then(<[u8]>::split_first_mut) {
+    let mut block = [0; 64];
+    if let Some((_, [marker, ..])) = block.split_at_mut_checked(LEN) {
         *marker = 0x80;
-        rest.fill(0);
     }
     if let Some(length) = block.last_chunk_mut() {
-        *length = bits.to_be_bytes();
+        *length = (((64 + LEN) * 8) as u64).to_be_bytes();
     }
+    block
 }
 
 fn write_state(state: &[u32; 8], bytes: &mut [u8]) {
@@ -226,20 +288,20 @@ mod tests {
             message.extend(secret.iter().flat_map(|word| word.to_be_bytes()));
             prop_assert_eq!(message.len(), MESSAGE_LEN);
             let expected = hmac_sha256(&key, &[&message]);
-            prop_assert_eq!(DigestKey::new(&key).digest(kind, id(random), &Secret::new(secret)), expected);
+            prop_assert_eq!(DigestKey::new(&key).digest(&Message::new(kind, id(random), secret)), expected);
         }
     }
 
     #[test]
     fn everything_in_the_message_counts() {
         let key = DigestKey::new(&[7; 32]);
-        let base = key.digest(TokenKind::Personal, id(1), &Secret::new([1, 2, 3, 4]));
+        let base = key.digest(&Message::new(TokenKind::Personal, id(1), [1, 2, 3, 4]));
         for other in [
-            key.digest(TokenKind::Service, id(1), &Secret::new([1, 2, 3, 4])),
-            key.digest(TokenKind::Personal, id(2), &Secret::new([1, 2, 3, 4])),
-            key.digest(TokenKind::Personal, id(1), &Secret::new([0, 2, 3, 4])),
-            key.digest(TokenKind::Personal, id(1), &Secret::new([1, 2, 3, 5])),
-            DigestKey::new(&[8; 32]).digest(TokenKind::Personal, id(1), &Secret::new([1, 2, 3, 4])),
+            key.digest(&Message::new(TokenKind::Service, id(1), [1, 2, 3, 4])),
+            key.digest(&Message::new(TokenKind::Personal, id(2), [1, 2, 3, 4])),
+            key.digest(&Message::new(TokenKind::Personal, id(1), [0, 2, 3, 4])),
+            key.digest(&Message::new(TokenKind::Personal, id(1), [1, 2, 3, 5])),
+            DigestKey::new(&[8; 32]).digest(&Message::new(TokenKind::Personal, id(1), [1, 2, 3, 4])),
         ] {
             assert_ne!(base, other);
         }

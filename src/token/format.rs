@@ -12,13 +12,14 @@
 //! it proves nothing.
 
 use super::base62::Amiss;
-use super::secret::{PlaintextToken, Secret};
+use super::digest::Message;
+use super::secret::PlaintextToken;
 use super::{TokenId, TokenKind, base62};
 use std::fmt;
 use std::str::FromStr;
 
 /// Characters after the two underscores.
-const BODY_LEN: usize = TokenId::TEXT_LEN + Secret::TEXT_LEN + base62::CRC_DIGITS;
+const BODY_LEN: usize = TokenId::TEXT_LEN + 4 * base62::WORD_DIGITS + base62::CRC_DIGITS;
 /// Room for the longest brand, the kind and both underscores, in whole words; less than the shortest token has.
 const MAX_PREFIX_LEN: usize = 24;
 /// Earlier brands that a service may go on accepting.
@@ -160,25 +161,30 @@ pub(crate) struct Presented<'a> {
 }
 
 impl Presented<'_> {
-    /// Reads the secret once more.
-    pub(crate) fn read_secret(&self, secret: &mut Secret) {
+    /// Reads it once more.
+    pub(crate) fn read(&self, message: &mut Message) {
         // What was presented was readable.
-        read_body(self.body, secret);
+        read_body(self.body, self.kind, message, Amiss::default());
     }
 }
 
-/// Reads id and secret, the latter into its place: one that is moved would leave a copy behind. `None` where any character of the body
-/// is no digit, or a number is over 2^64-1, or the id is none.
+/// Reads what is presented into its place: a secret that is moved would leave a copy behind. `None` where anything is `amiss` of what was read
+/// before, or any character of id and secret is no digit, or a number is over 2^64-1, or the id is none.
 #[inline]
-fn read_body(body: &[u8; BODY_LEN], secret: &mut Secret) -> Option<TokenId> {
-    let mut amiss = Amiss::default();
-    let mut id = [0; 2];
-    for (number, word) in id.iter_mut().chain(secret.words_mut()).enumerate() {
-        let at = number.wrapping_mul(base62::WORD_DIGITS);
-        *word = base62::word(body.get(at..)?.first_chunk()?, &mut amiss);
+fn read_body(
+    body: &[u8; BODY_LEN],
+    kind: TokenKind,
+    message: &mut Message,
+    mut amiss: Amiss,
+) -> Option<TokenId> {
+    message.set_kind(kind);
+    for (place, word) in message.words_mut().enumerate() {
+        let at = place.wrapping_mul(base62::WORD_DIGITS);
+        *word = base62::word(body.get(at..)?.first_chunk()?, &mut amiss).to_be_bytes();
     }
-    let is_readable = amiss.is_nothing() & base62::are_digits(body.last_chunk::<{ base62::WINDOW }>()?);
-    TokenId::from_words(id).filter(|_| is_readable)
+    let mut words = message.words();
+    let id = TokenId::from_words([words.next()?, words.next()?])?;
+    amiss.is_nothing().then_some(id)
 }
 
 impl TokenFormat {
@@ -218,23 +224,28 @@ impl TokenFormat {
     /// # Errors
     /// [`MalformedToken`] when it is not.
     pub fn check(&self, text: &str) -> Result<(TokenKind, TokenId), MalformedToken> {
-        let presented = self.parse(text, &mut Secret::room()).map_err(|_| MalformedToken)?;
+        let presented = self.parse(text, &mut Message::room()).map_err(|_| MalformedToken)?;
         Ok((presented.kind, presented.id))
     }
 
-    /// Takes a text apart, the secret into its place. Allocates nothing; refuses by the checksum before it reads the rest.
+    /// Takes a text apart, and puts what it says into its place. Allocates nothing; refuses by the checksum before it reads the rest.
     #[inline]
-    pub(crate) fn parse<'a>(&self, text: &'a str, secret: &mut Secret) -> Result<Presented<'a>, Unreadable> {
+    pub(crate) fn parse<'a>(
+        &self,
+        text: &'a str,
+        message: &mut Message,
+    ) -> Result<Presented<'a>, Unreadable> {
         let (prefix, body) = self.split(text.as_bytes()).ok_or(Unreadable::Form)?;
         let (Some((checked, _)), Some(last)) =
             (body.split_last_chunk::<{ base62::CRC_DIGITS }>(), body.last_chunk())
         else {
             return Err(Unreadable::Form);
         };
-        if base62::crc(last) != u64::from(prefix.checksum(checked)) {
+        let mut amiss = Amiss::default();
+        if base62::crc(last, &mut amiss) != u64::from(prefix.checksum(checked)) {
             return Err(if base62::are_digits(body) { Unreadable::Checksum } else { Unreadable::Form });
         }
-        let id = read_body(body, secret).ok_or(Unreadable::Form)?;
+        let id = read_body(body, prefix.kind, message, amiss).ok_or(Unreadable::Form)?;
         Ok(Presented { kind: prefix.kind, id, body })
     }
 
@@ -243,16 +254,15 @@ impl TokenFormat {
     }
 
     /// Writes a token's text.
-    pub(crate) fn print(&self, kind: TokenKind, id: TokenId, secret: &Secret) -> PlaintextToken {
+    pub(crate) fn print(&self, kind: TokenKind, id: TokenId, message: &Message) -> PlaintextToken {
         let brand = self.brand.as_str();
         PlaintextToken::write(brand, kind, id, |text| {
             text.push_str(brand);
             text.push('_');
             text.push_str(kind.code());
             text.push('_');
-            push_digits(text, &id.digits());
-            for word in secret.words() {
-                push_digits(text, &base62::encode::<{ base62::WORD_DIGITS }>(*word));
+            for word in message.words() {
+                push_digits(text, &base62::encode::<{ base62::WORD_DIGITS }>(word));
             }
             let checksum = crc32fast::hash(text.as_bytes());
             push_digits(text, &base62::encode::<{ base62::CRC_DIGITS }>(u64::from(checksum)));
@@ -303,7 +313,11 @@ mod tests {
 
     #[test]
     fn a_known_token_has_its_known_text() {
-        let plaintext = format().print(TokenKind::Personal, id(), &Secret::new([1, 2, 3, u64::MAX]));
+        let plaintext = format().print(
+            TokenKind::Personal,
+            id(),
+            &Message::new(TokenKind::Personal, id(), [1, 2, 3, u64::MAX]),
+        );
         let text = plaintext.expose_secret();
         assert_eq!(text.len(), 81);
         assert_eq!(text.len(), format().text_len());
@@ -312,19 +326,20 @@ mod tests {
             // Computed by another implementation of base62 and CRC-32.
             "acme_pat_08Jf7vJUPGOAzL8n0Y58m9000000000010000000000200000000003LygHa16AHYF4D0MJZ"
         );
-        let mut secret = Secret::room();
-        let presented = format().parse(text, &mut secret).unwrap();
+        let mut message = Message::room();
+        let presented = format().parse(text, &mut message).unwrap();
         assert_eq!((presented.kind, presented.id), (TokenKind::Personal, id()));
-        assert_eq!(secret.words(), &[1, 2, 3, u64::MAX]);
-        let mut again = Secret::room();
-        presented.read_secret(&mut again);
-        assert_eq!(again.words(), secret.words());
+        let [high, low] = id().words();
+        assert!(message.words().eq([high, low, 1, 2, 3, u64::MAX]));
+        let mut again = Message::room();
+        presented.read(&mut again);
+        assert!(again.words().eq(message.words()));
     }
 
     #[test]
     fn former_brands_are_read_and_unknown_ones_are_not() {
         let former = TokenFormat::new(Brand::new("ac").unwrap(), &[]).unwrap();
-        let text = former.print(TokenKind::Service, id(), &Secret::new([9; 4]));
+        let text = former.print(TokenKind::Service, id(), &Message::new(TokenKind::Service, id(), [9; 4]));
         assert_eq!(format().check(text.expose_secret()), Ok((TokenKind::Service, id())));
         let other = TokenFormat::new(Brand::new("acm").unwrap(), &[]).unwrap();
         assert_eq!(other.check(text.expose_secret()), Err(MalformedToken));
@@ -332,7 +347,8 @@ mod tests {
 
     #[test]
     fn a_word_that_overflows_or_an_id_that_is_none_is_refused_with_a_right_checksum() {
-        let good = format().print(TokenKind::Personal, id(), &Secret::new([1; 4]));
+        let good =
+            format().print(TokenKind::Personal, id(), &Message::new(TokenKind::Personal, id(), [1; 4]));
         let good = good.expose_secret();
         for (place, digits) in
             [(9, "zzzzzzzzzzz"), (9, "00000000000"), (31, "LygHa16AHYG"), (31, "zzzzzzzzzzz")]
@@ -347,7 +363,8 @@ mod tests {
 
     #[test]
     fn what_is_no_digit_is_refused_wherever_it_stands_with_a_right_checksum() {
-        let good = format().print(TokenKind::Personal, id(), &Secret::new([1; 4]));
+        let good =
+            format().print(TokenKind::Personal, id(), &Message::new(TokenKind::Personal, id(), [1; 4]));
         for at in 9..75 {
             for other in (0..0x80_u8).map(char::from).filter(|other| !other.is_ascii_alphanumeric()) {
                 let mut text = good.expose_secret()[..75].to_owned();
@@ -362,7 +379,11 @@ mod tests {
         for at in 76..81 {
             let (mut text, alias) = std::iter::repeat_with(|| {
                 number += 1;
-                let text = format().print(TokenKind::Personal, id(), &Secret::new([number; 4]));
+                let text = format().print(
+                    TokenKind::Personal,
+                    id(),
+                    &Message::new(TokenKind::Personal, id(), [number; 4]),
+                );
                 let alias = match text.expose_secret().as_bytes()[at] {
                     letter @ b'A'..=b'G' => letter - b'A' + b':',
                     letter @ b'a'..=b'f' => letter - b'a' + b'[',

@@ -1,9 +1,6 @@
 //! The keys that digests are made with.
 
-use super::TokenId;
-use super::TokenKind;
-use super::digest::{DigestKey, KeyedDigest, derive};
-use super::secret::Secret;
+use super::digest::{DigestKey, KeyedDigest, Message, derive};
 use crate::random::{RandomError, SecureRandom, SystemRandom};
 use base64::Engine;
 use base64::alphabet::STANDARD;
@@ -134,19 +131,13 @@ impl Keyring {
     }
 
     /// The digest under the primary key.
-    pub(crate) fn digest(&self, kind: TokenKind, id: TokenId, secret: &Secret) -> KeyedDigest {
-        self.primary.digest(kind, id, secret)
+    pub(crate) fn digest(&self, message: &Message) -> KeyedDigest {
+        self.primary.digest(message)
     }
 
     /// The digest under the key that a record names; `None` when the keyring has no such key.
-    pub(crate) fn digest_under(
-        &self,
-        key: KeyId,
-        kind: TokenKind,
-        id: TokenId,
-        secret: &Secret,
-    ) -> Option<KeyedDigest> {
-        self.keys().find(|each| each.id == key).map(|key| key.digest(kind, id, secret))
+    pub(crate) fn digest_under(&self, key: KeyId, message: &Message) -> Option<KeyedDigest> {
+        self.keys().find(|each| each.id == key).map(|key| key.digest(message))
     }
 
     fn keys(&self) -> impl Iterator<Item = &Key> + '_ {
@@ -168,8 +159,8 @@ impl Key {
         Self { id, material: Zeroizing::new(material.to_vec()), digest }
     }
 
-    fn digest(&self, kind: TokenKind, id: TokenId, secret: &Secret) -> KeyedDigest {
-        KeyedDigest::new(self.id, self.digest.digest(kind, id, secret))
+    fn digest(&self, message: &Message) -> KeyedDigest {
+        KeyedDigest::new(self.id, self.digest.digest(message))
     }
 }
 
@@ -230,6 +221,7 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::token::{TokenId, TokenKind};
 
     const ONE: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
     const TWO: &str = "ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8";
@@ -278,11 +270,8 @@ mod tests {
     fn a_missing_key_makes_no_digest() {
         let ring = Keyring::from_text(&format!("2:{ONE}")).unwrap();
         let id = TokenId::from_words([0x7000, 1 << 63]).unwrap();
-        let secret = Secret::new([1; 4]);
-        assert!(ring.digest_under(KeyId(1), TokenKind::Personal, id, &secret).is_none());
-        assert_eq!(
-            ring.digest_under(KeyId(2), TokenKind::Personal, id, &secret),
-            Some(ring.digest(TokenKind::Personal, id, &secret))
-        );
+        let message = Message::new(TokenKind::Personal, id, [1; 4]);
+        assert!(ring.digest_under(KeyId(1), &message).is_none());
+        assert_eq!(ring.digest_under(KeyId(2), &message), Some(ring.digest(&message)));
     }
 }
