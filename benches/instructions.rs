@@ -2,22 +2,17 @@
 //!
 //! Nothing is measured here: without callgrind it does its work and says nothing.
 
-#![allow(
-    missing_docs,
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::arithmetic_side_effects,
-    reason = "a bench"
-)]
+#![allow(missing_docs, clippy::unwrap_used, clippy::arithmetic_side_effects, reason = "a bench")]
 
+mod common;
+
+use common::ready;
 use patkit::{
     Actor, Keyring, MemoryDirectory, MemoryStore, NewToken, Owner, OwnerId, OwnerKind, Permission,
     RoleCatalog, TokenService,
 };
 use sha2::block_api::compress256;
 use std::hint::black_box;
-use std::pin::pin;
-use std::task::{Context, Poll, Waker};
 
 /// How often each is done: by so much the script divides.
 const TIMES: usize = 1_000;
@@ -83,12 +78,4 @@ fn counted_require(work: impl Fn()) {
 #[inline(never)]
 fn counted_allows(work: impl Fn()) {
     (0..TIMES).for_each(|_| work());
-}
-
-/// The memory store never waits.
-fn ready<F: Future>(future: F) -> F::Output {
-    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(output) => output,
-        Poll::Pending => panic!("the memory store waited"),
-    }
 }

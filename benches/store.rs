@@ -17,20 +17,21 @@
     reason = "a bench measures time and prints"
 )]
 
+mod common;
+
 use chrono::{DateTime, Utc};
+use common::{builder, ids, random, ready};
 use patkit::owner::{OwnerId, Realm};
 use patkit::store::{Change, ChangeBatch, ListBy, ListQuery, Touch};
 use patkit::token::ActorRef;
 use patkit::token::{LastUse, TokenName};
 use patkit::{
-    Actor, AuditAction, AuditEvent, Keyring, MemoryDirectory, MemoryStore, NewToken, Owner, OwnerKind,
-    PostgresStore, SqliteStore, Token, TokenId, TokenKind, TokenService, TokenStore,
+    Actor, AuditAction, AuditEvent, MemoryStore, NewToken, PostgresStore, SqliteStore, Token, TokenId,
+    TokenKind, TokenStore,
 };
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions};
 use sqlx::{AssertSqlSafe, raw_sql};
-use std::pin::pin;
-use std::task::{Context, Waker};
 use std::time::Instant;
 
 const SIZES: [u64; 2] = [10_000, 1_000_000];
@@ -63,13 +64,7 @@ fn id(number: u64) -> TokenId {
 
 /// A walk over all tokens as a random one would go.
 fn places(size: u64) -> impl Iterator<Item = u64> {
-    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
-    std::iter::repeat_with(move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        1 + size / 1_000 + state % (size - size / 1_000)
-    })
+    random().map(move |number| 1 + size / 1_000 + number % (size - size / 1_000))
 }
 
 struct Figures(Vec<(&'static str, f64)>);
@@ -198,16 +193,12 @@ async fn postgres(url: &str, size: u64) -> Figures {
 }
 
 /// A token as a host makes it.
-async fn template() -> Token {
-    let ada = OwnerId::new("ada").unwrap();
-    let users = [Owner::new(ada.clone(), OwnerKind::Human).role("member")].into_iter().collect();
-    let tokens: TokenService<MemoryStore, MemoryDirectory> = TokenService::builder(MemoryStore::new(), users)
-        .brand("acme")
-        .keyring(Keyring::ephemeral().unwrap())
-        .build()
-        .unwrap();
-    let issued = tokens.generate(&Actor::session(ada), NewToken::named("template")).await.unwrap();
-    Token::clone(&tokens.store().find(issued.token.id()).await.unwrap().unwrap())
+fn template() -> Token {
+    let ids = ids(1);
+    let tokens = builder(MemoryStore::new(), &ids).build().unwrap();
+    let issued =
+        ready(tokens.generate(&Actor::session(ids[0].clone()), NewToken::named("template"))).unwrap();
+    Token::clone(&ready(tokens.store().find(issued.token.id())).unwrap().unwrap())
 }
 
 /// What the store in memory holds for each token, in bytes: all that was allocated for it and not freed, its index and its share
@@ -232,8 +223,7 @@ fn bytes_per_token(template: &Token, size: u64, is_told: bool) -> f64 {
             });
             let mut batch = ChangeBatch::new().change(Change::Insert(token.into()));
             batch.events.extend(event);
-            let mut commit = pin!(memory.commit(&batch));
-            assert!(commit.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready());
+            ready(memory.commit(&batch)).unwrap();
         }
     });
     drop(store);
@@ -242,7 +232,7 @@ fn bytes_per_token(template: &Token, size: u64, is_told: bool) -> f64 {
 
 #[tokio::main]
 async fn main() {
-    let template = template().await;
+    let template = template();
     println!("{:<32} {:>12} {:>12}", "Memory, bytes per token", "10^4", "10^6");
     for (what, is_told) in [("the record", false), ("the record and an audit event", true)] {
         let [small, large] = SIZES.map(|size| bytes_per_token(&template, size, is_told));

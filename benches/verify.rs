@@ -22,22 +22,14 @@
     reason = "a bench measures time and prints"
 )]
 
-use hmac::{Hmac, KeyInit, Mac};
-use patkit::clock::CoarseClock;
-use patkit::{
-    Actor, Clock, Keyring, MemoryDirectory, MemoryStore, NewToken, Owner, OwnerId, OwnerKind, RoleCatalog,
-    SystemClock, TokenService,
-};
-use sha2::Sha256;
-use std::hint::black_box;
-use std::pin::pin;
-use std::sync::{Arc, Barrier};
-use std::task::{Context, Poll, Waker};
-use std::time::Instant;
+mod common;
 
-/// Verifications of one sample, and floors: about 20 µs.
-const BATCH: usize = 100;
-const FLOORS: usize = 160;
+use common::{BATCH, Figure, Throughput, builder, floor, ids, measure, random, ready};
+use patkit::clock::CoarseClock;
+use patkit::{Actor, MemoryDirectory, MemoryStore, NewToken, TokenService};
+use std::hint::black_box;
+use std::sync::Arc;
+use std::time::Instant;
 
 type Service = TokenService<Arc<MemoryStore>, MemoryDirectory>;
 
@@ -48,14 +40,15 @@ fn main() {
         let owners = size.min(1_000);
         let (service, texts) = service(size, owners);
         println!("\n{size} tokens of {owners} owners");
-        println!("{:<44} {:>9} {:>9} {:>7}", "", "ns", "floor ns", "HMAC");
-        let spread = uniform(size);
+        println!("{:<44} {}", "", Figure::HEAD);
         let mut walk = uniform(size).into_iter().cycle();
         let hot = || vec![texts[7 % size].clone(); BATCH];
         let mut any = || walk.by_ref().take(BATCH).map(|n| texts[n].clone()).collect::<Vec<_>>();
         line("verify, one hot token", hot, |header| verify(&service, header));
         line("verify, uniform", &mut any, |header| verify(&service, header));
-        let coarse = over(service.store().clone(), &ids(owners), CoarseClock::new(), size);
+        let coarse =
+            builder(service.store().clone(), &ids(owners)).clock(CoarseClock::new()).pending_cap(size);
+        let coarse = coarse.build().unwrap();
         line("verify, one hot token, coarse clock", hot, |header| verify(&coarse, header));
         line("verify, uniform, coarse clock", &mut any, |header| verify(&coarse, header));
         line("verify and require, uniform", &mut any, |header| {
@@ -63,11 +56,10 @@ fn main() {
             black_box(verified.require("datastores:read").is_ok());
         });
         rejections(&service, &texts);
-        println!("{:<44} {:>9} {:>9} {:>7}", "two threads against one", "ns, 1", "ns, 2", "times");
+        println!("{:<44} {}", "two threads against one", Throughput::HEAD);
         let half = size / 2;
-        threads("distinct tokens", |thread, n| {
-            verify(&service, &texts[thread * half + spread[n % spread.len()] % half]);
-        });
+        // Their texts come from memory as well, which those of requests do not: the bench `scale` has them at hand.
+        threads("distinct tokens", |thread, n| verify(&service, &texts[thread * half + n % half]));
         threads("one hot token", |_, _| verify(&service, &texts[7 % size]));
         threads("the floor itself", |_, n| floor(n));
     }
@@ -130,7 +122,7 @@ fn crc32(bytes: &[u8]) -> u32 {
 /// now and that is written: the state that a host is in after its first minute.
 fn service(size: usize, owners: usize) -> (Service, Vec<String>) {
     let ids = ids(owners);
-    let service = over(Arc::new(MemoryStore::new()), &ids, SystemClock::new(), 2 * size);
+    let service = builder(Arc::new(MemoryStore::new()), &ids).pending_cap(2 * size).build().unwrap();
     let started = Instant::now();
     let mut texts: Vec<String> = (0..size)
         .map(|n| {
@@ -150,29 +142,6 @@ fn service(size: usize, owners: usize) -> (Service, Vec<String>) {
     (service, texts)
 }
 
-fn ids(owners: usize) -> Vec<OwnerId> {
-    (0..owners).map(|n| OwnerId::new(&format!("user-{n:06}")).unwrap()).collect()
-}
-
-fn over(
-    store: Arc<MemoryStore>,
-    owners: &[OwnerId],
-    clock: impl Clock + 'static,
-    pending_cap: usize,
-) -> Service {
-    let permissions = ["datastores:read", "datastores:write"];
-    let owner = |id: &OwnerId| Owner::new(id.clone(), OwnerKind::Human).role("member");
-    let directory: MemoryDirectory = owners.iter().map(owner).collect();
-    TokenService::builder(store, directory)
-        .brand("acme")
-        .keyring(Keyring::from_text("1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=").unwrap())
-        .roles(RoleCatalog::standard().grant("member", permissions).build().unwrap())
-        .clock(clock)
-        .pending_cap(pending_cap)
-        .build()
-        .unwrap()
-}
-
 fn verify(service: &Service, header: &str) {
     black_box(ready(service.verify_header(Some(header), None)).unwrap());
 }
@@ -181,87 +150,19 @@ fn refuse(service: &Service, header: &str) {
     black_box(ready(service.verify_header(Some(header), None)).unwrap_err());
 }
 
-/// The memory store never waits.
-fn ready<F: Future>(future: F) -> F::Output {
-    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(output) => output,
-        Poll::Pending => panic!("the memory store waited"),
-    }
-}
-
-/// Pre-keyed `hmac` and `sha2` over 48 bytes: the unit.
-fn floor(n: usize) {
-    use std::sync::LazyLock;
-    static KEYED: LazyLock<Hmac<Sha256>> = LazyLock::new(|| Hmac::new_from_slice(&[7; 32]).unwrap());
-    let mut mac = KEYED.clone();
-    let mut message = [0x55_u8; 48];
-    message[..8].copy_from_slice(&n.to_le_bytes());
-    mac.update(&message);
-    black_box(mac.finalize().into_bytes());
-}
-
 /// A fixed walk over all places, as a random one would go.
 fn uniform(size: usize) -> Vec<usize> {
-    let mut state = 0x9E37_79B9_7F4A_7C15_u64;
-    let step = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state % size as u64) as usize
-    };
-    std::iter::repeat_with(step).take(1 << 20).collect()
+    random().map(|number| (number % size as u64) as usize).take(1 << 20).collect()
 }
 
-/// Prints one line and gives the nanoseconds. Each sample's headers are made ready before it: a request's text comes from its
-/// socket, and is in the cache.
-fn line(name: &str, mut headers: impl FnMut() -> Vec<String>, work: impl Fn(&str)) -> f64 {
-    let mut measured: Vec<f64> = Vec::new();
-    let mut floors: Vec<f64> = Vec::new();
-    for _ in 0..2_000 {
-        let headers = headers();
-        (0..FLOORS / 8).for_each(floor);
-        let started = Instant::now();
-        for header in &headers {
-            work(header);
-        }
-        measured.push(started.elapsed().as_nanos() as f64 / headers.len() as f64);
-        let started = Instant::now();
-        (0..FLOORS).for_each(floor);
-        floors.push(started.elapsed().as_nanos() as f64 / FLOORS as f64);
-    }
-    let (ns, floor) = (quartile(measured), quartile(floors));
-    println!("{name:<44} {ns:>9.1} {floor:>9.1} {:>7.2}", ns / floor);
-    ns
+/// Prints one line and gives the nanoseconds.
+fn line(name: &str, headers: impl FnMut() -> Vec<String>, work: impl Fn(&str)) -> f64 {
+    let figure = measure(2_000, headers, work);
+    println!("{name:<44} {figure}");
+    figure.ns
 }
 
 /// The throughput of two threads against that of one.
 fn threads(name: &str, work: impl Fn(usize, usize) + Sync) {
-    let run = |count: usize| {
-        let rounds = (0..41).map(|_| {
-            let barrier = Barrier::new(count);
-            std::thread::scope(|scope| {
-                let workers: Vec<_> = (0..count)
-                    .map(|thread| {
-                        let (barrier, work) = (&barrier, &work);
-                        scope.spawn(move || {
-                            (0..2_000).for_each(|n| work(thread, n));
-                            barrier.wait();
-                            let started = Instant::now();
-                            (0..10_000).for_each(|n| work(thread, n));
-                            started.elapsed().as_nanos() as f64 / 10_000.0
-                        })
-                    })
-                    .collect();
-                workers.into_iter().map(|worker| worker.join().unwrap()).fold(0.0, f64::max)
-            })
-        });
-        quartile(rounds.collect())
-    };
-    let (one, two) = (run(1), run(2));
-    println!("{name:<44} {one:>9.1} {two:>9.1} {:>7.2}", 2.0 * one / two);
-}
-
-fn quartile(mut samples: Vec<f64>) -> f64 {
-    samples.sort_by(f64::total_cmp);
-    samples[samples.len() / 4]
+    println!("{name:<44} {}", common::threads(work));
 }
