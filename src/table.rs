@@ -55,6 +55,21 @@ pub(crate) struct Table<T, const WORDS: usize> {
     vacant: Arc<T>,
 }
 
+/// Where a value lies as long as it is in the table, however often it is put anew: the shard in the upper six bits, then the
+/// position. No place is zero.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Place(u32);
+
+impl Place {
+    pub(crate) const fn from_bits(bits: u32) -> Self {
+        Self(bits)
+    }
+
+    pub(crate) const fn bits(self) -> u32 {
+        self.0
+    }
+}
+
 /// A value as it is lent, with the words beside it.
 pub(crate) struct Entry<T, const WORDS: usize> {
     pub(crate) value: Guard<Arc<T>>,
@@ -131,12 +146,39 @@ impl<T, const WORDS: usize> Table<T, WORDS> {
         }
     }
 
-    /// Puts a value in the place of the one that `is` it, or adds it.
-    pub(crate) fn put(&self, key: Key, is: impl Fn(&T) -> bool, words: [u64; WORDS], value: Arc<T>) {
+    /// Puts a value in the place of the one that `is` it, or adds it. It gives the place; none where all are taken, which are
+    /// 2^26 for each of the 64 shards.
+    pub(crate) fn put(
+        &self,
+        key: Key,
+        is: impl Fn(&T) -> bool,
+        words: [u64; WORDS],
+        value: Arc<T>,
+    ) -> Option<Place> {
         let hash = self.hash(key);
-        if let Some(shard) = self.shard(hash) {
-            shard.put(self, hash, key, &is, words, value);
-        }
+        let position = self.shard(hash)?.put(self, hash, key, &is, words, value)?;
+        Some(Place(shard_bits(hash) | position))
+    }
+
+    /// Where a value lies, for whoever alone changes the table.
+    pub(crate) fn place_of(&self, key: Key, is: impl Fn(&T) -> bool) -> Option<Place> {
+        let hash = self.hash(key);
+        let (position, _) = self.shard(hash)?.find(hash, key, &is)?;
+        Some(Place(shard_bits(hash) | position))
+    }
+
+    /// What lies in a place, for the same.
+    pub(crate) fn at(&self, place: Place) -> Option<(Key, Entry<T, WORDS>)> {
+        self.slot(place)?.read().ok()
+    }
+
+    /// The key of that.
+    pub(crate) fn key_at(&self, place: Place) -> Key {
+        self.slot(place).map_or([0, FREE], Slot::key)
+    }
+
+    fn slot(&self, Place(bits): Place) -> Option<&Slot<T, WORDS>> {
+        self.shards.get(to_index(u64::from(bits >> POSITION_BITS)))?.slot(bits & POSITION)
     }
 
     /// Takes a value out; `false` where there is none.
@@ -428,6 +470,12 @@ impl<T> Growing<T> {
             }
         }
     }
+}
+
+/// The shard of a hash as it stands in a place.
+#[allow(clippy::as_conversions, clippy::cast_possible_truncation, reason = "six bits are wanted")]
+const fn shard_bits(hash: u64) -> u32 {
+    ((hash >> 32) as u32) & !POSITION
 }
 
 /// The bits of a hash that stand in the index beside a position.
