@@ -2,7 +2,11 @@
 //! the process.
 //!
 //! Records are found in a [`Table`], without a lock, each with what a verification decides on beside its id. Changes and
-//! lists share one lock over the indexes.
+//! lists share one lock over the indexes, which say where in the table records lie and hold nothing of them.
+
+mod indexes;
+
+use indexes::{HashedPlaces, IdList, merged};
 
 use super::{
     AuditLog, Change, ChangeBatch, Conflict, EventPage, Found, ListBy, ListQuery, Page, StoreError,
@@ -12,12 +16,14 @@ use crate::audit::AuditEvent;
 use crate::owner::{OwnerId, Realm};
 use crate::permission::Scope;
 use crate::snapshot::Snapshot;
-use crate::table::{Entry, Growing, Table};
+use crate::table::{Entry, Growing, Key, Place, Table};
 use crate::token::access::Access;
-use crate::token::{Credential, KeyId, Token, TokenId, TokenKind, TokenState};
+use crate::token::{Credential, KeyId, LastUse, Token, TokenId, TokenKind, TokenState};
+use arc_swap::Guard;
 use chrono::{DateTime, Utc};
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::fmt;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// A store in memory. All is lost when it is dropped.
@@ -37,7 +43,7 @@ impl MemoryStore {
 
     /// How many records it holds.
     pub fn len(&self) -> usize {
-        self.indexes().all.len()
+        self.indexes().len
     }
 
     /// Whether it holds none.
@@ -80,22 +86,10 @@ impl TokenStore for MemoryStore {
 
     async fn list(&self, query: &ListQuery) -> Result<Page, StoreError> {
         let indexes = self.indexes();
-        let ids = match &query.by {
-            ListBy::Owner { realm, owner, .. } => {
-                indexes.lists.get(&List::Owner(realm.clone(), owner.clone()))
-            }
-            ListBy::Kind { realm, kind } => indexes.lists.get(&List::Kind(realm.clone(), *kind)),
-            ListBy::Creator(creator) => indexes.lists.get(&List::Creator(*creator)),
-            ListBy::Idle(_) => Some(&indexes.all),
-        };
         let mut tokens: Vec<Arc<Token>> = Vec::new();
         let mut next = None;
-        for id in ids.into_iter().flatten().rev() {
-            // Told by its id, before it is read.
-            if query.after.is_some_and(|after| *id >= after) {
-                continue;
-            }
-            let Some(token) = self.records.find(*id).filter(|token| query.holds(token)) else {
+        for place in self.records.newest_first(&indexes, query) {
+            let Some(token) = self.records.at(place).filter(|token| query.holds(token)) else {
                 continue;
             };
             if tokens.len() >= query.limit.max(1) {
@@ -109,33 +103,22 @@ impl TokenStore for MemoryStore {
 
     async fn commit(&self, batch: &ChangeBatch) -> Result<(), StoreError> {
         let mut indexes = self.indexes();
-        self.check(&indexes, batch).map_err(StoreError::Conflict)?;
+        let old: Vec<_> = batch.changes.iter().map(|change| self.records.find(change.id())).collect();
+        self.check(&indexes, batch, &old)?;
         if let Some((realm, owner)) = &batch.erase {
             indexes.events.iter_mut().for_each(|event| event.erase(realm, owner));
         }
         // What goes first: a name may be handed on within the batch.
-        for change in &batch.changes {
-            if let Some(old) = self.records.find(change.id()) {
-                indexes.forget(&old);
-            }
+        for old in old.iter().flatten() {
+            self.records.forget(&mut indexes, old);
         }
-        for change in &batch.changes {
+        for (change, old) in batch.changes.iter().zip(&old) {
             match change {
-                Change::Insert(token) => {
-                    indexes.learn(token);
-                    self.records.put(token.id, Some(indexes.with_shared_scope(token)));
-                }
+                Change::Insert(token) => self.records.put(&mut indexes, token, token.last_used),
                 Change::Update(token) => {
-                    indexes.learn(token);
-                    let last_used = self.records.find(token.id).and_then(|stored| stored.last_used);
-                    let token = if token.last_used == last_used {
-                        token.clone()
-                    } else {
-                        Arc::new(Token { last_used, ..Token::clone(token) })
-                    };
-                    self.records.put(token.id, Some(token));
+                    self.records.put(&mut indexes, token, old.as_ref().and_then(|old| old.last_used));
                 }
-                Change::Remove { id, .. } => self.records.put(*id, None),
+                Change::Remove { id, .. } => self.records.remove(*id),
             }
         }
         for event in &batch.events {
@@ -149,46 +132,44 @@ impl TokenStore for MemoryStore {
     async fn touch(&self, uses: &[Touch]) -> Result<(), StoreError> {
         let _changing = self.indexes();
         for touch in uses {
-            let Some(token) = self.records.find(touch.id) else {
-                continue;
-            };
-            if token.last_used.is_none_or(|known| known.at < touch.last_use.at) {
-                let touched = Token { last_used: Some(touch.last_use), ..Token::clone(&token) };
-                self.records.put(touch.id, Some(Arc::new(touched)));
-            }
+            self.records.touch(touch);
         }
         Ok(())
     }
 
     async fn purge(&self, ended: DateTime<Utc>, limit: usize) -> Result<Vec<TokenId>, StoreError> {
         let mut indexes = self.indexes();
-        let over: Vec<Arc<Token>> = indexes
-            .all
-            .iter()
-            .filter(|id| {
-                let made = indexes.lists.get(&List::Creator(**id)).into_iter().flatten();
-                // But for the one that took its place.
-                made.filter_map(|made| self.records.find(*made)).all(|made| made.predecessor == Some(**id))
-            })
-            .filter_map(|id| self.records.find(*id))
+        let over: Vec<Arc<Token>> = self
+            .records
+            .oldest_first(&indexes)
+            .filter_map(|place| self.records.at(place))
             .filter(|token| token.facts.ended_by(ended))
+            .filter(|token| {
+                let made = indexes.by_creator.get(&token.id).into_iter().flat_map(IdList::iter);
+                // But for the one that took its place.
+                made.filter_map(|made| self.records.at(made)).all(|made| made.predecessor == Some(token.id))
+            })
             .take(limit)
             .collect();
         for token in &over {
-            indexes.forget(token);
-            self.records.put(token.id, None);
+            self.records.forget(&mut indexes, token);
+            self.records.remove(token.id);
         }
         Ok(over.into_iter().map(|token| token.id).collect())
     }
 }
 
 impl MemoryStore {
-    fn check(&self, indexes: &Indexes, batch: &ChangeBatch) -> Result<(), Conflict> {
-        let mut freed = HashSet::new();
+    /// `old` are the records that the batch changes.
+    fn check(
+        &self,
+        indexes: &Indexes,
+        batch: &ChangeBatch,
+        old: &[Option<Arc<Token>>],
+    ) -> Result<(), StoreError> {
         let mut changed = HashSet::new();
-        for change in &batch.changes {
+        for (change, old) in batch.changes.iter().zip(old) {
             let id = change.id();
-            let old = self.records.find(id);
             let version = old.as_ref().map(|old| old.version);
             let (fits, conflict) = match change {
                 Change::Insert(_) => (old.is_none(), Conflict::Id(id)),
@@ -200,27 +181,32 @@ impl MemoryStore {
                 }
             };
             if !fits || !changed.insert(id) {
-                return Err(conflict);
+                return Err(StoreError::Conflict(conflict));
             }
-            freed.extend(old.as_deref().and_then(Name::of));
         }
+        let freed: HashSet<Name<'_>> = old.iter().flatten().filter_map(|old| Name::of(old)).collect();
         let mut claimed = HashSet::new();
         for change in &batch.changes {
             let (Change::Insert(token) | Change::Update(token)) = change else {
                 continue;
             };
             if token.owner_kind != token.kind.owner_kind() {
-                return Err(Conflict::OwnerKind(token.id));
+                return Err(StoreError::Conflict(Conflict::OwnerKind(token.id)));
             }
             let Some(name) = Name::of(token) else { continue };
-            let in_use = indexes.names.contains(&name) && !freed.contains(&name);
+            let in_use = !freed.contains(&name) && self.records.is_called(indexes, &name);
             if in_use || !claimed.insert(name) {
-                return Err(Conflict::Name(token.id));
+                return Err(StoreError::Conflict(Conflict::Name(token.id)));
             }
         }
-        Ok(())
+        let most = indexes.len.max(indexes.numbers.len()).saturating_add(batch.changes.len());
+        if most > MOST { Err(StoreError::unavailable("the store is full")) } else { Ok(()) }
     }
 }
+
+/// Most records, and owners who ever had one: half of the places that the table has numbers for, since it fills them evenly, but
+/// not to the last.
+const MOST: usize = 1 << 31;
 
 impl AuditLog for MemoryStore {
     async fn events(
@@ -252,7 +238,7 @@ impl AuditLog for MemoryStore {
 impl TokenCounts for MemoryStore {
     async fn count_by_state(&self, now: DateTime<Utc>) -> Result<Vec<(TokenState, u64)>, StoreError> {
         let mut counts = [(TokenState::Active, 0), (TokenState::Revoked, 0), (TokenState::Expired, 0)];
-        for token in self.indexes().all.iter().filter_map(|id| self.records.find(*id)) {
+        for token in self.indexes().all().filter_map(|place| self.records.at(place)) {
             let state = token.state(now);
             if let Some((_, count)) = counts.iter_mut().find(|(each, _)| *each == state) {
                 *count = u64::saturating_add(*count, 1);
@@ -263,7 +249,7 @@ impl TokenCounts for MemoryStore {
 
     async fn count_by_key(&self) -> Result<Vec<(KeyId, u64)>, StoreError> {
         let mut counts: BTreeMap<KeyId, u64> = BTreeMap::new();
-        for token in self.indexes().all.iter().filter_map(|id| self.records.find(*id)) {
+        for token in self.indexes().all().filter_map(|place| self.records.at(place)) {
             if let Credential::Keyed(digest) = &token.credential {
                 let count = counts.entry(digest.key()).or_default();
                 *count = count.saturating_add(1);
@@ -276,9 +262,18 @@ impl TokenCounts for MemoryStore {
 /// What is found by anything but the id. Whoever holds its lock is the only one to change records.
 #[derive(Default)]
 struct Indexes {
-    all: BTreeSet<TokenId>,
-    lists: BTreeMap<List, BTreeSet<TokenId>>,
-    names: HashSet<Name>,
+    /// How many records there are.
+    len: usize,
+    /// The numbers of the owners, as they stand beside a record in the table.
+    numbers: HashMap<(Realm, OwnerId), u32>,
+    /// By that number.
+    by_owner: Vec<IdList>,
+    /// Each record is in one of these.
+    by_kind: BTreeMap<(Realm, TokenKind), IdList>,
+    by_creator: BTreeMap<TokenId, IdList>,
+    names: HashedPlaces,
+    /// What names are hashed with.
+    name_key: RandomState,
     events: Vec<AuditEvent>,
     /// By their entries.
     scopes: HashMap<Box<str>, Scope>,
@@ -287,70 +282,49 @@ struct Indexes {
 /// Most scopes that are shared; records with others have their own.
 const SHARED_SCOPES: usize = 10_000;
 
-#[derive(PartialEq, Eq, PartialOrd, Ord)]
-enum List {
-    Owner(Realm, OwnerId),
-    Kind(Realm, TokenKind),
-    Creator(TokenId),
-}
-
+/// What is unique.
 #[derive(PartialEq, Eq, Hash)]
-struct Name(Realm, OwnerId, TokenKind, Box<str>);
+struct Name<'a>(&'a Realm, &'a OwnerId, TokenKind, &'a str);
 
-impl Name {
-    fn of(token: &Token) -> Option<Self> {
-        let key = token.unique_name()?;
-        Some(Self(token.realm.clone(), token.owner.clone(), token.kind, key.into()))
+impl<'a> Name<'a> {
+    fn of(token: &'a Token) -> Option<Self> {
+        Some(Self(&token.realm, &token.owner, token.kind, token.unique_name()?))
     }
 }
 
 impl Indexes {
-    /// The record with the scope that others have which are narrowed to the same. Many have few scopes between them: shared, they
-    /// take little memory, and what a check reads is in the cache.
-    fn with_shared_scope(&mut self, token: &Arc<Token>) -> Arc<Token> {
-        let Some(set) = token.scope.as_set() else { return token.clone() };
+    /// All records.
+    fn all(&self) -> impl Iterator<Item = Place> {
+        self.by_kind.values().flat_map(IdList::iter)
+    }
+
+    /// The scope that others have which are narrowed to the same. Many have few scopes between them: shared, they take little
+    /// memory, and what a check reads is in the cache.
+    fn shared_scope(&mut self, scope: &Scope) -> Scope {
+        let Some(set) = scope.as_set() else { return scope.clone() };
         let mut key = String::new();
         for grant in set.iter() {
             key.push_str(grant.as_str());
             key.push(' ');
         }
         if let Some(shared) = self.scopes.get(&*key) {
-            return Arc::new(Token { scope: shared.clone(), ..Token::clone(token) });
+            return shared.clone();
         }
         if self.scopes.len() < SHARED_SCOPES {
-            self.scopes.insert(key.into(), token.scope.clone());
+            self.scopes.insert(key.into(), scope.clone());
         }
-        token.clone()
+        scope.clone()
     }
 
-    fn learn(&mut self, token: &Token) {
-        self.all.insert(token.id);
-        for list in lists_of(token) {
-            self.lists.entry(list).or_default().insert(token.id);
-        }
-        self.names.extend(Name::of(token));
+    fn list_of_owner(&self, realm: &Realm, owner: &OwnerId) -> Option<&IdList> {
+        let number = *self.numbers.get(&(realm.clone(), owner.clone()))?;
+        self.by_owner.get(to_index(number))
     }
 
-    fn forget(&mut self, token: &Token) {
-        self.all.remove(&token.id);
-        for list in lists_of(token) {
-            if let Some(ids) = self.lists.get_mut(&list) {
-                ids.remove(&token.id);
-                if ids.is_empty() {
-                    self.lists.remove(&list);
-                }
-            }
-        }
-        if let Some(name) = Name::of(token) {
-            self.names.remove(&name);
-        }
+    /// The upper half of a hash.
+    fn hash_of(&self, name: &Name<'_>) -> u32 {
+        u32::try_from(self.name_key.hash_one(name) >> 32).unwrap_or_default()
     }
-}
-
-fn lists_of(token: &Token) -> impl Iterator<Item = List> {
-    let owner = List::Owner(token.realm.clone(), token.owner.clone());
-    let kind = List::Kind(token.realm.clone(), token.kind);
-    [owner, kind].into_iter().chain(token.creator().map(List::Creator))
 }
 
 /// The records by id, found without a lock. Only one thread changes them at a time.
@@ -358,12 +332,11 @@ struct Records {
     table: Table<Token, 8>,
     /// By the number that stands beside a record in the table.
     owners: Growing<OnceLock<(Realm, OwnerId)>>,
-    numbers: Mutex<HashMap<(Realm, OwnerId), u32>>,
 }
 
 impl Records {
     fn new() -> Self {
-        Self { table: Table::new(Token::vacant().clone()), owners: Growing::new(), numbers: Mutex::default() }
+        Self { table: Table::new(Token::vacant().clone()), owners: Growing::new() }
     }
 
     /// The record as it is now.
@@ -372,8 +345,7 @@ impl Records {
     fn lend(&self, id: TokenId) -> Option<Found<'_>> {
         let Entry { value, words } = self.table.get(id.words(), |_| true)?;
         let access = Access::from_words(words);
-        let number = usize::try_from(access.owner()).ok();
-        let owner = number.and_then(|number| self.owners.get(number)?.get());
+        let owner = self.owners.get(to_index(access.owner())).and_then(OnceLock::get);
         Some(Found::lent(Snapshot::lent(value), access, owner))
     }
 
@@ -381,35 +353,132 @@ impl Records {
         self.lend(id).map(|found| found.into_token().into_arc())
     }
 
-    /// Puts a record in its place or takes it out.
-    fn put(&self, id: TokenId, token: Option<Arc<Token>>) {
-        match token {
-            Some(token) => {
-                let words = Access::of(&token, self.number_of(&token)).words();
-                self.table.put(id.words(), |_| true, words, token);
+    fn at(&self, place: Place) -> Option<Arc<Token>> {
+        self.table.at(place).map(|(_, entry)| Guard::into_inner(entry.value))
+    }
+
+    fn key_at(&self, place: Place) -> Key {
+        self.table.key_at(place)
+    }
+
+    /// What a list may hold, from where the page begins.
+    fn newest_first<'a>(
+        &'a self,
+        indexes: &'a Indexes,
+        query: &'a ListQuery,
+    ) -> Box<dyn Iterator<Item = Place> + 'a> {
+        let after = query.after.map_or([u64::MAX; 2], TokenId::words);
+        let below = move |list: &'a IdList| list.below(after, |place| self.key_at(place));
+        let list = match &query.by {
+            ListBy::Owner { realm, owner, .. } => indexes.list_of_owner(realm, owner),
+            ListBy::Kind { realm, kind } => indexes.by_kind.get(&(realm.clone(), *kind)),
+            ListBy::Creator(creator) => indexes.by_creator.get(creator),
+            ListBy::Idle(_) => {
+                let with_key = |place| (self.key_at(place), place);
+                let lists = indexes.by_kind.values().map(move |list| below(list).map(with_key));
+                return Box::new(merged(lists));
             }
-            None => {
-                self.table.remove(id.words(), |_| true);
+        };
+        Box::new(list.into_iter().flat_map(below))
+    }
+
+    fn oldest_first(&self, indexes: &Indexes) -> impl Iterator<Item = Place> {
+        // What is greatest with each bit turned is smallest.
+        let with_key = |place| (self.key_at(place).map(|word| !word), place);
+        merged(indexes.by_kind.values().map(move |list| list.iter().map(with_key)))
+    }
+
+    /// Whether a record has this name.
+    fn is_called(&self, indexes: &Indexes, name: &Name<'_>) -> bool {
+        let is_it = |place| self.at(place).is_some_and(|token| Name::of(&token).as_ref() == Some(name));
+        indexes.names.contains(indexes.hash_of(name), is_it)
+    }
+
+    /// Puts a record in its place, with this as its last use, and into the indexes; one that was there was forgotten before.
+    fn put(&self, indexes: &mut Indexes, token: &Token, last_used: Option<LastUse>) {
+        let (number, (realm, owner)) = self.owner_of(indexes, token);
+        let scope = indexes.shared_scope(&token.scope);
+        let token = Arc::new(Token { owner, realm, last_used, scope, ..token.clone() });
+        let (key, words) = (token.id.words(), Access::of(&token, number).words());
+        let Some(place) = self.table.put(key, |_| true, words, token.clone()) else { return };
+        if let Some(list) = indexes.by_owner.get_mut(to_index(number)) {
+            list.insert(key, place, |place| self.key_at(place));
+        }
+        let list = indexes.by_kind.entry((token.realm.clone(), token.kind)).or_default();
+        list.insert(key, place, |place| self.key_at(place));
+        if let Some(creator) = token.creator() {
+            let list = indexes.by_creator.entry(creator).or_default();
+            list.insert(key, place, |place| self.key_at(place));
+        }
+        if let Some(name) = Name::of(&token) {
+            indexes.names.insert(indexes.hash_of(&name), place);
+        }
+        indexes.len = indexes.len.saturating_add(1);
+    }
+
+    /// Takes a record out of the indexes, while it is still in its place.
+    fn forget(&self, indexes: &mut Indexes, token: &Token) {
+        let key = token.id.words();
+        let Some(place) = self.table.place_of(key, |_| true) else { return };
+        let number = indexes.numbers.get(&(token.realm.clone(), token.owner.clone()));
+        if let Some(list) = number.and_then(|number| indexes.by_owner.get_mut(to_index(*number))) {
+            list.remove(key, |place| self.key_at(place));
+        }
+        self.take_out(&mut indexes.by_kind, &(token.realm.clone(), token.kind), key);
+        if let Some(creator) = token.creator() {
+            self.take_out(&mut indexes.by_creator, &creator, key);
+        }
+        if let Some(name) = Name::of(token) {
+            indexes.names.remove(indexes.hash_of(&name), place);
+        }
+        indexes.len = indexes.len.saturating_sub(1);
+    }
+
+    /// Takes an id out of one of these lists, and the list where it is its last.
+    fn take_out<L: Ord>(&self, lists: &mut BTreeMap<L, IdList>, name: &L, key: Key) {
+        if let Some(list) = lists.get_mut(name) {
+            list.remove(key, |place| self.key_at(place));
+            if list.is_empty() {
+                lists.remove(name);
             }
         }
     }
 
-    /// The number of a record's owner; one that is beyond all numbers is looked up in the record.
-    fn number_of(&self, token: &Token) -> u32 {
-        let mut numbers = self.numbers.lock().unwrap_or_else(PoisonError::into_inner);
-        let owner = (token.realm.clone(), token.owner.clone());
-        if let Some(number) = numbers.get(&owner) {
-            return *number;
+    fn remove(&self, id: TokenId) {
+        self.table.remove(id.words(), |_| true);
+    }
+
+    /// Notes a use, where it is a later one.
+    fn touch(&self, touch: &Touch) {
+        let Some(found) = self.lend(touch.id) else { return };
+        let number = found.access().owner();
+        let token = found.into_token();
+        if token.last_used.is_none_or(|known| known.at < touch.last_use.at) {
+            let token = Token { last_used: Some(touch.last_use), ..Token::clone(&token) };
+            self.table.put(touch.id.words(), |_| true, Access::of(&token, number).words(), token.into());
         }
-        let index = numbers.len();
-        let Some(number) = u32::try_from(index).ok().filter(|number| *number < u32::MAX) else {
-            return u32::MAX;
-        };
+    }
+
+    /// A record's owner, as all its records share it, and its number.
+    fn owner_of(&self, indexes: &mut Indexes, token: &Token) -> (u32, (Realm, OwnerId)) {
+        let owner = (token.realm.clone(), token.owner.clone());
+        if let Some((owner, number)) = indexes.numbers.get_key_value(&owner) {
+            return (*number, owner.clone());
+        }
+        let index = indexes.numbers.len();
         self.owners.grow(index.saturating_add(1), OnceLock::new);
         if let Some(place) = self.owners.get(index) {
             place.get_or_init(|| owner.clone());
         }
-        numbers.insert(owner, number);
-        number
+        // There are fewer than 2^32, or the batch is refused.
+        let number = u32::try_from(index).unwrap_or(u32::MAX);
+        indexes.numbers.insert(owner.clone(), number);
+        indexes.by_owner.push(IdList::default());
+        (number, owner)
     }
+}
+
+/// A number of an owner as an index.
+fn to_index(number: u32) -> usize {
+    usize::try_from(number).unwrap_or(usize::MAX)
 }

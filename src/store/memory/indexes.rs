@@ -1,0 +1,280 @@
+//! Small indexes of records: they hold places in the table, four bytes each, and read from there what they are ordered or
+//! compared by.
+
+use crate::table::{Key, Place};
+use std::collections::BinaryHeap;
+
+/// Most places of a chunk.
+const CHUNK: usize = 512;
+
+/// Places in the order of their records' ids.
+///
+/// In chunks, or what is put in the middle would move all that comes after it. New ids are greater than all others most often:
+/// chunks that grow at their end become full.
+#[derive(Default)]
+pub(super) struct IdList {
+    chunks: Vec<Vec<Place>>,
+}
+
+impl IdList {
+    /// `key_of` reads the id of what is listed, here and below.
+    pub(super) fn insert(&mut self, key: Key, place: Place, key_of: impl Fn(Place) -> Key) {
+        let (number, index) = self.find(key, &key_of);
+        let at_end = self.chunks.get(number).is_none_or(|chunk| chunk.len() >= CHUNK && index >= CHUNK);
+        if at_end {
+            // What comes after a full chunk goes before the next one, or into one of its own.
+            let number = if self.chunks.is_empty() { 0 } else { number.saturating_add(1) };
+            self.chunks.insert(number, vec![place]);
+            return;
+        }
+        let Some(chunk) = self.chunks.get_mut(number) else { return };
+        if chunk.len() < CHUNK {
+            insert(chunk, index, place);
+            return;
+        }
+        let middle = chunk.len() / 2;
+        let mut upper = chunk.split_off(middle);
+        chunk.shrink_to_fit();
+        if let Some(index) = index.checked_sub(middle) {
+            insert(&mut upper, index, place);
+        } else {
+            insert(chunk, index, place);
+        }
+        self.chunks.insert(number.saturating_add(1), upper);
+    }
+
+    pub(super) fn remove(&mut self, key: Key, key_of: impl Fn(Place) -> Key) {
+        let (number, index) = self.find(key, &key_of);
+        let Some(chunk) = self.chunks.get_mut(number) else { return };
+        if chunk.get(index).is_some_and(|place| key_of(*place) == key) {
+            chunk.remove(index);
+        }
+        if chunk.is_empty() {
+            self.chunks.remove(number);
+        } else if chunk.len() < chunk.capacity() / 4 {
+            chunk.shrink_to(chunk.len().saturating_mul(2));
+        }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.chunks.is_empty()
+    }
+
+    /// All of them, the smallest id first.
+    pub(super) fn iter(&self) -> impl DoubleEndedIterator<Item = Place> {
+        self.chunks.iter().flatten().copied()
+    }
+
+    /// Those whose ids are below this one, the greatest first.
+    pub(super) fn below(&self, key: Key, key_of: impl Fn(Place) -> Key) -> impl Iterator<Item = Place> {
+        let (number, index) = self.find(key, &key_of);
+        let (before, rest) = self.chunks.split_at_checked(number).unwrap_or((&self.chunks, &[]));
+        let last = rest.first().and_then(|chunk| chunk.get(..index)).unwrap_or_default();
+        last.iter().rev().chain(before.iter().flatten().rev()).copied()
+    }
+
+    /// The chunk that an id lies in or would be put into, and where in it: before the first that is not smaller.
+    fn find(&self, key: Key, key_of: &impl Fn(Place) -> Key) -> (usize, usize) {
+        if let Some(last) = self.chunks.last()
+            && last.last().is_some_and(|place| key_of(*place) < key)
+        {
+            return (self.chunks.len().saturating_sub(1), last.len());
+        }
+        let begins_at_or_below =
+            |chunk: &Vec<Place>| chunk.first().is_some_and(|first| key_of(*first) <= key);
+        let number = self.chunks.partition_point(begins_at_or_below).saturating_sub(1);
+        let index = self.chunks.get(number).map(|chunk| chunk.partition_point(|place| key_of(*place) < key));
+        (number, index.unwrap_or(0))
+    }
+}
+
+/// A chunk takes an eighth more than it holds: a vector of its own accord takes twice as much.
+fn insert(chunk: &mut Vec<Place>, index: usize, place: Place) {
+    if chunk.len() == chunk.capacity() {
+        chunk.reserve_exact((chunk.len() / 8).max(4).min(CHUNK.saturating_sub(chunk.len())));
+    }
+    if index <= chunk.len() {
+        chunk.insert(index, place);
+    }
+}
+
+/// What several lists hold, each the greatest first, in one such order.
+pub(super) fn merged<I: Iterator<Item = (Key, Place)>>(
+    lists: impl Iterator<Item = I>,
+) -> impl Iterator<Item = Place> {
+    let mut lists: Vec<I> = lists.collect();
+    let heads = lists.iter_mut().enumerate().filter_map(|(number, list)| Some((list.next()?, number)));
+    let mut heads: BinaryHeap<((Key, Place), usize)> = heads.collect();
+    std::iter::from_fn(move || {
+        let ((_, place), number) = heads.pop()?;
+        heads.extend(lists.get_mut(number).and_then(Iterator::next).map(|head| (head, number)));
+        Some(place)
+    })
+}
+
+/// Places by a hash of what their records are called: an open-addressed table without a copy of any name. Each entry has 32
+/// bits of the hash above the place, so that few records are read in vain, and none to make room.
+#[derive(Default)]
+pub(super) struct HashedPlaces {
+    /// Zero where there is none: that is no place.
+    entries: Vec<u64>,
+    len: usize,
+}
+
+impl HashedPlaces {
+    /// Whether one with this hash `is` it.
+    pub(super) fn contains(&self, hash: u32, is: impl Fn(Place) -> bool) -> bool {
+        self.probe(hash)
+            .filter_map(|index| self.entries.get(index))
+            .take_while(|entry| **entry != 0)
+            .map(|entry| halves(*entry))
+            .any(|[found, place]| found == hash && is(Place::from_bits(place)))
+    }
+
+    pub(super) fn insert(&mut self, hash: u32, place: Place) {
+        self.len = self.len.saturating_add(1);
+        if self.len.saturating_mul(4) > self.entries.len().saturating_mul(3) {
+            // By a quarter: at least six tenths are in use.
+            let len = self.entries.len().saturating_add(self.entries.len() / 4).max(8);
+            let entries = std::mem::replace(&mut self.entries, vec![0; len]);
+            entries.into_iter().filter(|entry| *entry != 0).for_each(|entry| self.enter(entry));
+        }
+        self.enter(entry(hash, place));
+    }
+
+    pub(super) fn remove(&mut self, hash: u32, place: Place) {
+        let mut is_out = false;
+        for index in self.probe(hash) {
+            let Some(found) = self.entries.get_mut(index).filter(|found| **found != 0) else { break };
+            if is_out {
+                // It may stand here only because of what stood before it.
+                let behind = std::mem::take(found);
+                self.enter(behind);
+            } else if *found == entry(hash, place) {
+                *found = 0;
+                self.len = self.len.saturating_sub(1);
+                is_out = true;
+            }
+        }
+    }
+
+    fn enter(&mut self, entry: u64) {
+        let gap = self.probe(hash_of(entry)).find(|index| self.entries.get(*index) == Some(&0));
+        if let Some(gap) = gap.and_then(|index| self.entries.get_mut(index)) {
+            *gap = entry;
+        }
+    }
+
+    /// Where a hash is looked for, each index once.
+    fn probe(&self, hash: u32) -> impl Iterator<Item = usize> + use<> {
+        let len = self.entries.len();
+        let scaled = u64::try_from(len).unwrap_or(0).wrapping_mul(u64::from(hash)) >> 32;
+        let start = usize::try_from(scaled).unwrap_or(0).min(len);
+        (start..len).chain(0..start)
+    }
+}
+
+fn entry(hash: u32, place: Place) -> u64 {
+    u64::from(hash) << 32 | u64::from(place.bits())
+}
+
+fn hash_of(entry: u64) -> u32 {
+    let [hash, _] = halves(entry);
+    hash
+}
+
+/// The upper and the lower half.
+#[allow(clippy::as_conversions, clippy::cast_possible_truncation, reason = "the two halves are wanted")]
+const fn halves(entry: u64) -> [u32; 2] {
+    [(entry >> 32) as u32, entry as u32]
+}
+
+#[cfg(test)]
+#[allow(
+    clippy::arithmetic_side_effects,
+    clippy::as_conversions,
+    clippy::cast_possible_truncation,
+    reason = "tests"
+)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use std::collections::{BTreeSet, HashSet};
+
+    /// As if the record in each place had this id.
+    fn key_of(place: Place) -> Key {
+        [u64::from(place.bits() / 2), u64::from(place.bits() % 2)]
+    }
+
+    proptest! {
+        /// Against a set of std's, in the order of the ids, backwards, and in none.
+        #[test]
+        fn a_list_is_a_sorted_set(
+            order in 0..3_u8,
+            steps in prop::collection::vec((0..4_u8, 1..3_000_u32), 0..6_000),
+            below in prop::collection::vec(0..3_100_u32, 5),
+        ) {
+            let (mut list, mut set) = (IdList::default(), BTreeSet::new());
+            for (n, (what, number)) in steps.into_iter().enumerate() {
+                let number = match order { 0 => n as u32 + 1, 1 => 10_000 - n as u32, _ => number };
+                let place = Place::from_bits(number);
+                // A record is put into a list once.
+                if what > 0 && set.insert(number) {
+                    list.insert(key_of(place), place, key_of);
+                } else if what == 0 {
+                    let gone = if order < 2 { number / 2 } else { number };
+                    set.remove(&gone);
+                    list.remove(key_of(Place::from_bits(gone)), key_of);
+                }
+            }
+            prop_assert_eq!(list.is_empty(), set.is_empty());
+            prop_assert!(list.iter().map(Place::bits).eq(set.iter().copied()));
+            for key in below {
+                let listed = list.below(key_of(Place::from_bits(key)), key_of).map(Place::bits);
+                prop_assert!(listed.eq(set.range(..key).rev().copied()));
+            }
+        }
+
+        /// Few hashes, so that many places share one or stand in the way of another.
+        #[test]
+        fn hashed_places_are_a_set(steps in prop::collection::vec((any::<bool>(), 1..300_u32), 0..2_000)) {
+            let (mut places, mut set) = (HashedPlaces::default(), HashSet::new());
+            let hash = |number: u32| (number / 3) << 25;
+            for (is_put, number) in steps {
+                let place = Place::from_bits(number);
+                if is_put && set.insert(number) {
+                    places.insert(hash(number), place);
+                } else if !is_put {
+                    set.remove(&number);
+                    places.remove(hash(number), place);
+                }
+            }
+            for number in 1..300 {
+                let is_there = places.contains(hash(number), |place| place.bits() == number);
+                prop_assert_eq!(is_there, set.contains(&number));
+            }
+            prop_assert_eq!(places.len, set.len());
+        }
+
+        #[test]
+        fn lists_are_merged_the_greatest_first(lists in prop::collection::vec(prop::collection::btree_set(1..1_000_u32, 0..50), 0..5)) {
+            let descending = lists.iter().map(|list| list.iter().rev().map(|bits| {
+                let place = Place::from_bits(*bits);
+                (key_of(place), place)
+            }));
+            let mut all: Vec<u32> = lists.iter().flatten().copied().collect();
+            all.sort_unstable_by(|one, other| other.cmp(one));
+            prop_assert!(merged(descending).map(Place::bits).eq(all));
+        }
+    }
+
+    #[test]
+    fn what_comes_in_order_fills_its_chunks() {
+        let mut list = IdList::default();
+        for bits in 1..=100_000 {
+            list.insert(key_of(Place::from_bits(bits)), Place::from_bits(bits), key_of);
+        }
+        let held: usize = list.chunks.iter().map(Vec::capacity).sum();
+        assert!(held < 101_000, "{held}");
+    }
+}
