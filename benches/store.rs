@@ -18,55 +18,19 @@
 )]
 
 mod common;
+mod tables;
 
 use chrono::{DateTime, Utc};
-use common::{builder, ids, random, ready};
+use common::{builder, ids, ready};
 use patkit::owner::{OwnerId, Realm};
 use patkit::store::{Change, ChangeBatch, ListBy, ListQuery, Touch};
 use patkit::token::ActorRef;
 use patkit::token::{LastUse, TokenName};
-use patkit::{
-    Actor, AuditAction, AuditEvent, MemoryStore, NewToken, PostgresStore, SqliteStore, Token, TokenId,
-    TokenKind, TokenStore,
-};
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions};
-use sqlx::{AssertSqlSafe, raw_sql};
+use patkit::{Actor, AuditAction, AuditEvent, MemoryStore, NewToken, Token, TokenKind, TokenStore};
 use std::time::Instant;
+use tables::{ENDED, PER_OWNER, id, places};
 
 const SIZES: [u64; 2] = [10_000, 1_000_000];
-/// Each owner has so many tokens.
-const PER_OWNER: u64 = 10;
-/// A thousandth of the tokens has ended before this instant, in microseconds.
-const ENDED: i64 = 1_000;
-
-/// Rows straight into the table: the n-th is of one owner in `size / 10`; the first thousandth is revoked.
-fn rows(table: &str, id: &str, hash: &str, numbers: &str, size: u64) -> String {
-    let ended = size / 1_000;
-    let when = |value: &str| format!("CASE WHEN n <= {ended} THEN {value} END");
-    format!(
-        "INSERT INTO {table} (id, realm, owner, owner_kind, kind, name, name_key, created_at, created_by, revoked_at, \
-         revoked_reason, revoked_by, revoked_authority, lifetime, scope, digest_key, digest, idle_from, version) \
-         SELECT {id}, '', 'owner ' || (n % {}), 'human', 'personal', 'token ' || n, {hash}, n, 'system', {}, {}, {}, {}, \
-         'default', 'inherit', 1, {hash}, n, 1 FROM {numbers}",
-        size / PER_OWNER,
-        when(&format!("n % {ENDED}")),
-        when("'system'"),
-        when("'system'"),
-        when("'system'"),
-    )
-}
-
-fn id(number: u64) -> TokenId {
-    let bytes = (u128::from(number) << 80) | (0x7000_8000 << 48) | u128::from(number);
-    TokenId::from_bytes(bytes.to_be_bytes()).unwrap()
-}
-
-/// A walk over all tokens as a random one would go.
-fn places(size: u64) -> impl Iterator<Item = u64> {
-    random().map(move |number| 1 + size / 1_000 + number % (size - size / 1_000))
-}
-
 struct Figures(Vec<(&'static str, f64)>);
 
 /// Microseconds of each operation, in the middle.
@@ -152,43 +116,16 @@ fn print(engine: &str, figures: &[Figures]) {
 }
 
 async fn sqlite(size: u64) -> Figures {
-    let dir = std::env::temp_dir().join(format!("patkit-bench-{}-{size}", std::process::id()));
-    std::fs::create_dir_all(&dir).unwrap();
-    let options = SqliteConnectOptions::new()
-        .filename(dir.join("db"))
-        .create_if_missing(true)
-        .journal_mode(SqliteJournalMode::Wal);
-    let pool = SqlitePoolOptions::new().max_connections(1).connect_with(options).await.unwrap();
-    let store = SqliteStore::builder(pool.clone()).migrate().await.unwrap();
-    let numbers =
-        format!("WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers LIMIT {size})");
-    let id = "unhex(printf('%012x70008%015x', n, n))";
-    let rows = rows("patkit_tokens", id, "unhex(printf('%064x', n))", "numbers", size);
-    raw_sql(AssertSqlSafe(format!("{numbers} {rows}; ANALYZE"))).execute(&pool).await.unwrap();
+    let (store, folder) = tables::sqlite(size, 1).await;
     let figures = measure(&store, size).await;
-    pool.close().await;
-    std::fs::remove_dir_all(dir).unwrap();
+    folder.remove(store).await;
     figures
 }
 
 async fn postgres(url: &str, size: u64) -> Figures {
-    let options: PgConnectOptions = url.parse().unwrap();
-    let pool = PgPoolOptions::new().max_connections(1).connect_with(options).await.unwrap();
-    let prefix = format!("bench_{}_{size}_", std::process::id());
-    let store = PostgresStore::builder(pool.clone()).prefix(&prefix).migrate().await.unwrap();
-    let table = format!("{prefix}tokens");
-    let id = "decode(lpad(to_hex(n), 12, '0') || '70008' || lpad(to_hex(n), 15, '0'), 'hex')";
-    let rows = rows(
-        &table,
-        id,
-        "sha256(n::text::bytea)",
-        &format!("generate_series(1, {size}) AS numbers (n)"),
-        size,
-    );
-    raw_sql(AssertSqlSafe(format!("{rows}; ANALYZE {table}; CHECKPOINT"))).execute(&pool).await.unwrap();
+    let store = tables::postgres(url, size, 1).await;
     let figures = measure(&store, size).await;
-    let drop = format!("DROP TABLE {table}, {prefix}events, {prefix}migrations");
-    raw_sql(AssertSqlSafe(drop)).execute(&pool).await.unwrap();
+    tables::drop_tables(&store, size).await;
     figures
 }
 

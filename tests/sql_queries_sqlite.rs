@@ -136,6 +136,13 @@ async fn each_operation_costs_as_many_statements_as_it_must() {
     // One of uses, and one of the refusals that are audited.
     costs!("flush", 2, 2, service.flush()).unwrap();
     costs!("flush of nothing", 0, 0, service.flush()).unwrap();
+    for number in 0..1_000 {
+        let robot = NewToken::named(&format!("robot {number}")).for_service(owner("robot"));
+        let issued = service.generate(&ada, robot).await.unwrap();
+        service.verify(issued.plaintext.expose_secret(), None).await.unwrap();
+    }
+    engine.count().await;
+    costs!("flush of a thousand", 1, 1, service.flush()).unwrap();
     clock.advance(chrono::TimeDelta::minutes(2));
     // Presented after its overlap: the record and its event.
     costs!("reuse", 3, 1, service.verify(text, None)).unwrap_err();

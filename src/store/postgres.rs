@@ -90,6 +90,15 @@ impl Engine for Postgres {
         bound::<Self>(sql, values).persistent(keeps).fetch_all(connection).await
     }
 
+    async fn fetch_one(
+        connection: &mut PgConnection,
+        keeps: bool,
+        sql: Arc<str>,
+        values: Vec<Value>,
+    ) -> Result<Option<PgRow>, sqlx::Error> {
+        bound::<Self>(sql, values).persistent(keeps).fetch_optional(connection).await
+    }
+
     async fn script(connection: &mut PgConnection, sql: String) -> Result<(), sqlx::Error> {
         raw_sql(AssertSqlSafe(sql)).execute(connection).await.map(drop)
     }
@@ -149,11 +158,11 @@ impl Engine for Postgres {
         row.try_get(index)
     }
 
-    fn text(row: &PgRow, index: usize) -> Result<Option<String>, sqlx::Error> {
+    fn text(row: &PgRow, index: usize) -> Result<Option<&str>, sqlx::Error> {
         row.try_get(index)
     }
 
-    fn bytes(row: &PgRow, index: usize) -> Result<Option<Vec<u8>>, sqlx::Error> {
+    fn bytes(row: &PgRow, index: usize) -> Result<Option<&[u8]>, sqlx::Error> {
         row.try_get(index)
     }
 }

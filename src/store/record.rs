@@ -42,14 +42,15 @@ impl fmt::Debug for Value {
     }
 }
 
-/// A row that is read, cell by cell; `None` where a cell is not there or holds no such value.
+/// A row that is read, cell by cell; `None` where a cell is not there or holds no such value. Texts and bytes are lent: most of
+/// them are read into something else.
 pub trait Row {
     /// The integer in a cell.
     fn int(&self, index: usize) -> Option<Option<i64>>;
     /// The text in a cell.
-    fn text(&self, index: usize) -> Option<Option<String>>;
+    fn text(&self, index: usize) -> Option<Option<&str>>;
     /// The bytes in a cell.
-    fn bytes(&self, index: usize) -> Option<Option<Vec<u8>>>;
+    fn bytes(&self, index: usize) -> Option<Option<&[u8]>>;
 }
 
 impl Row for [Value] {
@@ -57,12 +58,12 @@ impl Row for [Value] {
         if let Value::Int(value) = self.get(index)? { Some(*value) } else { None }
     }
 
-    fn text(&self, index: usize) -> Option<Option<String>> {
-        if let Value::Text(value) = self.get(index)? { Some(value.clone()) } else { None }
+    fn text(&self, index: usize) -> Option<Option<&str>> {
+        if let Value::Text(value) = self.get(index)? { Some(value.as_deref()) } else { None }
     }
 
-    fn bytes(&self, index: usize) -> Option<Option<Vec<u8>>> {
-        if let Value::Bytes(value) = self.get(index)? { Some(value.clone()) } else { None }
+    fn bytes(&self, index: usize) -> Option<Option<&[u8]>> {
+        if let Value::Bytes(value) = self.get(index)? { Some(value.as_deref()) } else { None }
     }
 }
 
@@ -243,11 +244,12 @@ fn joined<T: AsRef<str>>(parts: impl Iterator<Item = T>) -> String {
 pub fn read_token(row: &(impl Row + ?Sized), table: &str) -> Result<Token, CorruptRecord> {
     let mut cells = Cells::new(row, table, &TOKEN_COLUMNS);
     let id = cells.required(Cells::id)?;
-    cells.row = id.to_string();
+    cells.row = Some(id);
     let realm = cells.realm()?;
     let owner = cells.required(Cells::owner)?;
-    let owner_kind = cells.one_of([OwnerKind::Human, OwnerKind::Service, OwnerKind::Internal])?;
-    let kind = cells.one_of([TokenKind::Personal, TokenKind::Service])?;
+    let owner_kind =
+        cells.one_of([OwnerKind::Human, OwnerKind::Service, OwnerKind::Internal], OwnerKind::as_str)?;
+    let kind = cells.one_of([TokenKind::Personal, TokenKind::Service], TokenKind::as_str)?;
     let name = cells.parsed(|text| TokenName::new(text).ok().filter(|name| name.as_str() == text))?;
     // Written for its index alone.
     cells.skip();
@@ -297,7 +299,7 @@ pub fn read_token(row: &(impl Row + ?Sized), table: &str) -> Result<Token, Corru
     let scheme = cells.text()?;
     let credential = match (digest, scheme, cells.bytes()?) {
         (Some(digest), None, None) => Credential::Keyed(digest),
-        (None, Some(scheme), Some(value)) => Credential::Foreign(ForeignDigest::new(&scheme, &value)),
+        (None, Some(scheme), Some(value)) => Credential::Foreign(ForeignDigest::new(scheme, value)),
         _ => return Err(cells.corrupt()),
     };
     let idle_from = cells.required(Cells::time)?;
@@ -350,7 +352,7 @@ pub fn read_event(row: &(impl Row + ?Sized), table: &str) -> Result<AuditEvent, 
         actor: cells.actor()?.ok_or_else(|| cells.corrupt())?,
         token: cells.required(Cells::id)?,
         owner: cells.owner()?,
-        reason: cells.text()?.map(Cow::Owned),
+        reason: cells.text()?.map(|text| Cow::Owned(text.to_owned())),
         address: cells.address()?,
     })
 }
@@ -370,19 +372,22 @@ struct Cells<'a, R: ?Sized> {
     columns: &'a [&'static str],
     /// The next one.
     index: usize,
-    /// What the row is known by, as far as that was read.
-    row: String,
+    /// What the row is known by, once that was read.
+    row: Option<TokenId>,
+    /// The owner that was named last. Most often it is named again, as the one who made the token, and both share one text.
+    named: Option<OwnerId>,
 }
 
 impl<'a, R: Row + ?Sized> Cells<'a, R> {
     fn new(cells: &'a R, table: &'a str, columns: &'a [&'static str]) -> Self {
-        Self { of_row: cells, table, columns, index: 0, row: "?".into() }
+        Self { of_row: cells, table, columns, index: 0, row: None, named: None }
     }
 
     /// That the cell which was read last is amiss.
     fn corrupt(&self) -> CorruptRecord {
         let column = self.columns.get(self.index.saturating_sub(1)).copied().unwrap_or_default();
-        CorruptRecord::new(self.table, column, &self.row)
+        let row = self.row.map_or_else(|| "?".to_owned(), |id| id.to_string());
+        CorruptRecord::new(self.table, column, &row)
     }
 
     fn skip(&mut self) {
@@ -391,18 +396,18 @@ impl<'a, R: Row + ?Sized> Cells<'a, R> {
 
     fn next<T>(
         &mut self,
-        read: impl FnOnce(&R, usize) -> Option<Option<T>>,
+        read: impl FnOnce(&'a R, usize) -> Option<Option<T>>,
     ) -> Result<Option<T>, CorruptRecord> {
         let value = read(self.of_row, self.index);
         self.skip();
         value.ok_or_else(|| self.corrupt())
     }
 
-    fn text(&mut self) -> Result<Option<String>, CorruptRecord> {
+    fn text(&mut self) -> Result<Option<&'a str>, CorruptRecord> {
         self.next(R::text)
     }
 
-    fn bytes(&mut self) -> Result<Option<Vec<u8>>, CorruptRecord> {
+    fn bytes(&mut self) -> Result<Option<&'a [u8]>, CorruptRecord> {
         self.next(R::bytes)
     }
 
@@ -416,7 +421,7 @@ impl<'a, R: Row + ?Sized> Cells<'a, R> {
     fn opt_parsed<T>(&mut self, parse: impl FnOnce(&str) -> Option<T>) -> Result<Option<T>, CorruptRecord> {
         match self.text()? {
             None => Ok(None),
-            Some(text) => parse(&text).map(Some).ok_or_else(|| self.corrupt()),
+            Some(text) => parse(text).map(Some).ok_or_else(|| self.corrupt()),
         }
     }
 
@@ -424,8 +429,12 @@ impl<'a, R: Row + ?Sized> Cells<'a, R> {
         self.required(|cells| cells.opt_parsed(parse))
     }
 
-    fn one_of<T: ToString, const N: usize>(&mut self, values: [T; N]) -> Result<T, CorruptRecord> {
-        self.parsed(|text| values.into_iter().find(|value| value.to_string() == text))
+    fn one_of<T: Copy, const N: usize>(
+        &mut self,
+        values: [T; N],
+        as_str: fn(T) -> &'static str,
+    ) -> Result<T, CorruptRecord> {
+        self.parsed(|text| values.into_iter().find(|value| as_str(*value) == text))
     }
 
     fn number<T: TryFrom<i64>>(&mut self) -> Result<Option<T>, CorruptRecord> {
@@ -470,7 +479,13 @@ impl<'a, R: Row + ?Sized> Cells<'a, R> {
     }
 
     fn owner(&mut self) -> Result<Option<OwnerId>, CorruptRecord> {
-        self.opt_parsed(|text| OwnerId::new(text).ok())
+        let named = self.named.take();
+        let owner = self.opt_parsed(|text| match &named {
+            Some(named) if named.as_str() == text => Some(named.clone()),
+            _ => OwnerId::new(text).ok(),
+        })?;
+        self.named = owner.clone().or(named);
+        Ok(owner)
     }
 
     fn address(&mut self) -> Result<Option<IpAddr>, CorruptRecord> {
@@ -480,7 +495,7 @@ impl<'a, R: Row + ?Sized> Cells<'a, R> {
     /// Whoever did something; none where nobody is named.
     fn actor(&mut self) -> Result<Option<ActorRef>, CorruptRecord> {
         let (kind, owner, token) = (self.text()?, self.owner()?, self.id()?);
-        match (kind.as_deref(), owner, token) {
+        match (kind, owner, token) {
             (None, None, None) => Ok(None),
             (Some("system"), None, None) => Ok(Some(ActorRef::System)),
             (Some("erased"), None, None) => Ok(Some(ActorRef::Erased)),
@@ -488,6 +503,27 @@ impl<'a, R: Row + ?Sized> Cells<'a, R> {
             (Some("owner"), Some(owner), None) => Ok(Some(ActorRef::Owner(owner))),
             (Some("token"), Some(owner), Some(id)) => Ok(Some(ActorRef::Token { owner, id })),
             _ => Err(self.corrupt()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_owner_who_made_the_token_is_read_once() {
+        let ada = OwnerId::new("ada").unwrap();
+        let by = |owner: &str| ActorRef::Owner(OwnerId::new(owner).unwrap());
+        for (created_by, is_shared) in [(by("ada"), true), (by("eve"), false)] {
+            let name = TokenName::new("ci").unwrap();
+            let id = TokenId::from_words([0x0190_0000_0000_7000, 1 << 63]).unwrap();
+            let vacant = Token::clone(Token::vacant());
+            let token = Token { id, owner: ada.clone(), created_by, name, version: 1, ..vacant };
+            let read = read_token(&*token_values(&token), "tokens").unwrap();
+            assert_eq!((&read.owner, &read.created_by), (&token.owner, &token.created_by));
+            let maker = read.created_by.owner().unwrap().as_str();
+            assert_eq!(std::ptr::eq(maker, read.owner.as_str()), is_shared);
         }
     }
 }

@@ -58,6 +58,15 @@ pub trait Engine: Database<Connection: Send> + sealed::Sealed {
         values: Vec<Value>,
     ) -> impl Future<Output = Result<Vec<Self::Row>, sqlx::Error>> + Send;
 
+    /// Runs a statement that gives one row at most. Nothing but that row has to be waited for.
+    #[doc(hidden)]
+    fn fetch_one(
+        connection: &mut Self::Connection,
+        keeps: bool,
+        sql: Arc<str>,
+        values: Vec<Value>,
+    ) -> impl Future<Output = Result<Option<Self::Row>, sqlx::Error>> + Send;
+
     /// Runs several statements as they are.
     #[doc(hidden)]
     fn script(
@@ -84,11 +93,11 @@ pub trait Engine: Database<Connection: Send> + sealed::Sealed {
 
     /// The text in a cell.
     #[doc(hidden)]
-    fn text(row: &Self::Row, index: usize) -> Result<Option<String>, sqlx::Error>;
+    fn text(row: &Self::Row, index: usize) -> Result<Option<&str>, sqlx::Error>;
 
     /// The bytes in a cell.
     #[doc(hidden)]
-    fn bytes(row: &Self::Row, index: usize) -> Result<Option<Vec<u8>>, sqlx::Error>;
+    fn bytes(row: &Self::Row, index: usize) -> Result<Option<&[u8]>, sqlx::Error>;
 }
 
 mod sealed {
@@ -467,11 +476,11 @@ impl<E: Engine> Row for Read<'_, E> {
         E::int(self.0, index).ok()
     }
 
-    fn text(&self, index: usize) -> Option<Option<String>> {
+    fn text(&self, index: usize) -> Option<Option<&str>> {
         E::text(self.0, index).ok()
     }
 
-    fn bytes(&self, index: usize) -> Option<Option<Vec<u8>>> {
+    fn bytes(&self, index: usize) -> Option<Option<&[u8]>> {
         E::bytes(self.0, index).ok()
     }
 }
@@ -643,6 +652,15 @@ pub(super) trait Place<E: Engine>: Sync {
         sql: &Arc<str>,
         values: Vec<Value>,
     ) -> impl Future<Output = Result<Vec<E::Row>, StoreError>> + Send;
+
+    /// Runs one statement that gives one row at most.
+    fn fetch_one(
+        &self,
+        sql: &Arc<str>,
+        values: Vec<Value>,
+    ) -> impl Future<Output = Result<Option<E::Row>, StoreError>> + Send {
+        async { Ok(self.fetch(sql, values).await?.pop()) }
+    }
 }
 
 impl<E: Engine> Place<E> for SqlStore<E> {
@@ -662,13 +680,23 @@ impl<E: Engine> Place<E> for SqlStore<E> {
         transaction.commit().await.map_err(unavailable)?;
         Ok(rows)
     }
+
+    async fn fetch_one(&self, sql: &Arc<str>, values: Vec<Value>) -> Result<Option<E::Row>, StoreError> {
+        if !self.statements.keeps {
+            return Ok(self.fetch(sql, values).await?.pop());
+        }
+        let mut connection = self.pool.acquire().await.map_err(unavailable)?;
+        E::fetch_one(&mut connection, true, sql.clone(), values).await.map_err(unavailable)
+    }
 }
 
 async fn find<E: Engine>(place: &impl Place<E>, id: TokenId) -> Result<Option<Found<'static>>, StoreError> {
     let statements = place.statements();
-    let rows = place.fetch(&statements.find, vec![Value::id(id)]).await?;
-    let token = rows.first().map(|row| read_token(&Read::<E>(row), &statements.tokens)).transpose();
-    Ok(token.map_err(StoreError::Corrupt)?.map(Found::from))
+    let Some(row) = place.fetch_one(&statements.find, vec![Value::id(id)]).await? else {
+        return Ok(None);
+    };
+    let token = read_token(&Read::<E>(&row), &statements.tokens).map_err(StoreError::Corrupt)?;
+    Ok(Some(token.into()))
 }
 
 async fn list<E: Engine>(place: &impl Place<E>, query: &ListQuery) -> Result<Page, StoreError> {
@@ -701,7 +729,8 @@ async fn list<E: Engine>(place: &impl Place<E>, query: &ListQuery) -> Result<Pag
             return Ok(page);
         }
         // Not one id that the next page could begin after: read on behind the last of them, whatever it is.
-        after = rows.last().and_then(|row| E::bytes(row, 0).ok()).map(Value::Bytes);
+        after =
+            rows.last().and_then(|row| E::bytes(row, 0).ok()).map(|id| Value::Bytes(id.map(<[u8]>::to_vec)));
     }
 }
 

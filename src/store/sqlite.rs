@@ -96,6 +96,15 @@ impl Engine for Sqlite {
         bound::<Self>(sql, values).persistent(keeps).fetch_all(connection).await
     }
 
+    async fn fetch_one(
+        connection: &mut SqliteConnection,
+        keeps: bool,
+        sql: Arc<str>,
+        values: Vec<Value>,
+    ) -> Result<Option<SqliteRow>, sqlx::Error> {
+        bound::<Self>(sql, values).persistent(keeps).fetch_optional(connection).await
+    }
+
     async fn script(connection: &mut SqliteConnection, sql: String) -> Result<(), sqlx::Error> {
         raw_sql(sqlx::AssertSqlSafe(sql)).execute(connection).await.map(drop)
     }
@@ -179,11 +188,11 @@ impl Engine for Sqlite {
         row.try_get(index)
     }
 
-    fn text(row: &SqliteRow, index: usize) -> Result<Option<String>, sqlx::Error> {
+    fn text(row: &SqliteRow, index: usize) -> Result<Option<&str>, sqlx::Error> {
         row.try_get(index)
     }
 
-    fn bytes(row: &SqliteRow, index: usize) -> Result<Option<Vec<u8>>, sqlx::Error> {
+    fn bytes(row: &SqliteRow, index: usize) -> Result<Option<&[u8]>, sqlx::Error> {
         row.try_get(index)
     }
 }

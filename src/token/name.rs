@@ -165,6 +165,10 @@ fn normalized(text: &str, most: usize, allowed: impl Fn(char) -> bool) -> Result
     if let Some(bad) = text.chars().find(|&character| is_refused(character) && !allowed(character)) {
         return Err(NameError::Character(bad));
     }
+    // In form C already, a byte to a character. Most names are such, and each look-up in a database reads one.
+    if text.is_ascii() {
+        return if text.len() > most { Err(NameError::TooLong { most }) } else { Ok(text.into()) };
+    }
     let text: String = text.nfc().collect();
     if text.chars().count() > most { Err(NameError::TooLong { most }) } else { Ok(text.into()) }
 }
@@ -176,9 +180,14 @@ fn is_refused(character: char) -> bool {
         || matches!(character, '\u{2028}' | '\u{2029}' | '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}')
 }
 
-/// `toNFKC_Casefold`: fold, drop what is ignorable, normalize, until nothing changes. Twice is enough by the standard's
-/// own recipe for compatibility caseless matching (section 3.13.5, D146).
+/// `toNFKC_Casefold`, which for ASCII comes to lower case.
 fn fold(text: &str) -> String {
+    if text.is_ascii() { text.to_ascii_lowercase() } else { fold_any(text) }
+}
+
+/// Fold, drop what is ignorable, normalize, until nothing changes. Twice is enough by the standard's own recipe for
+/// compatibility caseless matching (section 3.13.5, D146).
+fn fold_any(text: &str) -> String {
     let once = |text: &str| -> String {
         text.nfd().default_case_fold().filter(|&character| !is_ignorable(character)).nfkc().collect()
     };
@@ -264,6 +273,15 @@ mod tests {
         assert_eq!(Description::new("a\rb").err(), Some(NameError::Character('\r')));
         assert!(Description::new(&"x".repeat(1_000)).is_ok());
         assert_eq!(Description::new(&"x".repeat(1_001)).err(), Some(NameError::TooLong { most: 1_000 }));
+    }
+
+    #[test]
+    fn ascii_is_in_form_c_and_folds_to_lower_case() {
+        let all: String = (0..=127_u8).map(char::from).collect();
+        assert_eq!(all.nfc().collect::<String>(), all);
+        assert_eq!(fold(&all), fold_any(&all));
+        assert_eq!(name(&"x".repeat(255)).as_str().len(), 255);
+        assert_eq!(TokenName::new(&"x".repeat(256)).err(), Some(NameError::TooLong { most: 255 }));
     }
 
     proptest! {

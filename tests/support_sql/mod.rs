@@ -116,14 +116,21 @@ impl Drop for Folder {
     }
 }
 
+/// Most that anything waits for its turn: long, since a disk that is busy with other things may take seconds for one write.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 pub(crate) fn sqlite_options(file: &Path) -> SqliteConnectOptions {
-    SqliteConnectOptions::new().filename(file).create_if_missing(true).journal_mode(SqliteJournalMode::Wal)
+    SqliteConnectOptions::new()
+        .filename(file)
+        .create_if_missing(true)
+        .journal_mode(SqliteJournalMode::Wal)
+        .busy_timeout(PATIENCE)
 }
 
 pub(crate) async fn sqlite_pool(file: &Path, connections: u32) -> SqlitePool {
     SqlitePoolOptions::new()
         .max_connections(connections)
-        .acquire_timeout(Duration::from_secs(20))
+        .acquire_timeout(PATIENCE)
         .connect_with(sqlite_options(file))
         .await
         .unwrap()
