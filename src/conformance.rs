@@ -367,14 +367,16 @@ impl<S: TokenStore> Bench<'_, S> {
             Some(found) => same(expected, &found),
         };
         is_it(self.store.find(expected.id).await?)?;
-        self.store.find_now(expected.id).map_or(Ok(()), |found| is_it(found?))
+        self.store
+            .find_now(expected.id, self.store.prefetch(expected.id))
+            .map_or(Ok(()), |found| is_it(found?))
     }
 
     async fn lacks(&self, id: TokenId) -> Result<(), Seen> {
         let is_none =
             |found: Option<Found<'_>>| ensure(found.is_none(), || format!("{id} was found: {found:?}"));
         is_none(self.store.find(id).await?)?;
-        self.store.find_now(id).map_or(Ok(()), |found| is_none(found?))
+        self.store.find_now(id, self.store.prefetch(id)).map_or(Ok(()), |found| is_none(found?))
     }
 
     /// The ids of all pages of a list.

@@ -27,6 +27,7 @@ pub use sqlite::SqliteStore;
 use crate::audit::AuditEvent;
 use crate::owner::{OwnerId, Realm};
 use crate::snapshot::Snapshot;
+use crate::table::Place;
 use crate::token::access::Access;
 use crate::token::{KeyId, LastUse, Token, TokenId, TokenKind, TokenState};
 use chrono::{DateTime, Utc};
@@ -68,17 +69,19 @@ pub trait TokenStore: Send + Sync {
     fn find(&self, id: TokenId) -> impl Future<Output = Result<Option<Found<'_>>, StoreError>> + Send;
 
     /// What [`find`](Self::find) would give, where the store has it at hand and need not wait for anything; `None` where it
-    /// does. A verification asks this first.
+    /// does. A verification asks this first, with what [`prefetch`](Self::prefetch) gave for this id, or with nothing.
     ///
     /// # Errors
     /// [`StoreError`] when the store cannot say.
-    fn find_now(&self, _id: TokenId) -> Option<Result<Option<Found<'_>>, StoreError>> {
+    fn find_now(&self, _id: TokenId, _ahead: Ahead) -> Option<Result<Option<Found<'_>>, StoreError>> {
         None
     }
 
     /// Tells that this id is about to be looked up: a store in memory asks the processor for that memory, which comes while the
     /// digest is computed.
-    fn prefetch(&self, _id: TokenId) {}
+    fn prefetch(&self, _id: TokenId) -> Ahead {
+        Ahead::default()
+    }
 
     /// One page of a list, newest (greatest id) first.
     ///
@@ -112,6 +115,10 @@ pub trait TokenStore: Send + Sync {
         limit: usize,
     ) -> impl Future<Output = Result<Vec<TokenId>, StoreError>> + Send;
 }
+
+/// Where a store in memory will look for a token first. Of other stores it says nothing.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Ahead(pub(crate) Option<Place>);
 
 /// A record that was looked up by its id.
 ///
@@ -534,12 +541,12 @@ macro_rules! forward {
                 (**self).find(id)
             }
 
-            fn find_now(&self, id: TokenId) -> Option<Result<Option<Found<'_>>, StoreError>> {
-                (**self).find_now(id)
+            fn find_now(&self, id: TokenId, ahead: Ahead) -> Option<Result<Option<Found<'_>>, StoreError>> {
+                (**self).find_now(id, ahead)
             }
 
-            fn prefetch(&self, id: TokenId) {
-                (**self).prefetch(id);
+            fn prefetch(&self, id: TokenId) -> Ahead {
+                (**self).prefetch(id)
             }
 
             fn list(&self, query: &ListQuery) -> impl Future<Output = Result<Page, StoreError>> + Send {
@@ -578,9 +585,9 @@ pub trait DynTokenStore: Send + Sync {
     /// [`TokenStore::find`], boxed.
     fn find_boxed(&self, id: TokenId) -> BoxedStore<'_, Option<Found<'_>>>;
     /// [`TokenStore::find_now`].
-    fn find_now_dyn(&self, id: TokenId) -> Option<Result<Option<Found<'_>>, StoreError>>;
+    fn find_now_dyn(&self, id: TokenId, ahead: Ahead) -> Option<Result<Option<Found<'_>>, StoreError>>;
     /// [`TokenStore::prefetch`].
-    fn prefetch_dyn(&self, id: TokenId);
+    fn prefetch_dyn(&self, id: TokenId) -> Ahead;
     /// [`TokenStore::list`], boxed.
     fn list_boxed<'a>(&'a self, query: &'a ListQuery) -> BoxedStore<'a, Page>;
     /// [`TokenStore::commit`], boxed.
@@ -596,12 +603,12 @@ impl<S: TokenStore> DynTokenStore for S {
         Box::pin(self.find(id))
     }
 
-    fn find_now_dyn(&self, id: TokenId) -> Option<Result<Option<Found<'_>>, StoreError>> {
-        self.find_now(id)
+    fn find_now_dyn(&self, id: TokenId, ahead: Ahead) -> Option<Result<Option<Found<'_>>, StoreError>> {
+        self.find_now(id, ahead)
     }
 
-    fn prefetch_dyn(&self, id: TokenId) {
-        self.prefetch(id);
+    fn prefetch_dyn(&self, id: TokenId) -> Ahead {
+        self.prefetch(id)
     }
 
     fn list_boxed<'a>(&'a self, query: &'a ListQuery) -> BoxedStore<'a, Page> {
@@ -627,12 +634,12 @@ impl TokenStore for dyn DynTokenStore + '_ {
         self.find_boxed(id).await
     }
 
-    fn find_now(&self, id: TokenId) -> Option<Result<Option<Found<'_>>, StoreError>> {
-        self.find_now_dyn(id)
+    fn find_now(&self, id: TokenId, ahead: Ahead) -> Option<Result<Option<Found<'_>>, StoreError>> {
+        self.find_now_dyn(id, ahead)
     }
 
-    fn prefetch(&self, id: TokenId) {
-        self.prefetch_dyn(id);
+    fn prefetch(&self, id: TokenId) -> Ahead {
+        self.prefetch_dyn(id)
     }
 
     async fn list(&self, query: &ListQuery) -> Result<Page, StoreError> {

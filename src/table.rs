@@ -132,18 +132,36 @@ impl<T, const WORDS: usize> Table<T, WORDS> {
         self.shard(hash)?.get(hash, key, &is)
     }
 
-    /// Asks for the memory in which a value with this key lies. The index is read for it, which is in the cache most often;
-    /// nothing waits for that but the asking.
+    /// Where a value with this key seems to lie, if anywhere; and asks for that memory, which comes while something else is done. The
+    /// index is read for it, which is in the cache most often; nothing waits for that but the asking.
     #[inline(always)]
-    pub(crate) fn prefetch(&self, key: Key) {
+    pub(crate) fn seek(&self, key: Key) -> Option<Place> {
         let hash = self.hash(key);
-        let slot = self.shard(hash).and_then(|shard| shard.slot(shard.positions(hash).next()?));
-        if let Some(slot) = slot {
-            prefetch_index(slice::from_ref(&slot.sequence), 0);
-            if WORDS > 4 {
-                prefetch_index(&slot.words, 4);
-            }
+        let shard = self.shard(hash)?;
+        let position = shard.positions(hash).next()?;
+        let slot = shard.slot(position)?;
+        prefetch_index(slice::from_ref(&slot.sequence), 0);
+        if WORDS > 4 {
+            prefetch_index(&slot.words, 4);
         }
+        Some(Place(shard_bits(hash) | position))
+    }
+
+    /// The value with this key that `is` it, looked for first where it seemed to lie.
+    #[inline(always)]
+    pub(crate) fn get_from(
+        &self,
+        place: Option<Place>,
+        key: Key,
+        is: impl Fn(&T) -> bool,
+    ) -> Option<Entry<T, WORDS>> {
+        if let Some(Ok((found, entry))) = place.and_then(|place| self.slot(place)).map(Slot::read)
+            && found == key
+            && is(&entry.value)
+        {
+            return Some(entry);
+        }
+        self.get(key, is)
     }
 
     /// Puts a value in the place of the one that `is` it, or adds it. It gives the place; none where all are taken, which are

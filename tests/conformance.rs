@@ -15,7 +15,7 @@ use patkit::audit::AuditEvent;
 use patkit::conformance::{Failure, Suite};
 use patkit::owner::Realm;
 use patkit::store::{
-    AuditLog, Change, ChangeBatch, Conflict, DynTokenStore, EventPage, Found, ListBy, ListQuery, Page,
+    Ahead, AuditLog, Change, ChangeBatch, Conflict, DynTokenStore, EventPage, Found, ListBy, ListQuery, Page,
     TokenCounts, Touch,
 };
 use patkit::token::{ActorRef, Credential, KeyId};
@@ -586,7 +586,7 @@ impl TokenStore for Model {
     }
 
     /// Only where it is asked for what is broken: the promises are those of `find`.
-    fn find_now(&self, id: TokenId) -> Option<Result<Option<Found<'_>>, StoreError>> {
+    fn find_now(&self, id: TokenId, _ahead: Ahead) -> Option<Result<Option<Found<'_>>, StoreError>> {
         let state = self.state();
         match self.fault? {
             Fault::NowNeverFinds => Some(Ok(None)),

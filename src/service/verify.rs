@@ -356,8 +356,9 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         peer: &Peer,
         later: impl FnOnce(Claim<'a>) -> Poll<Decision>,
     ) -> Poll<Decision> {
+        let ahead = self.store.prefetch(presented.id);
         let claim = self.claim(presented, message, realm, peer);
-        let Some(found) = self.store.find_now(claim.presented.id) else { return later(claim) };
+        let Some(found) = self.store.find_now(presented.id, ahead) else { return later(claim) };
         let known = match self.prove(&claim, found) {
             Ok(known) => known,
             Err(error) => return Poll::Ready(Err(error)),
@@ -398,7 +399,6 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         realm: Option<&'a Realm>,
         peer: &Peer,
     ) -> Claim<'a> {
-        self.store.prefetch(presented.id);
         // Read on every path, so that no refusal is told from another by it; a token that expires while the store is asked
         // was there when its request came.
         let now = self.clock.now_micros();

@@ -1,7 +1,7 @@
 //! A cache in front of a store: verifications that ask the database once in a while instead of each time.
 
 use super::{
-    AuditLog, ChangeBatch, ChangeFeed, EventPage, Feed, FeedEvent, Found, ListQuery, Page, StoreError,
+    Ahead, AuditLog, ChangeBatch, ChangeFeed, EventPage, Feed, FeedEvent, Found, ListQuery, Page, StoreError,
     TokenCounts, TokenStore, Touch,
 };
 use crate::clock::{Clock, SystemClock};
@@ -370,7 +370,7 @@ impl<S: TokenStore> TokenStore for CachedStore<S> {
         Ok(found.map(Found::from))
     }
 
-    fn find_now(&self, id: TokenId) -> Option<Result<Option<Found<'_>>, StoreError>> {
+    fn find_now(&self, id: TokenId, _ahead: Ahead) -> Option<Result<Option<Found<'_>>, StoreError>> {
         self.known(id).map(|known| Ok(known.map(Found::from)))
     }
 

@@ -9,7 +9,7 @@ mod indexes;
 use indexes::{HashedPlaces, IdList, merged};
 
 use super::{
-    AuditLog, Change, ChangeBatch, Conflict, EventPage, Found, ListBy, ListQuery, Page, StoreError,
+    Ahead, AuditLog, Change, ChangeBatch, Conflict, EventPage, Found, ListBy, ListQuery, Page, StoreError,
     TokenCounts, TokenStore, Touch,
 };
 use crate::audit::AuditEvent;
@@ -71,17 +71,17 @@ impl fmt::Debug for MemoryStore {
 
 impl TokenStore for MemoryStore {
     async fn find(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
-        Ok(self.records.lend(id))
+        Ok(self.records.lend(id, None))
     }
 
     #[inline]
-    fn find_now(&self, id: TokenId) -> Option<Result<Option<Found<'_>>, StoreError>> {
-        Some(Ok(self.records.lend(id)))
+    fn find_now(&self, id: TokenId, Ahead(place): Ahead) -> Option<Result<Option<Found<'_>>, StoreError>> {
+        Some(Ok(self.records.lend(id, place)))
     }
 
     #[inline]
-    fn prefetch(&self, id: TokenId) {
-        self.records.table.prefetch(id.words());
+    fn prefetch(&self, id: TokenId) -> Ahead {
+        Ahead(self.records.table.seek(id.words()))
     }
 
     async fn list(&self, query: &ListQuery) -> Result<Page, StoreError> {
@@ -339,18 +339,18 @@ impl Records {
         Self { table: Table::new(Token::vacant().clone()), owners: Growing::new() }
     }
 
-    /// The record as it is now.
+    /// The record as it is now, which may lie in a place.
     #[inline(always)]
     #[allow(clippy::inline_always, reason = "measured, as in the table")]
-    fn lend(&self, id: TokenId) -> Option<Found<'_>> {
-        let Entry { value, words } = self.table.get(id.words(), |_| true)?;
+    fn lend(&self, id: TokenId, place: Option<Place>) -> Option<Found<'_>> {
+        let Entry { value, words } = self.table.get_from(place, id.words(), |_| true)?;
         let access = Access::from_words(words);
         let owner = self.owners.get(to_index(access.owner())).and_then(OnceLock::get);
         Some(Found::lent(Snapshot::lent(value), access, owner))
     }
 
     fn find(&self, id: TokenId) -> Option<Arc<Token>> {
-        self.lend(id).map(|found| found.into_token().into_arc())
+        self.lend(id, None).map(|found| found.into_token().into_arc())
     }
 
     fn at(&self, place: Place) -> Option<Arc<Token>> {
@@ -450,7 +450,7 @@ impl Records {
 
     /// Notes a use, where it is a later one.
     fn touch(&self, touch: &Touch) {
-        let Some(found) = self.lend(touch.id) else { return };
+        let Some(found) = self.lend(touch.id, None) else { return };
         let number = found.access().owner();
         let token = found.into_token();
         if token.last_used.is_none_or(|known| known.at < touch.last_use.at) {
