@@ -37,7 +37,7 @@ struct Figures(Vec<(&'static str, f64)>);
 async fn measure<S: TokenStore>(store: &S, size: u64) -> Figures {
     let mut figures = Vec::new();
     let mut walk = places(size);
-    let template: Token = Token::clone(&store.find(id(size)).await.unwrap().unwrap());
+    let template: Token = Token::clone(&store.find(id(size)).await.unwrap().unwrap().into_token());
 
     let mut times = Vec::new();
     for _ in 0..2_000 {
@@ -135,18 +135,23 @@ fn template() -> Token {
     let tokens = builder(MemoryStore::new(), &ids).build().unwrap();
     let issued =
         ready(tokens.generate(&Actor::session(ids[0].clone()), NewToken::named("template"))).unwrap();
-    Token::clone(&ready(tokens.store().find(issued.token.id())).unwrap().unwrap())
+    Token::clone(&ready(tokens.store().find(issued.token.id())).unwrap().unwrap().into_token())
 }
 
 /// What the store in memory holds for each token, in bytes: all that was allocated for it and not freed, its index and its share
-/// of what a map keeps free included. With `is_told`, each has the event of its making.
-fn bytes_per_token(template: &Token, size: u64, is_told: bool) -> f64 {
+/// of what a map keeps free included. With `is_told`, each has the event of its making. Then the same without the host's own
+/// strings: the names, and the owners' ids.
+fn bytes_per_token(template: &Token, size: u64, is_told: bool) -> [f64; 2] {
     let mut store = None;
+    let mut strings = 0;
+    let owners = 1_000.min(size);
     let held = allocation_counter::measure(|| {
         let memory = store.insert(MemoryStore::new());
         for number in 1..=size {
-            let owner = OwnerId::new(&format!("owner {}", number % (size / PER_OWNER))).unwrap();
+            let owner = OwnerId::new(&format!("owner {}", number % owners)).unwrap();
             let name = TokenName::new(&format!("token {number}")).unwrap();
+            strings += name.as_str().len();
+            strings += if number <= owners { owner.as_str().len() } else { 0 };
             let token = Token { id: id(number), owner: owner.clone(), name, ..template.clone() };
             let event = is_told.then(|| AuditEvent {
                 at: token.created_at,
@@ -164,16 +169,17 @@ fn bytes_per_token(template: &Token, size: u64, is_told: bool) -> f64 {
         }
     });
     drop(store);
-    held.bytes_current as f64 / size as f64
+    [held.bytes_current as f64, held.bytes_current as f64 - strings as f64].map(|bytes| bytes / size as f64)
 }
 
 #[tokio::main]
 async fn main() {
     let template = template();
-    println!("{:<32} {:>12} {:>12}", "Memory, bytes per token", "10^4", "10^6");
+    println!("{:<32} {:>12} {:>12}", "Memory of 10^3 owners, bytes", "10^4", "10^6");
     for (what, is_told) in [("the record", false), ("the record and an audit event", true)] {
         let [small, large] = SIZES.map(|size| bytes_per_token(&template, size, is_told));
-        println!("{what:<32} {small:>12.0} {large:>12.0}");
+        println!("{what:<32} {:>12.0} {:>12.0}", small[0], large[0]);
+        println!("{:<32} {:>12.0} {:>12.0}", "  beyond names and owners", small[1], large[1]);
     }
     print("SQLite", &[sqlite(SIZES[0]).await, sqlite(SIZES[1]).await]);
     match std::env::var("PATKIT_TEST_POSTGRES_URL") {

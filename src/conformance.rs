@@ -364,7 +364,7 @@ impl<S: TokenStore> Bench<'_, S> {
     async fn holds(&self, expected: &Token) -> Result<(), Seen> {
         let is_it = |found: Option<Found<'_>>| match found {
             None => Err(Seen(format!("{} was not found", expected.id))),
-            Some(found) => same(expected, &found),
+            Some(found) => same(expected, &found.into_token()),
         };
         is_it(self.store.find(expected.id).await?)?;
         self.store

@@ -177,7 +177,8 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
                     let found = Token { last_used: token.last_used, seal: token.seal, ..Token::clone(found) };
                     found == **token && found.name.as_str() == token.name.as_str()
                 };
-                matches!(self.store.find(token.id).await, Ok(Some(found)) if is_ours(&found))
+                let found = self.store.find(token.id).await;
+                found.is_ok_and(|found| found.is_some_and(|found| is_ours(&found.into_token())))
             }
             Some(Change::Remove { id, .. }) => matches!(self.store.find(*id).await, Ok(None)),
             None => false,

@@ -29,10 +29,10 @@ use crate::owner::{OwnerId, Realm};
 use crate::snapshot::Snapshot;
 use crate::table::Place;
 use crate::token::access::Access;
+use crate::token::details::{Details, Packed};
 use crate::token::{KeyId, LastUse, Token, TokenId, TokenKind, TokenState};
 use chrono::{DateTime, Utc};
 use std::fmt;
-use std::ops::Deref;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -122,21 +122,32 @@ pub struct Ahead(pub(crate) Option<Place>);
 
 /// A record that was looked up by its id.
 ///
-/// A store makes it from a [`Token`], shared or not. The store in memory gives what a verification decides on apart from the
-/// record, so that the record itself, which lies elsewhere in memory, is read only where more of it is asked for.
+/// A store makes it from a [`Token`], shared or not. Within it lies what a verification decides on, apart from the rest: of the
+/// store in memory, that is elsewhere and read only where more of it is asked for.
 pub struct Found<'a> {
-    token: Snapshot<Token>,
+    details: Snapshot<Details>,
     access: Access,
     /// As the store in memory has them beside the record.
     owner: Option<&'a (Realm, OwnerId)>,
+    id: TokenId,
 }
 
 impl<'a> Found<'a> {
     /// `owner` is the record's realm and owner.
     #[inline(always)]
     #[allow(clippy::inline_always, reason = "measured, as in the table")]
-    pub(crate) fn lent(token: Snapshot<Token>, access: Access, owner: Option<&'a (Realm, OwnerId)>) -> Self {
-        Self { token, access, owner }
+    pub(crate) fn lent(
+        id: TokenId,
+        details: Snapshot<Details>,
+        access: Access,
+        owner: Option<&'a (Realm, OwnerId)>,
+    ) -> Self {
+        Self { details, access, owner, id }
+    }
+
+    /// What a cache has.
+    pub(crate) fn kept(Packed { id, access, details }: Packed) -> Self {
+        Self { details: details.into(), access, owner: None, id }
     }
 
     /// What a verification decides on.
@@ -145,40 +156,57 @@ impl<'a> Found<'a> {
         &self.access
     }
 
+    /// The rest.
+    #[inline]
+    pub(crate) fn details(&self) -> &Details {
+        &self.details
+    }
+
+    /// The same, to be kept.
+    #[inline]
+    pub(crate) fn into_details(self) -> Snapshot<Details> {
+        self.details
+    }
+
+    /// The same, for a cache.
+    #[cfg(feature = "cache")]
+    pub(crate) fn into_packed(self) -> Packed {
+        Packed { id: self.id, access: self.access, details: self.details.into_arc() }
+    }
+
+    /// The record's id.
+    #[inline]
+    pub fn id(&self) -> TokenId {
+        self.id
+    }
+
     /// The record's realm.
     pub fn realm(&self) -> &Realm {
-        self.owner.map_or(&self.token.realm, |(realm, _)| realm)
+        self.owner.map_or_else(|| self.details.realm(), |(realm, _)| realm)
     }
 
     /// The record's owner.
     pub fn owner(&self) -> &OwnerId {
-        self.owner.map_or(&self.token.owner, |(_, owner)| owner)
+        self.owner.map_or_else(|| self.details.owner(), |(_, owner)| owner)
     }
 
-    /// The record.
+    /// The whole record, put together from what was found.
     pub fn into_token(self) -> Snapshot<Token> {
-        self.token
+        self.details.token(self.id, &self.access).into()
     }
 }
 
 impl<T: Into<Snapshot<Token>>> From<T> for Found<'_> {
     fn from(token: T) -> Self {
-        let token = token.into();
-        Self { access: Access::of(&token, 0), token, owner: None }
+        Self::kept(Packed::of(&token.into()))
     }
 }
 
 impl fmt::Debug for Found<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.token.fmt(f)
-    }
-}
-
-impl Deref for Found<'_> {
-    type Target = Token;
-
-    fn deref(&self) -> &Token {
-        &self.token
+        let mut found = f.debug_struct("Found");
+        found.field("id", &self.id()).field("realm", self.realm()).field("owner", self.owner());
+        found.finish_non_exhaustive()
     }
 }
 

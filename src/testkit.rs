@@ -7,6 +7,7 @@ use crate::owner::Owner;
 use crate::permission::Scope;
 use crate::role::RoleCatalog;
 use crate::service::{Peer, Verified};
+use crate::store::Found;
 use crate::token::{
     ActorRef, Credential, Facts, KeyId, KeyedDigest, Lifetime, NameError, Networks, Token, TokenId,
     TokenKind, TokenName,
@@ -135,6 +136,6 @@ impl FakeToken {
             version: 1,
         };
         let peer = Peer::new(self.peer);
-        Ok(Verified::new(token.into(), self.owner.into(), &Arc::new(catalog), peer, micros(now)))
+        Ok(Verified::new(Found::from(token), self.owner.into(), &Arc::new(catalog), peer, micros(now)))
     }
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod access;
 pub(crate) mod base62;
+pub(crate) mod details;
 pub(crate) mod digest;
 mod facts;
 mod format;
@@ -21,10 +22,13 @@ pub use name::{Description, MAX_DESCRIPTION_CHARS, MAX_NAME_CHARS, NameError, To
 pub use network::{MAX_NETWORKS, Network, NetworkError, Networks, NetworksError};
 pub use secret::PlaintextToken;
 
+use crate::clock::at_micros;
 use crate::owner::{Owner, OwnerId, OwnerKind, Realm};
 use crate::permission::Scope;
 use crate::snapshot::Snapshot;
+use access::Terms;
 use chrono::{DateTime, SecondsFormat, Utc};
+use details::{Details, Packed};
 use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
 use std::fmt;
@@ -179,9 +183,7 @@ impl Token {
 
     /// Whether it may be used from this address. Where it is bound to networks, no address is not allowed.
     pub fn is_allowed_from(&self, address: Option<IpAddr>) -> bool {
-        self.networks
-            .as_ref()
-            .is_none_or(|networks| address.is_some_and(|address| networks.contains(address)))
+        is_allowed(self.networks.as_ref(), address)
     }
 
     /// The key under which its name is unique for its realm, owner and kind; none once it has a successor, which then
@@ -199,6 +201,11 @@ impl Token {
     pub fn creator(&self) -> Option<TokenId> {
         self.created_by.token()
     }
+}
+
+/// Whether what is bound to these networks may be used from this address.
+pub(crate) fn is_allowed(networks: Option<&Networks>, address: Option<IpAddr>) -> bool {
+    networks.is_none_or(|networks| address.is_some_and(|address| networks.contains(address)))
 }
 
 /// What a token's secret is checked against.
@@ -294,42 +301,48 @@ impl fmt::Debug for Seal {
 /// (null: inherit), `allowed_networks, successor, user`; times are RFC 3339 in UTC.
 #[derive(Clone)]
 pub struct TokenView {
-    token: Snapshot<Token>,
+    id: TokenId,
+    terms: Terms,
+    details: Snapshot<Details>,
     state: TokenState,
     owner: Option<Snapshot<Owner>>,
 }
 
 impl TokenView {
     /// The view of a token at `now`.
-    #[inline]
     pub fn new(
         token: impl Into<Snapshot<Token>>,
         owner: Option<Snapshot<Owner>>,
         now: DateTime<Utc>,
     ) -> Self {
         let token = token.into();
-        let state = token.state(now);
-        Self { token, state, owner }
+        let Packed { id, access, details } = Packed::of(&token);
+        Self { id, terms: access.terms(), details: details.into(), state: token.state(now), owner }
     }
 
-    /// The view of a token that was found active, made without a look at the record.
-    pub(crate) const fn active(token: Snapshot<Token>, owner: Snapshot<Owner>) -> Self {
-        Self { token, state: TokenState::Active, owner: Some(owner) }
+    /// The view of a token that was found active, made without a look at the details.
+    pub(crate) const fn active(
+        id: TokenId,
+        terms: Terms,
+        details: Snapshot<Details>,
+        owner: Snapshot<Owner>,
+    ) -> Self {
+        Self { id, terms, details, state: TokenState::Active, owner: Some(owner) }
     }
 
     /// The public id.
     pub fn id(&self) -> TokenId {
-        self.token.id
+        self.id
     }
 
     /// The tenant.
     pub fn realm(&self) -> &Realm {
-        &self.token.realm
+        self.details.realm()
     }
 
     /// Personal or service.
     pub fn kind(&self) -> TokenKind {
-        self.token.kind
+        self.terms.kind()
     }
 
     /// The state at the instant of the view.
@@ -339,17 +352,17 @@ impl TokenView {
 
     /// The name.
     pub fn name(&self) -> &TokenName {
-        &self.token.name
+        self.details.name()
     }
 
     /// The description.
     pub fn description(&self) -> Option<&Description> {
-        self.token.description.as_ref()
+        self.details.description()
     }
 
     /// Who it acts as.
     pub fn owner_id(&self) -> &OwnerId {
-        &self.token.owner
+        self.details.owner()
     }
 
     /// Who that is now; none where the directory no longer knows the owner.
@@ -359,47 +372,47 @@ impl TokenView {
 
     /// What it is narrowed to.
     pub fn scope(&self) -> &Scope {
-        &self.token.scope
+        self.details.scope()
     }
 
     /// Where it may be used from.
     pub fn networks(&self) -> Option<&Networks> {
-        self.token.networks.as_ref()
+        self.details.networks()
     }
 
     /// When it was made.
     pub fn created_at(&self) -> DateTime<Utc> {
-        self.token.created_at
+        at_micros(self.terms.created_at())
     }
 
     /// Who made it.
     pub fn created_by(&self) -> &ActorRef {
-        &self.token.created_by
+        self.details.created_by()
     }
 
     /// When it ends, if ever.
     pub fn expires_at(&self) -> Option<DateTime<Utc>> {
-        self.token.facts.expires_at
+        self.terms.expires_at()
     }
 
     /// Its last use; none when it was never used. What was used within the last flush interval may not show yet.
     pub fn last_used(&self) -> Option<LastUse> {
-        self.token.last_used
+        self.details.last_used(&self.terms)
     }
 
     /// When, why and by whom it was revoked.
     pub fn revocation(&self) -> Option<&Revocation> {
-        self.token.facts.revocation.as_deref()
+        self.details.revocation()
     }
 
     /// The token that took its place.
     pub fn successor(&self) -> Option<TokenId> {
-        self.token.facts.succession.map(|succession| succession.successor)
+        self.details.succession().map(|succession| succession.successor)
     }
 
     /// Counts the changes of the record.
     pub fn version(&self) -> u64 {
-        self.token.version
+        self.details.version()
     }
 }
 

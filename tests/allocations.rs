@@ -11,7 +11,7 @@
 use chrono::{DateTime, Utc};
 use patkit::owner::{DirectoryError, DynDirectory, Realm};
 use patkit::store::{Change, ChangeBatch, DynTokenStore, Found, ListQuery, Page, StoreError, Touch};
-use patkit::token::{Brand, TokenFormat, TokenName};
+use patkit::token::{ActorRef, Brand, TokenFormat, TokenName};
 use patkit::{
     Actor, Directory, Keyring, MemoryDirectory, MemoryStore, NewToken, Owner, OwnerCache, OwnerId, OwnerKind,
     Permission, RoleCatalog, Snapshot, Token, TokenId, TokenService, TokenStore,
@@ -122,7 +122,7 @@ fn a_store_that_is_as_large_as_before_holds_as_much_memory_as_before() {
     let service = service(store, directory());
     let new = NewToken::named("first");
     let first = ready(service.generate(&Actor::session(ada()), new)).unwrap().token.id();
-    let first = ready(service.store().find(first)).unwrap().unwrap();
+    let first = ready(service.store().find(first)).unwrap().unwrap().into_token();
     let churn = |from: u64, to: u64| {
         for number in from..to {
             let mut bytes = first.id.to_bytes();
@@ -139,6 +139,33 @@ fn a_store_that_is_as_large_as_before_holds_as_much_memory_as_before() {
     churn(0, 10_000);
     let grown = allocation_counter::measure(|| churn(10_000, 60_000)).bytes_current;
     assert!(grown.abs() < 100_000, "{grown} bytes more after 50,000 records that came and went");
+}
+
+#[test]
+fn a_token_takes_at_most_200_bytes_beside_its_name() {
+    const OWNERS: usize = 100;
+    const EACH: usize = 500;
+    let service = service(MemoryStore::new(), directory());
+    let first = ready(service.generate(&Actor::session(ada()), NewToken::named("first"))).unwrap().token.id();
+    let first = ready(service.store().find(first)).unwrap().unwrap().into_token();
+    let mut store = None;
+    let mut strings = 0;
+    let held = allocation_counter::measure(|| {
+        let store = store.insert(MemoryStore::new());
+        for number in 0..OWNERS * EACH {
+            let name = TokenName::new(&format!("token {number}")).unwrap();
+            strings += name.as_str().len();
+            let owner = OwnerId::new(&format!("owner {}", number % OWNERS)).unwrap();
+            let mut bytes = first.id.to_bytes();
+            bytes[9..].copy_from_slice(&number.to_be_bytes()[1..]);
+            let id = TokenId::from_bytes(bytes).unwrap();
+            let created_by = ActorRef::Owner(owner.clone());
+            let token = Token { id, name, owner, created_by, ..Token::clone(&first) };
+            ready(store.commit(&ChangeBatch::new().change(Change::Insert(Arc::new(token))))).unwrap();
+        }
+    });
+    let bytes = usize::try_from(held.bytes_current).unwrap() - strings;
+    assert!(bytes <= OWNERS * EACH * 200, "{} bytes for each", bytes / (OWNERS * EACH));
 }
 
 #[test]

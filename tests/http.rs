@@ -298,7 +298,8 @@ impl Host {
     async fn expire(&self, id: TokenId) {
         use patkit::TokenStore;
         use patkit::store::{Change, ChangeBatch};
-        let mut record = patkit::Token::clone(&self.tokens.store().find(id).await.unwrap().unwrap());
+        let mut record =
+            patkit::Token::clone(&self.tokens.store().find(id).await.unwrap().unwrap().into_token());
         record.facts.expires_at = Some(start() - TimeDelta::days(1));
         record.version += 1;
         let batch = ChangeBatch::new().change(Change::Update(Arc::new(record)));

@@ -39,7 +39,7 @@ async fn works<S: TokenStore>(store: S) {
     let issued = service.generate(&ada(), new).await.unwrap();
     service.verify(issued.plaintext.expose_secret(), None).await.unwrap();
     service.flush().await.unwrap();
-    let found = service.store().find(issued.token.id()).await.unwrap().unwrap();
+    let found = service.store().find(issued.token.id()).await.unwrap().unwrap().into_token();
     assert!(found.last_used.is_some());
 }
 
@@ -255,7 +255,7 @@ async fn a_change_that_is_dropped_leaves_the_pool_as_it_was() {
         drop(change);
         let at = token.created_at() + chrono::TimeDelta::seconds(i64::from(round) + 1);
         store.touch(&[Touch::new(token.id(), LastUse::new(at, None))]).await.unwrap();
-        let found = seen_by_others.find(token.id()).await.unwrap().unwrap();
+        let found = seen_by_others.find(token.id()).await.unwrap().unwrap().into_token();
         assert_eq!(found.last_used.unwrap().at, at, "round {round}: it was acknowledged");
     }
 }
@@ -293,7 +293,8 @@ async fn changes_of_several_records_and_their_last_uses_never_wait_for_each_othe
                     if batch.changes.iter().any(|change| change.id() == id) {
                         continue;
                     }
-                    let mut token = patkit::Token::clone(&store.find(id).await.unwrap().unwrap());
+                    let mut token =
+                        patkit::Token::clone(&store.find(id).await.unwrap().unwrap().into_token());
                     token.version += 1;
                     batch = batch.change(Change::Update(Arc::new(token)));
                 }

@@ -120,7 +120,7 @@ where
         assert_eq!(actions(&store, &issued.token).await, expected);
         assert_eq!((names(&store).await, rows(&store, table).await), (vec!["apollo deploys".to_owned()], 1));
         // Its use within was written with it.
-        assert!(store.find(issued.token.id()).await.unwrap().unwrap().last_used.is_some());
+        assert!(store.find(issued.token.id()).await.unwrap().unwrap().into_token().last_used.is_some());
         tokens.verify(text, None).await.unwrap();
     }
 }
@@ -341,7 +341,7 @@ async fn dropped<E: Engine>(store: SqlStore<E>, begin: &'static str) {
         let _ = transaction.commit().await;
         let mut after = Vec::new();
         for token in &issued {
-            let version = store.find(token.id()).await.unwrap().unwrap().version;
+            let version = store.find(token.id()).await.unwrap().unwrap().into_token().version;
             let events = actions(&store, token).await;
             assert_eq!(u64::try_from(events.len()).unwrap(), version, "each change with its event");
             after.push(version);

@@ -64,7 +64,8 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
                 return Ok(Some(found.into_token().into_arc()));
             }
             // Deleted: this one names the next of the line by now, or goes on naming the one that is gone where there is none.
-            let renamed = self.store.find(token.id).await?.and_then(|token| successor(&token));
+            let renamed = self.store.find(token.id).await?;
+            let renamed = renamed.and_then(|found| successor(&found.into_token()));
             named = renamed.filter(|id| *id != next);
         }
         Ok(None)

@@ -8,7 +8,7 @@ use super::{MAX_TRIES, TokenService};
 use crate::audit::{AuditAction, AuditEvent};
 use crate::clock::at_micros;
 use crate::owner::{Directory, OwnerId, Realm};
-use crate::store::{Change, ChangeBatch, StoreError, TokenStore, Touch};
+use crate::store::{Change, ChangeBatch, Found, StoreError, TokenStore, Touch};
 use crate::token::{ActorRef, Credential, KeyedDigest, LastUse, Token, TokenId};
 use chrono::TimeDelta;
 use std::borrow::Cow;
@@ -418,7 +418,13 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     }
 
     /// Tells of a refusal of a known token, if it is this one's turn.
-    pub(super) fn audit_refusal(&self, token: &Token, reason: RejectReason, peer: Option<IpAddr>, now: i64) {
+    pub(super) fn audit_refusal(
+        &self,
+        found: &Found<'_>,
+        reason: RejectReason,
+        peer: Option<IpAddr>,
+        now: i64,
+    ) {
         let one_in = u64::from(self.usage.refusals_audited);
         if one_in == 0 {
             return;
@@ -428,14 +434,14 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         }
         let event = AuditEvent {
             at: at_micros(now),
-            realm: token.realm.clone(),
+            realm: found.realm().clone(),
             action: AuditAction::Refused,
             actor: match reason {
                 RejectReason::WrongSecret => ActorRef::Unproven,
-                _ => ActorRef::Token { owner: token.owner.clone(), id: token.id },
+                _ => ActorRef::Token { owner: found.owner().clone(), id: found.id() },
             },
-            token: token.id,
-            owner: Some(token.owner.clone()),
+            token: found.id(),
+            owner: Some(found.owner().clone()),
             reason: Some(Cow::Borrowed(reason.as_str())),
             address: peer,
         };

@@ -21,7 +21,7 @@ use crate::store::{Found, StoreError, TokenStore};
 use crate::token::access::Access;
 use crate::token::digest::{Message, same};
 use crate::token::id::{from_words, words};
-use crate::token::{KeyId, KeyedDigest, Presented, Token, TokenState, TokenView, Unreadable};
+use crate::token::{KeyId, KeyedDigest, Presented, TokenState, TokenView, Unreadable, is_allowed};
 use chrono::{DateTime, Utc};
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -82,7 +82,7 @@ pub struct PermissionDenied {
 impl Verified {
     #[inline(always)]
     pub(crate) fn new(
-        token: Snapshot<Token>,
+        found: Found<'_>,
         owner: Snapshot<Owner>,
         catalog: &Arc<RoleCatalog>,
         peer: Peer,
@@ -92,7 +92,9 @@ impl Verified {
             Some(_) => None,
             None => Some(Arc::new(owner.permissions(catalog))),
         };
-        Self { token: TokenView::active(token, owner), permissions, peer, at }
+        let (id, terms) = (found.id(), found.access().terms());
+        let token = TokenView::active(id, terms, found.into_details(), owner);
+        Self { token, permissions, peer, at }
     }
 
     /// What is shown of the token.
@@ -315,7 +317,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         let owner = self.owner(found.realm(), found.owner()).await?;
         let owner = admit_owner(&found, owner, verified.peer).map_err(rejected)?;
         self.usage.record(id, found.access().last_used_at(), verified.peer, now);
-        Ok(Verified::new(found.into_token(), owner, &self.catalog, verified.peer, now))
+        Ok(Verified::new(found, owner, &self.catalog, verified.peer, now))
     }
 
     fn read_header<'a>(
@@ -448,9 +450,9 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         self.usage.record(claim.presented.id, access.last_used_at(), claim.peer, claim.now);
         if access.key(claim.presented.kind) != Some(claim.computed.key()) {
             // Left behind for the next flush, which moves it to the primary key.
-            self.usage.redigest(claim.presented.id, known.version, claim.computed);
+            self.usage.redigest(claim.presented.id, known.details().version(), claim.computed);
         }
-        Ok(Verified::new(known.into_token(), owner, &self.catalog, claim.peer, claim.now))
+        Ok(Verified::new(known, owner, &self.catalog, claim.peer, claim.now))
     }
 
     /// Whether the presented secret is the token's, by one comparison, whatever was found. A record under another key than the
@@ -508,7 +510,7 @@ fn admit_owner(
         Err(RejectReason::OwnerKind)
     } else if owner.tokens_valid_after().is_some_and(|after| access.created_at() < micros(after)) {
         Err(RejectReason::BeforeValidAfter)
-    } else if access.has_networks() && !found.is_allowed_from(peer.address()) {
+    } else if access.has_networks() && !is_allowed(found.details().networks(), peer.address()) {
         Err(RejectReason::AddressNotAllowed)
     } else {
         Ok(owner)
@@ -522,8 +524,8 @@ mod tests {
     use crate::owner::{MemoryDirectory, OwnerId, OwnerKind};
     use crate::service::{Actor, NewToken};
     use crate::store::{Change, ChangeBatch, MemoryStore};
-    use crate::token::Credential;
     use crate::token::digest::COUNT;
+    use crate::token::{Credential, Token};
     use crate::token::{ForeignDigest, Keyring};
     use std::pin::pin;
     use std::task::{Context, Poll, Waker};
@@ -553,7 +555,7 @@ mod tests {
         let (text, foreign) = (issue(&ours, "one"), issue(&ours, "foreign"));
         let unknown = issue(&theirs, "one");
         let (_, id) = ours.format.check(&foreign).unwrap();
-        let mut record = Token::clone(&ready(ours.store.find(id)).unwrap().unwrap());
+        let mut record = Token::clone(&ready(ours.store.find(id)).unwrap().unwrap().into_token());
         record.credential = Credential::Foreign(ForeignDigest::new("sha256", &[0; 32]));
         record.version += 1;
         ready(ours.store.commit(&ChangeBatch::new().change(Change::Update(Arc::new(record))))).unwrap();

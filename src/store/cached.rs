@@ -6,7 +6,8 @@ use super::{
 };
 use crate::clock::{Clock, SystemClock};
 use crate::owner::Realm;
-use crate::token::{KeyId, Reason, Token, TokenId, TokenState};
+use crate::token::details::{Details, Packed};
+use crate::token::{KeyId, Reason, TokenId, TokenState};
 use async_lock::{Mutex as AsyncMutex, MutexGuardArc, Semaphore};
 use chrono::{DateTime, Utc};
 use moka::sync::Cache;
@@ -37,7 +38,7 @@ const STRIPES: usize = 1_024;
 /// out no token. Lists, changes and last uses go to the store; so does each look-up of a token that is revoked and may be restored.
 pub struct CachedStore<S> {
     store: S,
-    found: Cache<TokenId, Entry<Arc<Token>>>,
+    found: Cache<TokenId, Entry<Packed>>,
     missing: Cache<TokenId, Entry<()>>,
     lifetime: Duration,
     negative_lifetime: Duration,
@@ -63,7 +64,7 @@ struct Entry<T> {
 }
 
 /// What a read came to; none while it is under way, and when it failed or was dropped.
-type Landed = Option<Option<Arc<Token>>>;
+type Landed = Option<Option<Packed>>;
 
 /// Makes a [`CachedStore`].
 pub struct CachedStoreBuilder<S> {
@@ -145,10 +146,10 @@ impl<S: TokenStore> CachedStore<S> {
         let mut epoch = self.epoch(touch.id);
         // A read that is under way has the use from before.
         *epoch = epoch.wrapping_add(1);
-        let is_newer = |token: &Token| token.last_used.is_none_or(|known| known.at < touch.last_use.at);
-        if let Some(entry) = self.found.get(&touch.id).filter(|entry| is_newer(&entry.read)) {
-            let read = Token { last_used: Some(touch.last_use), ..Token::clone(&entry.read) };
-            self.found.insert(touch.id, Entry { read: Arc::new(read), ..entry });
+        if let Some(Entry { read, asked_at, generation }) = self.found.get(&touch.id)
+            && let Some(read) = read.used(touch.last_use)
+        {
+            self.found.insert(touch.id, Entry { read, asked_at, generation });
         }
     }
 
@@ -164,7 +165,7 @@ impl<S: TokenStore> CachedStore<S> {
 
     /// What is known of an id, if that is not too old.
     #[allow(clippy::option_option, reason = "nothing known, or known that there is nothing")]
-    fn known(&self, id: TokenId) -> Option<Option<Arc<Token>>> {
+    fn known(&self, id: TokenId) -> Option<Option<Packed>> {
         let now = self.clock.monotonic();
         let generation = self.generation.load(Ordering::SeqCst);
         if let Some(entry) = self.found.get(&id)
@@ -177,7 +178,7 @@ impl<S: TokenStore> CachedStore<S> {
     }
 
     /// One of those who look an id up that is not known reads it; the others wait for that.
-    async fn read_once(&self, id: TokenId) -> Result<Option<Arc<Token>>, StoreError> {
+    async fn read_once(&self, id: TokenId) -> Result<Option<Packed>, StoreError> {
         let (flight, landing) = self.board(id);
         let Some(mut landing) = landing else {
             // In a statement of its own, or the lock would be held for what follows.
@@ -207,18 +208,18 @@ impl<S: TokenStore> CachedStore<S> {
         (flight, landing)
     }
 
-    async fn read(&self, id: TokenId) -> Result<Option<Arc<Token>>, StoreError> {
+    async fn read(&self, id: TokenId) -> Result<Option<Packed>, StoreError> {
         let _permit = self.reads.acquire().await;
         let epoch = *self.epoch(id);
         let generation = self.generation.load(Ordering::SeqCst);
         let asked_at = self.clock.monotonic();
         self.reads_begun.fetch_add(1, Ordering::Relaxed);
-        let found = self.store.find(id).await?.map(|found| found.into_token().into_arc());
+        let found = self.store.find(id).await?.map(Found::into_packed);
         let epoch_now = self.epoch(id);
         if *epoch_now == epoch {
-            if let Some(token) = found.as_ref().filter(|token| !may_be_restored(token)) {
+            if let Some(packed) = found.as_ref().filter(|packed| !may_be_restored(&packed.details)) {
                 self.missing.invalidate(&id);
-                self.found.insert(id, Entry { read: token.clone(), asked_at, generation });
+                self.found.insert(id, Entry { read: packed.clone(), asked_at, generation });
             } else if found.is_some() {
                 self.missing.invalidate(&id);
                 self.found.invalidate(&id);
@@ -315,10 +316,10 @@ impl Drop for Following<'_> {
 
 /// Whether it is revoked in a way that is not for good. Such a record is not kept: were it restored on another node and revoked
 /// again here, it would look as if there were nothing to do.
-fn may_be_restored(token: &Token) -> bool {
+fn may_be_restored(details: &Details) -> bool {
     let is_for_good = |reason| matches!(reason, Reason::Compromised | Reason::Reuse | Reason::Rotated);
-    token.facts.succession.is_none()
-        && token.facts.revocation.as_ref().is_some_and(|revocation| !is_for_good(revocation.reason))
+    details.succession().is_none()
+        && details.revocation().is_some_and(|revocation| !is_for_good(revocation.reason))
 }
 
 impl<T> Entry<T> {
@@ -367,11 +368,11 @@ impl<S: TokenStore> TokenStore for CachedStore<S> {
             Some(known) => known,
             None => self.read_once(id).await?,
         };
-        Ok(found.map(Found::from))
+        Ok(found.map(Found::kept))
     }
 
     fn find_now(&self, id: TokenId, _ahead: Ahead) -> Option<Result<Option<Found<'_>>, StoreError>> {
-        self.known(id).map(|known| Ok(known.map(Found::from)))
+        self.known(id).map(|known| Ok(known.map(Found::kept)))
     }
 
     async fn list(&self, query: &ListQuery) -> Result<Page, StoreError> {

@@ -13,12 +13,14 @@ use super::{
     TokenCounts, TokenStore, Touch,
 };
 use crate::audit::AuditEvent;
+use crate::clock::micros;
 use crate::owner::{OwnerId, Realm};
 use crate::permission::Scope;
 use crate::snapshot::Snapshot;
 use crate::table::{Entry, Growing, Key, Place, Table};
 use crate::token::access::Access;
-use crate::token::{Credential, KeyId, LastUse, Token, TokenId, TokenKind, TokenState};
+use crate::token::details::{Account, Details, Packed};
+use crate::token::{KeyId, Token, TokenId, TokenKind, TokenState};
 use arc_swap::Guard;
 use chrono::{DateTime, Utc};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -89,21 +91,25 @@ impl TokenStore for MemoryStore {
         let mut tokens: Vec<Arc<Token>> = Vec::new();
         let mut next = None;
         for place in self.records.newest_first(&indexes, query) {
-            let Some(token) = self.records.at(place).filter(|token| query.holds(token)) else {
+            let may_hold = |packed: &Packed| may_hold(query, &packed.access);
+            let Some(packed) = self.records.at(place).filter(may_hold) else { continue };
+            let token = packed.token();
+            if !query.holds(&token) {
                 continue;
-            };
+            }
             if tokens.len() >= query.limit.max(1) {
                 next = tokens.last().map(|last| last.id);
                 break;
             }
-            tokens.push(token);
+            tokens.push(token.into());
         }
         Ok(Page::new(tokens, Vec::new(), next))
     }
 
     async fn commit(&self, batch: &ChangeBatch) -> Result<(), StoreError> {
         let mut indexes = self.indexes();
-        let old: Vec<_> = batch.changes.iter().map(|change| self.records.find(change.id())).collect();
+        let old: Vec<Option<Packed>> =
+            batch.changes.iter().map(|change| self.records.find(change.id())).collect();
         self.check(&indexes, batch, &old)?;
         if let Some((realm, owner)) = &batch.erase {
             indexes.events.iter_mut().for_each(|event| event.erase(realm, owner));
@@ -114,9 +120,10 @@ impl TokenStore for MemoryStore {
         }
         for (change, old) in batch.changes.iter().zip(&old) {
             match change {
-                Change::Insert(token) => self.records.put(&mut indexes, token, token.last_used),
+                Change::Insert(token) => self.records.put(&mut indexes, token),
                 Change::Update(token) => {
-                    self.records.put(&mut indexes, token, old.as_ref().and_then(|old| old.last_used));
+                    let last_used = old.as_ref().and_then(|old| old.details.last_used(&old.access));
+                    self.records.put(&mut indexes, &Token { last_used, ..Token::clone(token) });
                 }
                 Change::Remove { id, .. } => self.records.remove(*id),
             }
@@ -139,23 +146,24 @@ impl TokenStore for MemoryStore {
 
     async fn purge(&self, ended: DateTime<Utc>, limit: usize) -> Result<Vec<TokenId>, StoreError> {
         let mut indexes = self.indexes();
-        let over: Vec<Arc<Token>> = self
+        let over: Vec<Packed> = self
             .records
             .oldest_first(&indexes)
             .filter_map(|place| self.records.at(place))
-            .filter(|token| token.facts.ended_by(ended))
-            .filter(|token| {
-                let made = indexes.by_creator.get(&token.id).into_iter().flat_map(IdList::iter);
+            .filter(|packed| packed.ended_by(ended))
+            .filter(|packed| {
+                let made = indexes.by_creator.get(&packed.id).into_iter().flat_map(IdList::iter);
                 // But for the one that took its place.
-                made.filter_map(|made| self.records.at(made)).all(|made| made.predecessor == Some(token.id))
+                made.filter_map(|made| self.records.at(made))
+                    .all(|made| made.details.predecessor() == Some(packed.id))
             })
             .take(limit)
             .collect();
-        for token in &over {
-            self.records.forget(&mut indexes, token);
-            self.records.remove(token.id);
+        for packed in &over {
+            self.records.forget(&mut indexes, packed);
+            self.records.remove(packed.id);
         }
-        Ok(over.into_iter().map(|token| token.id).collect())
+        Ok(over.into_iter().map(|packed| packed.id).collect())
     }
 }
 
@@ -165,12 +173,12 @@ impl MemoryStore {
         &self,
         indexes: &Indexes,
         batch: &ChangeBatch,
-        old: &[Option<Arc<Token>>],
+        old: &[Option<Packed>],
     ) -> Result<(), StoreError> {
         let mut changed = HashSet::new();
         for (change, old) in batch.changes.iter().zip(old) {
             let id = change.id();
-            let version = old.as_ref().map(|old| old.version);
+            let version = old.as_ref().map(|old| old.details.version());
             let (fits, conflict) = match change {
                 Change::Insert(_) => (old.is_none(), Conflict::Id(id)),
                 Change::Update(token) => {
@@ -184,7 +192,7 @@ impl MemoryStore {
                 return Err(StoreError::Conflict(conflict));
             }
         }
-        let freed: HashSet<Name<'_>> = old.iter().flatten().filter_map(|old| Name::of(old)).collect();
+        let freed: HashSet<Name<'_>> = old.iter().flatten().filter_map(Name::of_packed).collect();
         let mut claimed = HashSet::new();
         for change in &batch.changes {
             let (Change::Insert(token) | Change::Update(token)) = change else {
@@ -199,7 +207,7 @@ impl MemoryStore {
                 return Err(StoreError::Conflict(Conflict::Name(token.id)));
             }
         }
-        let most = indexes.len.max(indexes.numbers.len()).saturating_add(batch.changes.len());
+        let most = indexes.len.max(indexes.owners.len()).saturating_add(batch.changes.len());
         if most > MOST { Err(StoreError::unavailable("the store is full")) } else { Ok(()) }
     }
 }
@@ -238,8 +246,9 @@ impl AuditLog for MemoryStore {
 impl TokenCounts for MemoryStore {
     async fn count_by_state(&self, now: DateTime<Utc>) -> Result<Vec<(TokenState, u64)>, StoreError> {
         let mut counts = [(TokenState::Active, 0), (TokenState::Revoked, 0), (TokenState::Expired, 0)];
-        for token in self.indexes().all().filter_map(|place| self.records.at(place)) {
-            let state = token.state(now);
+        let now = micros(now);
+        for packed in self.indexes().all().filter_map(|place| self.records.at(place)) {
+            let state = packed.access.state(now);
             if let Some((_, count)) = counts.iter_mut().find(|(each, _)| *each == state) {
                 *count = u64::saturating_add(*count, 1);
             }
@@ -249,9 +258,9 @@ impl TokenCounts for MemoryStore {
 
     async fn count_by_key(&self) -> Result<Vec<(KeyId, u64)>, StoreError> {
         let mut counts: BTreeMap<KeyId, u64> = BTreeMap::new();
-        for token in self.indexes().all().filter_map(|place| self.records.at(place)) {
-            if let Credential::Keyed(digest) = &token.credential {
-                let count = counts.entry(digest.key()).or_default();
+        for packed in self.indexes().all().filter_map(|place| self.records.at(place)) {
+            if let Some(key) = packed.access.key(packed.access.kind()) {
+                let count = counts.entry(key).or_default();
                 *count = count.saturating_add(1);
             }
         }
@@ -264,8 +273,8 @@ impl TokenCounts for MemoryStore {
 struct Indexes {
     /// How many records there are.
     len: usize,
-    /// The numbers of the owners, as they stand beside a record in the table.
-    numbers: HashMap<(Realm, OwnerId), u32>,
+    /// The owners, and their numbers as they stand beside a record in the table.
+    owners: HashMap<(Realm, OwnerId), (u32, Arc<Account>)>,
     /// By that number.
     by_owner: Vec<IdList>,
     /// Each record is in one of these.
@@ -275,8 +284,8 @@ struct Indexes {
     /// What names are hashed with.
     name_key: RandomState,
     events: Vec<AuditEvent>,
-    /// By their entries.
-    scopes: HashMap<Box<str>, Scope>,
+    /// By their entries; the one without a list by none.
+    scopes: HashMap<Option<Box<str>>, Arc<Scope>>,
 }
 
 /// Most scopes that are shared; records with others have their own.
@@ -290,6 +299,21 @@ impl<'a> Name<'a> {
     fn of(token: &'a Token) -> Option<Self> {
         Some(Self(&token.realm, &token.owner, token.kind, token.unique_name()?))
     }
+
+    fn of_packed(Packed { access, details, .. }: &'a Packed) -> Option<Self> {
+        Some(Self(details.realm(), details.owner(), access.kind(), details.unique_name()?))
+    }
+}
+
+/// Whether a list may hold a record, by what lies in the table: to tell most of those that it does not hold without a look at
+/// the rest.
+fn may_hold(query: &ListQuery, access: &Access) -> bool {
+    let is_active = query.active_at.is_none_or(|now| access.state(micros(now)) == TokenState::Active);
+    let may_be_idle = match query.by {
+        ListBy::Idle(before) => access.last_used_at().is_none_or(|used| used < micros(before)),
+        _ => true,
+    };
+    is_active && may_be_idle
 }
 
 impl Indexes {
@@ -300,25 +324,28 @@ impl Indexes {
 
     /// The scope that others have which are narrowed to the same. Many have few scopes between them: shared, they take little
     /// memory, and what a check reads is in the cache.
-    fn shared_scope(&mut self, scope: &Scope) -> Scope {
-        let Some(set) = scope.as_set() else { return scope.clone() };
-        let mut key = String::new();
-        for grant in set.iter() {
-            key.push_str(grant.as_str());
-            key.push(' ');
-        }
-        if let Some(shared) = self.scopes.get(&*key) {
+    fn shared_scope(&mut self, scope: &Scope) -> Arc<Scope> {
+        let key = scope.as_set().map(|set| {
+            let mut key = String::new();
+            for grant in set.iter() {
+                key.push_str(grant.as_str());
+                key.push(' ');
+            }
+            Box::from(key)
+        });
+        if let Some(shared) = self.scopes.get(&key) {
             return shared.clone();
         }
+        let scope = Arc::new(scope.clone());
         if self.scopes.len() < SHARED_SCOPES {
-            self.scopes.insert(key.into(), scope.clone());
+            self.scopes.insert(key, scope.clone());
         }
-        scope.clone()
+        scope
     }
 
     fn list_of_owner(&self, realm: &Realm, owner: &OwnerId) -> Option<&IdList> {
-        let number = *self.numbers.get(&(realm.clone(), owner.clone()))?;
-        self.by_owner.get(to_index(number))
+        let (number, _) = self.owners.get(&(realm.clone(), owner.clone()))?;
+        self.by_owner.get(to_index(*number))
     }
 
     /// The upper half of a hash.
@@ -329,14 +356,17 @@ impl Indexes {
 
 /// The records by id, found without a lock. Only one thread changes them at a time.
 struct Records {
-    table: Table<Token, 8>,
+    table: Table<Details, 8>,
     /// By the number that stands beside a record in the table.
     owners: Growing<OnceLock<(Realm, OwnerId)>>,
 }
 
 impl Records {
     fn new() -> Self {
-        Self { table: Table::new(Token::vacant().clone()), owners: Growing::new() }
+        let vacant = Token::vacant();
+        let nobody = Account::new(vacant.realm.clone(), vacant.owner.clone());
+        let vacant = Details::of(vacant, Arc::new(nobody), Arc::new(vacant.scope.clone()));
+        Self { table: Table::new(Arc::new(vacant)), owners: Growing::new() }
     }
 
     /// The record as it is now, which may lie in a place.
@@ -346,15 +376,18 @@ impl Records {
         let Entry { value, words } = self.table.get_from(place, id.words(), |_| true)?;
         let access = Access::from_words(words);
         let owner = self.owners.get(to_index(access.owner())).and_then(OnceLock::get);
-        Some(Found::lent(Snapshot::lent(value), access, owner))
+        Some(Found::lent(id, Snapshot::lent(value), access, owner))
     }
 
-    fn find(&self, id: TokenId) -> Option<Arc<Token>> {
-        self.lend(id, None).map(|found| found.into_token().into_arc())
+    /// The same for whoever holds the lock of the indexes, as are those below.
+    fn find(&self, id: TokenId) -> Option<Packed> {
+        self.at(self.table.place_of(id.words(), |_| true)?)
     }
 
-    fn at(&self, place: Place) -> Option<Arc<Token>> {
-        self.table.at(place).map(|(_, entry)| Guard::into_inner(entry.value))
+    fn at(&self, place: Place) -> Option<Packed> {
+        let (key, Entry { value, words }) = self.table.at(place)?;
+        let (access, details) = (Access::from_words(words), Guard::into_inner(value));
+        Some(Packed { id: TokenId::from_words(key)?, access, details })
     }
 
     fn key_at(&self, place: Place) -> Key {
@@ -390,17 +423,17 @@ impl Records {
 
     /// Whether a record has this name.
     fn is_called(&self, indexes: &Indexes, name: &Name<'_>) -> bool {
-        let is_it = |place| self.at(place).is_some_and(|token| Name::of(&token).as_ref() == Some(name));
+        let is_it =
+            |place| self.at(place).is_some_and(|packed| Name::of_packed(&packed).as_ref() == Some(name));
         indexes.names.contains(indexes.hash_of(name), is_it)
     }
 
-    /// Puts a record in its place, with this as its last use, and into the indexes; one that was there was forgotten before.
-    fn put(&self, indexes: &mut Indexes, token: &Token, last_used: Option<LastUse>) {
-        let (number, (realm, owner)) = self.owner_of(indexes, token);
-        let scope = indexes.shared_scope(&token.scope);
-        let token = Arc::new(Token { owner, realm, last_used, scope, ..token.clone() });
-        let (key, words) = (token.id.words(), Access::of(&token, number).words());
-        let Some(place) = self.table.put(key, |_| true, words, token.clone()) else { return };
+    /// Puts a record in its place and into the indexes; one that was there was forgotten before.
+    fn put(&self, indexes: &mut Indexes, token: &Token) {
+        let (number, account) = self.account(indexes, token);
+        let details = Details::of(token, account, indexes.shared_scope(&token.scope));
+        let (key, words) = (token.id.words(), Access::of(token, number).words());
+        let Some(place) = self.table.put(key, |_| true, words, details.into()) else { return };
         if let Some(list) = indexes.by_owner.get_mut(to_index(number)) {
             list.insert(key, place, |place| self.key_at(place));
         }
@@ -410,25 +443,25 @@ impl Records {
             let list = indexes.by_creator.entry(creator).or_default();
             list.insert(key, place, |place| self.key_at(place));
         }
-        if let Some(name) = Name::of(&token) {
+        if let Some(name) = Name::of(token) {
             indexes.names.insert(indexes.hash_of(&name), place);
         }
         indexes.len = indexes.len.saturating_add(1);
     }
 
     /// Takes a record out of the indexes, while it is still in its place.
-    fn forget(&self, indexes: &mut Indexes, token: &Token) {
-        let key = token.id.words();
+    fn forget(&self, indexes: &mut Indexes, packed: &Packed) {
+        let Packed { id, access, details } = packed;
+        let key = id.words();
         let Some(place) = self.table.place_of(key, |_| true) else { return };
-        let number = indexes.numbers.get(&(token.realm.clone(), token.owner.clone()));
-        if let Some(list) = number.and_then(|number| indexes.by_owner.get_mut(to_index(*number))) {
+        if let Some(list) = indexes.by_owner.get_mut(to_index(access.owner())) {
             list.remove(key, |place| self.key_at(place));
         }
-        self.take_out(&mut indexes.by_kind, &(token.realm.clone(), token.kind), key);
-        if let Some(creator) = token.creator() {
+        self.take_out(&mut indexes.by_kind, &(details.realm().clone(), access.kind()), key);
+        if let Some(creator) = details.created_by().token() {
             self.take_out(&mut indexes.by_creator, &creator, key);
         }
-        if let Some(name) = Name::of(token) {
+        if let Some(name) = Name::of_packed(packed) {
             indexes.names.remove(indexes.hash_of(&name), place);
         }
         indexes.len = indexes.len.saturating_sub(1);
@@ -450,31 +483,30 @@ impl Records {
 
     /// Notes a use, where it is a later one.
     fn touch(&self, touch: &Touch) {
-        let Some(found) = self.lend(touch.id, None) else { return };
-        let number = found.access().owner();
-        let token = found.into_token();
-        if token.last_used.is_none_or(|known| known.at < touch.last_use.at) {
-            let token = Token { last_used: Some(touch.last_use), ..Token::clone(&token) };
-            self.table.put(touch.id.words(), |_| true, Access::of(&token, number).words(), token.into());
+        if let Some(Packed { id, access, details }) =
+            self.find(touch.id).and_then(|packed| packed.used(touch.last_use))
+        {
+            self.table.put(id.words(), |_| true, access.words(), details);
         }
     }
 
     /// A record's owner, as all its records share it, and its number.
-    fn owner_of(&self, indexes: &mut Indexes, token: &Token) -> (u32, (Realm, OwnerId)) {
+    fn account(&self, indexes: &mut Indexes, token: &Token) -> (u32, Arc<Account>) {
         let owner = (token.realm.clone(), token.owner.clone());
-        if let Some((owner, number)) = indexes.numbers.get_key_value(&owner) {
-            return (*number, owner.clone());
+        if let Some((number, account)) = indexes.owners.get(&owner) {
+            return (*number, account.clone());
         }
-        let index = indexes.numbers.len();
+        let index = indexes.owners.len();
         self.owners.grow(index.saturating_add(1), OnceLock::new);
         if let Some(place) = self.owners.get(index) {
             place.get_or_init(|| owner.clone());
         }
         // There are fewer than 2^32, or the batch is refused.
         let number = u32::try_from(index).unwrap_or(u32::MAX);
-        indexes.numbers.insert(owner.clone(), number);
+        let account = Arc::new(Account::new(token.realm.clone(), token.owner.clone()));
+        indexes.owners.insert(owner, (number, account.clone()));
         indexes.by_owner.push(IdList::default());
-        (number, owner)
+        (number, account)
     }
 }
 

@@ -3,25 +3,27 @@
 
 use super::facts::NEVER_ENDS;
 use super::{Credential, KeyId, KeyedDigest, Token, TokenKind, TokenState};
-use crate::clock::micros;
+use crate::clock::{at_micros, micros};
+use chrono::{DateTime, Utc};
+use std::ops::Deref;
 
 /// Earlier than any instant: the last use of what was not used.
 const NEVER_USED: i64 = i64::MIN;
 
-/// What a verification decides on, as words that a table keeps: the four of the digest; expiry, creation and last use, in
-/// microseconds since 1970; then a number for the record's owner, the digest's key and the flags.
+/// What a verification decides on, as words that a table keeps: the four of the digest, and the [`Terms`].
 ///
 /// It stays in words until something of it is asked for: each move of it costs, and most of it is read once.
 #[derive(Clone, Copy)]
-pub(crate) struct Access([u64; 8]);
+pub(crate) struct Access {
+    digest: [u64; 4],
+    terms: Terms,
+}
+
+/// Expiry, creation and last use, in microseconds since 1970; then a number for the record's owner, the digest's key and the flags.
+#[derive(Clone, Copy)]
+pub(crate) struct Terms([u64; 4]);
 
 impl Access {
-    const SERVICE: u64 = 1;
-    /// There is no keyed digest yet.
-    const FOREIGN: u64 = 1 << 1;
-    const REVOKED: u64 = 1 << 2;
-    const NETWORKS: u64 = 1 << 3;
-
     /// What is in a record, and the number that its owner has in some table.
     pub(crate) fn of(token: &Token, owner: u32) -> Self {
         let (digest, foreign) = match &token.credential {
@@ -29,28 +31,70 @@ impl Access {
             Credential::Foreign(_) => (KeyedDigest::new(KeyId::new(0), [0; 32]), true),
         };
         let flags = [
-            (Self::SERVICE, token.kind == TokenKind::Service),
-            (Self::FOREIGN, foreign),
-            (Self::REVOKED, token.facts.revocation.is_some()),
-            (Self::NETWORKS, token.networks.is_some()),
+            (Terms::SERVICE, token.kind == TokenKind::Service),
+            (Terms::FOREIGN, foreign),
+            (Terms::REVOKED, token.facts.revocation.is_some()),
+            (Terms::NETWORKS, token.networks.is_some()),
         ];
         let flags = flags.iter().filter(|(_, is_set)| *is_set).fold(0, |flags, (flag, _)| flags | flag);
-        let [a, b, c, d] = digest.words();
         let expires_at = token.facts.expires_at.map_or(NEVER_ENDS, micros);
         let last_used_at = token.last_used.map_or(NEVER_USED, |used| micros(used.at));
         let [expires_at, created_at, last_used_at] =
             [expires_at, micros(token.created_at), last_used_at].map(i64::cast_unsigned);
         let rest = u64::from(owner) << 32 | u64::from(digest.key().get()) << 16 | flags;
-        Self([a, b, c, d, expires_at, created_at, last_used_at, rest])
+        Self { digest: digest.words(), terms: Terms([expires_at, created_at, last_used_at, rest]) }
     }
 
     pub(crate) const fn from_words(words: [u64; 8]) -> Self {
-        Self(words)
+        let [a, b, c, d, terms @ ..] = words;
+        Self { digest: [a, b, c, d], terms: Terms(terms) }
     }
 
     pub(crate) const fn words(self) -> [u64; 8] {
-        self.0
+        let ([a, b, c, d], Terms([expires_at, created_at, last_used_at, rest])) = (self.digest, self.terms);
+        [a, b, c, d, expires_at, created_at, last_used_at, rest]
     }
+
+    /// The words of the digest.
+    pub(crate) const fn digest(&self) -> [u64; 4] {
+        self.digest
+    }
+
+    /// The same as a record has it; no token's, where there is none yet.
+    pub(crate) fn keyed_digest(&self) -> KeyedDigest {
+        let mut mac = [0; 32];
+        for (place, word) in mac.as_chunks_mut().0.iter_mut().zip(self.digest) {
+            *place = word.to_ne_bytes();
+        }
+        KeyedDigest::new(KeyId::new(self.rest_from(16)), mac)
+    }
+
+    pub(crate) const fn terms(&self) -> Terms {
+        self.terms
+    }
+
+    /// With this as the last use.
+    pub(crate) fn used_at(self, at: DateTime<Utc>) -> Self {
+        let Terms([expires_at, created_at, _, rest]) = self.terms;
+        Self { terms: Terms([expires_at, created_at, micros(at).cast_unsigned(), rest]), ..self }
+    }
+}
+
+impl Deref for Access {
+    type Target = Terms;
+
+    #[inline]
+    fn deref(&self) -> &Terms {
+        &self.terms
+    }
+}
+
+impl Terms {
+    const SERVICE: u64 = 1;
+    /// There is no keyed digest yet.
+    const FOREIGN: u64 = 1 << 1;
+    const REVOKED: u64 = 1 << 2;
+    const NETWORKS: u64 = 1 << 3;
 
     pub(crate) const fn kind(&self) -> TokenKind {
         if self.has(Self::SERVICE) { TokenKind::Service } else { TokenKind::Personal }
@@ -61,27 +105,27 @@ impl Access {
         (kind == self.kind() && !self.has(Self::FOREIGN)).then(|| KeyId::new(self.rest_from(16)))
     }
 
-    /// The words of that digest.
-    pub(crate) const fn digest(&self) -> [u64; 4] {
-        let [a, b, c, d, ..] = self.0;
-        [a, b, c, d]
-    }
-
     /// The state at `now`, in microseconds.
     pub(crate) const fn state(&self, now: i64) -> TokenState {
-        let [.., expires_at, _, _, _] = self.0;
+        let Self([expires_at, ..]) = self;
         TokenState::derived(expires_at.cast_signed(), self.has(Self::REVOKED), now)
+    }
+
+    /// When it ends, if ever.
+    pub(crate) fn expires_at(&self) -> Option<DateTime<Utc>> {
+        let Self([expires_at, ..]) = self;
+        Some(expires_at.cast_signed()).filter(|at| *at != NEVER_ENDS).map(at_micros)
     }
 
     /// In microseconds.
     pub(crate) const fn created_at(&self) -> i64 {
-        let [.., created_at, _, _] = self.0;
+        let Self([_, created_at, ..]) = self;
         created_at.cast_signed()
     }
 
     /// The last use known to the store, in microseconds.
     pub(crate) const fn last_used_at(&self) -> Option<i64> {
-        let [.., last_used_at, _] = self.0;
+        let Self([.., last_used_at, _]) = self;
         let last_used_at = last_used_at.cast_signed();
         if last_used_at == NEVER_USED { None } else { Some(last_used_at) }
     }
@@ -93,26 +137,26 @@ impl Access {
     /// The number of the record's owner.
     #[allow(clippy::as_conversions, clippy::cast_possible_truncation, reason = "32 bits are left")]
     pub(crate) const fn owner(&self) -> u32 {
-        let [.., rest] = self.0;
-        (rest >> 32) as u32
+        let Self([.., rest]) = self;
+        (*rest >> 32) as u32
     }
 
     const fn has(&self, flag: u64) -> bool {
-        let [.., rest] = self.0;
-        rest & flag != 0
+        let Self([.., rest]) = self;
+        *rest & flag != 0
     }
 
     #[allow(clippy::as_conversions, clippy::cast_possible_truncation, reason = "16 bits are wanted")]
     const fn rest_from(&self, bit: u32) -> u16 {
-        let [.., rest] = self.0;
-        (rest >> bit) as u16
+        let Self([.., rest]) = self;
+        (*rest >> bit) as u16
     }
 }
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::token::{ActorRef, Authority, Facts, ForeignDigest, LastUse, Networks, Reason, Revocation};
-    use chrono::{DateTime, Utc};
     use proptest::prelude::*;
 
     fn at(micros: i64) -> DateTime<Utc> {

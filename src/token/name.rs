@@ -19,8 +19,8 @@ pub const MAX_DESCRIPTION_CHARS: usize = 1_000;
 /// (Latin `a`, Cyrillic `а`) are different letters.
 #[derive(Clone)]
 pub struct TokenName {
-    text: Arc<str>,
-    key: Arc<str>,
+    /// The text; where its key is another one, a zero character, which is in no name, and the key.
+    text_and_key: Box<str>,
 }
 
 impl TokenName {
@@ -39,38 +39,38 @@ impl TokenName {
         if key.is_empty() {
             return Err(NameError::Empty);
         }
-        Ok(Self { key: if *key == *text { text.clone() } else { key.into() }, text })
+        let text_and_key = if *key == *text { text.as_ref().into() } else { format!("{text}\0{key}").into() };
+        Ok(Self { text_and_key })
     }
 
     /// The name of no token.
     pub(crate) fn vacant() -> Self {
-        let text: Arc<str> = Arc::from("");
-        Self { key: text.clone(), text }
+        Self { text_and_key: "".into() }
     }
 
     /// The name as it is shown.
     pub fn as_str(&self) -> &str {
-        &self.text
+        self.text_and_key.split_once('\0').map_or(&self.text_and_key, |(text, _)| text)
     }
 
     /// What names are compared by: the NFKC case folding (Unicode Standard, section 3.13.5, `toNFKC_Casefold`).
     /// Stores keep it as it is, as part of a unique key; it is at most 18 times as long as the name.
     pub fn key(&self) -> &str {
-        &self.key
+        self.text_and_key.split_once('\0').map_or(&self.text_and_key, |(_, key)| key)
     }
 }
 
 impl TokenName {
     /// SHA-256 of the [`key`](Self::key): for stores whose unique indexes hold only so much.
     pub fn key_hash(&self) -> [u8; 32] {
-        Sha256::digest(self.key.as_bytes()).into()
+        Sha256::digest(self.key().as_bytes()).into()
     }
 }
 
 /// Names are equal where their keys are.
 impl PartialEq for TokenName {
     fn eq(&self, other: &Self) -> bool {
-        self.key == other.key
+        self.key() == other.key()
     }
 }
 
@@ -78,7 +78,7 @@ impl Eq for TokenName {}
 
 impl fmt::Display for TokenName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
+        f.write_str(self.as_str())
     }
 }
 
@@ -90,7 +90,7 @@ impl fmt::Debug for TokenName {
 
 impl Serialize for TokenName {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&self.text)
+        serializer.serialize_str(self.as_str())
     }
 }
 

@@ -1,0 +1,420 @@
+//! The rest of a record beside its id and its [`Access`], packed: what a table in memory holds for each token.
+//!
+//! What the access has is not kept twice, and what few records have lies in a box of its own. A whole [`Token`] is made of both
+//! where more is wanted than a verification or a view reads.
+
+use super::access::{Access, Terms};
+use super::{
+    ActorRef, Credential, Description, Facts, ForeignDigest, LastUse, Lifetime, Networks, Revocation, Seal,
+    Succession, Token, TokenId, TokenName,
+};
+use crate::clock::{at_micros, micros};
+use crate::owner::{OwnerId, OwnerKind, Realm};
+use crate::permission::Scope;
+use chrono::{DateTime, Utc};
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+
+/// A record as a table in memory or a cache has it.
+#[derive(Clone)]
+pub(crate) struct Packed {
+    pub(crate) id: TokenId,
+    pub(crate) access: Access,
+    pub(crate) details: Arc<Details>,
+}
+
+impl Packed {
+    /// A record that shares nothing with others.
+    pub(crate) fn of(token: &Token) -> Self {
+        let account = Arc::new(Account::new(token.realm.clone(), token.owner.clone()));
+        let details = Details::of(token, account, Arc::new(token.scope.clone()));
+        Self { id: token.id, access: Access::of(token, 0), details: Arc::new(details) }
+    }
+
+    /// The whole record.
+    pub(crate) fn token(&self) -> Token {
+        self.details.token(self.id, &self.access)
+    }
+
+    /// With this as its last use; none where one is known that is not earlier.
+    pub(crate) fn used(self, LastUse { at, address }: LastUse) -> Option<Self> {
+        if self.access.last_used_at().is_some_and(|known| known >= micros(at)) {
+            return None;
+        }
+        let details = self.details.used_from(address).map_or(self.details, Arc::new);
+        Some(Self { access: self.access.used_at(at), details, ..self })
+    }
+
+    /// As [`Facts::ended_by`].
+    pub(crate) fn ended_by(&self, instant: DateTime<Utc>) -> bool {
+        self.access.expires_at().is_some_and(|at| at <= instant)
+            || self.details.revocation().is_some_and(|revocation| revocation.at <= instant)
+    }
+}
+
+/// An owner of tokens: what all its records share.
+pub(crate) struct Account {
+    realm: Realm,
+    owner: OwnerId,
+    /// Who made most of its tokens.
+    in_session: ActorRef,
+}
+
+impl Account {
+    pub(crate) fn new(realm: Realm, owner: OwnerId) -> Self {
+        Self { realm, in_session: ActorRef::Owner(owner.clone()), owner }
+    }
+}
+
+/// See the module.
+#[derive(Clone)]
+pub(crate) struct Details {
+    name: TokenName,
+    scope: Arc<Scope>,
+    account: Arc<Account>,
+    rare: Option<Box<Rare>>,
+    /// The address of the last use, where it is one of IPv4; zero where it is in the box, or there is none.
+    address: u32,
+    /// Zero where it is in the box.
+    version: u16,
+    /// In days; zero is the default, unless it is in the box.
+    lifetime: u16,
+}
+
+/// What few records have, or what does not fit.
+#[derive(Clone, PartialEq, Default)]
+struct Rare {
+    networks: Option<Networks>,
+    description: Option<Description>,
+    /// Where it is not the owner in a session.
+    created_by: Option<Box<ActorRef>>,
+    predecessor: Option<TokenId>,
+    /// Where it is not the creation.
+    idle_from: Option<DateTime<Utc>>,
+    revocation: Option<Box<Revocation>>,
+    succession: Option<Box<Succession>>,
+    foreign: Option<Box<ForeignDigest>>,
+    seal: Option<Box<Seal>>,
+    reuse_reported_at: Option<DateTime<Utc>>,
+    address: Option<IpAddr>,
+    version: Option<u64>,
+    lifetime: Option<Lifetime>,
+    notified_days: Option<u16>,
+    /// Where it is not the kind's.
+    owner_kind: Option<OwnerKind>,
+}
+
+/// [`Lifetime::Never`].
+const NEVER: u16 = u16::MAX;
+
+impl Details {
+    /// What is in a record; `account` is its owner's, and `scope` its scope.
+    pub(crate) fn of(token: &Token, account: Arc<Account>, scope: Arc<Scope>) -> Self {
+        let lifetime = match token.lifetime {
+            Lifetime::Default => Some(0),
+            Lifetime::Never => Some(NEVER),
+            Lifetime::Days(days) => u16::try_from(days).ok().filter(|days| *days != 0 && *days != NEVER),
+        };
+        let version = u16::try_from(token.version).ok();
+        let (address, rare_address) = packed(token.last_used.and_then(|used| used.address));
+        let rare = Rare {
+            networks: token.networks.clone(),
+            description: token.description.clone(),
+            created_by: (token.created_by != account.in_session).then(|| Box::new(token.created_by.clone())),
+            predecessor: token.predecessor,
+            idle_from: (token.idle_from != token.created_at).then_some(token.idle_from),
+            revocation: token.facts.revocation.clone(),
+            succession: token.facts.succession.map(Box::new),
+            foreign: match &token.credential {
+                Credential::Foreign(digest) => Some(Box::new(digest.clone())),
+                Credential::Keyed(_) => None,
+            },
+            seal: token.seal.map(Box::new),
+            reuse_reported_at: token.reuse_reported_at,
+            address: rare_address,
+            version: version.is_none().then_some(token.version),
+            lifetime: lifetime.is_none().then_some(token.lifetime),
+            notified_days: token.notified_days,
+            owner_kind: (token.owner_kind != token.kind.owner_kind()).then_some(token.owner_kind),
+        };
+        Self {
+            name: token.name.clone(),
+            scope,
+            account,
+            rare: boxed(rare),
+            address,
+            version: version.unwrap_or(0),
+            lifetime: lifetime.unwrap_or(0),
+        }
+    }
+
+    /// The whole record.
+    pub(crate) fn token(&self, id: TokenId, access: &Access) -> Token {
+        let rare = self.rare.as_deref().cloned().unwrap_or_default();
+        let created_at = at_micros(access.created_at());
+        Token {
+            credential: match rare.foreign {
+                Some(digest) => Credential::Foreign(*digest),
+                None => Credential::Keyed(access.keyed_digest()),
+            },
+            owner: self.owner().clone(),
+            realm: self.realm().clone(),
+            networks: rare.networks,
+            kind: access.kind(),
+            owner_kind: rare.owner_kind.unwrap_or(access.kind().owner_kind()),
+            facts: Facts {
+                expires_at: access.expires_at(),
+                revocation: rare.revocation,
+                succession: rare.succession.map(|succession| *succession),
+            },
+            last_used: self.last_used(access),
+            created_at,
+            id,
+            scope: self.scope().clone(),
+            name: self.name.clone(),
+            description: rare.description,
+            created_by: self.created_by().clone(),
+            predecessor: rare.predecessor,
+            lifetime: rare.lifetime.unwrap_or(match self.lifetime {
+                0 => Lifetime::Default,
+                NEVER => Lifetime::Never,
+                days => Lifetime::Days(days.into()),
+            }),
+            idle_from: rare.idle_from.unwrap_or(created_at),
+            reuse_reported_at: rare.reuse_reported_at,
+            notified_days: rare.notified_days,
+            seal: rare.seal.map(|seal| *seal),
+            version: self.version(),
+        }
+    }
+
+    pub(crate) fn realm(&self) -> &Realm {
+        &self.account.realm
+    }
+
+    pub(crate) fn owner(&self) -> &OwnerId {
+        &self.account.owner
+    }
+
+    pub(crate) const fn name(&self) -> &TokenName {
+        &self.name
+    }
+
+    /// As [`Token::unique_name`].
+    pub(crate) fn unique_name(&self) -> Option<&str> {
+        if self.succession().is_some() { None } else { Some(self.name.key()) }
+    }
+
+    pub(crate) fn description(&self) -> Option<&Description> {
+        self.rare.as_ref()?.description.as_ref()
+    }
+
+    pub(crate) fn scope(&self) -> &Scope {
+        &self.scope
+    }
+
+    pub(crate) fn networks(&self) -> Option<&Networks> {
+        self.rare.as_ref()?.networks.as_ref()
+    }
+
+    pub(crate) fn created_by(&self) -> &ActorRef {
+        let other = self.rare.as_ref().and_then(|rare| rare.created_by.as_deref());
+        other.unwrap_or(&self.account.in_session)
+    }
+
+    pub(crate) fn predecessor(&self) -> Option<TokenId> {
+        self.rare.as_ref()?.predecessor
+    }
+
+    pub(crate) fn revocation(&self) -> Option<&Revocation> {
+        self.rare.as_ref()?.revocation.as_deref()
+    }
+
+    pub(crate) fn succession(&self) -> Option<&Succession> {
+        self.rare.as_ref()?.succession.as_deref()
+    }
+
+    /// The last use; its time is in the terms.
+    pub(crate) fn last_used(&self, terms: &Terms) -> Option<LastUse> {
+        let at = at_micros(terms.last_used_at()?);
+        let rare = self.rare.as_ref().and_then(|rare| rare.address);
+        let address = rare.or_else(|| (self.address != 0).then(|| Ipv4Addr::from_bits(self.address).into()));
+        Some(LastUse { at, address })
+    }
+
+    /// With another address of the last use; none where it is the same.
+    pub(crate) fn used_from(&self, address: Option<IpAddr>) -> Option<Self> {
+        let (address, rare_address) = packed(address);
+        let before = self.rare.as_ref().and_then(|rare| rare.address);
+        if (address, rare_address) == (self.address, before) {
+            return None;
+        }
+        let rare = self.rare.as_deref().cloned().unwrap_or_default();
+        Some(Self { address, rare: boxed(Rare { address: rare_address, ..rare }), ..self.clone() })
+    }
+
+    pub(crate) fn version(&self) -> u64 {
+        let rare = self.rare.as_ref().and_then(|rare| rare.version);
+        rare.unwrap_or(self.version.into())
+    }
+}
+
+/// A box, if anything is in it.
+fn boxed(rare: Rare) -> Option<Box<Rare>> {
+    (rare != Rare::default()).then(|| Box::new(rare))
+}
+
+/// An address as 32 bits that are not zero, or else as it is.
+fn packed(address: Option<IpAddr>) -> (u32, Option<IpAddr>) {
+    match address {
+        Some(IpAddr::V4(address)) if !address.is_unspecified() => (address.to_bits(), None),
+        other => (0, other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::token::{Authority, KeyId, KeyedDigest, Reason, TokenKind};
+    use proptest::option::of;
+    use proptest::prelude::*;
+
+    fn at(micros: impl Strategy<Value = i64>) -> impl Strategy<Value = DateTime<Utc>> {
+        micros.prop_map(at_micros)
+    }
+
+    fn instant() -> impl Strategy<Value = DateTime<Utc>> {
+        at(prop_oneof![-100_i64..100, -1_000_000_000_000_000..4_000_000_000_000_000_i64])
+    }
+
+    fn id() -> impl Strategy<Value = TokenId> {
+        any::<[u64; 2]>().prop_map(|[high, low]| {
+            TokenId::from_words([high & !0xF000 | 0x7000, low >> 2 | 1 << 63]).unwrap()
+        })
+    }
+
+    fn owner() -> impl Strategy<Value = OwnerId> {
+        "[a-c]".prop_map(|text| OwnerId::new(&text).unwrap())
+    }
+
+    fn actor() -> impl Strategy<Value = ActorRef> {
+        prop_oneof![
+            Just(ActorRef::System),
+            Just(ActorRef::Erased),
+            owner().prop_map(ActorRef::Owner),
+            (owner(), id()).prop_map(|(owner, id)| ActorRef::Token { owner, id }),
+        ]
+    }
+
+    fn digest() -> impl Strategy<Value = KeyedDigest> {
+        any::<(u16, [u8; 32])>().prop_map(|(key, mac)| KeyedDigest::new(KeyId::new(key), mac))
+    }
+
+    fn credential() -> impl Strategy<Value = Credential> {
+        let foreign = any::<[u8; 8]>().prop_map(|value| ForeignDigest::new("other", &value));
+        prop_oneof![digest().prop_map(Credential::Keyed), foreign.prop_map(Credential::Foreign)]
+    }
+
+    fn address() -> impl Strategy<Value = Option<IpAddr>> {
+        prop_oneof![Just(None), Just(Some(Ipv4Addr::UNSPECIFIED.into())), any::<IpAddr>().prop_map(Some)]
+    }
+
+    fn lifetime() -> impl Strategy<Value = Lifetime> {
+        let days = prop_oneof![0_u32..3, 65_533_u32..65_538, any::<u32>()];
+        prop_oneof![Just(Lifetime::Default), Just(Lifetime::Never), days.prop_map(Lifetime::Days)]
+    }
+
+    fn version() -> impl Strategy<Value = u64> {
+        prop_oneof![0_u64..3, 65_534_u64..65_538, any::<u64>()]
+    }
+
+    prop_compose! {
+        fn facts()(
+            expires_at in of(instant()),
+            revoked in of((instant(), actor())),
+            rotated in of((id(), instant(), instant())),
+        ) -> Facts {
+            Facts {
+                expires_at,
+                revocation: revoked.map(|(at, by)| {
+                    Box::new(Revocation { at, by, authority: Authority::Admin, reason: Reason::Idle })
+                }),
+                succession: rotated.map(|(successor, at, until)| Succession { successor, at, until }),
+            }
+        }
+    }
+
+    prop_compose! {
+        fn token()(
+            (credential, owner, realm, networks) in
+                (credential(), owner(), "[a-b]", of(prop::sample::select(vec!["10.0.0.0/8", "::1"]))),
+            (is_service, owner_kind) in (any::<bool>(), prop::sample::select(vec![
+                OwnerKind::Human, OwnerKind::Service, OwnerKind::Internal,
+            ])),
+            facts in facts(),
+            (used, address) in (of(instant()), address()),
+            (created_at, id, scope, name) in
+                (instant(), id(), of("[a-c]:[a-c]"), prop::sample::select(vec!["one", "Two", "Dre\u{fc}"])),
+            (description, created_by, predecessor, lifetime) in
+                (of("[a-c]{1,3}"), actor(), of(id()), lifetime()),
+            (idle_from, reuse_reported_at, notified_days, seal) in
+                (of(instant()), of(instant()), of(any::<u16>()), of(digest())),
+            version in version(),
+        ) -> Token {
+            let kind = if is_service { TokenKind::Service } else { TokenKind::Personal };
+            Token {
+                credential,
+                owner,
+                realm: Realm::new(&realm).unwrap(),
+                networks: networks.map(|network| Networks::parse([network]).unwrap()),
+                kind,
+                owner_kind,
+                facts,
+                last_used: used.map(|at| LastUse { at, address }),
+                created_at,
+                id,
+                scope: scope.map_or(Scope::inherit(), |grant| Scope::only([grant.as_str()]).unwrap()),
+                name: TokenName::new(name).unwrap(),
+                description: description.and_then(|text| Description::new(&text).unwrap()),
+                created_by,
+                predecessor,
+                lifetime,
+                idle_from: idle_from.unwrap_or(created_at),
+                reuse_reported_at,
+                notified_days,
+                seal: seal.map(Seal::new),
+                version,
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_packed_comes_out_as_it_was(token in token()) {
+            let packed = Packed::of(&token);
+            let unpacked = packed.token();
+            prop_assert_eq!(unpacked.name.as_str(), token.name.as_str());
+            prop_assert_eq!(packed.details.unique_name(), token.unique_name());
+            prop_assert_eq!(unpacked, token);
+        }
+
+        #[test]
+        fn a_later_use_changes_the_last_use_alone(token in token(), at in instant(), address in address()) {
+            let last_use = LastUse { at, address };
+            let is_later = token.last_used.is_none_or(|known| known.at < at);
+            let used = Packed::of(&token).used(last_use);
+            let expected = is_later.then_some(Token { last_used: Some(last_use), ..token });
+            prop_assert_eq!(used.map(|packed| packed.token()), expected);
+        }
+
+        #[test]
+        fn what_has_ended_is_seen_in_either_form(token in token(), at in instant()) {
+            prop_assert_eq!(Packed::of(&token).ended_by(at), token.facts.ended_by(at));
+        }
+    }
+
+    #[test]
+    fn what_every_record_has_is_small() {
+        assert!(size_of::<Details>() <= 48);
+    }
+}
