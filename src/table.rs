@@ -18,15 +18,23 @@ use std::slice;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-/// As many as six bits tell apart. Growing a shard's index stops readers of what it holds for about a nanosecond per value:
-/// many shards, short stops.
-const SHARDS: usize = 64;
-/// Slots that are made at once.
-const SLOTS: usize = 32;
+/// As many as these bits tell apart. Growing a shard's index stops readers of what it holds, for less the more shards there are; and the
+/// fuller the one that fills up first is beside the others, the more slots are spare.
+const SHARDS: usize = 1 << SHARD_BITS;
+const SHARD_BITS: u32 = 4;
 /// The first block of an array that grows, a power of two.
-const FIRST_BLOCK: usize = 16;
-/// As many blocks as an array of 2^33 has; each is as long as all before it.
-const BLOCKS: usize = 30;
+const FIRST_BLOCK: usize = 32;
+/// As many blocks as an array of 2^32 has that takes each doubling at once.
+const BLOCKS: usize = 28;
+/// Slots take it in thirty-two steps: one in thirty-two of them at most is spare, and most are in pieces that are large enough for large
+/// pages.
+const SLOT_STEPS: u32 = 5;
+/// As many blocks as 2^30 slots have then.
+const SLOT_BLOCKS: usize = 801;
+/// An index takes it in two steps, and so is never less than half as full as it may be.
+const INDEX_STEPS: u32 = 1;
+/// As many blocks as twice 2^26 places have then.
+const INDEX_BLOCKS: usize = 45;
 /// How often a reader looks again before it waits for whoever is changing what it looks for.
 const LOOKS: usize = 64;
 
@@ -49,13 +57,14 @@ pub(crate) const LEAST_SECOND_WORD: u64 = 1;
 
 /// Shared values by key, each with `WORDS` words that are read in one piece with it.
 pub(crate) struct Table<T, const WORDS: usize> {
+    slots: Growing<Slot<T, WORDS>, SLOT_STEPS, SLOT_BLOCKS>,
     hash_key: u64,
-    shards: Box<[Shard<T, WORDS>]>,
+    shards: Box<[Shard]>,
     /// What stands in a slot without a value.
     vacant: Arc<T>,
 }
 
-/// Where a value lies as long as it is in the table, however often it is put anew: the shard in the upper six bits, then the
+/// Where a value lies as long as it is in the table, however often it is put anew: the shard in the upper bits, then the
 /// position. No place is zero.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Place(u32);
@@ -68,6 +77,21 @@ impl Place {
     pub(crate) const fn bits(self) -> u32 {
         self.0
     }
+
+    /// A position in the shard of this hash.
+    const fn new(hash: u64, position: u32) -> Self {
+        Self(shard_bits(hash) | position)
+    }
+
+    const fn position(self) -> u32 {
+        self.0 & POSITION
+    }
+
+    /// Where the slot lies in the array of them. Shards fill evenly: the first slots of all come before all second ones.
+    fn index(self) -> usize {
+        let shard = to_index((self.0 >> POSITION_BITS).into());
+        to_index(self.position().into()).wrapping_shl(SHARD_BITS) | shard
+    }
 }
 
 /// A value as it is lent, with the words beside it.
@@ -76,17 +100,15 @@ pub(crate) struct Entry<T, const WORDS: usize> {
     pub(crate) words: [u64; WORDS],
 }
 
-/// Slots, and an index of them: open addressing with linear probing.
+/// An index of slots: open addressing with linear probing.
 // What every search reads first lies in one line of the cache, the first block's place included.
 #[repr(C, align(64))]
-struct Shard<T, const WORDS: usize> {
-    /// How many places of the index are searched, a power of two; zero before the first value.
+struct Shard {
+    /// How many places of the index are searched; zero before the first value. A power of two, or three halves of one.
     len: AtomicUsize,
     /// Odd while values are put in other places: what is not found then may be on its way.
     moves: AtomicU64,
-    index: Growing<AtomicU32>,
-    /// By position, [`SLOTS`] in each.
-    slots: Growing<OnceLock<Box<[Slot<T, WORDS>; SLOTS]>>>,
+    index: Growing<AtomicU32, INDEX_STEPS, INDEX_BLOCKS>,
     /// Whoever changes anything holds it.
     counts: Mutex<Counts>,
 }
@@ -96,7 +118,7 @@ struct Counts {
     /// The highest position that was ever taken.
     last: u32,
     /// Those up to it that hold no value.
-    free: Vec<u32>,
+    free: Vec<Place>,
     /// Places of the index that a search does not end at.
     taken: usize,
 }
@@ -118,6 +140,7 @@ impl<T, const WORDS: usize> Table<T, WORDS> {
     /// An empty table; `vacant` is never handed out.
     pub(crate) fn new(vacant: Arc<T>) -> Self {
         Self {
+            slots: Growing::new(),
             // Keys are looked up that others chose: nobody can aim them at one spot without this.
             hash_key: RandomState::new().hash_one(0),
             shards: std::iter::repeat_with(Shard::new).take(SHARDS).collect(),
@@ -129,7 +152,16 @@ impl<T, const WORDS: usize> Table<T, WORDS> {
     #[inline(always)]
     pub(crate) fn get(&self, key: Key, is: impl Fn(&T) -> bool) -> Option<Entry<T, WORDS>> {
         let hash = self.hash(key);
-        self.shard(hash)?.get(hash, key, &is)
+        let shard = self.shard(hash)?;
+        for _ in 0..LOOKS {
+            if let Ok(found) = self.look(shard, hash, key, &is) {
+                return found;
+            }
+            spin_loop();
+        }
+        // Whoever changes it may have been put to sleep half way. With its lock in hand nothing changes.
+        let _changing = shard.lock();
+        self.look(shard, hash, key, &is).unwrap_or(None)
     }
 
     /// Where a value with this key seems to lie, if anywhere; and asks for that memory, which comes while something else is done. The
@@ -137,14 +169,13 @@ impl<T, const WORDS: usize> Table<T, WORDS> {
     #[inline(always)]
     pub(crate) fn seek(&self, key: Key) -> Option<Place> {
         let hash = self.hash(key);
-        let shard = self.shard(hash)?;
-        let position = shard.positions(hash).next()?;
-        let slot = shard.slot(position)?;
+        let place = self.shard(hash)?.places(hash).next()?;
+        let slot = self.slot(place)?;
         prefetch_index(slice::from_ref(&slot.sequence), 0);
         if WORDS > 4 {
             prefetch_index(&slot.words, 4);
         }
-        Some(Place(shard_bits(hash) | position))
+        Some(place)
     }
 
     /// The value with this key that `is` it, looked for first where it seemed to lie.
@@ -165,7 +196,7 @@ impl<T, const WORDS: usize> Table<T, WORDS> {
     }
 
     /// Puts a value in the place of the one that `is` it, or adds it. It gives the place; none where all are taken, which are
-    /// 2^26 for each of the 64 shards.
+    /// 2^26 for each of the 16 shards.
     pub(crate) fn put(
         &self,
         key: Key,
@@ -174,15 +205,28 @@ impl<T, const WORDS: usize> Table<T, WORDS> {
         value: Arc<T>,
     ) -> Option<Place> {
         let hash = self.hash(key);
-        let position = self.shard(hash)?.put(self, hash, key, &is, words, value)?;
-        Some(Place(shard_bits(hash) | position))
+        let shard = self.shard(hash)?;
+        let mut counts = shard.lock();
+        if let Some((place, slot)) = self.find(hash, key, &is) {
+            slot.write(key, words, value);
+            return Some(place);
+        }
+        let len = shard.len.load(Ordering::Relaxed);
+        // Three quarters full at most: few probes, and always a place of the index that ends a search.
+        if counts.taken.saturating_add(1).saturating_mul(4) > len.saturating_mul(3) {
+            self.make_room(hash, shard, &mut counts);
+        }
+        let place = self.take(hash, &mut counts)?;
+        self.slot(place)?.write(key, words, value);
+        // Found from here on, and whole.
+        shard.enter(hash, place, &mut counts);
+        Some(place)
     }
 
     /// Where a value lies, for whoever alone changes the table.
     pub(crate) fn place_of(&self, key: Key, is: impl Fn(&T) -> bool) -> Option<Place> {
         let hash = self.hash(key);
-        let (position, _) = self.shard(hash)?.find(hash, key, &is)?;
-        Some(Place(shard_bits(hash) | position))
+        self.find(hash, key, &is).map(|(place, _)| place)
     }
 
     /// What lies in a place, for the same.
@@ -195,14 +239,85 @@ impl<T, const WORDS: usize> Table<T, WORDS> {
         self.slot(place).map_or([0, FREE], Slot::key)
     }
 
-    fn slot(&self, Place(bits): Place) -> Option<&Slot<T, WORDS>> {
-        self.shards.get(to_index(u64::from(bits >> POSITION_BITS)))?.slot(bits & POSITION)
-    }
-
     /// Takes a value out; `false` where there is none.
     pub(crate) fn remove(&self, key: Key, is: impl Fn(&T) -> bool) -> bool {
         let hash = self.hash(key);
-        self.shard(hash).is_some_and(|shard| shard.remove(hash, key, &is, &self.vacant))
+        let Some(shard) = self.shard(hash) else { return false };
+        let mut counts = shard.lock();
+        let Some((place, slot)) = self.find(hash, key, &is) else { return false };
+        shard.leave(hash, place);
+        slot.write([0, FREE], [0; WORDS], self.vacant.clone());
+        counts.free.push(place);
+        true
+    }
+
+    #[inline(always)]
+    fn look(
+        &self,
+        shard: &Shard,
+        hash: u64,
+        key: Key,
+        is: &impl Fn(&T) -> bool,
+    ) -> Result<Option<Entry<T, WORDS>>, Changing> {
+        let moves = shard.moves.load(Ordering::Acquire);
+        for place in shard.places(hash) {
+            // A slot that was given to another key meanwhile is none of this one's.
+            if let Some(slot) = self.slot(place).filter(|slot| slot.second() == key[1]) {
+                let (found, entry) = slot.read()?;
+                if found == key && is(&entry.value) {
+                    return Ok(Some(entry));
+                }
+            }
+        }
+        // Whoever saw a place of the index that was emptied for a move sees here that there is one.
+        if moves.is_multiple_of(2) && shard.moves.load(Ordering::Acquire) == moves {
+            Ok(None)
+        } else {
+            Err(Changing)
+        }
+    }
+
+    /// Under the lock of the key's shard, as are those below.
+    fn find(&self, hash: u64, key: Key, is: &impl Fn(&T) -> bool) -> Option<(Place, &Slot<T, WORDS>)> {
+        let places = self.shard(hash)?.places(hash);
+        places
+            .filter_map(|place| Some((place, self.slot(place)?)))
+            .filter(|(_, slot)| slot.second() == key[1])
+            .find(|(_, slot)| matches!(slot.read(), Ok((found, entry)) if found == key && is(&entry.value)))
+    }
+
+    /// A place without a value; none where all are taken.
+    fn take(&self, hash: u64, counts: &mut Counts) -> Option<Place> {
+        if let Some(place) = counts.free.pop() {
+            return Some(place);
+        }
+        let position = counts.last.saturating_add(1);
+        if position >= POSITION {
+            return None;
+        }
+        counts.last = position;
+        let place = Place::new(hash, position);
+        if self.slots.get(place.index()).is_none() {
+            self.slots.grow(place.index().saturating_add(1), || Slot::new(self.vacant.clone()));
+        }
+        Some(place)
+    }
+
+    /// Enters every value of a shard anew, with twice the places of the index unless many of those that are taken lead to no value.
+    fn make_room(&self, hash: u64, shard: &Shard, counts: &mut Counts) {
+        // Before any reader is stopped: these are read from memory.
+        let values: Vec<(u64, Place)> = (1..=counts.last)
+            .map(|position| Place::new(hash, position))
+            .map(|place| (self.key_at(place), place))
+            .filter(|(key, _)| key[1] != FREE)
+            .map(|(key, place)| (self.hash(key), place))
+            .collect();
+        shard.enter_anew(&values, counts);
+    }
+
+    #[inline(always)]
+    fn slot(&self, place: Place) -> Option<&Slot<T, WORDS>> {
+        self.slots.get(place.index())
     }
 
     /// The words of a key are random already, but for who chooses the keys that are looked up; multiplying twice spreads every
@@ -212,183 +327,82 @@ impl<T, const WORDS: usize> Table<T, WORDS> {
         (mixed ^ (mixed >> 32) ^ first.rotate_left(20)).wrapping_mul(self.hash_key | 1)
     }
 
-    /// By the top six bits. The next six are the tag in the index, and those in the middle say where it is looked for.
-    fn shard(&self, hash: u64) -> Option<&Shard<T, WORDS>> {
-        self.shards.get(to_index(hash >> 58))
+    /// By the top bits. Below them is the tag in the index, and below that is what says where in it a key is looked for.
+    fn shard(&self, hash: u64) -> Option<&Shard> {
+        self.shards.get(to_index(hash >> (u64::BITS - SHARD_BITS)))
     }
 }
 
-impl<T, const WORDS: usize> Shard<T, WORDS> {
+impl Shard {
     fn new() -> Self {
         Self {
             len: AtomicUsize::new(0),
             moves: AtomicU64::new(0),
             index: Growing::new(),
-            slots: Growing::new(),
             counts: Mutex::default(),
         }
     }
 
-    #[inline(always)]
-    fn get(&self, hash: u64, key: Key, is: &impl Fn(&T) -> bool) -> Option<Entry<T, WORDS>> {
-        for _ in 0..LOOKS {
-            if let Ok(found) = self.look(hash, key, is) {
-                return found;
-            }
-            spin_loop();
-        }
-        // Whoever changes it may have been put to sleep half way. With its lock in hand nothing changes.
-        let _changing = self.lock();
-        self.look(hash, key, is).unwrap_or(None)
-    }
-
-    #[inline(always)]
-    fn look(
-        &self,
-        hash: u64,
-        key: Key,
-        is: &impl Fn(&T) -> bool,
-    ) -> Result<Option<Entry<T, WORDS>>, Changing> {
-        let moves = self.moves.load(Ordering::Acquire);
-        for position in self.positions(hash) {
-            // A slot that was given to another key meanwhile is none of this one's.
-            if let Some(slot) = self.slot(position).filter(|slot| slot.second() == key[1]) {
-                let (found, entry) = slot.read()?;
-                if found == key && is(&entry.value) {
-                    return Ok(Some(entry));
-                }
-            }
-        }
-        // Whoever saw a place that was emptied for a move sees here that there is one.
-        if moves.is_multiple_of(2) && self.moves.load(Ordering::Acquire) == moves {
-            Ok(None)
-        } else {
-            Err(Changing)
-        }
-    }
-
-    /// The places of the index in the order in which a key with this hash is looked for, each once, with what stands in them.
+    /// What is searched for a key with this hash, in this order, each once, with what stands in it.
     #[inline(always)]
     fn probe(&self, hash: u64) -> impl Iterator<Item = (&AtomicU32, u32)> {
         let len = self.len.load(Ordering::Acquire);
-        let start = to_index(hash >> 20);
-        let places =
-            (0..len).filter_map(move |step| self.index.get(start.wrapping_add(step) & len.wrapping_sub(1)));
-        places.map(|place| (place, place.load(Ordering::Acquire)))
+        let start = scaled(hash, len);
+        let searched = (0..len).filter_map(move |step| {
+            let index = start.wrapping_add(step);
+            self.index.get(if index < len { index } else { index.wrapping_sub(len) })
+        });
+        searched.map(|searched| (searched, searched.load(Ordering::Acquire)))
     }
 
-    /// The positions where a key with this hash may lie.
+    /// Where a key with this hash may lie.
     #[inline(always)]
-    fn positions(&self, hash: u64) -> impl Iterator<Item = u32> {
+    fn places(&self, hash: u64) -> impl Iterator<Item = Place> {
         let tag = tag(hash);
         self.probe(hash)
             .map(|(_, found)| found)
             .take_while(|found| *found != NEVER)
             .filter(move |found| found & !POSITION == tag)
-            .map(|found| found & POSITION)
-    }
-
-    #[inline(always)]
-    fn slot(&self, position: u32) -> Option<&Slot<T, WORDS>> {
-        let position = to_index(position.into());
-        self.slots.get(position / SLOTS)?.get()?.get(position % SLOTS)
-    }
-
-    /// Gives the position; none where all are taken.
-    fn put(
-        &self,
-        table: &Table<T, WORDS>,
-        hash: u64,
-        key: Key,
-        is: &impl Fn(&T) -> bool,
-        words: [u64; WORDS],
-        value: Arc<T>,
-    ) -> Option<u32> {
-        let mut counts = self.lock();
-        if let Some((position, slot)) = self.find(hash, key, is) {
-            slot.write(key, words, value);
-            return Some(position);
-        }
-        let len = self.len.load(Ordering::Relaxed);
-        // Three quarters full at most: few probes, and always a place that ends a search.
-        if counts.taken.saturating_add(1).saturating_mul(4) > len.saturating_mul(3) {
-            self.make_room(table, &mut counts);
-        }
-        let position = self.take_position(&table.vacant, &mut counts)?;
-        self.slot(position)?.write(key, words, value);
-        // Found from here on, and whole.
-        self.enter(hash, position, &mut counts);
-        Some(position)
-    }
-
-    fn remove(&self, hash: u64, key: Key, is: &impl Fn(&T) -> bool, vacant: &Arc<T>) -> bool {
-        let mut counts = self.lock();
-        let Some((position, slot)) = self.find(hash, key, is) else { return false };
-        let entered = tag(hash) | position;
-        if let Some((place, _)) = self.probe(hash).find(|(_, found)| *found == entered) {
-            place.store(REMOVED, Ordering::Release);
-        }
-        slot.write([0, FREE], [0; WORDS], vacant.clone());
-        counts.free.push(position);
-        true
-    }
-
-    /// Under the lock.
-    fn find(&self, hash: u64, key: Key, is: &impl Fn(&T) -> bool) -> Option<(u32, &Slot<T, WORDS>)> {
-        let slots = self.positions(hash).filter_map(|position| Some((position, self.slot(position)?)));
-        slots
-            .filter(|(_, slot)| slot.second() == key[1])
-            .find(|(_, slot)| matches!(slot.read(), Ok((found, entry)) if found == key && is(&entry.value)))
-    }
-
-    /// A position without a value; none where all are taken. Under the lock.
-    fn take_position(&self, vacant: &Arc<T>, counts: &mut Counts) -> Option<u32> {
-        if let Some(position) = counts.free.pop() {
-            return Some(position);
-        }
-        let position = counts.last.saturating_add(1);
-        if position >= POSITION {
-            return None;
-        }
-        counts.last = position;
-        let block = to_index(position.into()) / SLOTS;
-        self.slots.grow(block.saturating_add(1), OnceLock::new);
-        self.slots.get(block)?.get_or_init(|| Box::new(std::array::from_fn(|_| Slot::new(vacant.clone()))));
-        Some(position)
+            .map(move |found| Place::new(hash, found & POSITION))
     }
 
     /// Under the lock, with room.
-    fn enter(&self, hash: u64, position: u32, counts: &mut Counts) {
-        if let Some((place, found)) = self.probe(hash).find(|(_, found)| matches!(*found, NEVER | REMOVED)) {
+    fn enter(&self, hash: u64, place: Place, counts: &mut Counts) {
+        if let Some((free, found)) = self.probe(hash).find(|(_, found)| matches!(*found, NEVER | REMOVED)) {
             counts.taken = counts.taken.saturating_add(usize::from(found == NEVER));
-            place.store(tag(hash) | position, Ordering::Release);
+            free.store(tag(hash) | place.position(), Ordering::Release);
         }
     }
 
-    /// Enters every value anew, with twice the places unless many of those that are taken hold no value.
-    fn make_room(&self, table: &Table<T, WORDS>, counts: &mut Counts) {
-        // Before any reader is stopped: these are read from memory.
-        let values: Vec<(u64, u32)> = (1..=counts.last)
-            .filter_map(|position| Some((self.slot(position)?.key(), position)))
-            .filter(|(key, _)| key[1] != FREE)
-            .map(|(key, position)| (table.hash(key), position))
-            .collect();
+    /// Under the lock.
+    fn leave(&self, hash: u64, place: Place) {
+        let entered = tag(hash) | place.position();
+        if let Some((taken, _)) = self.probe(hash).find(|(_, found)| *found == entered) {
+            taken.store(REMOVED, Ordering::Release);
+        }
+    }
+
+    /// Under the lock.
+    fn enter_anew(&self, values: &[(u64, Place)], counts: &mut Counts) {
         let len = self.len.load(Ordering::Relaxed);
-        let wanted = if values.len().saturating_mul(2) >= counts.taken {
-            len.saturating_mul(2).max(FIRST_BLOCK)
-        } else {
+        let wanted = if values.len().saturating_mul(2) < counts.taken {
             len
+        } else if len.is_power_of_two() {
+            len.saturating_add(len / 2)
+        } else {
+            // From three halves of a power of two to the next one; from nothing to the first.
+            len.next_power_of_two().max(FIRST_BLOCK)
         };
         self.index.grow(wanted, || AtomicU32::new(NEVER));
 
         self.moves.fetch_add(1, Ordering::AcqRel);
-        for place in (0..len).filter_map(|index| self.index.get(index)) {
-            place.store(NEVER, Ordering::Release);
+        for taken in (0..len).filter_map(|index| self.index.get(index)) {
+            taken.store(NEVER, Ordering::Release);
         }
         self.len.store(wanted, Ordering::Release);
         counts.taken = 0;
-        for (hash, position) in values {
-            self.enter(hash, position, counts);
+        for (hash, place) in values {
+            self.enter(*hash, *place, counts);
         }
         self.moves.fetch_add(1, Ordering::AcqRel);
     }
@@ -451,14 +465,16 @@ impl<T, const WORDS: usize> Slot<T, WORDS> {
     }
 }
 
-/// An array that grows while others read it: by blocks, each as long as all before it, which stay where they are.
-pub(crate) struct Growing<T> {
-    blocks: [OnceLock<Box<[T]>>; BLOCKS],
+/// An array that grows while others read it: by blocks, which stay where they are. It doubles in 2^`STEPS` equal steps, of one
+/// block each.
+pub(crate) struct Growing<T, const STEPS: u32 = 0, const LEN: usize = BLOCKS> {
+    blocks: [OnceLock<Box<[T]>>; LEN],
 }
 
-impl<T> Growing<T> {
+impl<T, const STEPS: u32, const LEN: usize> Growing<T, STEPS, LEN> {
     pub(crate) const fn new() -> Self {
-        Self { blocks: [const { OnceLock::new() }; BLOCKS] }
+        const { assert!(STEPS <= FIRST_BLOCK.ilog2()) };
+        Self { blocks: [const { OnceLock::new() }; LEN] }
     }
 
     /// What stands at this index, if the array is that long.
@@ -473,8 +489,11 @@ impl<T> Growing<T> {
         let Some(last) = len.checked_sub(1) else { return };
         let (last, _) = Self::block_of(last);
         for (number, block) in self.blocks.iter().enumerate().take(last.saturating_add(1)) {
-            let len = FIRST_BLOCK.checked_shl(u32::try_from(number.saturating_sub(1)).unwrap_or(0));
-            block.get_or_init(|| std::iter::repeat_with(&make).take(len.unwrap_or(0)).collect());
+            // Of 2^STEPS blocks each, all but the first.
+            let doubling = u32::try_from(number.saturating_sub(1) >> STEPS).unwrap_or(0);
+            let shift = if number == 0 { 0 } else { STEPS };
+            let len = (FIRST_BLOCK >> shift).checked_shl(doubling).unwrap_or(0);
+            block.get_or_init(|| std::iter::repeat_with(&make).take(len).collect());
         }
     }
 
@@ -483,23 +502,35 @@ impl<T> Growing<T> {
     fn block_of(index: usize) -> (usize, usize) {
         match (index / FIRST_BLOCK).checked_ilog2() {
             None => (0, 0),
-            Some(power) => {
-                (to_index(power.into()).wrapping_add(1), FIRST_BLOCK.checked_shl(power).unwrap_or(0))
+            Some(doubling) => {
+                // All blocks of one doubling are as long as this power of two.
+                let power = doubling.wrapping_add(FIRST_BLOCK.ilog2()).wrapping_sub(STEPS);
+                let number = index.wrapping_shr(power);
+                // The leading one of the number stands for the blocks of one doubling before.
+                let before = to_index(doubling.into()).wrapping_shl(STEPS);
+                let step = number.wrapping_sub(1_usize.wrapping_shl(STEPS));
+                (before.wrapping_add(step).wrapping_add(1), number.wrapping_shl(power))
             }
         }
     }
 }
 
 /// The shard of a hash as it stands in a place.
-#[allow(clippy::as_conversions, clippy::cast_possible_truncation, reason = "six bits are wanted")]
+#[allow(clippy::as_conversions, clippy::cast_possible_truncation, reason = "a few bits are left")]
 const fn shard_bits(hash: u64) -> u32 {
-    ((hash >> 32) as u32) & !POSITION
+    ((hash >> (u64::BITS - SHARD_BITS)) as u32) << POSITION_BITS
 }
 
 /// The bits of a hash that stand in the index beside a position.
 #[allow(clippy::as_conversions, clippy::cast_possible_truncation, reason = "six bits are wanted")]
 const fn tag(hash: u64) -> u32 {
     ((hash >> 26) as u32) & !POSITION
+}
+
+/// A hash as a place of an index that is so long, by 32 bits below its tag.
+#[allow(clippy::as_conversions, reason = "no machine has more than 64 bits")]
+const fn scaled(hash: u64, len: usize) -> usize {
+    to_index(((hash >> 20) & 0xFFFF_FFFF).wrapping_mul(len as u64) >> 32)
 }
 
 /// Wider than any table on a machine with fewer bits; what is too much is masked away.
@@ -559,6 +590,41 @@ mod tests {
         }
     }
 
+    /// So many that some share a place's tag and others a shard's index; and places are given to other keys between the look ahead
+    /// and the look-up.
+    #[test]
+    fn a_look_ahead_changes_nothing_of_what_is_found() {
+        let table = table();
+        for number in 0..5_000 {
+            table.put(key(number), |_| true, [number; 2], Arc::new(number));
+        }
+        let ahead: Vec<_> = (0..6_000).map(|number| table.seek(key(number))).collect();
+        let from = |number: u64| {
+            let entry = table.get_from(ahead[number as usize], key(number), |_| true)?;
+            Some((entry.words, **entry.value))
+        };
+        let misled = (0..5_000).filter(|n| table.place_of(key(*n), |_| true) != ahead[*n as usize]).count();
+        assert!(misled > 0, "no tag is shared");
+        for number in 0..6_000 {
+            assert_eq!(from(number), (number < 5_000).then_some(([number; 2], number)));
+        }
+        for number in 0..2_500 {
+            assert!(table.remove(key(number), |_| true));
+        }
+        for number in 5_000..8_000 {
+            table.put(key(number), |_| true, [number; 2], Arc::new(number));
+        }
+        for number in 0..6_000 {
+            assert_eq!(from(number), (number >= 2_500).then_some(([number; 2], number)));
+        }
+        // A place that leads to another key's slot, whatever it is.
+        for number in 2_500..5_000 {
+            let other = table.place_of(key(number + 1), |_| true);
+            let found = table.get_from(other, key(number), |_| true).map(|entry| **entry.value);
+            assert_eq!(found, Some(number));
+        }
+    }
+
     #[test]
     fn removing_and_adding_for_ever_takes_no_more_room() {
         let table = table();
@@ -569,7 +635,7 @@ mod tests {
             }
         }
         let most = table.shards.iter().map(|shard| shard.len.load(Ordering::Relaxed)).max();
-        assert!(most <= Some(4 * FIRST_BLOCK), "{most:?} places of an index");
+        assert!(most <= Some(64), "{most:?} places of an index");
         // At any time there are 101 values: they do not fill one shard by far.
         let slots: u32 = table.shards.iter().map(|shard| shard.lock().last).sum();
         assert!(slots <= 700, "{slots} slots");
@@ -589,16 +655,22 @@ mod tests {
 
     #[test]
     fn an_array_grows_and_nothing_in_it_moves() {
-        let array = Growing::new();
-        let next = AtomicUsize::new(0);
-        assert!(array.get(0).is_none());
-        for len in [1, 16, 17, 100, 5_000] {
-            array.grow(len, || next.fetch_add(1, Ordering::Relaxed));
-            for index in 0..len {
-                assert_eq!(array.get(index), Some(&index));
+        fn grows<const STEPS: u32, const LEN: usize>(spare: usize) {
+            let array = Growing::<usize, STEPS, LEN>::new();
+            let next = AtomicUsize::new(0);
+            assert!(array.get(0).is_none());
+            for len in [1, 16, 17, 100, 5_000, 5_000] {
+                array.grow(len, || next.fetch_add(1, Ordering::Relaxed));
+                for index in 0..len {
+                    assert_eq!(array.get(index), Some(&index));
+                }
+                assert!(array.get(len.max(FIRST_BLOCK) + spare * len / 32).is_none());
             }
+            assert!(array.get(usize::MAX).is_none());
         }
-        assert!(array.get(usize::MAX).is_none());
+        grows::<0, BLOCKS>(32);
+        grows::<INDEX_STEPS, INDEX_BLOCKS>(16);
+        grows::<SLOT_STEPS, SLOT_BLOCKS>(1);
     }
 
     /// What is there all the time is found all the time, whole, whatever is done beside it; and what was put is seen by every

@@ -214,7 +214,7 @@ impl MemoryStore {
 
 /// Most records, and owners who ever had one: half of the places that the table has numbers for, since it fills them evenly, but
 /// not to the last.
-const MOST: usize = 1 << 31;
+const MOST: usize = 1 << 29;
 
 impl AuditLog for MemoryStore {
     async fn events(

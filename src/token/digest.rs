@@ -85,7 +85,7 @@ pub(crate) fn same(one: [u64; 4], other: [u64; 4]) -> Choice {
 /// secret and is wiped when it is dropped.
 ///
 /// A text is read right into it, number by number. The processor takes a block in pieces of sixteen bytes and waits where shorter
-/// ones that a piece is made of are still on their way to memory; so it costs a sixth of a digest to write the message only just before.
+/// ones that a piece is made of are still on their way to memory: a message that is written only just before costs a fifth of its digest.
 pub(crate) struct Message([u8; 64]);
 
 impl Message {
@@ -118,9 +118,8 @@ impl Message {
         for (word, number) in message.words_mut().zip(id.words()) {
             *word = number.to_be_bytes();
         }
-        if let Some(secret) = message.0.get_mut(SECRET) {
-            random.fill(secret)?;
-        }
+        // It is there; were it not, no token would be made.
+        random.fill(message.0.get_mut(SECRET).ok_or(RandomError::new())?)?;
         Ok(message)
     }
 
@@ -290,6 +289,30 @@ mod tests {
             let expected = hmac_sha256(&key, &[&message]);
             prop_assert_eq!(DigestKey::new(&key).digest(&Message::new(kind, id(random), secret)), expected);
         }
+    }
+
+    /// Gives the numbers from 1 on.
+    struct Counting(std::sync::atomic::AtomicU8);
+
+    impl SecureRandom for Counting {
+        fn fill(&self, buffer: &mut [u8]) -> Result<(), RandomError> {
+            buffer.fill_with(|| self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1);
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_secret_is_what_the_generator_gave_and_all_of_it() {
+        let random = Counting(0.into());
+        let message = Message::generate(TokenKind::Personal, id(1), &random).unwrap();
+        let [high, low] = id(1).words();
+        let secret: Vec<u8> = message.words().skip(2).flat_map(u64::to_be_bytes).collect();
+        assert!(message.words().take(2).eq([high, low]));
+        assert_eq!(secret, (1..=32).collect::<Vec<u8>>());
+        let [a, b, c, d] =
+            [0, 8, 16, 24].map(|at| u64::from_be_bytes(secret[at..at + 8].try_into().unwrap()));
+        let again = Message::new(TokenKind::Personal, id(1), [a, b, c, d]);
+        assert_eq!(DigestKey::new(&[7; 32]).digest(&message), DigestKey::new(&[7; 32]).digest(&again));
     }
 
     #[test]

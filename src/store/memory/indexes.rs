@@ -133,9 +133,9 @@ impl HashedPlaces {
 
     pub(super) fn insert(&mut self, hash: u32, place: Place) {
         self.len = self.len.saturating_add(1);
-        if self.len.saturating_mul(4) > self.entries.len().saturating_mul(3) {
-            // By a quarter: at least six tenths are in use.
-            let len = self.entries.len().saturating_add(self.entries.len() / 4).max(8);
+        if self.len.saturating_mul(5) > self.entries.len().saturating_mul(4) {
+            // By an eighth: at least seven tenths are in use.
+            let len = self.entries.len().saturating_add(self.entries.len() / 8).max(8);
             let entries = std::mem::replace(&mut self.entries, vec![0; len]);
             entries.into_iter().filter(|entry| *entry != 0).for_each(|entry| self.enter(entry));
         }
