@@ -1375,10 +1375,13 @@ async fn a_purge_takes_what_has_ended<S: TokenStore>(bench: &Bench<'_, S>) -> Re
 }
 
 async fn a_purge_keeps_to_its_limit<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
-    // The older a record is, the later it ended: the id decides.
+    // The older a record is, the later it ended, and its neighbours are of another realm: the id decides.
     let mut tokens = records(1..=5)?;
     for (place, token) in (0_i64..).zip(&mut tokens) {
         token.facts.expires_at = Some(at(place.saturating_neg())?);
+        if place % 2 == 1 {
+            token.realm = Realm::new("elsewhere")?;
+        }
     }
     tokens.reverse();
     bench.insert(&tokens).await?;
