@@ -431,16 +431,15 @@ async fn so_many_reads_are_under_way_at_once_and_no_more() {
 fn settings_have_bounds() {
     let build = || CachedStore::builder(MemoryStore::new());
     let second = Duration::from_secs(1);
-    for (builder, setting) in [
-        (build().lifetime(Duration::ZERO), "lifetime"),
-        (build().lifetime(second * 3_601), "lifetime"),
-        (build().lifetime(second).negative_lifetime(second * 2), "negative_lifetime"),
-        (build().capacity(0), "capacity"),
-        (build().negative_capacity(0), "negative_capacity"),
-        (build().reads_at_once(0), "reads_at_once"),
-    ] {
-        assert_eq!(builder.build().unwrap_err().setting, setting);
-    }
+    let refused = |builder: patkit::store::cached::CachedStoreBuilder<MemoryStore>| {
+        builder.build().unwrap_err().setting
+    };
+    assert_eq!(refused(build().lifetime(Duration::ZERO)), "lifetime");
+    assert_eq!(refused(build().lifetime(second * 3_601)), "lifetime");
+    assert_eq!(refused(build().lifetime(second).negative_lifetime(second * 2)), "negative_lifetime");
+    assert_eq!(refused(build().capacity(0)), "capacity");
+    assert_eq!(refused(build().negative_capacity(0)), "negative_capacity");
+    assert_eq!(refused(build().reads_at_once(0)), "reads_at_once");
     build().lifetime(second * 3_600).negative_lifetime(Duration::ZERO).build().unwrap();
 }
 
