@@ -560,13 +560,14 @@ impl Directory for dyn DynDirectory + '_ {
 
 /// A directory in memory: for tests, examples and hosts with a fixed set of owners. Reading takes no lock.
 pub struct MemoryDirectory {
-    owners: Table<Owner, 0>,
+    /// In a box: a directory is moved, as part of a service, and this is large.
+    owners: Box<Table<Owner, 0>>,
 }
 
 impl MemoryDirectory {
     /// A directory of nobody.
     pub fn new() -> Self {
-        Self { owners: Table::new(Owner::nobody().clone()) }
+        Self { owners: Box::new(Table::new(Owner::nobody().clone())) }
     }
 
     /// Adds an owner or puts it in the place of the one with its id and realm.

@@ -168,6 +168,14 @@ fn a_token_takes_at_most_200_bytes_beside_its_name() {
     assert!(bytes <= OWNERS * EACH * 200, "{} bytes for each", bytes / (OWNERS * EACH));
 }
 
+/// They are moved: into a service, and with it into futures.
+#[test]
+fn stores_and_services_are_small() {
+    assert!(size_of::<MemoryStore>() <= 1_024, "{}", size_of::<MemoryStore>());
+    assert!(size_of::<MemoryDirectory>() <= 16);
+    assert!(size_of::<TokenService<MemoryStore, MemoryDirectory>>() <= 2_048);
+}
+
 #[test]
 fn tokens_that_are_narrowed_to_the_same_share_their_scope() {
     let service = service(MemoryStore::new(), directory());

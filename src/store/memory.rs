@@ -33,14 +33,15 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 /// Audit events stay until [`AuditLog::purge_events`] removes them. The id of an owner who ever had a token stays as long
 /// as the store does, and so do the first 10,000 different scopes.
 pub struct MemoryStore {
-    records: Records,
+    /// In a box: a store is moved, as part of a service or of a future, and this is large.
+    records: Box<Records>,
     indexes: Mutex<Indexes>,
 }
 
 impl MemoryStore {
     /// An empty store.
     pub fn new() -> Self {
-        Self { records: Records::new(), indexes: Mutex::default() }
+        Self { records: Box::new(Records::new()), indexes: Mutex::default() }
     }
 
     /// How many records it holds.
