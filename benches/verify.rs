@@ -26,10 +26,10 @@ mod common;
 
 use common::{BATCH, Figure, Throughput, builder, floor, ids, measure, random, ready};
 use patkit::clock::CoarseClock;
-use patkit::{Actor, MemoryDirectory, MemoryStore, NewToken, TokenService};
+use patkit::{Actor, CachedStore, MemoryDirectory, MemoryStore, NewToken, TokenService, TokenStore};
 use std::hint::black_box;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 type Service = TokenService<Arc<MemoryStore>, MemoryDirectory>;
 
@@ -40,7 +40,7 @@ fn main() {
         let owners = size.min(1_000);
         let (service, texts) = service(size, owners);
         println!("\n{size} tokens of {owners} owners");
-        println!("{:<44} {}", "", Figure::HEAD);
+        println!("{:<46} {}", "", Figure::HEAD);
         let mut walk = uniform(size).into_iter().cycle();
         let hot = || vec![texts[7 % size].clone(); BATCH];
         let mut any = || walk.by_ref().take(BATCH).map(|n| texts[n].clone()).collect::<Vec<_>>();
@@ -56,13 +56,36 @@ fn main() {
             black_box(verified.require("datastores:read").is_ok());
         });
         rejections(&service, &texts);
-        println!("{:<44} {}", "two threads against one", Throughput::HEAD);
+        let cached = cached(&service, size, owners);
+        for text in &texts {
+            verify(&cached, text);
+        }
+        line("through the cache, one hot token, coarse clock", hot, |header| verify(&cached, header));
+        line("through the cache, uniform, coarse clock", &mut any, |header| verify(&cached, header));
+        println!("{:<46} {}", "two threads against one", Throughput::HEAD);
         let half = size / 2;
         // Their texts come from memory as well, which those of requests do not: the bench `scale` has them at hand.
         threads("distinct tokens", |thread, n| verify(&service, &texts[thread * half + n % half]));
         threads("one hot token", |_, _| verify(&service, &texts[7 % size]));
+        threads("through the cache, distinct tokens", |thread, n| {
+            verify(&cached, &texts[thread * half + n % half]);
+        });
+        threads("through the cache, one hot token", |_, _| verify(&cached, &texts[7 % size]));
         threads("the floor itself", |_, n| floor(n));
     }
+}
+
+/// The same tokens behind a cache, with the coarse clock for both.
+fn cached(
+    service: &Service,
+    size: usize,
+    owners: usize,
+) -> TokenService<CachedStore<Arc<MemoryStore>>, MemoryDirectory> {
+    let store = CachedStore::builder(service.store().clone())
+        .capacity(2 * size as u64)
+        .lifetime(Duration::from_secs(3_600))
+        .clock(CoarseClock::new());
+    builder(store.build().unwrap(), &ids(owners)).clock(CoarseClock::new()).pending_cap(size).build().unwrap()
 }
 
 fn rejections(service: &Service, texts: &[String]) {
@@ -76,7 +99,7 @@ fn rejections(service: &Service, texts: &[String]) {
     let unknown: Vec<String> = texts.iter().take(BATCH).map(|text| forged(text, true)).collect();
     let secret = line("refuse: wrong secret", || wrong.clone(), refuse);
     let id = line("refuse: unknown id", || unknown.clone(), refuse);
-    println!("{:<44} {:>27.2}", "unknown id against wrong secret", id / secret);
+    println!("{:<46} {:>27.2}", "unknown id against wrong secret", id / secret);
 }
 
 /// The same text with another secret, or with another id as well, and the right checksum.
@@ -142,7 +165,7 @@ fn service(size: usize, owners: usize) -> (Service, Vec<String>) {
     (service, texts)
 }
 
-fn verify(service: &Service, header: &str) {
+fn verify<S: TokenStore>(service: &TokenService<S, MemoryDirectory>, header: &str) {
     black_box(ready(service.verify_header(Some(header), None)).unwrap());
 }
 
@@ -158,11 +181,11 @@ fn uniform(size: usize) -> Vec<usize> {
 /// Prints one line and gives the nanoseconds.
 fn line(name: &str, headers: impl FnMut() -> Vec<String>, work: impl Fn(&str)) -> f64 {
     let figure = measure(2_000, headers, work);
-    println!("{name:<44} {figure}");
+    println!("{name:<46} {figure}");
     figure.ns
 }
 
 /// The throughput of two threads against that of one.
 fn threads(name: &str, work: impl Fn(usize, usize) + Sync) {
-    println!("{name:<44} {}", common::threads(work));
+    println!("{name:<46} {}", common::threads(work));
 }

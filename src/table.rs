@@ -88,14 +88,25 @@ impl Place {
     }
 
     /// Where the slot lies in the array of them. Shards fill evenly: the first slots of all come before all second ones.
-    fn index(self) -> usize {
+    pub(crate) fn index(self) -> usize {
         let shard = to_index((self.0 >> POSITION_BITS).into());
         to_index(self.position().into()).wrapping_shl(SHARD_BITS) | shard
+    }
+
+    /// The place of the slot that lies there.
+    #[cfg(feature = "cache")]
+    pub(crate) fn from_index(index: usize) -> Self {
+        let shard = u32::try_from(index & (SHARDS - 1)).unwrap_or(0);
+        let position = u32::try_from(index >> SHARD_BITS).unwrap_or(0) & POSITION;
+        Self(shard.wrapping_shl(POSITION_BITS) | position)
     }
 }
 
 /// A value as it is lent, with the words beside it.
 pub(crate) struct Entry<T, const WORDS: usize> {
+    /// Where it lies.
+    #[cfg_attr(not(feature = "cache"), allow(dead_code, reason = "only a cache asks"))]
+    pub(crate) place: Place,
     pub(crate) value: Guard<Arc<T>>,
     pub(crate) words: [u64; WORDS],
 }
@@ -186,7 +197,7 @@ impl<T, const WORDS: usize> Table<T, WORDS> {
         key: Key,
         is: impl Fn(&T) -> bool,
     ) -> Option<Entry<T, WORDS>> {
-        if let Some(Ok((found, entry))) = place.and_then(|place| self.slot(place)).map(Slot::read)
+        if let Some(Ok((found, entry))) = place.and_then(|place| Some(self.slot(place)?.read(place)))
             && found == key
             && is(&entry.value)
         {
@@ -229,9 +240,9 @@ impl<T, const WORDS: usize> Table<T, WORDS> {
         self.find(hash, key, &is).map(|(place, _)| place)
     }
 
-    /// What lies in a place, for the same.
+    /// What lies in a place, if anything, for the same.
     pub(crate) fn at(&self, place: Place) -> Option<(Key, Entry<T, WORDS>)> {
-        self.slot(place)?.read().ok()
+        self.slot(place)?.read(place).ok().filter(|([_, second], _)| *second != FREE)
     }
 
     /// The key of that.
@@ -263,7 +274,7 @@ impl<T, const WORDS: usize> Table<T, WORDS> {
         for place in shard.places(hash) {
             // A slot that was given to another key meanwhile is none of this one's.
             if let Some(slot) = self.slot(place).filter(|slot| slot.second() == key[1]) {
-                let (found, entry) = slot.read()?;
+                let (found, entry) = slot.read(place)?;
                 if found == key && is(&entry.value) {
                     return Ok(Some(entry));
                 }
@@ -283,7 +294,9 @@ impl<T, const WORDS: usize> Table<T, WORDS> {
         places
             .filter_map(|place| Some((place, self.slot(place)?)))
             .filter(|(_, slot)| slot.second() == key[1])
-            .find(|(_, slot)| matches!(slot.read(), Ok((found, entry)) if found == key && is(&entry.value)))
+            .find(|(place, slot)| {
+                matches!(slot.read(*place), Ok((found, entry)) if found == key && is(&entry.value))
+            })
     }
 
     /// A place without a value; none where all are taken.
@@ -432,9 +445,9 @@ impl<T, const WORDS: usize> Slot<T, WORDS> {
         self.key.each_ref().map(|word| word.load(Ordering::Relaxed))
     }
 
-    /// Key, value and words as they were at one moment.
+    /// Key, value and words as they were at one moment, of the slot in this place.
     #[inline(always)]
-    fn read(&self) -> Result<(Key, Entry<T, WORDS>), Changing> {
+    fn read(&self, place: Place) -> Result<(Key, Entry<T, WORDS>), Changing> {
         let seen = self.sequence.load(Ordering::Acquire);
         let key = self.key();
         let value = self.value.load();
@@ -442,7 +455,7 @@ impl<T, const WORDS: usize> Slot<T, WORDS> {
         // None of these loads may sink below the second look at the sequence.
         fence(Ordering::Acquire);
         if seen.is_multiple_of(2) && self.sequence.load(Ordering::Relaxed) == seen {
-            Ok((key, Entry { value, words }))
+            Ok((key, Entry { place, value, words }))
         } else {
             Err(Changing)
         }

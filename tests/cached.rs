@@ -14,6 +14,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use patkit::conformance::Suite;
 use patkit::service::{RejectReason, VerifyError};
 use patkit::store::{Change, ChangeBatch, DynTokenStore, Found, ListQuery, Page, Touch};
+use patkit::token::LastUse;
 use patkit::{
     Actor, CachedStore, Clock, IssuedToken, Keyring, ManualClock, MemoryDirectory, MemoryStore, NewToken,
     Owner, OwnerId, OwnerKind, Reason, StoreError, Token, TokenId, TokenService, TokenStore,
@@ -377,6 +378,88 @@ async fn unknown_ids_are_remembered_apart_and_push_out_no_token() {
         service.verify(token.plaintext.expose_secret(), None).await.unwrap();
     }
     assert_eq!(behind.reads.load(Ordering::SeqCst), 0, "no token was pushed out");
+}
+
+#[tokio::test]
+async fn tokens_that_are_in_use_stay_while_many_others_come_and_go() {
+    let behind = Arc::new(Behind::default());
+    let cache = Arc::new(CachedStore::builder(behind.clone()).capacity(100).build().unwrap());
+    let clock = Arc::new(ManualClock::at(DateTime::UNIX_EPOCH + TimeDelta::days(20_000)));
+    let service = service(cache.clone(), clock);
+    let mut ids = Vec::new();
+    for number in 0..2_000 {
+        let issued = service.generate(&ada(), NewToken::named(&format!("token {number}"))).await.unwrap();
+        ids.push(issued.token.id());
+    }
+    let (busy, others) = ids.split_at(20);
+    let mut reads = 0;
+    for (number, other) in others.iter().enumerate() {
+        cache.find(*other).await.unwrap();
+        behind.reads.store(0, Ordering::SeqCst);
+        cache.find(busy[number % busy.len()]).await.unwrap();
+        if number >= busy.len() {
+            reads += behind.reads.load(Ordering::SeqCst);
+        }
+    }
+    assert!(reads < 20, "{reads} of 1,960 were read again");
+    assert_eq!(cache.stats().kept, 100);
+}
+
+#[tokio::test]
+async fn an_unknown_id_that_is_asked_for_again_and_again_is_read_once() {
+    let behind = Arc::new(Behind::default());
+    let cache = CachedStore::builder(behind.clone()).negative_capacity(50).build().unwrap();
+    let other = world();
+    let mut reads = 0;
+    let busy = other.issue("busy").await.token.id();
+    for number in 0..1_000 {
+        cache.find(other.issue(&format!("token {number}")).await.token.id()).await.unwrap();
+        behind.reads.store(0, Ordering::SeqCst);
+        assert!(cache.find(busy).await.unwrap().is_none());
+        reads += behind.reads.load(Ordering::SeqCst);
+    }
+    assert_eq!(reads, 1);
+    assert_eq!(cache.stats().missing, 50);
+}
+
+#[tokio::test]
+async fn a_use_that_is_noted_makes_nothing_live_longer() {
+    let world = world();
+    let id = world.issue("a").await.token.id();
+    let used = |found: Option<Found<'_>>| found.unwrap().into_token().last_used;
+    assert_eq!(used(world.cache.find(id).await.unwrap()), None);
+    world.clock.advance(TimeDelta::milliseconds(29_999));
+    let last_use = LastUse::new(world.clock.now(), None);
+    world.cache.touch(&[Touch::new(id, last_use)]).await.unwrap();
+    world.reads();
+    assert_eq!(used(world.cache.find(id).await.unwrap()), Some(last_use));
+    assert_eq!(world.reads(), 0);
+    world.clock.advance(TimeDelta::milliseconds(1));
+    world.cache.find(id).await.unwrap();
+    assert_eq!(world.reads(), 1);
+}
+
+#[tokio::test]
+async fn what_is_too_old_makes_room_though_there_is_some() {
+    let world = world();
+    let mut ids = Vec::new();
+    for number in 0..700 {
+        ids.push(world.issue(&format!("token {number}")).await.token.id());
+    }
+    let (first, then) = ids.split_at(100);
+    for id in first {
+        world.cache.find(*id).await.unwrap();
+    }
+    world.cache.invalidate_all();
+    for id in &then[..300] {
+        world.cache.find(*id).await.unwrap();
+    }
+    assert_eq!(world.cache.stats().kept, 300, "those from before are gone");
+    world.clock.advance(TimeDelta::seconds(30));
+    for id in &then[300..] {
+        world.cache.find(*id).await.unwrap();
+    }
+    assert_eq!(world.cache.stats().kept, 300, "those of the last lifetime alone");
 }
 
 #[tokio::test]

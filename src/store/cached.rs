@@ -1,16 +1,28 @@
 //! A cache in front of a store: verifications that ask the database once in a while instead of each time.
 
+#![allow(
+    clippy::inline_always,
+    reason = "measured, as in the table: what is moved between functions is a tenth"
+)]
+
+mod kept;
+
+use kept::Kept;
+
 use super::{
     Ahead, AuditLog, ChangeBatch, ChangeFeed, EventPage, Feed, FeedEvent, Found, ListQuery, Page, StoreError,
     TokenCounts, TokenStore, Touch,
 };
 use crate::clock::{Clock, SystemClock};
 use crate::owner::Realm;
+use crate::snapshot::Snapshot;
+use crate::table::Place;
+use crate::token::access::Access;
 use crate::token::details::{Details, Packed};
 use crate::token::{KeyId, Reason, TokenId, TokenState};
+use arc_swap::Guard;
 use async_lock::{Mutex as AsyncMutex, MutexGuardArc, Semaphore};
 use chrono::{DateTime, Utc};
-use moka::sync::Cache;
 use std::collections::HashMap;
 use std::fmt;
 use std::future::poll_fn;
@@ -33,13 +45,18 @@ const STRIPES: usize = 1_024;
 /// the [negative lifetime](CachedStoreBuilder::negative_lifetime). State is not cached: an expired token is refused at its
 /// instant.
 ///
+/// What is kept is found without a lock, by any number of threads, and without an allocation. Where it is full, what was not used
+/// lately goes (second chance, an approximation of "least recently used"); what is too old goes bit by bit as others come.
+///
 /// Of many look-ups of one cold id one reads, and the others wait for it; none that starts after an invalidation waits for a
 /// read from before it, and such a read is not kept. What was looked up in vain is kept apart, so that floods of unknown ids push
 /// out no token. Lists, changes and last uses go to the store; so does each look-up of a token that is revoked and may be restored.
 pub struct CachedStore<S> {
     store: S,
-    found: Cache<TokenId, Entry<Packed>>,
-    missing: Cache<TokenId, Entry<()>>,
+    /// The records, with their [`Access`] and when they were asked for.
+    found: Kept<Details, 10>,
+    /// Ids without a record, and when they were asked for.
+    missing: Kept<(), 2>,
     lifetime: Duration,
     negative_lifetime: Duration,
     clock: Arc<dyn Clock>,
@@ -55,11 +72,11 @@ pub struct CachedStore<S> {
     is_following: AtomicBool,
 }
 
-/// What was read, or that nothing was.
-#[derive(Clone)]
-struct Entry<T> {
-    read: T,
-    asked_at: Duration,
+/// When something was asked for, and after how many times that all was forgotten.
+#[derive(Clone, Copy)]
+struct Asked {
+    /// By the monotonic time, in nanoseconds.
+    at: u64,
     generation: u64,
 }
 
@@ -125,8 +142,8 @@ impl<S: TokenStore> CachedStore<S> {
     pub fn invalidate(&self, id: TokenId) {
         let mut epoch = self.epoch(id);
         *epoch = epoch.wrapping_add(1);
-        self.found.invalidate(&id);
-        self.missing.invalidate(&id);
+        self.found.remove(id.words());
+        self.missing.remove(id.words());
         drop(epoch);
         // Whoever comes from here on starts a read of their own.
         lock(&self.flights).remove(&id);
@@ -134,10 +151,8 @@ impl<S: TokenStore> CachedStore<S> {
 
     /// Forgets all records: for hosts that may have missed changes made elsewhere.
     pub fn invalidate_all(&self) {
-        // A read that is under way has the generation from before.
+        // What is kept, and a read that is under way, have the generation from before.
         self.generation.fetch_add(1, Ordering::SeqCst);
-        self.found.invalidate_all();
-        self.missing.invalidate_all();
         lock(&self.flights).clear();
     }
 
@@ -146,10 +161,12 @@ impl<S: TokenStore> CachedStore<S> {
         let mut epoch = self.epoch(touch.id);
         // A read that is under way has the use from before.
         *epoch = epoch.wrapping_add(1);
-        if let Some(Entry { read, asked_at, generation }) = self.found.get(&touch.id)
-            && let Some(read) = read.used(touch.last_use)
-        {
-            self.found.insert(touch.id, Entry { read, asked_at, generation });
+        if let Some(entry) = self.found.get(None, touch.id.words()) {
+            let (access, asked) = taken_apart(entry.words);
+            let packed = Packed { id: touch.id, access, details: Guard::into_inner(entry.value) };
+            if let Some(packed) = packed.used(touch.last_use) {
+                self.keep(packed, asked);
+            }
         }
     }
 
@@ -157,24 +174,58 @@ impl<S: TokenStore> CachedStore<S> {
     pub fn stats(&self) -> CacheStats {
         CacheStats {
             reads: self.reads_begun.load(Ordering::Relaxed),
-            kept: self.found.entry_count(),
-            missing: self.missing.entry_count(),
+            kept: self.found.len(),
+            missing: self.missing.len(),
             is_following: self.is_following.load(Ordering::Relaxed),
         }
     }
 
-    /// What is known of an id, if that is not too old.
+    /// What is known of an id, if that is not too old; it may lie in a place.
     #[allow(clippy::option_option, reason = "nothing known, or known that there is nothing")]
-    fn known(&self, id: TokenId) -> Option<Option<Packed>> {
-        let now = self.clock.monotonic();
-        let generation = self.generation.load(Ordering::SeqCst);
-        if let Some(entry) = self.found.get(&id)
-            && entry.is_good(now, self.lifetime, generation)
-        {
-            return Some(Some(entry.read));
+    #[inline(always)]
+    fn known(&self, id: TokenId, place: Option<Place>) -> Option<Option<Found<'_>>> {
+        let now = self.now();
+        if let Some(entry) = self.found.get(place, id.words()) {
+            let (access, asked) = taken_apart(entry.words);
+            if asked.is_good(now, self.lifetime) {
+                self.found.note(entry.place);
+                return Some(Some(Found::lent(id, Snapshot::lent(entry.value), access, None)));
+            }
         }
-        let entry = self.missing.get(&id)?;
-        entry.is_good(now, self.negative_lifetime, generation).then_some(None)
+        self.known_missing(id, now).then_some(None)
+    }
+
+    /// Whether it is known that there is no such record.
+    #[inline(never)]
+    fn known_missing(&self, id: TokenId, now: Asked) -> bool {
+        let Some(entry) = self.missing.get(None, id.words()) else { return false };
+        let is_good = Asked::from_words(entry.words).is_good(now, self.negative_lifetime);
+        if is_good {
+            self.missing.note(entry.place);
+        }
+        is_good
+    }
+
+    /// A question that is asked now.
+    #[inline]
+    fn now(&self) -> Asked {
+        let at = u64::try_from(self.clock.monotonic().as_nanos()).unwrap_or(u64::MAX);
+        Asked { at, generation: self.generation.load(Ordering::SeqCst) }
+    }
+
+    fn keep(&self, Packed { id, access, details }: Packed, asked: Asked) {
+        let mut words = [0; 10];
+        let [of_access @ .., at, generation] = &mut words;
+        (*of_access, *at, *generation) = (access.words(), asked.at, asked.generation);
+        let now = self.now();
+        self.found
+            .put(id.words(), words, details, |words| !taken_apart(*words).1.is_good(now, self.lifetime));
+    }
+
+    fn keep_missing(&self, id: TokenId, asked: Asked) {
+        let now = self.now();
+        let is_over = |words: &[u64; 2]| !Asked::from_words(*words).is_good(now, self.negative_lifetime);
+        self.missing.put(id.words(), asked.words(), Arc::new(()), is_over);
     }
 
     /// One of those who look an id up that is not known reads it; the others wait for that.
@@ -184,7 +235,7 @@ impl<S: TokenStore> CachedStore<S> {
             // In a statement of its own, or the lock would be held for what follows.
             let landed = flight.lock().await.clone();
             // A read that failed or was dropped tells nothing: each reads for itself then, unless another one has by now.
-            return match landed.or_else(|| self.known(id)) {
+            return match landed.or_else(|| Some(self.known(id, None)?.map(Found::into_packed))) {
                 Some(found) => Ok(found),
                 None => self.read(id).await,
             };
@@ -211,21 +262,20 @@ impl<S: TokenStore> CachedStore<S> {
     async fn read(&self, id: TokenId) -> Result<Option<Packed>, StoreError> {
         let _permit = self.reads.acquire().await;
         let epoch = *self.epoch(id);
-        let generation = self.generation.load(Ordering::SeqCst);
-        let asked_at = self.clock.monotonic();
+        let asked = self.now();
         self.reads_begun.fetch_add(1, Ordering::Relaxed);
         let found = self.store.find(id).await?.map(Found::into_packed);
         let epoch_now = self.epoch(id);
         if *epoch_now == epoch {
             if let Some(packed) = found.as_ref().filter(|packed| !may_be_restored(&packed.details)) {
-                self.missing.invalidate(&id);
-                self.found.insert(id, Entry { read: packed.clone(), asked_at, generation });
+                self.missing.remove(id.words());
+                self.keep(packed.clone(), asked);
             } else if found.is_some() {
-                self.missing.invalidate(&id);
-                self.found.invalidate(&id);
+                self.missing.remove(id.words());
+                self.found.remove(id.words());
             } else {
-                self.found.invalidate(&id);
-                self.missing.insert(id, Entry { read: (), asked_at, generation });
+                self.found.remove(id.words());
+                self.keep_missing(id, asked);
             }
         }
         drop(epoch_now);
@@ -322,10 +372,27 @@ fn may_be_restored(details: &Details) -> bool {
         && details.revocation().is_some_and(|revocation| !is_for_good(revocation.reason))
 }
 
-impl<T> Entry<T> {
-    fn is_good(&self, now: Duration, lifetime: Duration, generation: u64) -> bool {
-        self.generation == generation && now.saturating_sub(self.asked_at) < lifetime
+impl Asked {
+    fn from_words([at, generation]: [u64; 2]) -> Self {
+        Self { at, generation }
     }
+
+    fn words(self) -> [u64; 2] {
+        [self.at, self.generation]
+    }
+
+    /// Whether what was asked for then is good for who asks now.
+    #[inline]
+    fn is_good(self, now: Self, lifetime: Duration) -> bool {
+        let age = Duration::from_nanos(now.at.saturating_sub(self.at));
+        self.generation == now.generation && age < lifetime
+    }
+}
+
+/// What is kept beside the details of a record.
+#[inline]
+fn taken_apart([of_access @ .., at, generation]: [u64; 10]) -> (Access, Asked) {
+    (Access::from_words(of_access), Asked { at, generation })
 }
 
 /// A read under way; over when it is dropped.
@@ -364,15 +431,20 @@ impl<S: TokenStore> Drop for Forgetting<'_, S> {
 
 impl<S: TokenStore> TokenStore for CachedStore<S> {
     async fn find(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
-        let found = match self.known(id) {
-            Some(known) => known,
-            None => self.read_once(id).await?,
-        };
-        Ok(found.map(Found::kept))
+        match self.known(id, None) {
+            Some(known) => Ok(known),
+            None => Ok(self.read_once(id).await?.map(Found::kept)),
+        }
     }
 
-    fn find_now(&self, id: TokenId, _ahead: Ahead) -> Option<Result<Option<Found<'_>>, StoreError>> {
-        self.known(id).map(|known| Ok(known.map(Found::kept)))
+    #[inline]
+    fn find_now(&self, id: TokenId, Ahead(place): Ahead) -> Option<Result<Option<Found<'_>>, StoreError>> {
+        self.known(id, place).map(Ok)
+    }
+
+    #[inline]
+    fn prefetch(&self, id: TokenId) -> Ahead {
+        Ahead(self.found.seek(id.words()))
     }
 
     async fn list(&self, query: &ListQuery) -> Result<Page, StoreError> {
@@ -494,13 +566,9 @@ impl<S: TokenStore> CachedStoreBuilder<S> {
         if let Some((setting, bounds, _)) = checks.into_iter().find(|(_, _, fits)| !fits) {
             return Err(CacheError { setting, bounds });
         }
-        // The lifetimes are checked by the clock at each look-up; in here they only make room.
         Ok(CachedStore {
-            found: Cache::builder().max_capacity(self.capacity).time_to_live(self.lifetime).build(),
-            missing: Cache::builder()
-                .max_capacity(self.negative_capacity)
-                .time_to_live(self.negative_lifetime.max(Duration::from_millis(1)))
-                .build(),
+            found: Kept::new(Arc::new(Details::vacant()), self.capacity),
+            missing: Kept::new(Arc::new(()), self.negative_capacity),
             store: self.store,
             lifetime: self.lifetime,
             negative_lifetime: self.negative_lifetime,

@@ -364,17 +364,14 @@ struct Records {
 
 impl Records {
     fn new() -> Self {
-        let vacant = Token::vacant();
-        let nobody = Account::new(vacant.realm.clone(), vacant.owner.clone());
-        let vacant = Details::of(vacant, Arc::new(nobody), Arc::new(vacant.scope.clone()));
-        Self { table: Table::new(Arc::new(vacant)), owners: Growing::new() }
+        Self { table: Table::new(Arc::new(Details::vacant())), owners: Growing::new() }
     }
 
     /// The record as it is now, which may lie in a place.
     #[inline(always)]
     #[allow(clippy::inline_always, reason = "measured, as in the table")]
     fn lend(&self, id: TokenId, place: Option<Place>) -> Option<Found<'_>> {
-        let Entry { value, words } = self.table.get_from(place, id.words(), |_| true)?;
+        let Entry { value, words, .. } = self.table.get_from(place, id.words(), |_| true)?;
         let access = Access::from_words(words);
         let owner = self.owners.get(to_index(access.owner())).and_then(OnceLock::get);
         Some(Found::lent(id, Snapshot::lent(value), access, owner))
@@ -386,7 +383,7 @@ impl Records {
     }
 
     fn at(&self, place: Place) -> Option<Packed> {
-        let (key, Entry { value, words }) = self.table.at(place)?;
+        let (key, Entry { value, words, .. }) = self.table.at(place)?;
         let (access, details) = (Access::from_words(words), Guard::into_inner(value));
         Some(Packed { id: TokenId::from_words(key)?, access, details })
     }

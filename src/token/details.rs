@@ -108,6 +108,13 @@ struct Rare {
 const NEVER: u16 = u16::MAX;
 
 impl Details {
+    /// Of no token: stands where a table has none.
+    pub(crate) fn vacant() -> Self {
+        let token = Token::vacant();
+        let nobody = Account::new(token.realm.clone(), token.owner.clone());
+        Self::of(token, Arc::new(nobody), Arc::new(token.scope.clone()))
+    }
+
     /// What is in a record; `account` is its owner's, and `scope` its scope.
     pub(crate) fn of(token: &Token, account: Arc<Account>, scope: Arc<Scope>) -> Self {
         let lifetime = match token.lifetime {
