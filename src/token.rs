@@ -304,7 +304,6 @@ pub struct TokenView {
     id: TokenId,
     terms: Terms,
     details: Snapshot<Details>,
-    state: TokenState,
     owner: Option<Snapshot<Owner>>,
 }
 
@@ -317,7 +316,7 @@ impl TokenView {
     ) -> Self {
         let token = token.into();
         let Packed { id, access, details } = Packed::of(&token);
-        Self { id, terms: access.terms(), details: details.into(), state: token.state(now), owner }
+        Self { id, terms: access.terms().seen(token.state(now)), details: details.into(), owner }
     }
 
     /// The view of a token that was found active, made without a look at the details.
@@ -327,7 +326,7 @@ impl TokenView {
         details: Snapshot<Details>,
         owner: Snapshot<Owner>,
     ) -> Self {
-        Self { id, terms, details, state: TokenState::Active, owner: Some(owner) }
+        Self { id, terms, details, owner: Some(owner) }
     }
 
     /// The public id.
@@ -347,7 +346,7 @@ impl TokenView {
 
     /// The state at the instant of the view.
     pub fn state(&self) -> TokenState {
-        self.state
+        self.terms.state_seen()
     }
 
     /// The name.
@@ -421,7 +420,7 @@ impl fmt::Debug for TokenView {
         f.debug_struct("TokenView")
             .field("id", &self.id())
             .field("kind", &self.kind())
-            .field("state", &self.state)
+            .field("state", &self.state())
             .field("name", self.name())
             .field("owner", self.owner_id())
             .finish_non_exhaustive()
@@ -435,8 +434,8 @@ impl Serialize for TokenView {
         view.serialize_field("name", self.name())?;
         view.serialize_field("description", &self.description())?;
         view.serialize_field("kind", self.kind().as_str())?;
-        view.serialize_field("state", self.state.as_str())?;
-        view.serialize_field("active", &(self.state == TokenState::Active))?;
+        view.serialize_field("state", self.state().as_str())?;
+        view.serialize_field("active", &(self.state() == TokenState::Active))?;
         view.serialize_field("created", &Rfc3339(self.created_at()))?;
         view.serialize_field("expiration", &self.expires_at().map(Rfc3339))?;
         view.serialize_field("last_used", &self.last_used().map(|used| Rfc3339(used.at)))?;

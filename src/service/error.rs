@@ -46,6 +46,9 @@ pub struct Rejected {
 /// Why a credential was rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
+// As wide as the words of a `Verified`, which it stands in the place of: were it a byte, the compiler would store a word there in
+// pieces, and whoever reads that word would wait for them.
+#[repr(u64)]
 pub enum RejectReason {
     /// The header has no bearer credential.
     NoCredential,

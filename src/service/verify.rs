@@ -167,35 +167,39 @@ impl fmt::Debug for Verified {
 /// What comes of a verification.
 type Decision = Result<Verified, VerifyError>;
 
+/// What a host hands in.
+#[derive(Clone, Copy)]
+enum Offered<'a> {
+    /// The only `Authorization` header of a request, or none.
+    Header(Result<Option<&'a str>, BearerError>),
+    /// A token's text.
+    Text(&'a str),
+}
+
 /// A verification: decided when it is polled for the first time, unless the store or the directory has to be waited for.
 ///
 /// A future of its own and not an `async` block, since what it gives is written to where it is wanted and not moved there.
-struct Verification<'a, S, D, R> {
+struct Verification<'a, S, D> {
     service: &'a TokenService<S, D>,
-    read: R,
+    offered: Offered<'a>,
     realm: Option<&'a Realm>,
     peer: Peer,
     /// In a box, or every verification would carry room for what few need.
     later: Option<Pin<Box<dyn Future<Output = Decision> + Send + 'a>>>,
 }
 
-impl<'a, S, D, R> Future for Verification<'a, S, D, R>
-where
-    S: TokenStore,
-    D: Directory,
-    R: Fn(&mut Message) -> Result<Presented<'a>, RejectReason> + Unpin,
-{
+impl<S: TokenStore, D: Directory> Future for Verification<'_, S, D> {
     type Output = Decision;
 
     // In place of its caller's code it would have the future moved there, word by word.
     #[inline(never)]
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Decision> {
-        let Self { service, read, realm, peer, later } = &mut *self;
+        let Self { service, offered, realm, peer, later } = &mut *self;
         if let Some(later) = later {
             return later.as_mut().poll(context);
         }
         let mut message = Message::room();
-        match read(&mut message) {
+        match service.read(*offered, &mut message) {
             Err(reason) => Poll::Ready(Err(unread(reason))),
             Ok(presented) => service.decide_now(&presented, &message, *realm, peer, |claim| {
                 later.insert(Box::pin(service.decide(claim))).as_mut().poll(context)
@@ -233,7 +237,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         header: Option<&'a str>,
         peer: Option<IpAddr>,
     ) -> impl Future<Output = Result<Verified, VerifyError>> + Send {
-        self.authenticate(None, move |message| self.read_header(header, message), peer)
+        self.authenticate(None, Offered::Header(Ok(header)), peer)
     }
 
     /// Verifies all `Authorization` headers of a request, from their values as they came: more than one is malformed.
@@ -245,8 +249,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         headers: impl IntoIterator<Item = &'a [u8]>,
         peer: Option<IpAddr>,
     ) -> impl Future<Output = Result<Verified, VerifyError>> + Send {
-        let header = bearer::only(headers).map_err(|_| RejectReason::InvalidRequest);
-        self.authenticate(None, move |message| self.read_header(header?, message), peer)
+        self.authenticate(None, Offered::Header(bearer::only(headers)), peer)
     }
 
     /// [`verify_headers`](Self::verify_headers) for one realm: a token of another one is unknown.
@@ -259,8 +262,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         headers: impl IntoIterator<Item = &'a [u8]>,
         peer: Option<IpAddr>,
     ) -> impl Future<Output = Result<Verified, VerifyError>> + Send {
-        let header = bearer::only(headers).map_err(|_| RejectReason::InvalidRequest);
-        self.authenticate(Some(realm), move |message| self.read_header(header?, message), peer)
+        self.authenticate(Some(realm), Offered::Header(bearer::only(headers)), peer)
     }
 
     /// Verifies the value of an `Authorization` header for one realm: a token of another one is unknown.
@@ -273,7 +275,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         header: Option<&'a str>,
         peer: Option<IpAddr>,
     ) -> impl Future<Output = Result<Verified, VerifyError>> + Send {
-        self.authenticate(Some(realm), move |message| self.read_header(header, message), peer)
+        self.authenticate(Some(realm), Offered::Header(Ok(header)), peer)
     }
 
     /// Verifies a token's text.
@@ -285,7 +287,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         text: &'a str,
         peer: Option<IpAddr>,
     ) -> impl Future<Output = Result<Verified, VerifyError>> + Send {
-        self.authenticate(None, move |message| self.read(text, message), peer)
+        self.authenticate(None, Offered::Text(text), peer)
     }
 
     /// Verifies a token's text for one realm: a token of another one is unknown.
@@ -298,7 +300,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         text: &'a str,
         peer: Option<IpAddr>,
     ) -> impl Future<Output = Result<Verified, VerifyError>> + Send {
-        self.authenticate(Some(realm), move |message| self.read(text, message), peer)
+        self.authenticate(Some(realm), Offered::Text(text), peer)
     }
 
     /// Verifies once more what was verified before, without its secret: whether the token is still there and active, and its
@@ -320,32 +322,33 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         Ok(Verified::new(found, owner, &self.catalog, verified.peer, now))
     }
 
-    fn read_header<'a>(
-        &self,
-        header: Option<&'a str>,
-        message: &mut Message,
-    ) -> Result<Presented<'a>, RejectReason> {
-        match header.ok_or(BearerError::Missing).and_then(bearer::after_scheme) {
-            Err(BearerError::Missing) => Err(RejectReason::NoCredential),
-            Err(BearerError::Malformed) => Err(RejectReason::InvalidRequest),
-            Ok(text) => self.format.parse(text, message).map_err(|why| match why {
-                Unreadable::Form if !bearer::is_token68(text) => RejectReason::InvalidRequest,
-                Unreadable::Form | Unreadable::Checksum => RejectReason::Malformed,
-            }),
-        }
+    #[inline(always)]
+    fn read<'a>(&self, offered: Offered<'a>, message: &mut Message) -> Result<Presented<'a>, RejectReason> {
+        let text = match offered {
+            Offered::Text(text) => Ok(text),
+            Offered::Header(header) => {
+                header.and_then(|header| header.ok_or(BearerError::Missing)).and_then(bearer::after_scheme)
+            }
+        };
+        let text = text.map_err(|why| match why {
+            BearerError::Missing => RejectReason::NoCredential,
+            BearerError::Malformed => RejectReason::InvalidRequest,
+        })?;
+        self.format.parse(text, message).map_err(|why| match (offered, why) {
+            (Offered::Header(_), Unreadable::Form) if !bearer::is_token68(text) => {
+                RejectReason::InvalidRequest
+            }
+            _ => RejectReason::Malformed,
+        })
     }
 
-    fn read<'a>(&self, text: &'a str, message: &mut Message) -> Result<Presented<'a>, RejectReason> {
-        self.format.parse(text, message).map_err(|_| RejectReason::Malformed)
-    }
-
-    fn authenticate<'a, R: Fn(&mut Message) -> Result<Presented<'a>, RejectReason> + Unpin>(
+    fn authenticate<'a>(
         &'a self,
         realm: Option<&'a Realm>,
-        read: R,
+        offered: Offered<'a>,
         peer: Option<IpAddr>,
-    ) -> Verification<'a, S, D, R> {
-        Verification { service: self, read, realm, peer: Peer::new(peer), later: None }
+    ) -> Verification<'a, S, D> {
+        Verification { service: self, offered, realm, peer: Peer::new(peer), later: None }
     }
 
     /// The decision, where the store and the directory have everything at hand; otherwise what becomes of the claim later.
@@ -564,7 +567,7 @@ mod tests {
         let wrong = ours.format.print(kind, known, &Message::new(kind, known, [1, 2, 3, 4]));
         let count = |realm: Option<&Realm>, text: &str| {
             COUNT.set(0);
-            let result = ready(ours.authenticate(realm, |message| ours.read(text, message), None));
+            let result = ready(ours.authenticate(realm, Offered::Text(text), None));
             (result.err().and_then(|error| error.reject_reason()), COUNT.get())
         };
         for (realm, text, expected) in [

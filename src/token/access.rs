@@ -95,6 +95,30 @@ impl Terms {
     const FOREIGN: u64 = 1 << 1;
     const REVOKED: u64 = 1 << 2;
     const NETWORKS: u64 = 1 << 3;
+    /// Of a view: the state that it shows. Neither is the active one.
+    const SEEN_REVOKED: u64 = 1 << 4;
+    const SEEN_EXPIRED: u64 = 1 << 5;
+
+    /// As a view shows them that found the token in this state.
+    pub(crate) const fn seen(self, state: TokenState) -> Self {
+        let Self([a, b, c, rest]) = self;
+        match state {
+            TokenState::Active => self,
+            TokenState::Revoked => Self([a, b, c, rest | Self::SEEN_REVOKED]),
+            TokenState::Expired => Self([a, b, c, rest | Self::SEEN_EXPIRED]),
+        }
+    }
+
+    /// The state that a view found.
+    pub(crate) const fn state_seen(&self) -> TokenState {
+        if self.has(Self::SEEN_EXPIRED) {
+            TokenState::Expired
+        } else if self.has(Self::SEEN_REVOKED) {
+            TokenState::Revoked
+        } else {
+            TokenState::Active
+        }
+    }
 
     pub(crate) const fn kind(&self) -> TokenKind {
         if self.has(Self::SERVICE) { TokenKind::Service } else { TokenKind::Personal }
