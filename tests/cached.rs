@@ -420,6 +420,13 @@ async fn an_unknown_id_that_is_asked_for_again_and_again_is_read_once() {
     }
     assert_eq!(reads, 1);
     assert_eq!(cache.stats().missing, 50);
+
+    let cache = CachedStore::builder(behind.clone()).negative_lifetime(Duration::ZERO).build().unwrap();
+    for _ in 0..3 {
+        behind.reads.store(0, Ordering::SeqCst);
+        assert!(cache.find(busy).await.unwrap().is_none());
+        assert_eq!((behind.reads.load(Ordering::SeqCst), cache.stats().missing), (1, 0));
+    }
 }
 
 #[tokio::test]

@@ -223,6 +223,9 @@ impl<S: TokenStore> CachedStore<S> {
     }
 
     fn keep_missing(&self, id: TokenId, asked: Asked) {
+        if self.negative_lifetime.is_zero() {
+            return;
+        }
         let now = self.now();
         let is_over = |words: &[u64; 2]| !Asked::from_words(*words).is_good(now, self.negative_lifetime);
         self.missing.put(id.words(), asked.words(), Arc::new(()), is_over);
