@@ -58,7 +58,8 @@ pub(crate) const LEAST_SECOND_WORD: u64 = 1;
 /// Shared values by key, each with `WORDS` words that are read in one piece with it.
 pub(crate) struct Table<T, const WORDS: usize> {
     slots: Growing<Slot<T, WORDS>, SLOT_STEPS, SLOT_BLOCKS>,
-    hash_key: u64,
+    /// Keys are looked up that others chose: nobody can aim them at one spot without these.
+    hash_keys: [u64; 2],
     shards: Box<[Shard]>,
     /// What stands in a slot without a value.
     vacant: Arc<T>,
@@ -150,10 +151,10 @@ struct Changing;
 impl<T, const WORDS: usize> Table<T, WORDS> {
     /// An empty table; `vacant` is never handed out.
     pub(crate) fn new(vacant: Arc<T>) -> Self {
+        let hasher = RandomState::new();
         Self {
             slots: Growing::new(),
-            // Keys are looked up that others chose: nobody can aim them at one spot without this.
-            hash_key: RandomState::new().hash_one(0),
+            hash_keys: [0, 1].map(|number| hasher.hash_one(number)),
             shards: std::iter::repeat_with(Shard::new).take(SHARDS).collect(),
             vacant,
         }
@@ -334,11 +335,12 @@ impl<T, const WORDS: usize> Table<T, WORDS> {
         self.slots.get(place.index())
     }
 
-    /// The words of a key are random already, but for who chooses the keys that are looked up; multiplying twice spreads every
-    /// bit over the word.
+    /// The words of a key are random already, but for who chooses the keys that are looked up. Each is hidden by a secret of its own before
+    /// they are multiplied, and both halves of the product count: every bit of the key bears on every bit of the hash.
     fn hash(&self, [first, second]: Key) -> u64 {
-        let mixed = (second ^ self.hash_key).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        (mixed ^ (mixed >> 32) ^ first.rotate_left(20)).wrapping_mul(self.hash_key | 1)
+        let [one, other] = self.hash_keys;
+        let product = u128::from(first ^ one).wrapping_mul(u128::from(second ^ other));
+        lower(product) ^ lower(product >> 64)
     }
 
     /// By the top bits. Below them is the tag in the index, and below that is what says where in it a key is looked for.
@@ -547,6 +549,11 @@ const fn scaled(hash: u64, len: usize) -> usize {
     to_index(((hash >> 20) & 0xFFFF_FFFF).wrapping_mul(len as u64) >> 32)
 }
 
+#[allow(clippy::as_conversions, clippy::cast_possible_truncation, reason = "the lower half is wanted")]
+const fn lower(number: u128) -> u64 {
+    number as u64
+}
+
 /// Wider than any table on a machine with fewer bits; what is too much is masked away.
 #[allow(clippy::as_conversions, clippy::cast_possible_truncation, reason = "masked, or below 2^27")]
 const fn to_index(number: u64) -> usize {
@@ -653,6 +660,28 @@ mod tests {
         // At any time there are 101 values: they do not fill one shard by far.
         let slots: u32 = table.shards.iter().map(|shard| shard.lock().last).sum();
         assert!(slots <= 700, "{slots} slots");
+    }
+
+    /// Who looks up ids of their own making writes them in pieces that look alike: whatever bits these differ in, the places are as
+    /// good as random ones.
+    #[test]
+    fn keys_that_differ_in_a_few_bits_of_either_word_lie_apart() {
+        let table = table();
+        let base = [0x0190_1234_5678_7ABC, 0x8123_4567_89AB_CDEF];
+        for word in 0..2 {
+            for shift in 0..=54 {
+                let mut most = HashMap::new();
+                for number in 0..1_024_u64 {
+                    let mut key = base;
+                    key[word] ^= number << shift;
+                    let hash = table.hash(key);
+                    *most.entry((hash >> (u64::BITS - SHARD_BITS), scaled(hash, 512))).or_insert(0_u32) += 1;
+                }
+                // In 8,192 places.
+                let most = most.values().max();
+                assert!(most <= Some(&16), "word {word}, bits from {shift}: {most:?} at one place");
+            }
+        }
     }
 
     #[test]

@@ -14,7 +14,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use patkit::conformance::Suite;
 use patkit::service::{RejectReason, VerifyError};
 use patkit::store::{Change, ChangeBatch, DynTokenStore, Found, ListQuery, Page, Touch};
-use patkit::token::LastUse;
+use patkit::token::{ActorRef, Authority, LastUse, Revocation};
 use patkit::{
     Actor, CachedStore, Clock, IssuedToken, Keyring, ManualClock, MemoryDirectory, MemoryStore, NewToken,
     Owner, OwnerId, OwnerKind, Reason, StoreError, Token, TokenId, TokenService, TokenStore,
@@ -330,6 +330,108 @@ async fn a_read_that_is_dropped_or_fails_leaves_nobody_waiting_and_is_not_kept()
     world.clock.advance(TimeDelta::seconds(30));
     let refused = world.service.verify(issued.plaintext.expose_secret(), None).await;
     assert!(matches!(refused, Err(VerifyError::Unavailable(_))), "no longer than its lifetime");
+}
+
+/// Two reads of one id at once, as there are when the first one's client has gone.
+#[tokio::test]
+async fn an_earlier_read_that_lands_later_hides_nothing_that_a_later_one_found() {
+    for reason in [Reason::Compromised, Reason::Owner] {
+        let world = slow();
+        let issued = world.issue("a").await;
+        let id = issued.token.id();
+        let mut gone = Box::pin(world.cache.find(id));
+        let (mut early, mut late) = (pin!(world.cache.find(id)), pin!(world.cache.find(id)));
+        assert!(poll(gone.as_mut()).is_pending());
+        assert!(poll(early.as_mut()).is_pending() && poll(late.as_mut()).is_pending());
+        drop(gone);
+        assert!(poll(early.as_mut()).is_pending());
+        // Revoked on another node, of which nobody tells this one.
+        let record = world.behind.inner.find(id).await.unwrap().unwrap().into_token().into_arc();
+        let mut record = Token::clone(&record);
+        record.version += 1;
+        record.facts.revocation = Some(Box::new(Revocation {
+            at: world.clock.now(),
+            by: ActorRef::System,
+            authority: Authority::System,
+            reason,
+        }));
+        let revoked = ChangeBatch::new().change(Change::Update(Arc::new(record)));
+        world.behind.inner.commit(&revoked).await.unwrap();
+        world.clock.advance(TimeDelta::milliseconds(1));
+        assert!(poll(late.as_mut()).is_pending());
+        assert_eq!(world.reads(), 3);
+        world.gate().add_permits(2);
+        let is_revoked = |found: Poll<Result<Option<Found<'_>>, StoreError>>| match found {
+            Poll::Ready(Ok(Some(found))) => found.into_token().facts.revocation.is_some(),
+            _ => panic!("it is there"),
+        };
+        assert!(is_revoked(poll(late.as_mut())));
+        assert!(!is_revoked(poll(early.as_mut())), "it was asked for before");
+        world.gate().add_permits(1);
+        assert!(is_revoked(poll(pin!(world.cache.find(id)).as_mut())));
+    }
+}
+
+#[test]
+fn of_two_threads_that_look_up_one_cold_token_one_reads() {
+    let behind = Arc::new(Behind::default());
+    let cache = CachedStore::builder(behind.clone()).build().unwrap();
+    let now = |future: Pin<&mut dyn Future<Output = Result<Option<Found<'_>>, StoreError>>>| {
+        let mut future = future;
+        loop {
+            match poll(Pin::new(&mut future)) {
+                Poll::Ready(found) => break found.unwrap().is_none(),
+                Poll::Pending => std::thread::yield_now(),
+            }
+        }
+    };
+    let other = MemoryStore::new();
+    let service = service(&other, Arc::new(ManualClock::at(DateTime::UNIX_EPOCH + TimeDelta::days(20_000))));
+    let id = poll(pin!(service.generate(&ada(), NewToken::named("a"))).as_mut());
+    let Poll::Ready(Ok(issued)) = id else { panic!("the memory store waited") };
+    let id = issued.token.id();
+    for round in 0..4_000 {
+        cache.invalidate(id);
+        behind.reads.store(0, Ordering::SeqCst);
+        let begun = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    begun.fetch_add(1, Ordering::SeqCst);
+                    while begun.load(Ordering::SeqCst) < 2 {
+                        std::hint::spin_loop();
+                    }
+                    assert!(now(pin!(cache.find(id))));
+                });
+            }
+        });
+        assert_eq!(behind.reads.load(Ordering::SeqCst), 1, "in round {round}");
+    }
+}
+
+#[tokio::test]
+async fn a_clock_that_counts_from_long_ago_or_leaps_far_ahead_makes_nothing_live_for_ever() {
+    const YEARS: i64 = 600;
+    let world = world();
+    let id = world.issue("a").await.token.id();
+    world.cache.find(id).await.unwrap();
+    world.clock.advance(TimeDelta::days(366 * YEARS));
+    // More nanoseconds than there are numbers for: nothing is good any more.
+    for _ in 0..2 {
+        world.reads();
+        world.cache.find(id).await.unwrap();
+        world.clock.advance(TimeDelta::days(1));
+        world.cache.find(id).await.unwrap();
+        assert_eq!(world.reads(), 2);
+    }
+    let cache = CachedStore::builder(world.behind.clone()).clock(world.clock.clone()).build().unwrap();
+    for expected in [1, 0] {
+        cache.find(id).await.unwrap();
+        assert_eq!(world.reads(), expected);
+    }
+    world.clock.advance(TimeDelta::seconds(30));
+    cache.find(id).await.unwrap();
+    assert_eq!(world.reads(), 1);
 }
 
 #[tokio::test]

@@ -46,7 +46,7 @@ const STRIPES: usize = 1_024;
 /// instant.
 ///
 /// What is kept is found without a lock, by any number of threads, and without an allocation. Where it is full, what was not used
-/// lately goes (second chance, an approximation of "least recently used"); what is too old goes bit by bit as others come.
+/// lately goes, but never more than 64 are looked past (second chance, an approximation of "least recently used"); what is too old goes bit by bit as others come.
 ///
 /// Of many look-ups of one cold id one reads, and the others wait for it; none that starts after an invalidation waits for a
 /// read from before it, and such a read is not kept. What was looked up in vain is kept apart, so that floods of unknown ids push
@@ -60,6 +60,8 @@ pub struct CachedStore<S> {
     lifetime: Duration,
     negative_lifetime: Duration,
     clock: Arc<dyn Clock>,
+    /// When it was built, by the clock's monotonic time.
+    built_at: Duration,
     hasher: RandomState,
     /// How often the ids of a stripe were invalidated. Whoever holds the lock is the only one to fill or invalidate them.
     epochs: Box<[Mutex<u64>; STRIPES]>,
@@ -75,7 +77,7 @@ pub struct CachedStore<S> {
 /// When something was asked for, and after how many times that all was forgotten.
 #[derive(Clone, Copy)]
 struct Asked {
-    /// By the monotonic time, in nanoseconds.
+    /// In nanoseconds since the cache was built; the greatest number where that is more than there are numbers for.
     at: u64,
     generation: u64,
 }
@@ -209,8 +211,17 @@ impl<S: TokenStore> CachedStore<S> {
     /// A question that is asked now.
     #[inline]
     fn now(&self) -> Asked {
-        let at = u64::try_from(self.clock.monotonic().as_nanos()).unwrap_or(u64::MAX);
+        let at = self.clock.monotonic().saturating_sub(self.built_at).as_nanos();
+        let at = u64::try_from(at).unwrap_or(u64::MAX);
         Asked { at, generation: self.generation.load(Ordering::SeqCst) }
+    }
+
+    /// Whether what is kept of an id was asked for later.
+    fn has_later(&self, id: TokenId, asked: Asked) -> bool {
+        let found = self.found.get(None, id.words()).map(|entry| taken_apart(entry.words).1);
+        let missing = self.missing.get(None, id.words()).map(|entry| Asked::from_words(entry.words));
+        let is_later = |kept: Asked| (kept.generation, kept.at) > (asked.generation, asked.at);
+        found.into_iter().chain(missing).any(is_later)
     }
 
     fn keep(&self, Packed { id, access, details }: Packed, asked: Asked) {
@@ -243,7 +254,12 @@ impl<S: TokenStore> CachedStore<S> {
                 None => self.read(id).await,
             };
         };
-        let result = self.read(id).await;
+        // Since it was looked for, another read may have landed.
+        let known = self.known(id, None).map(|known| known.map(Found::into_packed));
+        let result = match known {
+            Some(found) => Ok(found),
+            None => self.read(id).await,
+        };
         if let Ok(found) = &result {
             *landing.outcome = Some(found.clone());
         }
@@ -268,12 +284,15 @@ impl<S: TokenStore> CachedStore<S> {
         let asked = self.now();
         self.reads_begun.fetch_add(1, Ordering::Relaxed);
         let found = self.store.find(id).await?.map(Found::into_packed);
-        let epoch_now = self.epoch(id);
-        if *epoch_now == epoch {
+        let mut epoch_now = self.epoch(id);
+        // Neither what was changed meanwhile nor what a later read found is covered by what an earlier one did.
+        if *epoch_now == epoch && !self.has_later(id, asked) {
             if let Some(packed) = found.as_ref().filter(|packed| !may_be_restored(&packed.details)) {
                 self.missing.remove(id.words());
                 self.keep(packed.clone(), asked);
             } else if found.is_some() {
+                // No entry says so, so the epoch has to.
+                *epoch_now = epoch.wrapping_add(1);
                 self.missing.remove(id.words());
                 self.found.remove(id.words());
             } else {
@@ -388,7 +407,8 @@ impl Asked {
     #[inline]
     fn is_good(self, now: Self, lifetime: Duration) -> bool {
         let age = Duration::from_nanos(now.at.saturating_sub(self.at));
-        self.generation == now.generation && age < lifetime
+        // Beyond the last number nothing can be told, and nothing is good.
+        self.generation == now.generation && age < lifetime && now.at < u64::MAX
     }
 }
 
@@ -575,6 +595,7 @@ impl<S: TokenStore> CachedStoreBuilder<S> {
             store: self.store,
             lifetime: self.lifetime,
             negative_lifetime: self.negative_lifetime,
+            built_at: self.clock.monotonic(),
             clock: self.clock,
             hasher: RandomState::new(),
             epochs: Box::new(std::array::from_fn(|_| Mutex::new(0))),

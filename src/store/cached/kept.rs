@@ -8,7 +8,7 @@ use crate::table::{Entry, Growing, Key, Place, Table};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// How many values the hand leaves another chance when room is needed. Then the next one goes, however it is used.
+/// How many values the hand leaves another chance when room is needed. Then the next one goes, though it was used.
 const CHANCES: usize = 64;
 /// How many slots the hand looks at with each value that is put, for what is over.
 const TIDIED: usize = 2;
@@ -76,7 +76,8 @@ impl<T, const WORDS: usize> Kept<T, WORDS> {
         }
     }
 
-    /// Puts a value in the place of the one with this key, or adds it. What is over goes first where room is needed.
+    /// Puts a value in the place of the one with this key, or adds it. The next few are taken out if they are over, and one more that
+    /// was not used lately where room is needed.
     pub(super) fn put(
         &self,
         key: Key,
@@ -85,8 +86,8 @@ impl<T, const WORDS: usize> Kept<T, WORDS> {
         is_over: impl Fn(&[u64; WORDS]) -> bool,
     ) {
         let mut hand = self.hand();
+        self.tidy(&mut hand, is_over);
         if self.table.place_of(key, |_| true).is_none() {
-            self.tidy(&mut hand, is_over);
             if hand.len >= self.capacity {
                 self.make_room(&mut hand);
             }
@@ -130,8 +131,11 @@ impl<T, const WORDS: usize> Kept<T, WORDS> {
 
     fn make_room(&self, hand: &mut Hand) {
         let mut chances = CHANCES;
-        // Once around, and so many further as have another chance, comes by one to take.
-        for _ in 0..hand.end.saturating_add(CHANCES) {
+        // Twice around: where all are in use, and others use them again meanwhile, the second round has no chances to give.
+        for look in 0..hand.end.saturating_mul(2) {
+            if look == hand.end {
+                chances = 0;
+            }
             let place = advance(&mut hand.at, hand.end);
             let Some((key, _)) = self.table.at(place) else { continue };
             let was_used =
@@ -191,6 +195,35 @@ mod tests {
             }
             assert_eq!(there(&kept, 5_000), capacity);
         }
+    }
+
+    #[test]
+    fn it_keeps_no_more_where_all_that_is_kept_is_used_all_the_time() {
+        for capacity in [1, 4, 6, 16, 48, 64, 100] {
+            let kept = kept(capacity);
+            for number in 0..2_000_u64 {
+                kept.put(key(number), [number], Arc::new(number), |_| false);
+                assert!(kept.len() <= capacity, "{} of {capacity}", kept.len());
+                for index in 0..kept.hand().end {
+                    kept.note(Place::from_index(index));
+                }
+            }
+        }
+        // The same, by another thread.
+        let (kept, over) = (kept(1), AtomicBool::new(false));
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    (0..48).for_each(|index| kept.note(Place::from_index(index)));
+                }
+            });
+            let most = (0..100_000_u64).map(|number| {
+                kept.put(key(number), [number], Arc::new(number), |_| false);
+                kept.len()
+            });
+            assert_eq!(most.max(), Some(1));
+            over.store(true, Ordering::Relaxed);
+        });
     }
 
     #[test]
