@@ -152,7 +152,8 @@ fn bytes_per_token(template: &Token, size: u64, is_told: bool) -> [f64; 2] {
             let name = TokenName::new(&format!("token {number}")).unwrap();
             strings += name.as_str().len();
             strings += if number <= owners { owner.as_str().len() } else { 0 };
-            let token = Token { id: id(number), owner: owner.clone(), name, ..template.clone() };
+            let created_by = ActorRef::Owner(owner.clone());
+            let token = Token { id: id(number), owner: owner.clone(), name, created_by, ..template.clone() };
             let event = is_told.then(|| AuditEvent {
                 at: token.created_at,
                 realm: token.realm.clone(),
