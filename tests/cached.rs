@@ -357,7 +357,7 @@ async fn an_earlier_read_that_lands_later_hides_nothing_that_a_later_one_found()
         }));
         let revoked = ChangeBatch::new().change(Change::Update(Arc::new(record)));
         world.behind.inner.commit(&revoked).await.unwrap();
-        world.clock.advance(TimeDelta::milliseconds(1));
+        // In the same instant: a clock may be coarse.
         assert!(poll(late.as_mut()).is_pending());
         assert_eq!(world.reads(), 3);
         world.gate().add_permits(2);
@@ -369,6 +369,32 @@ async fn an_earlier_read_that_lands_later_hides_nothing_that_a_later_one_found()
         assert!(!is_revoked(poll(early.as_mut())), "it was asked for before");
         world.gate().add_permits(1);
         assert!(is_revoked(poll(pin!(world.cache.find(id)).as_mut())));
+    }
+}
+
+/// The same where the token is gone, also if nothing is kept of that.
+#[tokio::test]
+async fn an_earlier_read_that_lands_later_brings_back_nothing_that_is_gone() {
+    for negative_lifetime in [5, 0].map(Duration::from_secs) {
+        let behind = Arc::new(Behind { gate: Some(Semaphore::new(0)), ..Behind::default() });
+        let clock = Arc::new(ManualClock::at(DateTime::UNIX_EPOCH + TimeDelta::days(20_000)));
+        let id = service(behind.clone(), clock.clone()).generate(&ada(), NewToken::named("a")).await;
+        let id = id.unwrap().token.id();
+        let cache = CachedStore::builder(behind.clone()).negative_lifetime(negative_lifetime).clock(clock);
+        let cache = cache.build().unwrap();
+        let mut gone = Box::pin(cache.find(id));
+        let (mut early, mut late) = (pin!(cache.find(id)), pin!(cache.find(id)));
+        assert!(poll(gone.as_mut()).is_pending());
+        assert!(poll(early.as_mut()).is_pending() && poll(late.as_mut()).is_pending());
+        drop(gone);
+        assert!(poll(early.as_mut()).is_pending());
+        let removed = ChangeBatch::new().change(Change::Remove { id, version: 1 });
+        behind.inner.commit(&removed).await.unwrap();
+        assert!(poll(late.as_mut()).is_pending());
+        behind.gate.as_ref().unwrap().add_permits(3);
+        assert!(matches!(poll(late.as_mut()), Poll::Ready(Ok(None))));
+        assert!(matches!(poll(early.as_mut()), Poll::Ready(Ok(Some(_)))), "it was asked for before");
+        assert!(matches!(poll(pin!(cache.find(id)).as_mut()), Poll::Ready(Ok(None))));
     }
 }
 

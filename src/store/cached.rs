@@ -65,8 +65,8 @@ pub struct CachedStore<S> {
     hasher: RandomState,
     /// How often the ids of a stripe were invalidated. Whoever holds the lock is the only one to fill or invalidate them.
     epochs: Box<[Mutex<u64>; STRIPES]>,
-    /// How often all records were forgotten. What was read before the last time counts no more.
-    generation: AtomicU64,
+    /// What the reads up to this number found counts no more.
+    forgotten: AtomicU64,
     /// Reads under way.
     flights: Mutex<HashMap<TokenId, Arc<AsyncMutex<Landed>>>>,
     reads: Semaphore,
@@ -74,12 +74,22 @@ pub struct CachedStore<S> {
     is_following: AtomicBool,
 }
 
-/// When something was asked for, and after how many times that all was forgotten.
+/// When the store was asked for what is kept.
 #[derive(Clone, Copy)]
 struct Asked {
     /// In nanoseconds since the cache was built; the greatest number where that is more than there are numbers for.
     at: u64,
-    generation: u64,
+    /// Which read it was, from 1 on. The clock may stand still between two.
+    number: u64,
+}
+
+/// What is good now.
+#[derive(Clone, Copy)]
+struct Now {
+    /// As [`Asked::at`].
+    at: u64,
+    /// What these reads found is forgotten: all up to this number.
+    forgotten: u64,
 }
 
 /// What a read came to; none while it is under way, and when it failed or was dropped.
@@ -153,8 +163,8 @@ impl<S: TokenStore> CachedStore<S> {
 
     /// Forgets all records: for hosts that may have missed changes made elsewhere.
     pub fn invalidate_all(&self) {
-        // What is kept, and a read that is under way, have the generation from before.
-        self.generation.fetch_add(1, Ordering::SeqCst);
+        // Whoever begins a read from here on has a greater number.
+        self.forgotten.fetch_max(self.reads_begun.load(Ordering::SeqCst), Ordering::SeqCst);
         lock(&self.flights).clear();
     }
 
@@ -199,7 +209,7 @@ impl<S: TokenStore> CachedStore<S> {
 
     /// Whether it is known that there is no such record.
     #[inline(never)]
-    fn known_missing(&self, id: TokenId, now: Asked) -> bool {
+    fn known_missing(&self, id: TokenId, now: Now) -> bool {
         let Some(entry) = self.missing.get(None, id.words()) else { return false };
         let is_good = Asked::from_words(entry.words).is_good(now, self.negative_lifetime);
         if is_good {
@@ -208,35 +218,30 @@ impl<S: TokenStore> CachedStore<S> {
         is_good
     }
 
-    /// A question that is asked now.
     #[inline]
-    fn now(&self) -> Asked {
+    fn now(&self) -> Now {
         let at = self.clock.monotonic().saturating_sub(self.built_at).as_nanos();
         let at = u64::try_from(at).unwrap_or(u64::MAX);
-        Asked { at, generation: self.generation.load(Ordering::SeqCst) }
+        Now { at, forgotten: self.forgotten.load(Ordering::SeqCst) }
     }
 
-    /// Whether what is kept of an id was asked for later.
+    /// Whether what is kept of an id is what a later read found.
     fn has_later(&self, id: TokenId, asked: Asked) -> bool {
         let found = self.found.get(None, id.words()).map(|entry| taken_apart(entry.words).1);
         let missing = self.missing.get(None, id.words()).map(|entry| Asked::from_words(entry.words));
-        let is_later = |kept: Asked| (kept.generation, kept.at) > (asked.generation, asked.at);
-        found.into_iter().chain(missing).any(is_later)
+        found.into_iter().chain(missing).any(|kept| kept.number > asked.number)
     }
 
     fn keep(&self, Packed { id, access, details }: Packed, asked: Asked) {
         let mut words = [0; 10];
-        let [of_access @ .., at, generation] = &mut words;
-        (*of_access, *at, *generation) = (access.words(), asked.at, asked.generation);
+        let [of_access @ .., at, number] = &mut words;
+        (*of_access, *at, *number) = (access.words(), asked.at, asked.number);
         let now = self.now();
         self.found
             .put(id.words(), words, details, |words| !taken_apart(*words).1.is_good(now, self.lifetime));
     }
 
     fn keep_missing(&self, id: TokenId, asked: Asked) {
-        if self.negative_lifetime.is_zero() {
-            return;
-        }
         let now = self.now();
         let is_over = |words: &[u64; 2]| !Asked::from_words(*words).is_good(now, self.negative_lifetime);
         self.missing.put(id.words(), asked.words(), Arc::new(()), is_over);
@@ -281,23 +286,27 @@ impl<S: TokenStore> CachedStore<S> {
     async fn read(&self, id: TokenId) -> Result<Option<Packed>, StoreError> {
         let _permit = self.reads.acquire().await;
         let epoch = *self.epoch(id);
-        let asked = self.now();
-        self.reads_begun.fetch_add(1, Ordering::Relaxed);
+        let number = self.reads_begun.fetch_add(1, Ordering::SeqCst).saturating_add(1);
+        let asked = Asked { at: self.now().at, number };
         let found = self.store.find(id).await?.map(Found::into_packed);
         let mut epoch_now = self.epoch(id);
         // Neither what was changed meanwhile nor what a later read found is covered by what an earlier one did.
         if *epoch_now == epoch && !self.has_later(id, asked) {
-            if let Some(packed) = found.as_ref().filter(|packed| !may_be_restored(&packed.details)) {
-                self.missing.remove(id.words());
-                self.keep(packed.clone(), asked);
-            } else if found.is_some() {
-                // No entry says so, so the epoch has to.
-                *epoch_now = epoch.wrapping_add(1);
-                self.missing.remove(id.words());
-                self.found.remove(id.words());
-            } else {
-                self.found.remove(id.words());
-                self.keep_missing(id, asked);
+            match &found {
+                Some(packed) if !may_be_restored(&packed.details) => {
+                    self.missing.remove(id.words());
+                    self.keep(packed.clone(), asked);
+                }
+                None if !self.negative_lifetime.is_zero() => {
+                    self.found.remove(id.words());
+                    self.keep_missing(id, asked);
+                }
+                Some(_) | None => {
+                    self.found.remove(id.words());
+                    self.missing.remove(id.words());
+                    // Nothing that is kept tells an earlier read of this one, so the epoch does.
+                    *epoch_now = epoch.wrapping_add(1);
+                }
             }
         }
         drop(epoch_now);
@@ -395,27 +404,27 @@ fn may_be_restored(details: &Details) -> bool {
 }
 
 impl Asked {
-    fn from_words([at, generation]: [u64; 2]) -> Self {
-        Self { at, generation }
+    fn from_words([at, number]: [u64; 2]) -> Self {
+        Self { at, number }
     }
 
     fn words(self) -> [u64; 2] {
-        [self.at, self.generation]
+        [self.at, self.number]
     }
 
-    /// Whether what was asked for then is good for who asks now.
+    /// Whether what was asked for then is good now.
     #[inline]
-    fn is_good(self, now: Self, lifetime: Duration) -> bool {
+    fn is_good(self, now: Now, lifetime: Duration) -> bool {
         let age = Duration::from_nanos(now.at.saturating_sub(self.at));
         // Beyond the last number nothing can be told, and nothing is good.
-        self.generation == now.generation && age < lifetime && now.at < u64::MAX
+        self.number > now.forgotten && age < lifetime && now.at < u64::MAX
     }
 }
 
 /// What is kept beside the details of a record.
 #[inline]
-fn taken_apart([of_access @ .., at, generation]: [u64; 10]) -> (Access, Asked) {
-    (Access::from_words(of_access), Asked { at, generation })
+fn taken_apart([of_access @ .., at, number]: [u64; 10]) -> (Access, Asked) {
+    (Access::from_words(of_access), Asked { at, number })
 }
 
 /// A read under way; over when it is dropped.
@@ -599,7 +608,7 @@ impl<S: TokenStore> CachedStoreBuilder<S> {
             clock: self.clock,
             hasher: RandomState::new(),
             epochs: Box::new(std::array::from_fn(|_| Mutex::new(0))),
-            generation: AtomicU64::new(0),
+            forgotten: AtomicU64::new(0),
             flights: Mutex::default(),
             reads: Semaphore::new(self.reads),
             reads_begun: AtomicU64::new(0),

@@ -130,12 +130,10 @@ impl<T, const WORDS: usize> Kept<T, WORDS> {
     }
 
     fn make_room(&self, hand: &mut Hand) {
-        let mut chances = CHANCES;
-        // Twice around: where all are in use, and others use them again meanwhile, the second round has no chances to give.
-        for look in 0..hand.end.saturating_mul(2) {
-            if look == hand.end {
-                chances = 0;
-            }
+        // One for each value at most: where all are used, and others use them again meanwhile, one goes all the same.
+        let mut chances = CHANCES.min(hand.len);
+        // So many chances and one more are met with in two rounds.
+        for _ in 0..hand.end.saturating_mul(2) {
             let place = advance(&mut hand.at, hand.end);
             let Some((key, _)) = self.table.at(place) else { continue };
             let was_used =
