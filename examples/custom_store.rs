@@ -153,15 +153,13 @@ impl TokenStore for RedbStore {
         touched().map_err(down)
     }
 
-    async fn purge(&self, ended: DateTime<Utc>, limit: usize) -> Result<Vec<TokenId>, StoreError> {
-        let all: Vec<Token> = self.all().map_err(down)?.into_iter().rev().flatten().collect();
-        let is_creator =
-            |id: TokenId| all.iter().any(|made| made.creator() == Some(id) && made.predecessor != Some(id));
-        let is_over = |token: &&Token| token.facts.ended_by(ended) && !is_creator(token.id);
-        let over: Vec<&Token> = all.iter().filter(is_over).take(limit).collect();
-        let removals = over.iter().map(|token| Change::Remove { id: token.id, version: token.version });
-        self.commit(&removals.fold(ChangeBatch::new(), ChangeBatch::change)).await?;
-        Ok(over.iter().map(|token| token.id).collect())
+    async fn list_ended(&self, before: DateTime<Utc>, limit: usize) -> Result<Page, StoreError> {
+        let all = self.all().map_err(down)?.into_iter().flatten();
+        let is_over = |token: &Token| token.facts.ended_at().is_some_and(|at| at <= before);
+        let mut ended: Vec<Token> = all.filter(is_over).collect();
+        ended.sort_by_key(|token| (token.facts.ended_at(), token.id));
+        ended.truncate(limit);
+        Ok(Page::new(ended.into_iter().map(Arc::new).collect(), Vec::new(), None))
     }
 }
 

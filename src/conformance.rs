@@ -51,6 +51,7 @@ use crate::token::{
     TokenState,
 };
 use chrono::{DateTime, Utc};
+use std::borrow::Borrow;
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt;
@@ -218,9 +219,8 @@ where
             a_touch_changes_nothing_else: "the version does not move",
             a_touch_brings_nothing_back: "a record that is gone stays gone",
             a_thousand_touches_at_once: "notes last uses",
-            a_purge_takes_what_has_ended: "removes records that expired or were revoked at or before an instant and gives their ids",
-            a_purge_keeps_to_its_limit: "up to `limit` records, smallest id first",
-            a_purge_spares_creators: "a record that another one names as its creator stays",
+            ended_records_are_listed: "records that expired or were revoked at or before `before`",
+            the_first_to_end_are_listed_first: "up to `limit` records, those that ended first in front",
             of_updates_at_once_one_wins: "changes are atomic and never lost",
             of_inserts_of_one_name_at_once_one_wins: "changes are atomic and never lost",
             of_inserts_of_one_id_at_once_one_wins: "an insert never overwrites",
@@ -443,6 +443,7 @@ fn same(expected: &Token, found: &Token) -> Result<(), Seen> {
         credential,
         created_at,
         created_by,
+        restored_by,
         predecessor,
         lifetime,
         facts,
@@ -464,6 +465,7 @@ fn same(expected: &Token, found: &Token) -> Result<(), Seen> {
     compare!(id, realm, kind, owner, owner_kind, description, scope, networks, credential, created_at);
     compare!(
         created_by,
+        restored_by,
         predecessor,
         lifetime,
         facts,
@@ -514,6 +516,7 @@ fn record(number: u64) -> Result<Token, Seen> {
         credential: Credential::Keyed(KeyedDigest::new(KeyId::new(1), [byte; 32])),
         created_at: made,
         created_by: ActorRef::Owner(owner),
+        restored_by: None,
         predecessor: None,
         lifetime: Lifetime::Default,
         facts: Facts::default(),
@@ -574,8 +577,8 @@ fn by_owner(owner: &str, kind: Option<TokenKind>) -> Result<ListQuery, Seen> {
     Ok(ListQuery::new(ListBy::Owner { realm: Realm::default(), owner: OwnerId::new(owner)?, kind }))
 }
 
-fn ids_of(tokens: &[Token]) -> Vec<TokenId> {
-    tokens.iter().map(|token| token.id).collect()
+fn ids_of(tokens: &[impl Borrow<Token>]) -> Vec<TokenId> {
+    tokens.iter().map(|token| token.borrow().id).collect()
 }
 
 /// Newest first.
@@ -628,6 +631,7 @@ fn every_kind_of_record() -> Result<Vec<Token>, Seen> {
             token.notified_days = Some(pick(&[0, u16::MAX, 30], number)?);
             token.seal = Some(Seal::new(KeyedDigest::new(KeyId::new(3), [7; 32])));
             token.predecessor = Some(id(999)?);
+            token.restored_by = Some(id(998)?);
         }
         if has(2) {
             token.realm = Realm::new(&long)?;
@@ -1052,7 +1056,7 @@ async fn a_list_holds_what_it_should<S: TokenStore>(bench: &Bench<'_, S>) -> Res
         service(record(2)?),
         Token { created_by: made_by(1)?, ..record(3)? },
         Token { owner: OwnerId::new("other")?, created_by: made_by(1)?, ..service(record(4)?) },
-        Token { realm: elsewhere.clone(), ..record(5)? },
+        Token { realm: elsewhere.clone(), restored_by: Some(id(1)?), ..record(5)? },
         Token { realm: elsewhere.clone(), created_by: made_by(3)?, ..service(record(6)?) },
     ];
     bench.insert(&tokens).await?;
@@ -1063,7 +1067,7 @@ async fn a_list_holds_what_it_should<S: TokenStore>(bench: &Bench<'_, S>) -> Res
     let of_kind = |realm: &Realm, kind| ListBy::Kind { realm: realm.clone(), kind };
     let here = Realm::default();
     let (personal, of_service) = (TokenKind::Personal, TokenKind::Service);
-    let table: [(ListBy, &[u64]); 15] = [
+    let table: [(ListBy, &[u64]); 17] = [
         (owner(&here, "owner", None)?, &[1, 2, 3]),
         (owner(&here, "owner", Some(personal))?, &[1, 3]),
         (owner(&here, "owner", Some(of_service))?, &[2]),
@@ -1078,6 +1082,8 @@ async fn a_list_holds_what_it_should<S: TokenStore>(bench: &Bench<'_, S>) -> Res
         (ListBy::Creator(id(1)?), &[3, 4]),
         (ListBy::Creator(id(3)?), &[6]),
         (ListBy::Creator(id(2)?), &[]),
+        (ListBy::Restorer(id(1)?), &[5]),
+        (ListBy::Restorer(id(3)?), &[]),
         (ListBy::Idle(at(1_000)?), &[1, 2, 3, 4, 5, 6]),
     ];
     for (by, expected) in table {
@@ -1085,10 +1091,15 @@ async fn a_list_holds_what_it_should<S: TokenStore>(bench: &Bench<'_, S>) -> Res
     }
     // An update moves a record from list to list.
     let [.., adopted] = &tokens;
-    let adopted = changed(adopted, |token| token.created_by = ActorRef::Erased);
+    let third = id(3)?;
+    let adopted = changed(adopted, |token| {
+        token.created_by = ActorRef::Erased;
+        token.restored_by = Some(third);
+    });
     bench.commit([update(&adopted)]).await?;
     bench.settle().await;
-    bench.lists(&ListQuery::new(ListBy::Creator(id(3)?)), &[]).await
+    bench.lists(&ListQuery::new(ListBy::Creator(id(3)?)), &[]).await?;
+    bench.lists(&ListQuery::new(ListBy::Restorer(id(3)?)), &ids([6])?).await
 }
 
 async fn a_list_is_newest_first<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
@@ -1327,122 +1338,75 @@ async fn a_thousand_touches_at_once<S: TokenStore>(bench: &Bench<'_, S>) -> Resu
     Ok(())
 }
 
-async fn a_purge_takes_what_has_ended<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+fn in_order(numbers: &[u64]) -> Result<Vec<TokenId>, Seen> {
+    numbers.iter().map(|number| id(*number)).collect()
+}
+
+async fn ended_records_are_listed<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
     let ends = |number: u64, expires: Option<i64>, revoked: Option<i64>| -> Result<Token, Seen> {
         let mut token = record(number)?;
         token.facts.expires_at = expires.map(at).transpose()?;
         token.facts.revocation = revoked.map(|micros| revocation(Reason::Admin, micros)).transpose()?;
         Ok(token)
     };
-    let gone = [
-        ends(1, Some(999), None)?,
+    let ended = [
+        ends(1, Some(994), None)?,
         ends(2, Some(1_000), None)?,
-        ends(3, None, Some(999))?,
-        ends(4, None, Some(1_000))?,
-        ends(5, Some(5_000), Some(1_000))?,
-        ends(6, Some(1_000), Some(5_000))?,
+        ends(3, None, Some(995))?,
+        ends(4, None, Some(999))?,
+        ends(5, Some(5_000), Some(998))?,
+        ends(6, Some(997), Some(5_000))?,
+        Token { realm: Realm::new("elsewhere")?, ..ends(7, Some(996), None)? },
     ];
-    let stay = [
+    let others = [
         ends(11, Some(1_001), None)?,
         ends(12, None, Some(1_001))?,
         ends(13, Some(1_001), Some(1_001))?,
         ends(14, None, None)?,
     ];
-    bench.insert(&gone).await?;
-    bench.insert(&stay).await?;
-    let ids: BTreeSet<TokenId> = bench.store.purge(at(1_000)?, 100).await?.into_iter().collect();
-    let expected: BTreeSet<TokenId> = ids_of(&gone).into_iter().collect();
-    ensure(ids == expected, || {
-        let ids: Vec<TokenId> = ids.iter().copied().collect();
-        format!("it purged {}, not {}", shown_ids(&ids), shown_ids(&ids_of(&gone)))
-    })?;
+    bench.insert(&ended).await?;
+    bench.insert(&others).await?;
     bench.settle().await;
-    for token in &gone {
-        bench.lacks(token.id).await?;
-    }
-    for token in &stay {
-        bench.holds(token).await?;
-    }
-    let mut left = ids_of(&stay);
-    left.reverse();
-    bench.lists(&by_owner("owner", None)?, &left).await?;
-    // Their names are free.
-    let [first, ..] = &gone;
-    let heir = Token { name: first.name.clone(), ..record(20)? };
-    bench.commit([insert(&heir)]).await?;
-    let again = bench.store.purge(at(1_000)?, 100).await?;
-    ensure(again.is_empty(), || format!("it purged {} once more", shown_ids(&again)))
-}
-
-async fn a_purge_keeps_to_its_limit<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
-    // The older a record is, the later it ended, and its neighbours are of another realm: the id decides.
-    let mut tokens = records(1..=5)?;
-    for (place, token) in (0_i64..).zip(&mut tokens) {
-        token.facts.expires_at = Some(at(place.saturating_neg())?);
-        if place % 2 == 1 {
-            token.realm = Realm::new("elsewhere")?;
-        }
-    }
-    tokens.reverse();
-    bench.insert(&tokens).await?;
-    for expected in [&[1, 2][..], &[3, 4], &[5], &[]] {
-        let mut purged = bench.store.purge(at(1_000)?, 2).await?;
-        purged.sort_unstable();
-        purged.reverse();
-        let expected = ids(expected.iter().copied())?;
-        ensure(purged == expected, || {
-            format!("a purge of two took {}, not {}", shown_ids(&purged), shown_ids(&expected))
-        })?;
+    let expected = in_order(&[1, 3, 7, 6, 5, 4, 2])?;
+    let page = bench.store.list_ended(at(1_000)?, 100).await?;
+    let listed = ids_of(&page.tokens);
+    ensure(listed == expected && page.corrupt.is_empty(), || {
+        format!("it listed {}, not {}", shown_ids(&listed), shown_ids(&expected))
+    })?;
+    for found in &page.tokens {
+        let inserted = ended.iter().find(|token| token.id == found.id);
+        same(inserted.ok_or_else(|| Seen(format!("{} was never inserted", found.id)))?, found)?;
     }
     Ok(())
 }
 
-async fn a_purge_spares_creators<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
-    let made_by = |number: u64, maker: u64, ended: bool| -> Result<Token, Seen> {
-        let mut token = record(number)?;
-        token.created_by = ActorRef::Token { owner: token.owner.clone(), id: id(maker)? };
-        token.facts.expires_at = ended.then_some(at(number.try_into()?)?);
-        Ok(token)
-    };
-    // 1 made 2, which is ended and made 3, which lives; 4 made nothing; 5 made 6, and all of them have ended. 7 rotated itself:
-    // 8 took its place, and lives.
-    let mut first = record(1)?;
-    first.facts.expires_at = Some(at(0)?);
-    let mut alone = record(4)?;
-    alone.facts.revocation = Some(revocation(Reason::Compromised, 4)?);
-    let mut fifth = record(5)?;
-    fifth.facts.expires_at = Some(at(5)?);
-    let living = made_by(3, 2, false)?;
-    let mut seventh = record(7)?;
-    seventh.facts.revocation = Some(revocation(Reason::Rotated, 7)?);
-    seventh.facts.succession = Some(Succession { successor: id(8)?, at: at(7)?, until: at(7)? });
-    let eighth = Token { predecessor: Some(id(7)?), ..made_by(8, 7, false)? };
-    let sixth = made_by(6, 5, true)?;
-    let second = made_by(2, 1, true)?;
-    let tokens = [first, second, living.clone(), alone, fifth, sixth, seventh, eighth.clone()];
-    bench.insert(&tokens).await?;
-    // One at a time: what stays must not be in the way of what goes.
-    let mut purged = Vec::new();
-    loop {
-        let some = bench.store.purge(at(1_000)?, 1).await?;
-        ensure(some.len() <= 1, || format!("a purge of one took {}", shown_ids(&some)))?;
-        if some.is_empty() {
-            break;
-        }
-        purged.extend(some);
-        ensure(purged.len() <= 8, || "the purges did not end".into())?;
+async fn the_first_to_end_are_listed_first<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+    // The older a record is, the later it ended.
+    let mut tokens = records(1..=5)?;
+    for (place, token) in (0_i64..).zip(&mut tokens) {
+        token.facts.expires_at = Some(at(place.saturating_neg())?);
     }
-    purged.sort_unstable();
-    purged.reverse();
-    let expected = ids([4, 5, 6, 7])?;
-    ensure(purged == expected, || format!("it purged {}, not {}", shown_ids(&purged), shown_ids(&expected)))?;
+    bench.insert(&tokens).await?;
     bench.settle().await;
-    bench.lists(&ListQuery::new(ListBy::Creator(id(1)?)), &ids([2])?).await?;
-    // Once the last of the family is gone, so may be the others.
-    bench.commit([remove(&living), remove(&eighth)]).await?;
-    while !bench.store.purge(at(1_000)?, 10).await?.is_empty() {}
+    for (limit, expected) in
+        [(2, &[5, 4][..]), (4, &[5, 4, 3, 2]), (5, &[5, 4, 3, 2, 1]), (9, &[5, 4, 3, 2, 1])]
+    {
+        let page = bench.store.list_ended(at(1_000)?, limit).await?;
+        let (listed, expected) = (ids_of(&page.tokens), in_order(expected)?);
+        ensure(listed == expected, || {
+            format!("a list of {limit} held {}, not {}", shown_ids(&listed), shown_ids(&expected))
+        })?;
+    }
+    // A record that is restored leaves the list, one that is revoked joins it.
+    let [first, .., last] = tokens.as_slice() else { return Ok(()) };
+    let restored = changed(last, |token| token.facts.expires_at = None);
+    let revoked = revocation(Reason::Owner, -100)?;
+    let revoked = changed(first, |token| token.facts.revocation = Some(revoked));
+    bench.commit([update(&restored), update(&revoked)]).await?;
     bench.settle().await;
-    bench.lists(&by_owner("owner", None)?, &[]).await
+    let listed = ids_of(&bench.store.list_ended(at(1_000)?, 100).await?.tokens);
+    let expected = in_order(&[1, 4, 3, 2])?;
+    ensure(listed == expected, || format!("it listed {}, not {}", shown_ids(&listed), shown_ids(&expected)))
 }
 
 /// What one of several at once does.

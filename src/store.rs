@@ -103,17 +103,19 @@ pub trait TokenStore: Send + Sync {
     /// [`StoreError`] when any may not have been noted; they are sent again then.
     fn touch(&self, uses: &[Touch]) -> impl Future<Output = Result<(), StoreError>> + Send;
 
-    /// Removes up to `limit` records that expired or were revoked at or before `ended`, smallest id first, and gives their ids. A
-    /// record that another one names as its creator stays, so that the family of a compromised token is found; but not for the
-    /// one that took its place ([`Token::predecessor`]), or the line of a token that rotates itself would never be removed.
+    /// Up to `limit` records that expired or were revoked at or before `before`, those that ended first in front: what
+    /// pruning removes next. The page's `next` is `None`.
+    ///
+    /// The service removes them with [`commit`](Self::commit), in one batch with their audit events and with the records that
+    /// name them, so that no family is cut.
     ///
     /// # Errors
-    /// [`StoreError`] when the store cannot.
-    fn purge(
+    /// [`StoreError`] when the store cannot say. A corrupt record is told in the page, counts towards `limit`, and does not fail it.
+    fn list_ended(
         &self,
-        ended: DateTime<Utc>,
+        before: DateTime<Utc>,
         limit: usize,
-    ) -> impl Future<Output = Result<Vec<TokenId>, StoreError>> + Send;
+    ) -> impl Future<Output = Result<Page, StoreError>> + Send;
 }
 
 /// Where a store in memory will look for a token first. Of other stores it says nothing.
@@ -335,6 +337,7 @@ impl ListQuery {
             }
             ListBy::Kind { realm, kind } => token.realm == *realm && token.kind == *kind,
             ListBy::Creator(creator) => token.creator() == Some(*creator),
+            ListBy::Restorer(restorer) => token.restored_by == Some(*restorer),
             ListBy::Idle(before) => token.last_activity() < *before,
         };
         is_listed
@@ -371,6 +374,8 @@ pub enum ListBy {
     },
     /// Those that a token made ([`Token::creator`]), in whatever realm.
     Creator(TokenId),
+    /// Those that were last restored through a token ([`Token::restored_by`]), in whatever realm.
+    Restorer(TokenId),
     /// Those whose [`Token::last_activity`] lies before an instant, in all realms.
     Idle(DateTime<Utc>),
 }
@@ -589,12 +594,12 @@ macro_rules! forward {
                 (**self).touch(uses)
             }
 
-            fn purge(
+            fn list_ended(
                 &self,
-                ended: DateTime<Utc>,
+                before: DateTime<Utc>,
                 limit: usize,
-            ) -> impl Future<Output = Result<Vec<TokenId>, StoreError>> + Send {
-                (**self).purge(ended, limit)
+            ) -> impl Future<Output = Result<Page, StoreError>> + Send {
+                (**self).list_ended(before, limit)
             }
         }
     };
@@ -622,8 +627,8 @@ pub trait DynTokenStore: Send + Sync {
     fn commit_boxed<'a>(&'a self, batch: &'a ChangeBatch) -> BoxedStore<'a, ()>;
     /// [`TokenStore::touch`], boxed.
     fn touch_boxed<'a>(&'a self, uses: &'a [Touch]) -> BoxedStore<'a, ()>;
-    /// [`TokenStore::purge`], boxed.
-    fn purge_boxed(&self, ended: DateTime<Utc>, limit: usize) -> BoxedStore<'_, Vec<TokenId>>;
+    /// [`TokenStore::list_ended`], boxed.
+    fn list_ended_boxed(&self, before: DateTime<Utc>, limit: usize) -> BoxedStore<'_, Page>;
 }
 
 impl<S: TokenStore> DynTokenStore for S {
@@ -651,8 +656,8 @@ impl<S: TokenStore> DynTokenStore for S {
         Box::pin(self.touch(uses))
     }
 
-    fn purge_boxed(&self, ended: DateTime<Utc>, limit: usize) -> BoxedStore<'_, Vec<TokenId>> {
-        Box::pin(self.purge(ended, limit))
+    fn list_ended_boxed(&self, before: DateTime<Utc>, limit: usize) -> BoxedStore<'_, Page> {
+        Box::pin(self.list_ended(before, limit))
     }
 }
 
@@ -682,7 +687,7 @@ impl TokenStore for dyn DynTokenStore + '_ {
         self.touch_boxed(uses).await
     }
 
-    async fn purge(&self, ended: DateTime<Utc>, limit: usize) -> Result<Vec<TokenId>, StoreError> {
-        self.purge_boxed(ended, limit).await
+    async fn list_ended(&self, before: DateTime<Utc>, limit: usize) -> Result<Page, StoreError> {
+        self.list_ended_boxed(before, limit).await
     }
 }

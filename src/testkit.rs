@@ -125,6 +125,7 @@ impl FakeToken {
             credential: Credential::Keyed(KeyedDigest::new(KeyId::new(0), [0; 32])),
             created_at: now,
             created_by: ActorRef::Owner(self.owner.id().clone()),
+            restored_by: None,
             predecessor: None,
             lifetime: Lifetime::Never,
             facts: Facts { expires_at: self.expires_at.map(crate::clock::cut), ..Facts::default() },

@@ -127,8 +127,12 @@ pub struct Token {
     pub name: TokenName,
     /// What it is for.
     pub description: Option<Description>,
-    /// Who made it; the family of a compromised token is found by this.
+    /// Who made it; the family of a compromised token is found by this. Once the token that made it is removed, this names
+    /// that token's own creator.
     pub created_by: ActorRef,
+    /// The token through which it was last restored; `None` if it was never restored or last by a session or the host. It
+    /// belongs to the family of that token too.
+    pub restored_by: Option<TokenId>,
     /// The token whose place it took by rotation.
     pub predecessor: Option<TokenId>,
     /// The lifetime that was asked for; rotation asks for it again.
@@ -164,6 +168,7 @@ impl Token {
                 name: TokenName::vacant(),
                 description: None,
                 created_by: ActorRef::System,
+                restored_by: None,
                 predecessor: None,
                 lifetime: Lifetime::Default,
                 idle_from: DateTime::UNIX_EPOCH,

@@ -250,8 +250,8 @@ impl TokenStore for Waits<MemoryStore> {
         self.0.touch(uses).await
     }
 
-    async fn purge(&self, ended: DateTime<Utc>, limit: usize) -> Result<Vec<TokenId>, StoreError> {
-        self.0.purge(ended, limit).await
+    async fn list_ended(&self, before: DateTime<Utc>, limit: usize) -> Result<Page, StoreError> {
+        self.0.list_ended(before, limit).await
     }
 }
 

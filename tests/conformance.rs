@@ -65,7 +65,7 @@ fn the_futures_of_the_suite_and_of_every_store_can_be_sent() {
     can_be_sent(TokenStore::touch(&store, &[]));
     can_be_sent(store.commit(&ChangeBatch::new()));
     can_be_sent(store.list(&ListQuery::new(ListBy::Idle(DateTime::UNIX_EPOCH))));
-    can_be_sent(store.purge(DateTime::UNIX_EPOCH, 1));
+    can_be_sent(store.list_ended(DateTime::UNIX_EPOCH, 1));
 }
 
 #[tokio::test]
@@ -111,6 +111,7 @@ async fn every_broken_store_is_caught_by_the_check_named_for_it() {
         (F::ListIgnoresRealms, "a_list_holds_what_it_should"),
         (F::ListIgnoresKinds, "a_list_holds_what_it_should"),
         (F::ListForgetsCreators, "a_list_holds_what_it_should"),
+        (F::ListForgetsRestorers, "a_list_holds_what_it_should"),
         (F::OldestFirst, "a_list_is_newest_first"),
         (F::ByTimeAlone, "a_list_is_newest_first"),
         (F::PageDropsOne, "pages_are_exact"),
@@ -128,13 +129,10 @@ async fn every_broken_store_is_caught_by_the_check_named_for_it() {
         (F::TouchBringsBack, "a_touch_brings_nothing_back"),
         (F::TouchStopsAtUnknown, "a_touch_brings_nothing_back"),
         (F::TouchFewAtOnce, "a_thousand_touches_at_once"),
-        (F::PurgeExclusive, "a_purge_takes_what_has_ended"),
-        (F::PurgeIgnoresRevoked, "a_purge_takes_what_has_ended"),
-        (F::PurgeIgnoresLimit, "a_purge_keeps_to_its_limit"),
-        (F::PurgeNewestFirst, "a_purge_keeps_to_its_limit"),
-        (F::PurgeTakesCreators, "a_purge_spares_creators"),
-        (F::PurgeCountsCreators, "a_purge_spares_creators"),
-        (F::PurgeSparesPredecessors, "a_purge_spares_creators"),
+        (F::EndedExclusive, "ended_records_are_listed"),
+        (F::EndedIgnoresRevoked, "ended_records_are_listed"),
+        (F::EndedIgnoresLimit, "the_first_to_end_are_listed_first"),
+        (F::EndedOldestFirst, "the_first_to_end_are_listed_first"),
         (F::CompareThenWait, "of_updates_at_once_one_wins"),
         (F::CompareThenWait, "of_inserts_of_one_name_at_once_one_wins"),
         (F::CompareThenWait, "of_inserts_of_one_id_at_once_one_wins"),
@@ -288,6 +286,7 @@ enum Fault {
     ListIgnoresRealms,
     ListIgnoresKinds,
     ListForgetsCreators,
+    ListForgetsRestorers,
     OldestFirst,
     ByTimeAlone,
     PageDropsOne,
@@ -306,13 +305,10 @@ enum Fault {
     TouchStopsAtUnknown,
     TouchFewAtOnce,
     TouchWritesBack,
-    PurgeExclusive,
-    PurgeIgnoresRevoked,
-    PurgeIgnoresLimit,
-    PurgeNewestFirst,
-    PurgeTakesCreators,
-    PurgeCountsCreators,
-    PurgeSparesPredecessors,
+    EndedExclusive,
+    EndedIgnoresRevoked,
+    EndedIgnoresLimit,
+    EndedOldestFirst,
     CompareThenWait,
     EventsLost,
     EventsWithoutAddress,
@@ -529,6 +525,9 @@ impl Model {
                 !self.is(Fault::ListForgetsCreators)
                     && matches!(&token.created_by, ActorRef::Token { id, .. } if id == creator)
             }
+            ListBy::Restorer(restorer) => {
+                !self.is(Fault::ListForgetsRestorers) && token.restored_by == Some(*restorer)
+            }
             ListBy::Idle(before) => {
                 let last = match token.last_used {
                     Some(used) if self.is(Fault::IdleIgnoresRestoring) => used.at,
@@ -724,42 +723,25 @@ impl TokenStore for Model {
         Ok(())
     }
 
-    async fn purge(&self, ended: DateTime<Utc>, limit: usize) -> Result<Vec<TokenId>, StoreError> {
+    async fn list_ended(&self, before: DateTime<Utc>, limit: usize) -> Result<Page, StoreError> {
         self.up()?;
-        let mut state = self.state();
-        let is_over = |at: DateTime<Utc>| at < ended || (at == ended && !self.is(Fault::PurgeExclusive));
-        let is_creator = |id: TokenId| {
-            state.records.values().any(|token| {
-                token.creator() == Some(id)
-                    && (token.predecessor != Some(id) || self.is(Fault::PurgeSparesPredecessors))
-            })
-        };
-        let mut over: Vec<TokenId> = state
-            .records
-            .values()
-            .filter(|token| {
-                token.facts.expires_at.is_some_and(is_over)
-                    || (!self.is(Fault::PurgeIgnoresRevoked)
-                        && token.facts.revocation.as_ref().is_some_and(|fact| is_over(fact.at)))
-            })
-            .map(|token| token.id)
-            .collect();
-        if self.is(Fault::PurgeNewestFirst) {
-            over.reverse();
+        let state = self.state();
+        let is_over = |at: &DateTime<Utc>| *at < before || (*at == before && !self.is(Fault::EndedExclusive));
+        let mut ended: Vec<(DateTime<Utc>, Arc<Token>)> = Vec::new();
+        for token in state.records.values() {
+            let revocation = token.facts.revocation.as_ref().map(|fact| fact.at);
+            let revoked_at = revocation.filter(|_| !self.is(Fault::EndedIgnoresRevoked));
+            let ends = [token.facts.expires_at, revoked_at].into_iter().flatten().filter(is_over);
+            ended.extend(ends.min().map(|at| (at, token.clone())));
         }
-        if self.is(Fault::PurgeCountsCreators) {
-            over.truncate(limit);
+        // The map is in the order of the ids.
+        if !self.is(Fault::EndedOldestFirst) {
+            ended.sort_by_key(|(at, _)| *at);
         }
-        if !self.is(Fault::PurgeTakesCreators) {
-            over.retain(|id| !is_creator(*id));
+        if !self.is(Fault::EndedIgnoresLimit) {
+            ended.truncate(limit);
         }
-        if !self.is(Fault::PurgeIgnoresLimit) {
-            over.truncate(limit);
-        }
-        for id in &over {
-            state.records.remove(id);
-        }
-        Ok(over)
+        Ok(Page::new(ended.into_iter().map(|(_, token)| token).collect(), Vec::new(), None))
     }
 }
 
@@ -887,8 +869,8 @@ impl TokenStore for Lagging {
         self.inner.touch(uses).await
     }
 
-    async fn purge(&self, ended: DateTime<Utc>, limit: usize) -> Result<Vec<TokenId>, StoreError> {
+    async fn list_ended(&self, before: DateTime<Utc>, limit: usize) -> Result<Page, StoreError> {
         self.remember();
-        self.inner.purge(ended, limit).await
+        self.inner.list_ended(before, limit).await
     }
 }

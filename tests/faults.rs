@@ -142,11 +142,11 @@ impl TokenStore for FaultyStore {
         Ok(())
     }
 
-    async fn purge(&self, ended: DateTime<Utc>, limit: usize) -> Result<Vec<TokenId>, StoreError> {
+    async fn list_ended(&self, before: DateTime<Utc>, limit: usize) -> Result<Page, StoreError> {
         self.enter().await?;
-        let purged = self.inner.purge(ended, limit).await?;
+        let page = self.inner.list_ended(before, limit).await?;
         self.wait().await;
-        Ok(purged)
+        Ok(page)
     }
 }
 

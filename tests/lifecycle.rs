@@ -36,7 +36,7 @@ const EXPIRIES: [(&str, Option<TimeDelta>, bool); 6] = [
 
 /// Who may restore what was revoked for a reason: for each authority that revoked it (owner, admin, system) a word of three
 /// letters for the authority that restores (owner, admin, system). `y` restores, `-` has too little authority, `f` is final.
-const RESTORES: [(Reason, [&str; 3]); 8] = [
+const RESTORES: [(Reason, [&str; 3]); 9] = [
     (Reason::Owner, ["yyy", "-yy", "--y"]),
     (Reason::Admin, ["yyy", "-yy", "--y"]),
     (Reason::System, ["yyy", "-yy", "--y"]),
@@ -44,6 +44,7 @@ const RESTORES: [(Reason, [&str; 3]); 8] = [
     (Reason::Idle, ["yyy", "yyy", "yyy"]),
     (Reason::Rotated, ["fff", "fff", "fff"]),
     (Reason::Reuse, ["fff", "fff", "fff"]),
+    (Reason::Suspected, ["yyy", "-yy", "--y"]),
     (Reason::Compromised, ["fff", "fff", "fff"]),
 ];
 
@@ -185,7 +186,7 @@ fn cases(now: DateTime<Utc>) -> Vec<Case> {
             }
         }
     }
-    assert_eq!(cases.len(), 6 * 25 * 2);
+    assert_eq!(cases.len(), 6 * 28 * 2);
     cases
 }
 

@@ -74,8 +74,8 @@ impl TokenStore for Watched {
         self.inner.touch(uses).await
     }
 
-    async fn purge(&self, ended: DateTime<Utc>, limit: usize) -> Result<Vec<TokenId>, StoreError> {
-        self.inner.purge(ended, limit).await
+    async fn list_ended(&self, before: DateTime<Utc>, limit: usize) -> Result<Page, StoreError> {
+        self.inner.list_ended(before, limit).await
     }
 }
 

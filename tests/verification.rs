@@ -852,9 +852,9 @@ impl TokenStore for Counted {
         self.inner.touch(uses).await
     }
 
-    async fn purge(&self, ended: DateTime<Utc>, limit: usize) -> Result<Vec<TokenId>, StoreError> {
+    async fn list_ended(&self, before: DateTime<Utc>, limit: usize) -> Result<Page, StoreError> {
         self.others.fetch_add(1, Ordering::Relaxed);
-        self.inner.purge(ended, limit).await
+        self.inner.list_ended(before, limit).await
     }
 }
 

@@ -343,6 +343,15 @@ impl Acting {
         Revocation { at: self.now, by: self.actor.clone(), authority: relation.authority(), reason }
     }
 
+    /// How a descendant of a token is revoked that the actor reported as compromised. A token of another owner, over which the
+    /// actor has no authority, is only suspected: it stops working at once, and an admin may restore it.
+    pub(super) fn revocation_of_descendant(&self, relation: Relation, token: &Token) -> Revocation {
+        if self.owns(token) || self.relation(Operation::Revoke, token).is_ok() {
+            return self.revocation(relation, Reason::Compromised);
+        }
+        Revocation { authority: Authority::Admin, ..self.revocation(relation, Reason::Suspected) }
+    }
+
     /// The event that tells of what the actor did.
     pub(super) fn event(&self, action: AuditAction, token: &Token) -> AuditEvent {
         AuditEvent {
@@ -379,8 +388,12 @@ impl Relation {
 
     /// Whether a revocation by this actor may have this reason.
     pub(super) fn may_give(self, reason: Reason) -> bool {
-        let own = reason == self.reason() || reason == Reason::Compromised;
-        own || (self == Self::System && matches!(reason, Reason::Offboarding | Reason::Idle))
+        match self {
+            Self::System => !matches!(reason, Reason::Rotated | Reason::Reuse | Reason::Suspected),
+            Self::Itself | Self::Owner | Self::Admin | Self::Overseer => {
+                reason == self.reason() || reason == Reason::Compromised
+            }
+        }
     }
 }
 

@@ -1,29 +1,33 @@
-//! Which tokens descend from which: those that a token made, and theirs.
+//! Which tokens descend from which: those that a token made or restored, and theirs; and how a family stays whole where a
+//! member is removed.
 
 use super::error::{ManageError, Unavailable, store_error};
 use super::manage::changed;
+use super::system::host_event;
 use super::{MAX_REVOKE_TRIES, TokenService};
 use crate::audit::{AuditAction, AuditEvent};
 use crate::lifecycle;
 use crate::owner::Directory;
 use crate::store::{Change, ChangeBatch, Conflict, CorruptRecord, ListBy, ListQuery, StoreError, TokenStore};
-use crate::token::{ActorRef, Revocation, Token, TokenId};
-use std::collections::{HashMap, HashSet};
+use crate::token::{ActorRef, Authority, Reason, Revocation, Token, TokenId};
+use chrono::{DateTime, Utc};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 impl<S: TokenStore, D: Directory> TokenService<S, D> {
-    /// Revokes what descends from a token that is out of use itself: the tokens that it made, and those that they made, and so
-    /// on; with `successors`, also those that took a member's place, whoever rotated it.
+    /// Revokes the descendants of a token that no longer works itself: the tokens that were made or restored through it, those
+    /// that were made or restored through them, and so on. With `successors`, also the tokens that took a member's place,
+    /// whoever rotated it. `revocation` says how each is revoked.
     ///
-    /// From the top down, each member by a compare-and-set of its own before its descendants are looked for: a revoked token
-    /// makes nothing any more, so nobody can run ahead of it, and nobody can hold all of it off by changing one member.
-    /// It is done when a round finds nothing left to revoke; if it fails before that, calling it again goes on.
+    /// It goes from the top down and revokes each member by a compare-and-set before it looks for that member's descendants: a
+    /// revoked token makes nothing any more, so nobody can run ahead of the walk or hold it off by changing one member.
+    /// It ends when a round finds nothing left to revoke. If it fails before that, calling it again goes on.
     pub(super) async fn revoke_descendants(
         &self,
         root: &Arc<Token>,
         successors: bool,
-        revocation: &Revocation,
+        revocation: impl Fn(&Token) -> Revocation + Send + Sync,
         address: Option<IpAddr>,
     ) -> Result<(), ManageError> {
         loop {
@@ -32,7 +36,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             let mut seen = HashSet::from([root.id]);
             let mut open = vec![root.clone()];
             while let Some(parent) = open.pop() {
-                let mut found = self.all(ListQuery::new(ListBy::Creator(parent.id))).await?;
+                let mut found = self.children(parent.id).await?;
                 if successors {
                     match self.successor_of(&parent).await {
                         Err(StoreError::Corrupt(record)) => corrupt = Some(record),
@@ -43,7 +47,8 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
                 for member in found.tokens {
                     if seen.insert(member.id) {
                         let before = member.version;
-                        let member = self.revoke_one(member, revocation, address, |_| true).await?;
+                        let with = revocation(&member);
+                        let member = self.revoke_one(member, &with, address, |_| true).await?;
                         // One that was deleted has handed its descendants on: another round finds them.
                         is_done &= member.as_ref().is_some_and(|member| member.version == before);
                         open.extend(member);
@@ -54,6 +59,15 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
                 return Ok(report(corrupt)?);
             }
         }
+    }
+
+    /// The tokens that were made or last restored through this one.
+    async fn children(&self, id: TokenId) -> Result<Listed, Unavailable> {
+        let mut made = self.all(ListQuery::new(ListBy::Creator(id))).await?;
+        let restored = self.all(ListQuery::new(ListBy::Restorer(id))).await?;
+        made.tokens.extend(restored.tokens);
+        made.corrupt = made.corrupt.or(restored.corrupt);
+        Ok(made)
     }
 
     /// The token that took this one's place.
@@ -130,34 +144,65 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         }
     }
 
-    /// The records that stay when those are removed, and named one of them: who made them, whose place they took, who took
-    /// theirs. They name the nearest one that stays instead, so that no family falls apart where a member goes.
-    pub(super) async fn relinked(
-        &self,
-        gone: &HashMap<TokenId, Arc<Token>>,
-    ) -> Result<Vec<Arc<Token>>, Unavailable> {
-        let mut stay: HashMap<TokenId, Arc<Token>> = HashMap::new();
-        for token in gone.values() {
-            let made = self.all(ListQuery::new(ListBy::Creator(token.id))).await?.complete()?;
-            stay.extend(made.into_iter().map(|token| (token.id, token)));
-            for id in [token.predecessor, successor(token)].into_iter().flatten() {
-                stay.extend(self.find(id).await?.map(|token| (id, token)));
+    /// The records beside this one that name it: as the token through which they were made or restored, as predecessor or as
+    /// successor.
+    pub(super) async fn kin(&self, token: &Token) -> Result<Listed, Unavailable> {
+        let mut kin = self.children(token.id).await?;
+        for id in [token.predecessor, successor(token)].into_iter().flatten() {
+            match self.find(id).await {
+                Err(Unavailable::Store(StoreError::Corrupt(record))) => kin.corrupt = Some(record),
+                found => kin.tokens.extend(found?),
             }
         }
-        stay.retain(|id, _| !gone.contains_key(id));
-        let relink = |token: Arc<Token>| {
-            changed(&token, |token| {
-                token.created_by = surviving_maker(&token.created_by, gone);
-                token.predecessor =
-                    token.predecessor.and_then(|id| surviving(id, gone, |gone| gone.predecessor));
-                if let Some(succession) = &mut token.facts.succession {
-                    // Where none is left, it goes on naming the one that is gone: it has had a successor.
-                    succession.successor =
-                        surviving(succession.successor, gone, successor).unwrap_or(succession.successor);
-                }
-            })
-        };
-        Ok(stay.into_values().map(relink).collect())
+        Ok(kin)
+    }
+}
+
+/// Removes tokens together, `kin` being the records that name any of them ([`TokenService::kin`]): each record that stays names
+/// the nearest token that stays instead of one that is gone, so that no family or line falls apart. The events of the removal
+/// are the caller's to add.
+///
+/// A record has room for two parents, the token that made it and the one that last restored it. If removals leave it with more,
+/// it is revoked as suspected, because the compromise of the parent without room could not reach it any more.
+pub(super) fn removal(
+    gone: &HashMap<TokenId, Arc<Token>>,
+    kin: impl IntoIterator<Item = Arc<Token>>,
+    now: DateTime<Utc>,
+) -> ChangeBatch {
+    let mut batch = ChangeBatch::new();
+    let removes = gone.values().map(|token| Change::Remove { id: token.id, version: token.version });
+    batch.changes.extend(removes);
+    let stay = kin.into_iter().filter(|token| !gone.contains_key(&token.id));
+    let stay: BTreeMap<TokenId, Arc<Token>> = stay.map(|token| (token.id, token)).collect();
+    for before in stay.into_values() {
+        let after = changed(&before, |token| relink(token, gone, now));
+        if after.facts.revocation != before.facts.revocation {
+            let event = host_event(AuditAction::Revoked, &after, now);
+            batch.events.push(event.because(Reason::Suspected));
+        }
+        batch.changes.push(Change::Update(after));
+    }
+    batch
+}
+
+fn relink(token: &mut Token, gone: &HashMap<TokenId, Arc<Token>>, now: DateTime<Utc>) {
+    let mut parents = surviving_parents(token, gone);
+    token.created_by = surviving_maker(&token.created_by, gone);
+    parents.retain(|parent| Some(*parent) != token.creator());
+    token.restored_by = parents.pop();
+    if !parents.is_empty() {
+        let (by, authority, reason) = (ActorRef::System, Authority::Admin, Reason::Suspected);
+        let revoked = lifecycle::revoke(&token.facts, Revocation { at: now, by, authority, reason }, now);
+        // Otherwise it is revoked or expired already.
+        if let Ok(Some(facts)) = revoked {
+            token.facts = facts;
+        }
+    }
+    token.predecessor = token.predecessor.and_then(|id| surviving(id, gone, |gone| gone.predecessor));
+    if let Some(succession) = &mut token.facts.succession {
+        // If no successor is left, it goes on naming the one that is gone, since it has had a successor.
+        succession.successor =
+            surviving(succession.successor, gone, successor).unwrap_or(succession.successor);
     }
 }
 
@@ -176,6 +221,23 @@ fn surviving(
         }
     }
     None
+}
+
+/// The nearest tokens that stay on each way up from this one, the smallest id first.
+fn surviving_parents(token: &Token, gone: &HashMap<TokenId, Arc<Token>>) -> Vec<TokenId> {
+    let parents = |token: &Token| token.creator().into_iter().chain(token.restored_by);
+    let mut seen = HashSet::from([token.id]);
+    let mut open: Vec<TokenId> = parents(token).collect();
+    let mut stay = BTreeSet::new();
+    while let Some(id) = open.pop() {
+        if seen.insert(id) {
+            match gone.get(&id) {
+                Some(gone) => open.extend(parents(gone)),
+                None => drop(stay.insert(id)),
+            }
+        }
+    }
+    stay.into_iter().collect()
 }
 
 /// Who made what a removed token made: its maker, or the nearest one that stays.

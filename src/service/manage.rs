@@ -2,6 +2,7 @@
 
 use super::actor::{Acting, Actor, Operation, Relation, check_owner};
 use super::error::{Attenuation, ManageError, store_error};
+use super::family::removal;
 use super::permissions::{SERVICE_TOKENS_MANAGE, TOKENS_MANAGE};
 use super::request::{CheckedToken, NewToken, TokenEdit};
 use super::{MAX_REVOKE_TRIES, MAX_TRIES, TokenService};
@@ -169,9 +170,10 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     }
 
     /// Revokes a token: for the actor's own reason (owner, admin or system), or because it is compromised; the host itself may
-    /// also give the reasons offboarding and idle. A token that is revoked already stays as it is, unless it turns out to be
-    /// compromised. With a compromised token all tokens that it made, and theirs, are revoked as compromised: the token itself
-    /// first, then they. Where that fails half way, calling it again goes on.
+    /// give all reasons but rotated, reuse and suspected. A token that is revoked already stays as it is, unless it turns out to be
+    /// compromised. With a compromised token its family is revoked, after it: all tokens that were made or restored through it,
+    /// and through them. Members of another owner, over which the actor has no authority, are revoked as suspected instead of
+    /// compromised, so that an admin may restore them. If it fails half way, calling it again goes on.
     ///
     /// A token may always revoke itself.
     ///
@@ -212,15 +214,13 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             let acting = self.acting(actor).await?;
             let (token, _) = self.target(&acting, Operation::Delete, id).await?;
             lifecycle::may_delete(&token.facts, acting.now)?;
-            let relinked = self.relinked(&HashMap::from([(id, token.clone())])).await?;
+            let kin = self.kin(&token).await?.complete()?;
             // A thief would hide by it what came of the token that he stole.
-            if acting.via.is_some() && (token.facts.succession.is_some() || !relinked.is_empty()) {
+            if acting.via.is_some() && (token.facts.succession.is_some() || !kin.is_empty()) {
                 return Err(ManageError::Attenuation(Attenuation::Family));
             }
-            let mut batch = ChangeBatch::new()
-                .change(Change::Remove { id, version: token.version })
-                .event(acting.event(AuditAction::Deleted, &token));
-            batch.changes.extend(relinked.into_iter().map(Change::Update));
+            let event = acting.event(AuditAction::Deleted, &token);
+            let batch = removal(&HashMap::from([(id, token)]), kin, acting.now).event(event);
             match self.commit(batch).await {
                 Err(StoreError::Conflict(Conflict::Version(_))) => {}
                 result => return result.map_err(|error| store_error(error, id)),
@@ -258,7 +258,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
 
             let mut events = Vec::new();
             let mut after = Token::clone(&token);
-            let mut compromised = false;
+            let (mut compromised, mut restores) = (false, false);
             match edit.active {
                 Some(false) => {
                     let reason = edit.reason.unwrap_or(relation.reason());
@@ -276,6 +276,8 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
                 Some(true) if strict || token.state(acting.now) != TokenState::Active => {
                     after.facts = self.restored(&acting, relation, &token).await?;
                     after.idle_from = acting.now;
+                    after.restored_by = acting.via.as_ref().map(|via| via.id);
+                    restores = true;
                     events.push(acting.event(AuditAction::Restored, &token));
                 }
                 Some(true) | None => {}
@@ -296,12 +298,15 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
                 batch = batch.change(Change::Update(shown.clone()));
             }
             batch.events = events;
+            if restores {
+                batch = with_creator(batch, &acting, None);
+            }
             let committed = if batch.changes.is_empty() { Ok(()) } else { self.commit(batch).await };
             match committed {
                 Ok(()) => {
                     if compromised {
-                        let revocation = acting.revocation(relation, Reason::Compromised);
-                        self.revoke_descendants(&shown, false, &revocation, acting.address).await?;
+                        let revocation = |member: &Token| acting.revocation_of_descendant(relation, member);
+                        self.revoke_descendants(&shown, false, revocation, acting.address).await?;
                     }
                     return self.view(&acting, shown).await;
                 }
@@ -364,6 +369,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             credential,
             created_at: now,
             created_by: acting.actor.clone(),
+            restored_by: None,
             predecessor: None,
             lifetime: checked.lifetime,
             facts: Facts { expires_at, ..Facts::default() },
@@ -458,8 +464,8 @@ pub(super) fn changed(token: &Token, change: impl FnOnce(&mut Token)) -> Arc<Tok
     Arc::new(after)
 }
 
-/// What is made through a token moves that token's version: a revocation of the family and a new member of it can then
-/// never pass each other by. `changed_already`: the token whose record the batch changes anyway.
+/// Making or restoring a token through another one moves the version of the latter, so that a revocation of its family and a
+/// new member of it never pass each other by. `changed_already`: the token whose record the batch changes anyway.
 pub(super) fn with_creator(
     batch: ChangeBatch,
     acting: &Acting,

@@ -62,6 +62,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
                 credential,
                 created_at: acting.now,
                 created_by: acting.actor.clone(),
+                restored_by: None,
                 predecessor: Some(id),
                 facts: Facts { expires_at, ..Facts::default() },
                 idle_from: acting.now,
@@ -148,7 +149,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         }
         let (by, authority, reason) = (ActorRef::System, Authority::System, Reason::Reuse);
         let revocation = Revocation { at: now, by, authority, reason };
-        self.revoke_descendants(token, true, &revocation, peer).await
+        self.revoke_descendants(token, true, |_| revocation.clone(), peer).await
     }
 
     /// Whether a refused token was rotated, and its overlap is over.

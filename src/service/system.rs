@@ -1,20 +1,20 @@
-//! What the host itself does: taking leave of owners, sweeping and pruning.
+//! Operations of the host itself: offboarding and erasing owners, sweeping and pruning.
 
 use super::error::{ManageError, Unavailable, store_error};
-use super::family::{Listed, report};
+use super::family::{Listed, removal, report};
 use super::{MAX_TRIES, TokenService, to_delta};
 use crate::audit::{AuditAction, AuditEvent};
 use crate::owner::{Directory, OwnerId, Realm};
 use crate::policy::days;
-use crate::store::{Change, ChangeBatch, Conflict, ListBy, ListQuery, StoreError, TokenStore};
+use crate::store::{Change, ChangeBatch, Conflict, CorruptRecord, ListBy, ListQuery, StoreError, TokenStore};
 use crate::token::{ActorRef, Authority, Reason, Revocation, Token, TokenId};
 use chrono::{DateTime, TimeDelta, Utc};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Most records that one call of [`TokenStore::purge`] removes.
-const PURGE_BATCH: usize = 500;
+/// Most records that one commit of [`TokenService::prune`] removes.
+const PRUNE_BATCH: usize = 500;
 
 impl<S: TokenStore, D: Directory> TokenService<S, D> {
     /// Revokes all active tokens of an owner, of either kind, for the reason offboarding, and says how many there were.
@@ -55,23 +55,64 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         .await
     }
 
-    /// Removes records that have been expired or revoked for longer than `older_than`, in bounded batches, and says how many.
-    /// A record that made others stays as long as they do.
+    /// Removes records that have been expired or revoked for longer than `older_than`, in bounded batches, and returns how many.
+    /// Each removal is stored with its audit event. The tokens that a removed one made count as made by its own maker from then
+    /// on, and those that it restored as restored by it.
     ///
-    /// Keep it above the reuse window, or a rotated token that comes back is unknown instead of reported.
+    /// Keep `older_than` above the reuse window, or a rotated token that comes back is unknown instead of reported.
     ///
     /// # Errors
-    /// [`Unavailable`] when the store failed; what was removed until then stays removed.
-    pub async fn prune(&self, older_than: Duration) -> Result<u64, Unavailable> {
-        let Some(ended) = self.now().checked_sub_signed(to_delta(older_than)) else {
+    /// [`ManageError`] if the store failed; what was removed until then stays removed. A record that cannot be read, or that is
+    /// named by one that cannot be read, is left, and reported after all others were removed.
+    pub async fn prune(&self, older_than: Duration) -> Result<u64, ManageError> {
+        let Some(before) = self.now().checked_sub_signed(to_delta(older_than)) else {
             return Ok(0);
         };
-        let mut removed: u64 = 0;
+        let (mut removed, mut tries): (u64, usize) = (0, 0);
+        // Records that cannot be removed because a record that names them cannot be read.
+        let mut left: HashSet<TokenId> = HashSet::new();
+        let mut corrupt: Option<CorruptRecord> = None;
+        let mut unreadable = 0_usize;
         loop {
-            let batch = self.store.purge(ended, PURGE_BATCH).await.map_err(Unavailable::Store)?;
-            removed = removed.saturating_add(u64::try_from(batch.len()).unwrap_or(u64::MAX));
-            if batch.is_empty() {
-                return Ok(removed);
+            // What stays must not be in the way of what comes after it.
+            let limit = PRUNE_BATCH.saturating_add(left.len()).saturating_add(unreadable);
+            let page = self.store.list_ended(before, limit).await.map_err(Unavailable::Store)?;
+            let is_last = page.tokens.len().saturating_add(page.corrupt.len()) < limit;
+            unreadable = page.corrupt.len();
+            corrupt = corrupt.or(page.corrupt.into_iter().next());
+            let mut gone = HashMap::new();
+            let mut kin = Vec::new();
+            let removable = page.tokens.into_iter().filter(|token| !left.contains(&token.id));
+            let removable: Vec<Arc<Token>> = removable.take(PRUNE_BATCH).collect();
+            for token in removable {
+                let found = self.kin(&token).await?;
+                if found.corrupt.is_some() {
+                    corrupt = corrupt.or(found.corrupt);
+                    left.insert(token.id);
+                } else {
+                    kin.extend(found.tokens);
+                    gone.insert(token.id, token);
+                }
+            }
+            let Some(witness) = gone.keys().next().copied() else {
+                if is_last {
+                    report(corrupt)?;
+                    return Ok(removed);
+                }
+                continue;
+            };
+            let now = self.now();
+            let mut batch = removal(&gone, kin, now);
+            batch.events.extend(gone.values().map(|token| host_event(AuditAction::Deleted, token, now)));
+            match self.commit(batch).await {
+                Ok(()) => {
+                    removed = removed.saturating_add(u64::try_from(gone.len()).unwrap_or(u64::MAX));
+                    tries = 0;
+                }
+                Err(StoreError::Conflict(Conflict::Version(_))) if tries < MAX_TRIES => {
+                    tries = tries.saturating_add(1);
+                }
+                Err(error) => return Err(store_error(error, witness)),
             }
         }
     }
@@ -93,18 +134,21 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             let tokens = self.all(ListQuery::new(by)).await?.complete()?;
             let gone: HashMap<TokenId, Arc<Token>> =
                 tokens.iter().map(|token| (token.id, token.clone())).collect();
-            let mut batch = ChangeBatch { erase: Some((realm.clone(), owner.clone())), ..ChangeBatch::new() };
+            let mut kin = Vec::new();
             for token in &tokens {
-                batch.changes.push(Change::Remove { id: token.id, version: token.version });
-                batch.events.push(AuditEvent { owner: None, ..host_event(AuditAction::Deleted, token, now) });
+                kin.extend(self.kin(token).await?.complete()?);
             }
-            for token in self.relinked(&gone).await? {
-                let mut token = Token::clone(&token);
-                if token.created_by.owner() == Some(owner) {
-                    token.created_by = ActorRef::Erased;
+            let mut batch =
+                ChangeBatch { erase: Some((realm.clone(), owner.clone())), ..removal(&gone, kin, now) };
+            for change in &mut batch.changes {
+                if let Change::Update(token) = change
+                    && token.created_by.owner() == Some(owner)
+                {
+                    Arc::make_mut(token).created_by = ActorRef::Erased;
                 }
-                batch.changes.push(Change::Update(Arc::new(token)));
             }
+            let deleted = |token| AuditEvent { owner: None, ..host_event(AuditAction::Deleted, token, now) };
+            batch.events.extend(tokens.iter().map(|token| deleted(token)));
             let witness = batch.changes.first().map(Change::id);
             match (self.commit(batch).await, witness) {
                 (Ok(()), _) => {
@@ -157,7 +201,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     }
 }
 
-fn host_event(action: AuditAction, token: &Token, at: DateTime<Utc>) -> AuditEvent {
+pub(super) fn host_event(action: AuditAction, token: &Token, at: DateTime<Utc>) -> AuditEvent {
     AuditEvent {
         at,
         realm: token.realm.clone(),

@@ -145,26 +145,20 @@ impl TokenStore for MemoryStore {
         Ok(())
     }
 
-    async fn purge(&self, ended: DateTime<Utc>, limit: usize) -> Result<Vec<TokenId>, StoreError> {
-        let mut indexes = self.indexes();
-        let over: Vec<Packed> = self
-            .records
-            .oldest_first(&indexes)
-            .filter_map(|place| self.records.at(place))
-            .filter(|packed| packed.ended_by(ended))
-            .filter(|packed| {
-                let made = indexes.by_creator.get(&packed.id).into_iter().flat_map(IdList::iter);
-                // But for the one that took its place.
-                made.filter_map(|made| self.records.at(made))
-                    .all(|made| made.details.predecessor() == Some(packed.id))
-            })
-            .take(limit)
-            .collect();
-        for packed in &over {
-            self.records.forget(&mut indexes, packed);
-            self.records.remove(packed.id);
+    async fn list_ended(&self, before: DateTime<Utc>, limit: usize) -> Result<Page, StoreError> {
+        let indexes = self.indexes();
+        let ended = indexes.all().filter_map(|place| self.records.at(place));
+        let mut ended: Vec<Packed> =
+            ended.filter(|packed| packed.ended_at().is_some_and(|at| at <= before)).collect();
+        let first = |packed: &Packed| (packed.ended_at(), packed.id);
+        // Only as many as are asked for are put in order.
+        if limit < ended.len() {
+            ended.select_nth_unstable_by_key(limit, first);
+            ended.truncate(limit);
         }
-        Ok(over.into_iter().map(|packed| packed.id).collect())
+        ended.sort_unstable_by_key(first);
+        let tokens = ended.iter().map(|packed| Arc::new(packed.token())).collect();
+        Ok(Page::new(tokens, Vec::new(), None))
     }
 }
 
@@ -281,6 +275,7 @@ struct Indexes {
     /// Each record is in one of these.
     by_kind: BTreeMap<(Realm, TokenKind), IdList>,
     by_creator: BTreeMap<TokenId, IdList>,
+    by_restorer: BTreeMap<TokenId, IdList>,
     names: HashedPlaces,
     /// What names are hashed with.
     name_key: RandomState,
@@ -404,6 +399,7 @@ impl Records {
             ListBy::Owner { realm, owner, .. } => indexes.list_of_owner(realm, owner),
             ListBy::Kind { realm, kind } => indexes.by_kind.get(&(realm.clone(), *kind)),
             ListBy::Creator(creator) => indexes.by_creator.get(creator),
+            ListBy::Restorer(restorer) => indexes.by_restorer.get(restorer),
             ListBy::Idle(_) => {
                 let with_key = |place| (self.key_at(place), place);
                 let lists = indexes.by_kind.values().map(move |list| below(list).map(with_key));
@@ -411,12 +407,6 @@ impl Records {
             }
         };
         Box::new(list.into_iter().flat_map(below))
-    }
-
-    fn oldest_first(&self, indexes: &Indexes) -> impl Iterator<Item = Place> {
-        // What is greatest with each bit turned is smallest.
-        let with_key = |place| (self.key_at(place).map(|word| !word), place);
-        merged(indexes.by_kind.values().map(move |list| list.iter().map(with_key)))
     }
 
     /// Whether a record has this name.
@@ -441,6 +431,10 @@ impl Records {
             let list = indexes.by_creator.entry(creator).or_default();
             list.insert(key, place, |place| self.key_at(place));
         }
+        if let Some(restorer) = token.restored_by {
+            let list = indexes.by_restorer.entry(restorer).or_default();
+            list.insert(key, place, |place| self.key_at(place));
+        }
         if let Some(name) = Name::of(token) {
             indexes.names.insert(indexes.hash_of(&name), place);
         }
@@ -458,6 +452,9 @@ impl Records {
         self.take_out(&mut indexes.by_kind, &(details.realm().clone(), access.kind()), key);
         if let Some(creator) = details.created_by().token() {
             self.take_out(&mut indexes.by_creator, &creator, key);
+        }
+        if let Some(restorer) = details.restored_by() {
+            self.take_out(&mut indexes.by_restorer, &restorer, key);
         }
         if let Some(name) = Name::of_packed(packed) {
             indexes.names.remove(indexes.hash_of(&name), place);

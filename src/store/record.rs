@@ -87,7 +87,7 @@ impl Value {
 }
 
 /// The columns of a token, in the order in which they are written and read.
-pub const TOKEN_COLUMNS: [&str; 39] = [
+pub const TOKEN_COLUMNS: [&str; 40] = [
     "id",
     "realm",
     "owner",
@@ -111,6 +111,7 @@ pub const TOKEN_COLUMNS: [&str; 39] = [
     "succeeded_at",
     "succeeded_until",
     "predecessor",
+    "restored_by_token",
     "lifetime",
     "scope",
     "scope_grants",
@@ -171,6 +172,7 @@ pub fn token_values(token: &Token) -> Vec<Value> {
         opt_time(succession.map(|succession| succession.at)),
         opt_time(succession.map(|succession| succession.until)),
         opt_id(token.predecessor),
+        opt_id(token.restored_by),
         Value::text(&match token.lifetime {
             Lifetime::Default => "default".to_owned(),
             Lifetime::Never => "never".to_owned(),
@@ -277,6 +279,7 @@ pub fn read_token(row: &(impl Row + ?Sized), table: &str) -> Result<Token, Corru
         _ => return Err(cells.corrupt()),
     };
     let predecessor = cells.id()?;
+    let restored_by = cells.id()?;
     let lifetime = cells.parsed(|text| match text {
         "default" => Some(Lifetime::Default),
         "never" => Some(Lifetime::Never),
@@ -329,6 +332,7 @@ pub fn read_token(row: &(impl Row + ?Sized), table: &str) -> Result<Token, Corru
         name,
         description,
         created_by,
+        restored_by,
         predecessor,
         lifetime,
         idle_from,

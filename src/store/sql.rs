@@ -337,6 +337,9 @@ impl Statements {
             ListBy::Creator(creator) => {
                 conditions.push(format!("created_by_token = {}", bind(Value::id(*creator))));
             }
+            ListBy::Restorer(restorer) => {
+                conditions.push(format!("restored_by_token = {}", bind(Value::id(*restorer))));
+            }
             ListBy::Idle(before) => {
                 let before = bind(Value::time(*before));
                 conditions.push(format!(
@@ -378,13 +381,11 @@ impl Statements {
     }
 
     /// Both numbers stand in the text: a planner that knows how little lies before the instant goes by the right index.
-    fn purge(&self, skip_locked: &str, ended: i64, limit: usize) -> String {
-        let tokens = &self.tokens;
+    fn list_ended(&self, before: i64, limit: usize) -> String {
         format!(
-            "DELETE FROM {tokens} WHERE id IN (SELECT id FROM {tokens} AS ended WHERE ended_at <= {ended} \
-             AND NOT EXISTS (SELECT 1 FROM {tokens} AS made WHERE made.created_by_token = ended.id \
-             AND (made.predecessor IS NULL OR made.predecessor <> ended.id)) \
-             ORDER BY id LIMIT {limit}{skip_locked}) RETURNING id"
+            "SELECT {} FROM {} WHERE ended_at <= {before} ORDER BY ended_at, id LIMIT {limit}",
+            TOKEN_COLUMNS.join(", "),
+            self.tokens
         )
     }
 
@@ -518,8 +519,8 @@ struct Writer<'a, E: Engine> {
     statements: &'a Statements,
 }
 
-/// Most rows that one purge removes, whatever its limit.
-const MAX_PURGE: usize = 1_000_000;
+/// Most rows that one statement reads or removes, whatever its limit.
+const MAX_ROWS: usize = 1_000_000;
 /// Most values of one statement: SQLite takes 32,766, PostgreSQL 65,535. SQLite looks up each by its name among all of them, so
 /// that many more would take seconds.
 const MAX_VALUES: usize = 3_000;
@@ -734,25 +735,22 @@ async fn list<E: Engine>(place: &impl Place<E>, query: &ListQuery) -> Result<Pag
     }
 }
 
-async fn purge<E: Engine>(
+async fn list_ended<E: Engine>(
     place: &impl Place<E>,
-    ended: DateTime<Utc>,
+    before: DateTime<Utc>,
     limit: usize,
-) -> Result<Vec<TokenId>, StoreError> {
+) -> Result<Page, StoreError> {
     let statements = place.statements();
     // What no database counts to is no limit.
-    let limit = limit.min(MAX_PURGE);
-    let sql: Arc<str> = statements.purge(E::DIALECT.skip_locked, micros(ended), limit).into();
-    loop {
-        let rows = place.fetch(&sql, Vec::new()).await?;
-        // What has an id that is none is gone as well, and nobody could have known it by that.
-        let ids = rows.iter().filter_map(|row| read_id(&Read::<E>(row), &statements.tokens).ok());
-        let mut ids: Vec<TokenId> = ids.collect();
-        if rows.is_empty() || !ids.is_empty() {
-            ids.sort_unstable();
-            return Ok(ids);
+    let sql = statements.list_ended(micros(before), limit.min(MAX_ROWS));
+    let mut page = Page::default();
+    for row in place.fetch(&sql.into(), Vec::new()).await? {
+        match read_token(&Read::<E>(&row), &statements.tokens) {
+            Ok(token) => page.tokens.push(Arc::new(token)),
+            Err(record) => page.corrupt.push(record),
         }
     }
+    Ok(page)
 }
 
 /// The latest use of each token, in the order of the ids: two nodes that write at once lock rows in one order.
@@ -885,8 +883,8 @@ impl<E: Engine> TokenStore for SqlStore<E> {
         Ok(())
     }
 
-    async fn purge(&self, ended: DateTime<Utc>, limit: usize) -> Result<Vec<TokenId>, StoreError> {
-        purge(self, ended, limit).await
+    async fn list_ended(&self, before: DateTime<Utc>, limit: usize) -> Result<Page, StoreError> {
+        list_ended(self, before, limit).await
     }
 }
 
@@ -931,7 +929,7 @@ impl<E: Engine> AuditLog for SqlStore<E> {
     }
 
     async fn purge_events(&self, before: DateTime<Utc>, limit: usize) -> Result<usize, StoreError> {
-        let limit = limit.min(MAX_PURGE);
+        let limit = limit.min(MAX_ROWS);
         let sql = self.statements.purge_events(E::DIALECT.skip_locked, micros(before), limit);
         let mut session = Session::<E>::acquire(&self.pool).await.map_err(unavailable)?;
         let mut transaction = session.begin(E::DIALECT.begin).await.map_err(unavailable)?;

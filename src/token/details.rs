@@ -4,6 +4,7 @@
 //! where more is wanted than a verification or a view reads.
 
 use super::access::{Access, Terms};
+use super::facts::ended_at;
 use super::{
     ActorRef, Credential, Description, Facts, ForeignDigest, LastUse, Lifetime, Networks, Revocation, Seal,
     Succession, Token, TokenId, TokenName,
@@ -45,10 +46,9 @@ impl Packed {
         Some(Self { access: self.access.used_at(at), details, ..self })
     }
 
-    /// As [`Facts::ended_by`].
-    pub(crate) fn ended_by(&self, instant: DateTime<Utc>) -> bool {
-        self.access.expires_at().is_some_and(|at| at <= instant)
-            || self.details.revocation().is_some_and(|revocation| revocation.at <= instant)
+    /// As [`Facts::ended_at`].
+    pub(crate) fn ended_at(&self) -> Option<DateTime<Utc>> {
+        ended_at(self.access.expires_at(), self.details.revocation())
     }
 }
 
@@ -88,6 +88,7 @@ struct Rare {
     description: Option<Description>,
     /// Where it is not the owner in a session.
     created_by: Option<Box<ActorRef>>,
+    restored_by: Option<TokenId>,
     predecessor: Option<TokenId>,
     /// Where it is not the creation.
     idle_from: Option<DateTime<Utc>>,
@@ -128,6 +129,7 @@ impl Details {
             networks: token.networks.clone(),
             description: token.description.clone(),
             created_by: (token.created_by != account.in_session).then(|| Box::new(token.created_by.clone())),
+            restored_by: token.restored_by,
             predecessor: token.predecessor,
             idle_from: (token.idle_from != token.created_at).then_some(token.idle_from),
             revocation: token.facts.revocation.clone(),
@@ -181,6 +183,7 @@ impl Details {
             name: self.name.clone(),
             description: rare.description,
             created_by: self.created_by().clone(),
+            restored_by: rare.restored_by,
             predecessor: rare.predecessor,
             lifetime: rare.lifetime.unwrap_or(match self.lifetime {
                 0 => Lifetime::Default,
@@ -229,8 +232,8 @@ impl Details {
         other.unwrap_or(&self.account.in_session)
     }
 
-    pub(crate) fn predecessor(&self) -> Option<TokenId> {
-        self.rare.as_ref()?.predecessor
+    pub(crate) fn restored_by(&self) -> Option<TokenId> {
+        self.rare.as_ref()?.restored_by
     }
 
     pub(crate) fn revocation(&self) -> Option<&Revocation> {
@@ -364,8 +367,8 @@ mod tests {
                 (instant(), id(), of("[a-c]:[a-c]"), prop::sample::select(vec!["one", "Two", "Dre\u{fc}"])),
             (description, created_by, predecessor, lifetime) in
                 (of("[a-c]{1,3}"), actor(), of(id()), lifetime()),
-            (idle_from, reuse_reported_at, notified_days, seal) in
-                (of(instant()), of(instant()), of(any::<u16>()), of(digest())),
+            (restored_by, idle_from, reuse_reported_at, notified_days, seal) in
+                (of(id()), of(instant()), of(instant()), of(any::<u16>()), of(digest())),
             version in version(),
         ) -> Token {
             let kind = if is_service { TokenKind::Service } else { TokenKind::Personal };
@@ -384,6 +387,7 @@ mod tests {
                 name: TokenName::new(name).unwrap(),
                 description: description.and_then(|text| Description::new(&text).unwrap()),
                 created_by,
+                restored_by,
                 predecessor,
                 lifetime,
                 idle_from: idle_from.unwrap_or(created_at),
@@ -415,8 +419,8 @@ mod tests {
         }
 
         #[test]
-        fn what_has_ended_is_seen_in_either_form(token in token(), at in instant()) {
-            prop_assert_eq!(Packed::of(&token).ended_by(at), token.facts.ended_by(at));
+        fn both_forms_end_at_one_instant(token in token()) {
+            prop_assert_eq!(Packed::of(&token).ended_at(), token.facts.ended_at());
         }
     }
 

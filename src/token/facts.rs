@@ -58,11 +58,18 @@ impl Facts {
         TokenState::derived(expires_at, self.revocation.is_some(), micros(now))
     }
 
-    /// Whether it had expired or was revoked at `instant`: what pruning goes by.
-    pub fn ended_by(&self, instant: DateTime<Utc>) -> bool {
-        self.expires_at.is_some_and(|at| at <= instant)
-            || self.revocation.as_ref().is_some_and(|revocation| revocation.at <= instant)
+    /// When it expires or was revoked, whichever comes first; pruning goes by it. `None` if it does neither.
+    pub fn ended_at(&self) -> Option<DateTime<Utc>> {
+        ended_at(self.expires_at, self.revocation.as_deref())
     }
+}
+
+/// The earlier of an expiry and a revocation.
+pub(super) fn ended_at(
+    expires_at: Option<DateTime<Utc>>,
+    revocation: Option<&Revocation>,
+) -> Option<DateTime<Utc>> {
+    expires_at.into_iter().chain(revocation.map(|revocation| revocation.at)).min()
 }
 
 /// Later than any instant: the end of what has none.
@@ -136,13 +143,16 @@ pub enum Reason {
     Rotated,
     /// A token that it descends from was presented after its rotation.
     Reuse,
+    /// It descends from a compromised token, but whoever reported that token has no authority over this one. An admin may
+    /// restore it.
+    Suspected,
     /// Its secret is known to others.
     Compromised,
 }
 
 impl Reason {
     /// All reasons.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Owner,
         Self::Admin,
         Self::System,
@@ -150,10 +160,11 @@ impl Reason {
         Self::Idle,
         Self::Rotated,
         Self::Reuse,
+        Self::Suspected,
         Self::Compromised,
     ];
 
-    /// `owner`, `admin`, `system`, `offboarding`, `idle`, `rotated`, `reuse` or `compromised`.
+    /// `owner`, `admin`, `system`, `offboarding`, `idle`, `rotated`, `reuse`, `suspected` or `compromised`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Owner => "owner",
@@ -163,6 +174,7 @@ impl Reason {
             Self::Idle => "idle",
             Self::Rotated => "rotated",
             Self::Reuse => "reuse",
+            Self::Suspected => "suspected",
             Self::Compromised => "compromised",
         }
     }

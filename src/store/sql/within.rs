@@ -1,7 +1,7 @@
 //! The store within a transaction of the host's own.
 
 use super::{
-    Engine, MAX_TOUCHES, Place, SqlStore, Statements, find, latest, list, named, purge, repeated,
+    Engine, MAX_TOUCHES, Place, SqlStore, Statements, find, latest, list, list_ended, named, repeated,
     unavailable, write,
 };
 use crate::store::record::Value;
@@ -107,8 +107,8 @@ impl<E: Engine> TokenStore for SqlStoreWithin<'_, E> {
         Ok(())
     }
 
-    async fn purge(&self, ended: DateTime<Utc>, limit: usize) -> Result<Vec<TokenId>, StoreError> {
-        purge(self, ended, limit).await
+    async fn list_ended(&self, before: DateTime<Utc>, limit: usize) -> Result<Page, StoreError> {
+        list_ended(self, before, limit).await
     }
 }
 

@@ -39,6 +39,8 @@ CREATE TABLE patkit_tokens (
     succeeded_until   bigint,
     -- The token whose place it took by rotation.
     predecessor       bytea CHECK (octet_length(predecessor) = 16),
+    -- The token through which it was last restored; it is of that token's family as well.
+    restored_by_token bytea CHECK (octet_length(restored_by_token) = 16),
     -- The lifetime that was asked for: default, never, or a number of days.
     lifetime          text NOT NULL,
     -- inherit: all that its owner may do. only: what scope_grants lists, separated by spaces; empty allows nothing.
@@ -90,8 +92,10 @@ CREATE INDEX patkit_tokens_owner ON patkit_tokens (realm, owner, id);
 CREATE INDEX patkit_tokens_kind ON patkit_tokens (realm, kind, id);
 -- The tokens that a token made.
 CREATE INDEX patkit_tokens_creator ON patkit_tokens (created_by_token, id) WHERE created_by_token IS NOT NULL;
--- What may be pruned.
-CREATE INDEX patkit_tokens_ended ON patkit_tokens (ended_at) WHERE ended_at IS NOT NULL;
+-- The tokens that were restored through a token.
+CREATE INDEX patkit_tokens_restorer ON patkit_tokens (restored_by_token, id) WHERE restored_by_token IS NOT NULL;
+-- Ended tokens, those that ended first in front: the order in which they are pruned.
+CREATE INDEX patkit_tokens_ended ON patkit_tokens (ended_at, id) WHERE ended_at IS NOT NULL;
 
 CREATE TABLE patkit_events (
     -- The order in which events of one instant came.
