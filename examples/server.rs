@@ -133,7 +133,7 @@ async fn serve<S: TokenStore + ChangeFeed + 'static>(store: S, listener: TcpList
     .build();
     let console = Console::new(&api, "/api")
         .sign_in("/sign-in")
-        .scopes(["datastores:read", "datastores:write"])
+        .scopes(["datastores:read", "datastores:write"])?
         .service_user(&OwnerId::new("ci-bot")?, "CI bot");
 
     // What tokens open: a layer for all of it, and a permission for each route, on the route or in the handler's signature.

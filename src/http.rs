@@ -38,6 +38,8 @@ mod limit;
 mod openapi;
 #[cfg(feature = "axum")]
 mod router;
+#[cfg(feature = "axum")]
+mod user;
 
 pub use address::{ClientAddress, Connection};
 #[cfg(feature = "axum")]

@@ -290,7 +290,7 @@ fn the_page_shows_what_its_user_may_do_and_no_more() {
         assert_eq!(answer.header("x-content-type-options"), Some("nosniff"));
         size += answer.body.len();
     }
-    assert!(size < 60_000, "the page is {size} bytes");
+    assert!(size < 76_000, "the page is {size} bytes");
     assert!(!page.body.contains("{{"), "a place was not filled: {}", page.body);
     assert!(page.body.contains(r#"<meta name="patkit-api" content="/api">"#));
     assert!(page.body.contains(r#"src="script.js""#) && page.body.contains(r#"href="style.css""#));

@@ -1433,6 +1433,53 @@ async fn the_page_has_the_hosts_title_and_theme_and_tells_what_its_user_may_do()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_request_of_one_users_page_does_nothing_for_another() {
+    let host = Host::new().await;
+    let mel = Who::Session("mel");
+    let get = async |who: &Who| host.call(who, Method::GET, "/user-tokens", None).await;
+    let marker = async |who: &Who| get(who).await.header("patkit-user").unwrap().to_owned();
+    let (mels, adas) = (marker(&mel).await, marker(&Who::Session("ada")).await);
+    assert_ne!(mels, adas);
+    let (own, bearer) = host.issue(&session("mel"), NewToken::named("of mel")).await;
+    let bearer = Who::Token(bearer);
+    assert_eq!(marker(&bearer).await, mels, "the same through a token");
+    let body = |value: Value| Some(value.to_string());
+    let calls = [
+        (Method::GET, "/api/user-tokens".to_owned(), None, 200),
+        (Method::GET, "/settings/settings.json".to_owned(), None, 200),
+        (Method::GET, format!("/api/user-tokens/{own}"), None, 200),
+        (Method::POST, "/api/user-tokens".to_owned(), body(json!({"name": "another"})), 201),
+        (Method::PUT, format!("/api/user-tokens/{own}"), body(json!({"name": "renamed"})), 200),
+        (Method::PUT, format!("/api/user-tokens/{own}"), body(json!({"active": false})), 200),
+        (Method::DELETE, format!("/api/user-tokens/{own}"), None, 204),
+        (Method::POST, format!("/api/user-tokens/{own}/rotate"), body(json!({})), 404),
+    ];
+    let before = get(&mel).await.body;
+    let bad = [vec![&*adas], vec![&*mels, &*adas], vec![&*adas, &*mels], vec![""], vec!["mel"], vec!["*"]];
+    for who in [&mel, &bearer] {
+        for (method, path, body, _) in &calls {
+            for markers in &bad {
+                let mut headers = who.headers();
+                headers.push(("content-type", "application/json".to_owned()));
+                headers.extend(markers.iter().map(|marker| ("patkit-user", (*marker).to_owned())));
+                let answer = host.send(method.clone(), path, &headers, body.clone()).await;
+                assert_eq!((answer.status, &*answer.problem().code), (412, "user_changed"), "{answer:?}");
+            }
+        }
+    }
+    assert_eq!(get(&mel).await.body, before, "nothing has changed");
+    for (method, path, body, status) in calls {
+        let mut headers = mel.headers();
+        headers.push(("content-type", "application/json".to_owned()));
+        headers.push(("patkit-user", mels.clone()));
+        let answer = host.send(method, &path, &headers, body).await;
+        assert_eq!((answer.status, answer.header("patkit-user")), (status, Some(&*mels)), "{answer:?}");
+    }
+    let nobody = host.call(&Who::Nobody, Method::GET, "/user-tokens", None).await;
+    assert_eq!((nobody.status, nobody.header("patkit-user")), (401, None));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn ids_that_are_none_are_answered_like_ids_of_nobody() {
     let host = Host::new().await;
     let unknown = host.token(Target::Personal, "active").await.to_string();

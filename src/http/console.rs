@@ -1,13 +1,15 @@
 //! The settings page: a page that a host mounts as it is, served from the binary.
 
 use super::router::{Api, json};
-use super::{ManagementApi, Problem, Sessions};
+use super::{ManagementApi, Problem, Sessions, user};
 use crate::owner::{Directory, OwnerId};
+use crate::permission::{Grant, PermissionError, PermissionSet};
 use crate::policy::TokenPolicy;
 use crate::store::TokenStore;
 use crate::token::Lifetime;
 use axum::Router;
 use axum::extract::{OriginalUri, Request, State};
+use axum::middleware::from_fn;
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
 use http::header::{
@@ -22,10 +24,11 @@ const PAGE: &str = include_str!("console/page.html");
 const STYLE: &str = include_str!("console/style.css");
 const SCRIPT: &str = include_str!("console/script.js");
 
-/// Nothing but the page's own two files and calls to its own site; nobody frames it; no script makes markup of text.
+/// Allows the page's own two files, what a theme refers to on the same origin, and calls to it. Nobody frames the page, and no
+/// script makes markup of text.
 const POLICY: HeaderValue = HeaderValue::from_static(
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; \
-     form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'",
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; font-src 'self'; connect-src 'self'; \
+     base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'",
 );
 
 /// The settings page of a [`ManagementApi`], for whoever is signed in: list, make, revoke, restore, rotate, rename and delete
@@ -49,7 +52,7 @@ pub struct Console<S, D, A> {
     title: String,
     sign_in: String,
     theme: String,
-    scopes: Option<Vec<String>>,
+    scopes: Option<Vec<Grant>>,
     service_users: Vec<Hint>,
 }
 
@@ -80,23 +83,40 @@ impl<S: TokenStore + 'static, D: Directory + 'static, A: Sessions> Console<S, D,
         self
     }
 
-    /// Where whoever is signed out is sent to.
+    /// The address of the host's sign-in, which the page links to when a session has expired. Without one, the page says to sign in
+    /// in another tab. A form that is open keeps what was typed; its link opens a new tab.
     pub fn sign_in(mut self, url: &str) -> Self {
         url.clone_into(&mut self.sign_in);
         self
     }
 
-    /// Style rules of the host, which come after the page's own: `:root { --patkit-accent: #0a7; }`, say. The variables stand at
-    /// the top of `style.css`. Whatever they refer to has to be on the same site, as the policy demands.
+    /// Adds style rules of the host after the page's own, such as `:root { --patkit-accent: #0a7; }`. The variables are described
+    /// at the top of `style.css`. Fonts, images and style sheets that the rules refer to must be on the origin of the page
+    /// (scheme, host and port), since its content security policy blocks all others, `data:` included. A relative URL counts from
+    /// `style.css`, so a path from the root is safer:
+    ///
+    /// ```css
+    /// @font-face { font-family: Acme; src: url(/static/acme.woff2); }
+    /// :root { --patkit-font: Acme, sans-serif; }
+    /// ```
     pub fn theme(mut self, css: &str) -> Self {
         css.clone_into(&mut self.theme);
         self
     }
 
-    /// The scopes that the page offers; by default whatever the actor may do. Others can be typed in.
-    pub fn scopes<T: Into<String>>(mut self, scopes: impl IntoIterator<Item = T>) -> Self {
-        self.scopes = Some(scopes.into_iter().map(Into::into).collect());
-        self
+    /// Sets the permissions that the page offers, such as `reports:read` or `reports:*`, in this order; by default all that the actor
+    /// holds. The page offers no more of them than the actor holds at that moment: of `reports:*`, to an actor who holds
+    /// `reports:read` alone, only `reports:read`. Others that the actor holds can be typed in.
+    ///
+    /// # Errors
+    /// [`PermissionError`] if a text is neither a permission nor a grant.
+    pub fn scopes<T: AsRef<str>>(
+        mut self,
+        scopes: impl IntoIterator<Item = T>,
+    ) -> Result<Self, PermissionError> {
+        let grants = scopes.into_iter().map(|scope| Grant::parse(scope.as_ref()));
+        self.scopes = Some(grants.collect::<Result<_, _>>()?);
+        Ok(self)
     }
 
     /// A service user that the page offers to an admin. Others can be typed in.
@@ -116,7 +136,7 @@ impl<S: TokenStore + 'static, D: Directory + 'static, A: Sessions> Console<S, D,
             .route("/", get(show))
             .route("/style.css", get(async move || file("text/css; charset=utf-8", style)))
             .route("/script.js", get(async || file("text/javascript; charset=utf-8", SCRIPT)))
-            .route("/settings.json", get(settings::<S, D, A>))
+            .route("/settings.json", get(settings::<S, D, A>).route_layer(from_fn(user::name_user)))
             .with_state(Arc::new(self))
     }
 }
@@ -180,7 +200,10 @@ fn file(content_type: &'static str, text: impl IntoResponse) -> Response {
 struct Settings<'a> {
     user: Hint,
     may: May,
+    /// What the page offers for a scope.
     scopes: Vec<String>,
+    /// All that the actor holds.
+    holds: Vec<String>,
     service_users: &'a [Hint],
     policy: Policy,
 }
@@ -229,7 +252,6 @@ async fn settings<S: TokenStore, D: Directory, A: Sessions>(
     let tokens = console.api.tokens();
     let standing = tokens.standing(&caller.actor).await;
     let standing = standing.map_err(|error| console.api.not_done(&error, &caller))?;
-    let granted = || standing.permissions.iter().map(ToString::to_string).collect();
     let user = standing.owner.as_ref().map_or_else(
         || Hint { id: String::new(), name: String::new() },
         |owner| Hint {
@@ -244,16 +266,67 @@ async fn settings<S: TokenStore, D: Directory, A: Sessions>(
             service: standing.manages_service_tokens,
             scim: standing.grants_scim,
         },
-        scopes: console.scopes.clone().unwrap_or_else(granted),
+        scopes: offered(console.scopes.as_deref(), &standing.permissions, standing.grants_scim),
+        holds: standing.permissions.iter().map(ToString::to_string).collect(),
         service_users: if standing.manages_service_tokens { &console.service_users } else { &[] },
         policy: Policy::of(tokens.policy()),
     };
     Ok(json(StatusCode::OK, &settings))
 }
 
+/// The part of `wanted` that the actor holds, in its order; without it, all that the actor holds. A scope that covers `scim:` takes a
+/// permission of its own.
+fn offered(wanted: Option<&[Grant]>, held: &PermissionSet, grants_scim: bool) -> Vec<String> {
+    let within = |grant: &Grant| -> Vec<Grant> {
+        if held.covers_grant(grant) {
+            return vec![grant.clone()];
+        }
+        held.iter().filter(|held| grant.covers_grant(held)).cloned().collect()
+    };
+    let grants = wanted.map_or_else(
+        || held.iter().cloned().collect(),
+        |wanted| wanted.iter().flat_map(within).collect::<Vec<Grant>>(),
+    );
+    let mut offered = Vec::new();
+    for grant in grants {
+        let is_scim = grant.as_str() == "*" || grant.as_str().starts_with("scim:");
+        let text = grant.to_string();
+        if (grants_scim || !is_scim) && !offered.contains(&text) {
+            offered.push(text);
+        }
+    }
+    offered
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_page_offers_no_more_than_the_actor_holds() {
+        type Texts = &'static [&'static str];
+        let cases: [(Option<Texts>, Texts, bool, Texts); 13] = [
+            (None, &["b:read", "a:*"], false, &["a:*", "b:read"]),
+            (None, &[], true, &[]),
+            (Some(&["b:write", "b:read", "a:x"]), &["b:read", "a:*"], false, &["b:read", "a:x"]),
+            (Some(&["b:*"]), &["b:read", "b:write", "bb:read"], false, &["b:read", "b:write"]),
+            (Some(&["b:*", "b:read"]), &["b:read"], false, &["b:read"]),
+            (Some(&["*"]), &["b:read"], false, &["b:read"]),
+            (Some(&["b:read", "a"]), &["*"], true, &["b:read", "a"]),
+            (Some(&["a"]), &["a:*"], false, &[]),
+            (Some(&["a:b:c"]), &["a:b:*"], false, &["a:b:c"]),
+            (Some(&["b:read"]), &[], true, &[]),
+            (Some(&["scim:users", "a:b"]), &["scim:*", "a:b"], false, &["a:b"]),
+            (Some(&["scim:users", "a:b"]), &["scim:*", "a:b"], true, &["scim:users", "a:b"]),
+            (None, &["*", "scim:users", "scim"], false, &["scim"]),
+        ];
+        for (wanted, held, grants_scim, expected) in cases {
+            let parsed =
+                wanted.map(|texts| texts.iter().map(|text| Grant::parse(text).unwrap()).collect::<Vec<_>>());
+            let held = PermissionSet::parse(held).unwrap();
+            assert_eq!(offered(parsed.as_deref(), &held, grants_scim), expected, "{wanted:?} {held:?}");
+        }
+    }
 
     #[test]
     fn the_hosts_texts_are_texts_and_fill_no_other_place() {
@@ -265,9 +338,12 @@ mod tests {
         assert_eq!(page.matches("{{").count(), 2, "the two places of the base are filled with each request");
     }
 
+    /// Of the three files together.
+    const MOST_BYTES: usize = 76_000;
+
     #[test]
     fn the_page_is_small_and_has_nothing_inline() {
-        assert!(PAGE.len() + STYLE.len() + SCRIPT.len() < 60 * 1024);
+        assert!(PAGE.len() + STYLE.len() + SCRIPT.len() < MOST_BYTES);
         assert!(!PAGE.contains("style=") && !PAGE.contains("<style"));
         assert!(!PAGE.split_whitespace().any(|word| word.starts_with("on") && word.contains('=')));
         assert_eq!(PAGE.matches("<script").count(), 1);

@@ -117,9 +117,20 @@ fn paths() -> Paths {
 /// With what any call may be told.
 fn call(name: &str, summary: &str) -> OperationBuilder {
     let start = OperationBuilder::new().operation_id(Some(name)).summary(Some(summary)).tag("user-tokens");
-    [400, 401, 403, 503]
+    [400, 401, 403, 412, 503]
         .into_iter()
-        .fold(start, |call, status| call.response(status.to_string(), problem(status)))
+        .fold(start.parameter(user()), |call, status| call.response(status.to_string(), problem(status)))
+}
+
+fn user() -> Parameter {
+    let parameter = ParameterBuilder::new()
+        .name("Patkit-User")
+        .parameter_in(ParameterIn::Header)
+        .required(Required::False);
+    let description = "The marker in an earlier answer's `Patkit-User`: the call is refused if it is for another user. Needed by no \
+                       client.";
+    let schema = ObjectBuilder::new().schema_type(Type::String);
+    parameter.description(Some(description)).schema(Some(schema)).build()
 }
 
 /// A call that is about one token.
@@ -192,6 +203,7 @@ fn problem(status: u16) -> Response {
         403 => "The actor may not do this.",
         404 => "There is no such token that the actor may see.",
         409 => "The name is taken, or the token's state does not allow it.",
+        412 => "The call expects another user than the one who is signed in.",
         413 => "The body is too large.",
         415 => "The body is not application/json.",
         422 => "A field is unknown or refused.",

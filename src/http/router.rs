@@ -3,7 +3,7 @@
 use super::body::{EditBody, IssuedBody, NewTokenBody, PageBody, RotateBody, TokenBody, read};
 use super::layer::mark_as_sensitive;
 use super::limit::Limits;
-use super::{Authenticator, Incident, Problem};
+use super::{Authenticator, Incident, Problem, user};
 use crate::owner::{Directory, DirectoryError};
 use crate::service::{Actor, InvalidInput, IssuedToken, ManageError, TokenPage, Unavailable, VerifyError};
 use crate::store::{MAX_PAGE, TokenStore};
@@ -12,6 +12,7 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Query, Request, State};
+use axum::middleware::from_fn;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
 use bytes::Bytes;
@@ -86,6 +87,10 @@ impl<F: Fn(&Parts) -> Option<Actor> + Send + Sync + 'static> Sessions for F {
 /// `application/json`, 422 for a field that is unknown or refused (`field` names it), 429 over the host's limit, 503. No answer
 /// is to be stored by a cache.
 ///
+/// Each answer has a `Patkit-User` header, an opaque marker of the user that it is for. A request that sends the marker back is
+/// answered for that user alone: 412 `user_changed` if another user is signed in meanwhile. The settings page does so with every
+/// request; other clients need not.
+///
 /// A rotation without overlap whose answer is lost leaves a successor whose text nobody has: rotate once more, or ask for an
 /// overlap where the line is bad.
 pub struct ManagementApi<S, D, A>(Arc<Api<S, D, A>>);
@@ -137,6 +142,7 @@ impl<S: TokenStore + 'static, D: Directory + 'static, A: Sessions> ManagementApi
             .route("/user-tokens/current", no_other(current))
             .route("/user-tokens/{id}", no_other(one))
             .route("/user-tokens/{id}/rotate", no_other(post(rotate::<S, D, A>)))
+            .route_layer(from_fn(user::name_user))
             .with_state(self.0.clone())
     }
 
@@ -349,7 +355,9 @@ impl<S: TokenStore, D: Directory, A: Sessions> Api<S, D, A> {
             None
         };
         if let Some(verified) = verified {
-            return Ok(Caller { actor: Actor::token(&verified), token: Some(verified.token().id()) });
+            let actor = Actor::token(&verified);
+            user::check(parts, &actor)?;
+            return Ok(Caller { actor, token: Some(verified.token().id()) });
         }
         let actor = self.sessions.actor(parts).await.map_err(|error| {
             let error = VerifyError::from(Unavailable::Directory(error));
@@ -361,6 +369,7 @@ impl<S: TokenStore, D: Directory, A: Sessions> Api<S, D, A> {
             let detail = "the call does not come from a page of this site";
             return Err(Problem::new(StatusCode::FORBIDDEN, "cross_site", detail));
         }
+        user::check(parts, &actor)?;
         let address = self.authenticator.address_of(&parts.headers, &parts.extensions);
         let actor = match address {
             Some(address) => actor.from_address(address),

@@ -13,6 +13,9 @@ const $ = (id) => document.getElementById(id);
 const dialogs = { generate: $("d-generate"), edit: $("d-edit"), confirm: $("d-confirm"), once: $("d-once") };
 
 let settings = null;
+let marker = null; // the server's marker of whose page this is
+let again = null; // what the button "Try again" does
+let changing = 0; // requests under way that change something
 let tab = "personal";
 let tokens = [];
 let cursor = null;
@@ -25,58 +28,149 @@ let secret = null; // {text, name, url}: the token that is shown, and nowhere el
 // --- The API ---
 
 class Problem extends Error {
-	constructor(status, text, field, code) {
+	/** `fields`: what is said at which field of the request. */
+	constructor(status, text, code, fields = []) {
 		super(text);
-		Object.assign(this, { status, field, code });
+		Object.assign(this, { status, code, fields });
 	}
+}
+
+const OTHER_USER = "Somebody else has signed in since this page was loaded. Nothing of theirs is shown here, and nothing was changed for them.";
+const SIGNED_OUT = "You are signed out.";
+const AGAIN = "Please try again in a moment.";
+const MAY_BE_DONE = "It may have been done all the same: look at the list before you try again.";
+
+/** The texts of problems by code, else by status. The server's own are for those who write clients, except those at fields. */
+const SENTENCES = {
+	cross_site: "This site is not set up to take changes from this address. Please tell the people who run it.",
+	recent_sign_in_required: "Sign in again first. Your last sign-in is too long ago for this.",
+	name_taken: "Another of these tokens has this name. Choose a different one.",
+	state: "This token has changed since the list was loaded, and no longer allows this.",
+	too_many_tokens: "There are as many tokens as are allowed. Revoke one that is no longer needed first.",
+	contended: `Somebody else changed this token at the same moment. ${AGAIN}`,
+	outcome_unknown: `The server could not find out whether this was done. ${MAY_BE_DONE}`,
+	invalid: "Something that was entered is not accepted. Check it and try again.",
+	403: "You may not do this.",
+	404: "This token is gone. Somebody may have deleted it.",
+	409: "This does not go together with what is there already.",
+	412: "This token has changed since the list was loaded.",
+	413: "This is too much text.",
+	429: `This was tried too often in a short time. ${AGAIN}`,
+	503: `The server is busy. ${AGAIN}`,
+};
+const FIELDS = {
+	name: "This name is not accepted. Use 1 to 255 characters, at least one that shows, and none that is invisible.",
+	description: "This description is not accepted. Use at most 1,000 characters, and none that is invisible.",
+	expires_in_days: "This lifetime is not allowed.",
+	scopes: "These permissions are not accepted. Check how they are spelled.",
+	allowed_networks: "These are not all networks such as 203.0.113.0/24.",
+	user_id: "No service user with this id may have tokens.",
+	overlap_seconds: "The old token may not go on working for so long.",
+};
+const SAME_FIELD = { expires_at: "expires_in_days", expires_in_seconds: "expires_in_days", scim_endpoints_only: "scopes" };
+
+const sentence = (text) => text.trim().replace(/^./u, (first) => first.toUpperCase()).replace(/[^.!?…]$/u, "$&.");
+
+/** What is refused, field by field: `errors` of the answer by their pointers (RFC 6901), else its one `field`. */
+function refusals(said, body) {
+	const listed = Array.isArray(said?.errors) ? said.errors : [];
+	const all = listed.length ? listed : said?.field ? [{ pointer: said.field }] : [];
+	return all.map(({ pointer, detail }) => {
+		const [, field, index] = /^#?\/?([a-z_]+)(?:[/[.](\d+))?/.exec(String(pointer)) ?? [];
+		const name = SAME_FIELD[field] ?? field;
+		const entry = body?.[field]?.[index];
+		const text = typeof detail === "string" && detail.trim() ? sentence(detail) : FIELDS[name];
+		return { name, text: (typeof entry === "string" ? `${quoted(entry)}: ` : "") + (text ?? SENTENCES.invalid) };
+	});
+}
+
+function problemOf(answer, said, body) {
+	const { status } = answer;
+	const code = typeof said?.code === "string" ? said.code : undefined;
+	if (code === "user_changed") return new Problem(412, OTHER_USER, code);
+	if (status === 401) return new Problem(401, SIGNED_OUT);
+	let text = SENTENCES[Object.hasOwn(SENTENCES, code) ? code : status] ?? `The server did not do this (${status}). Please try again later.`;
+	const wait = Number(answer.headers.get("Retry-After"));
+	if (status === 429 && wait > 60) text = text.replace(AGAIN, `Please try again ${relation.format(Math.ceil(wait / 60), "minute")}.`);
+	if (code === "name_taken") return new Problem(status, text, code, [{ name: "name", text }]);
+	return new Problem(status, text, code, refusals(said, body));
+}
+
+/** Whether an answer is for another user than this page, by its header or, where something on the way took that, by its tokens. */
+function isForeign(answer, said) {
+	const from = answer.headers.get("Patkit-User");
+	if (from && marker) return from !== marker;
+	const held = said?.items ?? [said];
+	return Boolean(settings) && held.some((token) => token?.kind === "personal" && token.user && token.user.id !== settings.user.id);
 }
 
 async function call(method, url, body) {
 	const changes = method !== "GET";
-	let answer;
+	if (changes && !navigator.onLine) throw new Problem(0, "You are offline, so nothing was sent. Try again once you are connected.");
+	changing += changes;
 	try {
-		answer = await fetch(url, {
+		const answer = await fetch(url, {
 			method,
 			credentials: "same-origin",
 			cache: "no-store",
 			redirect: "manual", // to a page of signing in, say
-			headers: { Accept: "application/json", ...(body && { "Content-Type": "application/json" }) },
+			headers: { Accept: "application/json", ...(body && { "Content-Type": "application/json" }), ...(marker && { "Patkit-User": marker }) },
 			body: body && JSON.stringify(body),
 			signal: AbortSignal.timeout(30_000),
 		});
-	} catch {
-		const then = changes ? "It may have done it all the same: look at the list before you try again." : "Please try again.";
-		throw new Problem(0, `The server did not answer. ${then}`);
+		if (answer.type === "opaqueredirect") throw new Problem(401, SIGNED_OUT);
+		const said = answer.status === 204 ? null : await answer.json().catch(() => undefined);
+		if (!answer.ok) throw problemOf(answer, said, body);
+		if (isForeign(answer, said)) throw new Problem(412, changes ? `Somebody else has signed in since this page was loaded. ${MAY_BE_DONE}` : OTHER_USER, "user_changed");
+		// Such as the page of a proxy, or of signing in.
+		if (said === undefined) throw new Problem(0, `The server’s answer could not be read. ${changes ? MAY_BE_DONE : "You may be signed out."}`, "unreadable");
+		marker ??= answer.headers.get("Patkit-User");
+		return said;
+	} catch (error) {
+		if (error instanceof Problem) throw error;
+		throw new Problem(0, navigator.onLine ? `The server did not answer. ${changes ? MAY_BE_DONE : AGAIN}` : `The connection is lost. ${changes ? MAY_BE_DONE : ""}`);
+	} finally {
+		changing -= changes;
 	}
-	if (answer.type === "opaqueredirect") throw new Problem(401, "You are signed out.");
-	const said = answer.status === 204 ? null : await answer.json().catch(() => undefined);
-	if (answer.ok && said !== undefined) return said;
-	if (answer.status === 401) throw new Problem(401, "You are signed out.");
-	const text = said?.detail || said?.title || `The server answered ${answer.status || "with something else than JSON"}.`;
-	const sentence = text.replace(/^./u, (first) => first.toUpperCase()).replace(/[^.!?]$/u, "$&.");
-	const again = answer.status === 503 && !/try again/.test(text) ? " Please try again in a moment." : "";
-	throw new Problem(answer.status, sentence + again, said?.field, said?.code);
 }
 
 const tokenUrl = (token, rest = "") => `${API}/user-tokens/${encodeURIComponent(token.id)}${rest}`;
 
 // --- Text ---
 
-const dates = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium" });
-const minutes = new Intl.DateTimeFormat("en-GB", { dateStyle: "medium", timeStyle: "short" });
-const exact = new Intl.DateTimeFormat("en-GB", { dateStyle: "full", timeStyle: "long" });
-const relation = new Intl.RelativeTimeFormat("en", { numeric: "auto" });
-const DAY = 86_400;
+// In the reader's own language and time zone.
+const dates = new Intl.DateTimeFormat(undefined, { dateStyle: "medium" });
+const minutes = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
+const exact = new Intl.DateTimeFormat(undefined, { dateStyle: "full", timeStyle: "long" });
+const { locale: LOCALE } = dates.resolvedOptions();
+const relation = new Intl.RelativeTimeFormat(LOCALE, { numeric: "auto" });
+const DAY = 86_400_000;
 
+/** The number of the calendar day that a time is in, where the reader is: not every one has 24 hours. */
+const dayOf = (time) => Math.round(Date.UTC(time.getFullYear(), time.getMonth(), time.getDate()) / DAY);
+
+/** Whole calendar months from one time to another, toward zero. */
+function monthsBetween(from, to) {
+	const months = (to.getFullYear() - from.getFullYear()) * 12 + to.getMonth() - from.getMonth();
+	const rest = to.getDate() - from.getDate();
+	return months - (months > 0 && rest < 0 ? 1 : months < 0 && rest > 0 ? -1 : 0);
+}
+
+/** Minutes within the hour, hours within the calendar day, else days, months and years of the calendar. */
 function relative(date) {
-	const seconds = (date - Date.now()) / 1000;
-	const size = Math.abs(seconds);
-	if (size < 60) return seconds < 0 ? "just now" : "in less than a minute";
-	if (size < 3600) return relation.format(Math.round(seconds / 60), "minute");
-	if (size < DAY) return relation.format(Math.round(seconds / 3600), "hour");
-	if (size < 100 * DAY) return relation.format(Math.round(seconds / DAY), "day");
-	if (size < 700 * DAY) return relation.format(Math.round(seconds / DAY / 30.44), "month");
-	return relation.format(Math.round(seconds / DAY / 365.25), "year");
+	const now = new Date();
+	const left = (date - now) / 60_000;
+	const past = left < 0;
+	if (Math.abs(left) < 1) {
+		if (!LOCALE.startsWith("en")) return relation.format(0, "second");
+		return past ? "just now" : "in less than a minute";
+	}
+	if (Math.abs(left) < 60) return relation.format(Math.trunc(left), "minute");
+	const days = dayOf(date) - dayOf(now);
+	if (days === 0) return relation.format(Math.trunc(left / 60), "hour");
+	if (Math.abs(days) < 100) return relation.format(days, "day");
+	const months = monthsBetween(now, date);
+	return Math.abs(months) < 24 ? relation.format(months, "month") : relation.format(Math.trunc(months / 12), "year");
 }
 
 // For live regions and labels, where there is no element around a name to keep its direction to itself.
@@ -106,6 +200,7 @@ function stamp(text, className, format) {
 	const time = element("time", className, format(date));
 	time.dateTime = text;
 	time.title = exact.format(date);
+	time.lang = LOCALE;
 	return time;
 }
 
@@ -126,29 +221,66 @@ function announce(text) {
 	fading = setTimeout(() => ($("toast").textContent = ""), 8000);
 }
 
-function explain(region, problem) {
+/** Says what is wrong, with a way on. A link from a dialog leads to another tab: the form keeps what was typed. */
+function explain(region, problem, retry) {
 	region.replaceChildren(problem.message);
-	const helps = problem.status === 401 || problem.code === "recent_sign_in_required";
-	if (!helps || !SIGN_IN) return;
-	const link = element("a", "", "Sign in");
-	link.href = SIGN_IN;
-	region.append(" ", link);
+	const isSignedOut = problem.status === 401;
+	if (isSignedOut || ["recent_sign_in_required", "unreadable"].includes(problem.code)) {
+		const isKept = region !== $("alert");
+		if (SIGN_IN) {
+			const link = element("a", "", isKept ? "Sign in (opens a new tab)" : "Sign in");
+			link.href = SIGN_IN;
+			if (isKept) Object.assign(link, { target: "_blank", rel: "noopener" });
+			region.append(" ", link);
+		} else if (isSignedOut) region.append(" Sign in in another tab.");
+		if (isKept && isSignedOut) region.append(" Then come back and try again: what you entered is still here.");
+	}
+	if (!retry) return;
+	const button = element("button", "", retry === reload ? "Load the page again" : "Try again");
+	button.type = "button";
+	button.addEventListener("click", retry);
+	region.append(" ", button);
 }
 
-/** Tells of a problem on the page itself. Whoever is signed out no longer sees the tokens. */
-function complain(problem) {
-	explain($("alert"), problem);
-	if (problem.status !== 401) return;
+const reload = () => location.reload();
+
+/** Shows nothing of anybody: whoever looks at the page may not be who opened it. */
+function hideTokens() {
 	turn += 1;
 	tokens = [];
 	$("rows").replaceChildren();
 	$("console").hidden = true;
 	$("user").hidden = true;
-	for (const dialog of Object.values(dialogs)) if (dialog !== dialogs.once) dialog.close();
-	if (!secret) ($("alert").querySelector("a") ?? $("alert")).focus();
 }
 
-const asProblem = (error) => (error instanceof Problem ? error : new Problem(0, `This page failed: ${error}`));
+/** Tells of a problem on the page itself; `retry` is what the reader may do about it. */
+function complain(problem, retry = null) {
+	const isForeign = problem.code === "user_changed";
+	const isSignedOut = problem.status === 401;
+	again = isForeign ? reload : (retry ?? (isSignedOut ? resume : null));
+	explain($("alert"), problem, again);
+	if (!isForeign && !isSignedOut) return;
+	hideTokens();
+	if (isForeign) for (const dialog of Object.values(dialogs)) if (dialog !== dialogs.once) dialog.close();
+	if (!document.querySelector("dialog[open]")) ($("alert").querySelector("a, button") ?? $("alert")).focus();
+}
+
+function asProblem(error) {
+	if (error instanceof Problem) return error;
+	console.error(error);
+	return new Problem(0, "Something is wrong with this page. Load it again; if that does not help, tell the people who run the site.", "page");
+}
+
+function calm() {
+	$("alert").replaceChildren();
+	again = null;
+}
+
+/** Goes on where the page stopped. */
+function resume() {
+	calm();
+	return settings ? load() : start();
+}
 
 // --- The list ---
 
@@ -178,10 +310,12 @@ async function load() {
 		} while (next && read.length < wanted);
 		tokens = read;
 		cursor = next;
+		$("console").hidden = false;
+		$("user").hidden = false;
 		render();
 	} catch (error) {
 		if (mine !== turn) return;
-		complain(asProblem(error));
+		complain(asProblem(error), resume);
 		if (tokens.length === 0) show("broken");
 	} finally {
 		if (mine === turn) $("panel").setAttribute("aria-busy", "false");
@@ -267,14 +401,14 @@ function row(token) {
 	if (token.revoked) {
 		const { at, by, reason } = token.revoked;
 		part(".revoked").append("Revoked ", since(at), ` ${REASONS[reason] ?? `(${reason})`}`);
-		if (by.owner && by.owner !== token.user.id) part(".revoked").append(", ", element("bdi", "", by.owner));
+		if (by.owner && by.owner !== token.user?.id) part(".revoked").append(", ", element("bdi", "", by.owner));
 		if (by.token) part(".revoked").append(", through a token");
 	} else if (token.successor) {
 		part(".revoked").append("Rotated: another token took its place");
 	}
-	part(".chips").append(...chips(token.scopes));
+	part(".chips").append(...chips(token));
 	if (token.allowed_networks?.length) part(".networks").textContent = `Only from ${token.allowed_networks.join(", ")}`;
-	part("td.c-owner").append(...owner(token.user));
+	part("td.c-owner").append(...owner(token.user ?? { id: "Unknown" }));
 	part(".c-expires").append(...expiry(token));
 	part(".c-used").append(...used(token));
 	part(".c-created").append(stamp(token.created, "", (date) => dates.format(date)));
@@ -283,8 +417,9 @@ function row(token) {
 			const button = element("button", `act${action === "revoke" || action === "delete" ? " takes" : ""}`);
 			button.type = "button";
 			button.dataset.action = action;
-			button.ariaLabel = `${LABELS[action]} ${quoted(token.name)}`;
+			nameButton(button, LABELS[action], token);
 			button.append(icon(action), LABELS[action]);
+			if (action === "restore" && restoring.has(token.id)) button.ariaDisabled = "true";
 			button.addEventListener("click", () => act(action, token, button));
 			return button;
 		}),
@@ -292,7 +427,10 @@ function row(token) {
 	return made;
 }
 
-function chips(scopes) {
+/** For those who hear a button without what is around it. Begins with what the button shows. */
+const nameButton = (button, text, token) => button.setAttribute("aria-label", `${text} ${quoted(token.name)}`);
+
+function chips({ scopes, name: of }) {
 	const chip = (text, plain) => {
 		const item = element("li");
 		item.append(element("span", plain ? "chip plain" : "chip", text));
@@ -306,6 +444,7 @@ function chips(scopes) {
 	const all = element("li");
 	const button = element("button", "chip plain", `${items.length - SHOWN_SCOPES} more`);
 	button.type = "button";
+	nameButton(button, `${button.textContent} permissions of`, { name: of });
 	button.addEventListener("click", () => {
 		const rest = items.slice(SHOWN_SCOPES);
 		all.replaceWith(...rest);
@@ -324,7 +463,7 @@ function owner(user) {
 function expiry(token) {
 	if (!token.expiration) return ["Never"];
 	const date = new Date(token.expiration);
-	const soon = token.state === "active" && date - Date.now() < SOON * DAY * 1000;
+	const soon = token.state === "active" && dayOf(date) - dayOf(new Date()) <= SOON;
 	return [since(token.expiration, soon ? "soon" : ""), element("span", "sub", minutes.format(date))];
 }
 
@@ -358,7 +497,7 @@ function choose(kind) {
 	$("empty-text").textContent = isService
 		? "Generate one, so that no machine depends on somebody’s own account."
 		: "Generate one to use the API from a script, a pipeline or a tool on your machine.";
-	$("alert").replaceChildren();
+	calm();
 	$("more").hidden = true;
 	$("rows").replaceChildren();
 	show("loading");
@@ -392,17 +531,31 @@ function clear(dialog) {
 	for (const input of dialog.querySelectorAll("[aria-invalid]")) input.removeAttribute("aria-invalid");
 }
 
-/** Says it beside the field that it is about, if there is one, and puts the focus there. */
+/** Says each refusal beside its field, if there is one, and puts the focus at the first; the rest at the top. */
 function blame(dialog, problem) {
-	const name = /^[a-z_]+/.exec(problem.field ?? "")?.[0];
-	const field = name && dialog.querySelector(`.field[data-field="${name}"]:not([hidden])`);
-	if (!field) return explain(dialog.querySelector(".problem"), problem);
-	if (field.tagName === "DETAILS") field.open = true;
-	field.querySelector(".error").textContent = problem.message;
-	const visible = [...field.querySelectorAll("input, textarea")].filter((input) => input.checkVisibility());
-	const input = visible.find((input) => !["radio", "checkbox"].includes(input.type)) ?? visible.find((input) => input.checked);
-	input?.setAttribute("aria-invalid", "true");
-	input?.focus();
+	const said = new Map();
+	for (const { name, text } of problem.fields) {
+		const field = name && dialog.querySelector(`.field[data-field="${name}"]:not([hidden])`);
+		said.set(field, [...(said.get(field) ?? []), text]);
+	}
+	const rest = said.get(null) ?? said.get(undefined);
+	if (said.size === 0 || rest) explain(dialog.querySelector(".problem"), rest ? new Problem(problem.status, rest.join(" "), problem.code) : problem);
+	const fields = [...dialog.querySelectorAll(".field")].filter((field) => said.has(field));
+	for (const field of fields.reverse()) {
+		if (field.tagName === "DETAILS") field.open = true;
+		field.querySelector(".error").textContent = said.get(field).join(" ");
+		const visible = [...field.querySelectorAll("input, textarea")].filter((input) => input.checkVisibility());
+		const input = visible.find((input) => !["radio", "checkbox"].includes(input.type)) ?? visible.find((input) => input.checked);
+		input?.setAttribute("aria-invalid", "true");
+		input?.focus();
+	}
+}
+
+function setBusy(dialog, isBusy) {
+	dialog.querySelector("footer").setAttribute("aria-busy", isBusy);
+	// Browsers that know `closedby` close the dialog in no other way then.
+	if (isBusy) dialog.setAttribute("closedby", "none");
+	else dialog.removeAttribute("closedby");
 }
 
 /** A form that is sent once at a time. `task` closes the dialog, or fails with what stays to be said in it. */
@@ -410,31 +563,36 @@ function onSubmit(dialog, task) {
 	dialog.addEventListener("submit", async (event) => {
 		event.preventDefault();
 		if (isBusy(dialog)) return;
-		const footer = dialog.querySelector("footer");
 		clear(dialog);
-		footer.ariaBusy = "true";
+		setBusy(dialog, true);
 		try {
 			await task(event.target.elements);
 		} catch (error) {
 			const problem = asProblem(error);
-			if (problem.status === 401) complain(problem);
-			else blame(dialog, problem);
+			if (problem.status === 401 || problem.code === "user_changed") complain(problem);
+			if (problem.code !== "user_changed") blame(dialog, problem);
 		} finally {
-			footer.ariaBusy = "false";
+			setBusy(dialog, false);
 		}
 	});
 }
 
 for (const dialog of [dialogs.generate, dialogs.edit, dialogs.confirm]) {
-	// Not while the server is at work: what it answers would have no place.
+	// Not while the server is at work: its answer would have no place.
 	const close = (event) => {
 		event.preventDefault();
 		if (!isBusy(dialog)) dialog.close();
 	};
 	dialog.addEventListener("cancel", close);
+	// A second Escape closes a dialog whatever is done to `cancel`, unless the key itself is taken.
+	dialog.addEventListener("keydown", (event) => event.key === "Escape" && isBusy(dialog) && event.preventDefault());
 	for (const button of dialog.querySelectorAll("[data-close]")) button.addEventListener("click", close);
 	dialog.addEventListener("close", () => {
-		if (!document.querySelector("dialog[open]")) returnFocus();
+		// By a gesture of the system, say. A task that closes its dialog ends before this event.
+		if (isBusy(dialog)) {
+			dialog.showModal();
+			dialog.querySelector("[type=submit]").focus();
+		} else if (!document.querySelector("dialog[open]")) returnFocus();
 	});
 }
 
@@ -453,7 +611,7 @@ function radios(box, name, choices, chosen) {
 }
 
 function askGenerate() {
-	const { policy, scopes = [], service_users: users = [], may } = settings;
+	const { policy, service_users: users = [] } = settings;
 	const isService = tab === "service";
 	const longest = Math.min(MOST_DAYS, policy.longest_days ?? MOST_DAYS);
 	const isNever = policy.never && !policy.longest_days;
@@ -479,22 +637,47 @@ function askGenerate() {
 	$("g-all-hint").textContent = isService
 		? "Follows the permissions of the service user, also when they change."
 		: "Follows your own permissions, also when they change.";
+	drawScopes();
+	dialogs.generate.querySelector("details").open = false;
+	open(dialogs.generate, isService ? $("g-user") : $("g-name"));
+	chooseInGenerate();
+	refresh();
+}
+
+/** Offers what the actor may give; what is ticked already and still offered stays ticked. */
+function drawScopes() {
+	const { scopes = [], may } = settings;
+	const ticked = ticks();
 	$("g-scim").hidden = !may.scim;
 	$("g-scopes").replaceChildren(
 		...scopes.map((scope) => {
 			const label = element("label");
 			const input = element("input");
-			Object.assign(input, { type: "checkbox", name: "scopes", value: scope });
+			Object.assign(input, { type: "checkbox", name: "scopes", value: scope, checked: ticked.includes(scope) });
 			label.append(input, element("span", "", scope));
 			return label;
 		}),
 	);
 	$("g-scopes").hidden = scopes.length === 0;
+	$("g-example").hidden = scopes.length === 0;
+	$("g-example").lastElementChild.textContent = scopes[0] ?? "";
 	document.querySelector('label[for="g-more"]').textContent = scopes.length ? "Other permissions" : "Permissions";
-	dialogs.generate.querySelector("details").open = false;
-	open(dialogs.generate, isService ? $("g-user") : $("g-name"));
-	chooseInGenerate();
 }
+
+const ticks = () => [...$("g-scopes").querySelectorAll(":checked")].map((input) => input.value);
+
+/** What the actor may do can have changed since the page was loaded. */
+async function refresh() {
+	const before = JSON.stringify([settings.scopes, settings.may]);
+	try {
+		settings = await call("GET", SETTINGS);
+		if (JSON.stringify([settings.scopes, settings.may]) !== before) drawScopes();
+	} catch (error) {
+		if (error.status === 401 || error.code === "user_changed") complain(asProblem(error));
+	}
+}
+
+const covers = (grant, other) => grant === other || (grant.endsWith("*") && other.startsWith(grant.slice(0, -1)));
 
 /** What depends on what is chosen. */
 function chooseInGenerate() {
@@ -505,7 +688,7 @@ function chooseInGenerate() {
 	$("g-only").hidden = scope.value !== "only";
 	const number = isCustom ? days.valueAsNumber : Number(lifetime.value);
 	const isGood = Number.isInteger(number) && number >= 1 && number <= Number(days.max);
-	const until = isGood ? `Works until ${minutes.format(Date.now() + number * DAY * 1000)}.` : "";
+	const until = isGood ? `Works until ${minutes.format(Date.now() + number * DAY)}.` : "";
 	const hint = isNever ? "" : until || `From 1 to ${days.max} days.`;
 	if ($("g-days-hint").textContent !== hint) $("g-days-hint").textContent = hint;
 	if (isNever === ($("g-never").childElementCount > 0)) return;
@@ -515,16 +698,18 @@ function chooseInGenerate() {
 	$("g-never").append(icon("warning"), element("span", "", text));
 }
 
+const refusal = (name, text) => new Problem(422, text, "invalid", [{ name, text }]);
+
 function checkedName(text) {
 	const name = text.trim();
-	if (!name) throw new Problem(422, "Give it a name.", "name");
-	if ([...name].length > 255) throw new Problem(422, "A name has at most 255 characters.", "name");
+	if (!name) throw refusal("name", "Give it a name.");
+	if ([...name].length > 255) throw refusal("name", "A name has at most 255 characters.");
 	return name;
 }
 
 /** A problem that the form can put right, or not: the list behind it may be older than what the server knows. */
 function refreshed(problem) {
-	if (![401, 422].includes(problem.status)) load();
+	if (![401, 422].includes(problem.status) && problem.code !== "user_changed") load();
 	return problem;
 }
 
@@ -532,20 +717,23 @@ onSubmit(dialogs.generate, async (form) => {
 	const body = {};
 	if (tab === "service") {
 		body.user_id = form.user_id.value.trim();
-		if (!body.user_id) throw new Problem(422, "Say which service user the token is for.", "user_id");
+		if (!body.user_id) throw refusal("user_id", "Say which service user the token is for.");
 	}
 	body.name = checkedName(form.name.value);
 	if (form.description.value.trim()) body.description = form.description.value.trim();
 	const lifetime = form.lifetime.value;
 	body.expires_in_days = lifetime === "never" ? null : lifetime === "custom" ? form.days.valueAsNumber : Number(lifetime);
 	if (lifetime === "custom" && !(Number.isInteger(body.expires_in_days) && form.days.validity.valid)) {
-		throw new Problem(422, `Whole days, from 1 to ${form.days.max}.`, "expires_in_days");
+		throw refusal("expires_in_days", `Whole days, from 1 to ${form.days.max}.`);
 	}
 	if (form.scope.value === "scim") body.scim_endpoints_only = true;
 	if (form.scope.value === "only") {
-		const ticked = [...$("g-scopes").querySelectorAll(":checked")].map((input) => input.value);
-		body.scopes = [...new Set([...ticked, ...lines(form.more.value)])];
-		if (body.scopes.length === 0) throw new Problem(422, "Choose at least one permission.", "scopes");
+		body.scopes = [...new Set([...ticks(), ...lines(form.more.value)])];
+		if (body.scopes.length === 0) throw refusal("scopes", "Choose at least one permission.");
+		// A service token acts as another user, whose permissions the server knows.
+		const { holds } = settings;
+		const lacks = tab === "personal" && holds && body.scopes.filter((scope) => !holds.some((held) => covers(held, scope)));
+		if (lacks?.length) throw refusal("scopes", `You do not have ${lacks.map(quoted).join(", ")} yourself, so your token can’t have it.`);
 	}
 	if (form.networks.value.trim()) body.allowed_networks = lines(form.networks.value);
 	let made;
@@ -567,6 +755,8 @@ function askEdit(token) {
 	elements.name.defaultValue = token.name;
 	elements.description.defaultValue = token.description ?? "";
 	$("e-id").textContent = token.id;
+	$("d-edit-title").textContent = `Edit ${quoted(token.name)}`;
+	nameButton(dialogs.edit.querySelector("[type=submit]"), "Save", token);
 	open(dialogs.edit, elements.name);
 	elements.name.select();
 }
@@ -592,7 +782,7 @@ onSubmit(dialogs.edit, async (form) => {
 
 // Nobody waits for the list: the next dialog may be open before it is there.
 function done(text) {
-	$("alert").replaceChildren();
+	calm();
 	announce(text);
 	load();
 }
@@ -611,17 +801,21 @@ function act(action, token, button) {
 	return confirm(action, token);
 }
 
+const restoring = new Set(); // by id: the list may be drawn again meanwhile
+
 async function restore(token, button) {
-	if (button.ariaDisabled === "true") return;
+	if (restoring.has(token.id)) return;
+	restoring.add(token.id);
 	button.ariaDisabled = "true";
 	try {
 		await call("PUT", tokenUrl(token), { active: true });
 		done(`${quoted(token.name)} is active again.`);
 	} catch (error) {
 		complain(asProblem(error));
-		if (error.status !== 401) load();
+		if (error.status !== 401 && error.code !== "user_changed") load();
 	} finally {
-		button.ariaDisabled = "false";
+		restoring.delete(token.id);
+		for (const shown of [button, find(token.id)?.querySelector('[data-action="restore"]')]) if (shown) shown.ariaDisabled = "false";
 	}
 }
 
@@ -655,6 +849,7 @@ function confirm(action, token) {
 	$("d-confirm-name").textContent = token.name;
 	$("d-confirm-text").textContent = text;
 	submit.textContent = `${LABELS[action]} token`;
+	nameButton(submit, submit.textContent, token);
 	submit.className = `button ${action === "rotate" ? "primary" : "danger"}`;
 	$("c-leaked").hidden = action !== "revoke";
 	$("c-overlap").hidden = action !== "rotate";
@@ -687,10 +882,18 @@ function showOnce(made) {
 	$("once-token").value = secret.text;
 	$("once-said").textContent = "";
 	markCopied(false);
-	$("alert").replaceChildren();
+	calm();
 	place = { id: made.id, action: "edit", index: 0 };
 	dialogs.once.showModal();
+	fit();
 	$("once-copy").focus();
+}
+
+/** Makes the field as high as its text, in browsers without `field-sizing`. */
+function fit() {
+	const field = $("once-token");
+	field.rows = 1;
+	while (field.scrollHeight > field.clientHeight && field.rows < 50) field.rows += 1;
 }
 
 function forget() {
@@ -705,11 +908,14 @@ function markCopied(isCopied) {
 	const [svg, text] = $("once-copy").children;
 	svg.firstElementChild.setAttribute("href", isCopied ? "#i-check" : "#i-copy");
 	text.textContent = isCopied ? "Copied" : "Copy";
+	nameButton($("once-copy"), text.textContent, secret);
+	nameButton($("once-download"), "Download", secret);
 }
 
 async function copy() {
 	try {
 		await navigator.clipboard.writeText(secret.text);
+		if (!secret) return;
 		markCopied(true);
 		$("once-said").textContent = "Copied to the clipboard.";
 	} catch {
@@ -753,28 +959,58 @@ dialogs.once.addEventListener("close", () => {
 	returnFocus();
 });
 
-addEventListener("beforeunload", (event) => secret && event.preventDefault());
+// An answer that is under way may hold a token as well.
+addEventListener("beforeunload", (event) => (secret || changing > 0) && event.preventDefault());
 // A page that the browser keeps for "back" must not keep the token.
 addEventListener("pagehide", () => secret && forget());
 
 // --- Start ---
 
+const SETTINGS = new URL("settings.json", import.meta.url).pathname;
+
 async function start() {
+	$("boot").hidden = false;
 	try {
-		settings = await call("GET", new URL("settings.json", import.meta.url).pathname);
+		settings = await call("GET", SETTINGS);
+		const { user, may } = settings;
+		$("user").querySelector("strong").textContent = user.name || user.id;
+		$("user").hidden = false;
+		if (!may.personal && !may.service) return complain(new Problem(403, "You may not manage tokens."), reload);
+		$("tabs").hidden = !(may.personal && may.service);
+		$("console").hidden = false;
+		choose(may.personal ? "personal" : "service");
 	} catch (error) {
-		return complain(asProblem(error));
+		const problem = asProblem(error);
+		if (problem.code === "page") settings = null;
+		complain(problem, resume);
+	} finally {
+		$("boot").hidden = true;
 	}
-	const { user, may } = settings;
-	$("user").querySelector("strong").textContent = user.name || user.id;
-	$("user").hidden = false;
-	if (!may.personal && !may.service) return complain(new Problem(403, "You may not manage tokens."));
-	$("tabs").hidden = !(may.personal && may.service);
-	$("console").hidden = false;
-	setInterval(keepTimesTrue, 60_000);
-	await choose(may.personal ? "personal" : "service");
 }
 
+setInterval(keepTimesTrue, 60_000);
+addEventListener("visibilitychange", () => {
+	if (document.hidden) return;
+	keepTimesTrue();
+	// Back from signing in, say.
+	if (again === resume && !document.querySelector("dialog[open]")) resume();
+});
+for (const kind of ["online", "offline"]) {
+	addEventListener(kind, () => {
+		$("offline").hidden = navigator.onLine;
+		if (navigator.onLine && again === resume) resume();
+	});
+}
+$("offline").hidden = navigator.onLine;
+// A page that comes back from the browser's memory may find another user signed in.
+addEventListener("pageshow", (event) => event.persisted && resume());
+for (const kind of ["error", "unhandledrejection"]) {
+	addEventListener(kind, (event) => {
+		const error = event.reason ?? event.error;
+		if (error) complain(asProblem(error), reload);
+	});
+}
+addEventListener("resize", fit);
 $("tabs").addEventListener("keydown", moveTab);
 for (const button of tabButtons) button.addEventListener("click", () => button.dataset.tab !== tab && choose(button.dataset.tab));
 for (const id of ["generate", "generate-first"]) {

@@ -1,0 +1,99 @@
+//! Which user an answer is for, so that a page never mixes two users.
+//!
+//! A browser has one session for all of its tabs, so a page that one user opened may send its next request in the session of
+//! another. Each answer names its user by an opaque marker in the [`USER`] header; a request that sends a marker back is
+//! refused unless the marker is that of its own caller. A client that sends none is not asked.
+
+use super::Problem;
+use crate::service::Actor;
+use axum::extract::Request;
+use axum::middleware::Next;
+use axum::response::Response;
+use http::request::Parts;
+use http::{HeaderName, HeaderValue, StatusCode};
+use sha2::{Digest, Sha256};
+use std::sync::{Arc, OnceLock};
+
+/// The marker of the user that an answer is for, or that a request expects to be answered for.
+pub(super) const USER: HeaderName = HeaderName::from_static("patkit-user");
+
+/// The place in a request's extensions where [`check`] leaves the marker for the answer.
+#[derive(Clone, Default)]
+struct Answered(Arc<OnceLock<HeaderValue>>);
+
+/// Names the user in the answer to each request whose caller was found out, whatever the answer is.
+pub(super) async fn name_user(mut request: Request, next: Next) -> Response {
+    let answered = Answered::default();
+    request.extensions_mut().insert(answered.clone());
+    let mut response = next.run(request).await;
+    if let Some(marker) = answered.0.get() {
+        response.headers_mut().insert(USER, marker.clone());
+    }
+    response
+}
+
+/// Refuses a request whose page belongs to another user than its caller.
+///
+/// # Errors
+/// 412 `user_changed` (RFC 9110 section 15.5.13): a condition in the header fields of the request is false.
+pub(super) fn check(parts: &Parts, actor: &Actor) -> Result<(), Problem> {
+    let marker = marker(actor);
+    if let (Some(answered), Some(marker)) = (parts.extensions.get::<Answered>(), &marker) {
+        answered.0.get_or_init(|| marker.clone());
+    }
+    if parts.headers.get_all(USER).iter().all(|expected| marker.as_ref() == Some(expected)) {
+        return Ok(());
+    }
+    let detail = "the request expects another user than the one who is signed in; reload the page";
+    Err(Problem::new(StatusCode::PRECONDITION_FAILED, "user_changed", detail))
+}
+
+/// The same for all sessions and tokens of one owner, on all nodes; `None` for the host itself. A digest, since a header has no
+/// room for every character of an owner id. It is no secret: an answer names the owner by id as well.
+fn marker(actor: &Actor) -> Option<HeaderValue> {
+    let (realm, owner) = actor.counts_as();
+    let mut digest = Sha256::new();
+    // Neither text has a control character, so that the separators are unambiguous.
+    for part in ["patkit-user", realm.as_str(), owner?.as_str()] {
+        digest.update(part);
+        digest.update([0]);
+    }
+    let digest = digest.finalize();
+    let half = digest.first_chunk::<16>()?;
+    HeaderValue::try_from(format!("{:032x}", u128::from_be_bytes(*half))).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::owner::{OwnerId, Realm};
+
+    #[test]
+    fn markers_differ_by_owner_and_realm_alone() {
+        let of = |realm: &str, owner: &str| {
+            let realm = if realm.is_empty() { Realm::default() } else { Realm::new(realm).unwrap() };
+            marker(&Actor::session_in(realm, OwnerId::new(owner).unwrap())).unwrap()
+        };
+        let all = [
+            ("", "mel"),
+            ("", "Mel"),
+            ("", "ada"),
+            ("a", "mel"),
+            ("am", "el"),
+            ("", "m\u{e9}l"),
+            ("mel", "a"),
+        ];
+        for (index, one) in all.iter().enumerate() {
+            for (other_index, other) in all.iter().enumerate() {
+                assert_eq!(
+                    of(one.0, one.1) == of(other.0, other.1),
+                    index == other_index,
+                    "{one:?} {other:?}"
+                );
+            }
+        }
+        let address = Actor::session(OwnerId::new("mel").unwrap()).from_address([127, 0, 0, 1].into());
+        assert_eq!(marker(&address).unwrap(), of("", "mel"));
+        assert_eq!(marker(&Actor::system()), None);
+    }
+}
