@@ -55,7 +55,7 @@ async function call(method, url, body) {
 	const text = said?.detail || said?.title || `The server answered ${answer.status || "with something else than JSON"}.`;
 	const sentence = text.replace(/^./u, (first) => first.toUpperCase()).replace(/[^.!?]$/u, "$&.");
 	const again = answer.status === 503 && !/try again/.test(text) ? " Please try again in a moment." : "";
-	throw new Problem(answer.status, sentence + again, said?.field, said?.code);
+	throw new Problem(answer.status, sentence + again, said?.errors?.[0]?.pointer.slice(1), said?.code);
 }
 
 const tokenUrl = (token, rest = "") => `${API}/user-tokens/${encodeURIComponent(token.id)}${rest}`;
