@@ -45,8 +45,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let app = Router::new()
         .route("/whoami", get(async |token: Verified| token.owner().id().to_string()))
         .route_layer(authenticator.required()) // what stands above needs a token
-        .nest("/settings/tokens", Console::new(&api, "/api").router())
-        .nest("/api", api.router())
+        .nest_service("/settings/tokens", Console::new(&api, "/api").router::<()>())
+        .nest_service("/api", api.router::<()>())
         .into_make_service_with_connect_info::<SocketAddr>();
     let listener = tokio::net::TcpListener::bind(std::env::var("LISTEN")?).await?;
     println!("listening on http://{}", listener.local_addr()?);

@@ -148,7 +148,7 @@ async fn serve<S: TokenStore + ChangeFeed + 'static>(store: S, listener: TcpList
 
     let app = Router::new()
         .merge(console.router())
-        .nest("/api", api.router())
+        .nest_service("/api", api.router::<()>())
         .route("/api/openapi.json", get(async || axum::Json(openapi("/api"))))
         .nest("/demo", demo)
         .route("/sign-in", get(sign_in_page).post(sign_in).with_state(sessions.clone()))

@@ -1,7 +1,8 @@
 //! The `Authorization` header of a bearer request (RFC 9110 section 11, RFC 6750 section 2.1), as text: no HTTP library is
 //! needed.
 
-/// Most bytes of a header that are looked at; a longer one holds no token of ours, whose text has 97 at most.
+/// The most bytes that an `Authorization` header of the scheme `Bearer` may have: 8 KiB. The text of a token has 97 at most.
+/// Headers of other schemes have no bound here.
 pub const MAX_HEADER_BYTES: usize = 8 * 1024;
 
 /// Why a header holds no bearer credential.
@@ -9,28 +10,52 @@ pub const MAX_HEADER_BYTES: usize = 8 * 1024;
 #[non_exhaustive]
 pub enum BearerError {
     /// There is no credential, or one of another scheme: answer 401 without an error code.
-    #[error("there is no bearer credential")]
+    #[error("the request has no bearer credential")]
     Missing,
     /// `Bearer` is not followed by exactly one token68, or the header is too long: answer 400, `invalid_request`.
-    #[error("the bearer credential is malformed")]
+    #[error(
+        "the bearer credential is malformed: `Bearer`, a space and one token are expected, 8 KiB at most"
+    )]
     Malformed,
 }
 
-/// The only one of a request's `Authorization` headers, from their values as they came; none where there is none.
+/// Returns the value of the only `Authorization` header of a request, given the values as they came, or `None` if there is none or it
+/// belongs to another scheme than `Bearer`.
+///
+/// The scheme is read first. A credential of another scheme is never judged, however long it is and whatever its bytes are.
 ///
 /// # Errors
-/// [`BearerError::Malformed`] where there is more than one, or it is not visible ASCII with spaces and tabs
-/// (RFC 9110 section 5.5).
+/// [`BearerError::Malformed`] if there is more than one header, of whatever schemes, or if the bearer credential is longer than
+/// [`MAX_HEADER_BYTES`] or not visible ASCII with spaces and tabs (RFC 9110 section 5.5).
 pub fn only<'a>(headers: impl IntoIterator<Item = &'a [u8]>) -> Result<Option<&'a str>, BearerError> {
     let mut headers = headers.into_iter();
     match (headers.next(), headers.next()) {
         (None, _) => Ok(None),
+        (Some(header), None) if after_name(header).is_none() => Ok(None),
         (Some(header), None) if header.len() > MAX_HEADER_BYTES => Err(BearerError::Malformed),
         (Some(header), None) if header.iter().all(|byte| matches!(byte, b'\t' | b' '..=b'~')) => {
             str::from_utf8(header).map(Some).map_err(|_| BearerError::Malformed)
         }
         (Some(_), _) => Err(BearerError::Malformed),
     }
+}
+
+/// Returns the bearer credential of a request's only `Authorization` header if it is one well-formed token68, of whatever length.
+#[cfg(feature = "tower")]
+pub(crate) fn token68<'a>(headers: impl IntoIterator<Item = &'a [u8]>) -> Option<&'a str> {
+    let mut headers = headers.into_iter();
+    let (header, None) = (headers.next()?, headers.next()) else { return None };
+    let text = str::from_utf8(after_name(header)?).ok()?.strip_prefix(' ')?.trim_matches(' ');
+    is_token68(text).then_some(text)
+}
+
+/// Returns the rest of a header after the name `Bearer`, or `None` if the header belongs to another scheme.
+fn after_name(header: &[u8]) -> Option<&[u8]> {
+    let (name, rest) = header.split_first_chunk::<6>()?;
+    // `Bearerx` is another scheme. `Bearer` before a tab or a comma is no other scheme, since neither may stand in a name.
+    let is_ours =
+        name.eq_ignore_ascii_case(b"bearer") && !rest.first().is_some_and(|byte| is_token_char(*byte));
+    is_ours.then_some(rest)
 }
 
 /// The credential in an `Authorization` header. The scheme is compared without regard to case; one or more spaces stand
@@ -45,9 +70,8 @@ pub fn credential(header: &str) -> Result<&str, BearerError> {
     if is_token68(text) { Ok(text) } else { Err(BearerError::Malformed) }
 }
 
-/// What stands after the scheme, trimmed of spaces, without a look at it.
+/// Returns the text after the scheme, trimmed of spaces, without judging it.
 pub(crate) fn after_scheme(header: &str) -> Result<&str, BearerError> {
-    const SCHEME: &[u8; 6] = b"bearer";
     // The usual header, without a search for where anything ends.
     if let Some(text) = header.strip_prefix("Bearer ")
         && header.len() <= MAX_HEADER_BYTES
@@ -56,21 +80,12 @@ pub(crate) fn after_scheme(header: &str) -> Result<&str, BearerError> {
     {
         return Ok(text);
     }
-    let Some((scheme, rest)) = header.as_bytes().split_first_chunk::<6>() else {
-        return Err(BearerError::Missing);
-    };
-    if !scheme.eq_ignore_ascii_case(SCHEME) {
-        return Err(BearerError::Missing);
+    let rest = after_name(header.as_bytes()).ok_or(BearerError::Missing)?;
+    if rest.first() != Some(&b' ') || header.len() > MAX_HEADER_BYTES {
+        return Err(BearerError::Malformed);
     }
-    match rest.first() {
-        Some(b' ') if header.len() <= MAX_HEADER_BYTES => {
-            let text = header.get(SCHEME.len()..).unwrap_or_default();
-            Ok(text.trim_matches(' '))
-        }
-        // `Bearerx` is another scheme; `Bearer` and a tab, a comma or whatever is not a scheme at all.
-        Some(byte) if is_token_char(*byte) => Err(BearerError::Missing),
-        Some(_) | None => Err(BearerError::Malformed),
-    }
+    let text = header.get(header.len().saturating_sub(rest.len())..);
+    text.map(|text| text.trim_matches(' ')).ok_or(BearerError::Malformed)
 }
 
 /// RFC 9110 section 11.2: `1*( ALPHA / DIGIT / "-" / "." / "_" / "~" / "+" / "/" ) *"="`.
@@ -100,10 +115,34 @@ mod tests {
     fn a_request_has_one_header_or_none() {
         assert_eq!(only([]), Ok(None));
         assert_eq!(only([b"Bearer abc".as_slice()]), Ok(Some("Bearer abc")));
-        let bad: [&[&[u8]]; 4] =
-            [&[b"Bearer abc", b"Bearer abc"], &[b"Bearer \xff"], &[b"Bearer \0"], &[b"a\r\nb"]];
+        let long = [b"Bearer ", "a".repeat(MAX_HEADER_BYTES).as_bytes()].concat();
+        let bad: [&[&[u8]]; 7] = [
+            &[b"Bearer abc", b"Bearer abc"],
+            &[b"Bearer abc", b"NTLM abc"],
+            &[b"NTLM abc", b"NTLM abc"],
+            &[b"Bearer \xff"],
+            &[b"bearer \0"],
+            &[b"Bearer\xff"],
+            &[&long],
+        ];
         for headers in bad {
             assert_eq!(only(headers.iter().copied()), Err(BearerError::Malformed));
+        }
+    }
+
+    #[test]
+    fn credentials_of_other_schemes_are_not_judged_by_length_or_characters() {
+        let schemes =
+            ["NTLM", "Negotiate", "AWS4-HMAC-SHA256", "Digest", "Basic", "Bearerx", "Bearer-MAC", "B", ""];
+        let bodies: [&[u8]; 6] = [b"", b" abc", b" \xff\xfe", b"\0", b"\r\n", " Bearer caf\u{e9}".as_bytes()];
+        for (scheme, body) in schemes.iter().flat_map(|scheme| bodies.map(|body| (scheme, body))) {
+            for length in [0, MAX_HEADER_BYTES, 1 << 20] {
+                let header = [scheme.as_bytes(), body, &vec![0xe9; length], &vec![b'a'; length]].concat();
+                assert_eq!(only([header.as_slice()]), Ok(None), "{scheme} {body:?} {length}");
+                if let Ok(text) = str::from_utf8(&header) {
+                    assert_eq!(credential(text), Err(BearerError::Missing), "{scheme} {body:?} {length}");
+                }
+            }
         }
     }
 

@@ -31,7 +31,11 @@ mod body;
 #[cfg(feature = "console")]
 mod console;
 #[cfg(feature = "axum")]
+mod cross_site;
+#[cfg(feature = "axum")]
 mod extract;
+#[cfg(feature = "axum")]
+mod fields;
 #[cfg(feature = "axum")]
 mod limit;
 #[cfg(feature = "openapi")]
@@ -39,22 +43,26 @@ mod openapi;
 #[cfg(feature = "axum")]
 mod router;
 #[cfg(feature = "axum")]
+mod secret;
+#[cfg(feature = "axum")]
 mod user;
 
 pub use address::{ClientAddress, Connection};
 #[cfg(feature = "axum")]
 pub use body::{
-    EditBody, IssuedBody, NewTokenBody, PageBody, ProblemBody, RevokedBody, RevokedByBody, RotateBody,
-    TokenBody, UserBody,
+    EditBody, FieldErrorBody, IssuedBody, NewTokenBody, PageBody, ProblemBody, RevokedBody, RevokedByBody,
+    RotateBody, TokenBody, UserBody,
 };
 #[cfg(feature = "console")]
 pub use console::Console;
+#[cfg(feature = "axum")]
+pub use cross_site::CrossSiteError;
 #[cfg(feature = "axum")]
 pub use extract::{Permitted, RequiredPermission};
 pub use layer::{AuthLayer, AuthService, RequirePermission, RequirePermissionService, ResponseBody};
 #[cfg(feature = "openapi")]
 pub use openapi::openapi;
-pub use problem::{Problem, RealmError};
+pub use problem::{FieldError, Problem, RealmError};
 #[cfg(feature = "axum")]
 pub use router::{ManagementApi, ManagementApiBuilder, OriginError, Sessions};
 
@@ -73,6 +81,7 @@ pub struct Authenticator<S, D> {
     tokens: Arc<TokenService<S, D>>,
     only: Option<Realm>,
     address: ClientAddress,
+    ignores_foreign: bool,
     watch: Watch,
     challenge: Challenge,
 }
@@ -88,6 +97,15 @@ pub enum Incident<'a> {
     NotDone(&'a ManageError),
     /// A record that a list should have held is corrupt.
     Corrupt(&'a CorruptRecord),
+    /// A session's call that changes something was refused, because nothing shows that a page of this site sent it.
+    #[cfg(feature = "axum")]
+    CrossSite(&'a CrossSiteError),
+}
+
+/// What a layer does to a request that it lets through, without a layer.
+#[cfg(feature = "testkit")]
+pub(crate) fn let_through(extensions: &mut Extensions, verified: Option<Verified>) {
+    layer::let_through(extensions, verified, Challenge::of_nobody());
 }
 
 /// Who hears of incidents.
@@ -109,7 +127,8 @@ impl<S: TokenStore, D: Directory> Authenticator<S, D> {
     /// challenges is the service's brand.
     pub fn new(tokens: Arc<TokenService<S, D>>) -> Self {
         let challenge = Challenge::of_brand(tokens.format().brand());
-        Self { tokens, only: None, address: ClientAddress::connection(), watch: Watch::default(), challenge }
+        let address = ClientAddress::connection();
+        Self { tokens, only: None, address, ignores_foreign: false, watch: Watch::default(), challenge }
     }
 
     /// With this `realm` in its challenges (RFC 9110 section 11.5): it names what is protected, to humans.
@@ -131,6 +150,18 @@ impl<S: TokenStore, D: Directory> Authenticator<S, D> {
     /// Takes the address of a client from there.
     pub fn client_address(mut self, address: ClientAddress) -> Self {
         self.address = address;
+        self
+    }
+
+    /// Treats a bearer credential that is not of this host's as no credential: for a host whose own tokens, such as JWTs, share the
+    /// scheme. The header is passed on untouched, so that the host's own check behind [`optional`](Self::optional), or
+    /// the sessions of the management API, sees it.
+    ///
+    /// A credential is of this host's if it begins with an accepted brand and a kind, such as `acme_pat_`. So a mistyped token of
+    /// this host's is still refused, and so is a request with two `Authorization` headers or with a credential that is not one
+    /// token68. The length of a foreign credential is not bounded.
+    pub fn ignore_foreign(mut self) -> Self {
+        self.ignores_foreign = true;
         self
     }
 
@@ -156,7 +187,8 @@ impl<S: TokenStore, D: Directory> Authenticator<S, D> {
         AuthLayer::new(self.clone(), false)
     }
 
-    /// Verifies the bearer credential of a request; `None` where it has none. For hosts that need no layer.
+    /// Verifies the bearer credential of a request; `None` if it has none, or one that is [ignored](Self::ignore_foreign). For hosts that
+    /// need no layer.
     ///
     /// # Errors
     /// [`Problem`]: what the client is told.
@@ -166,10 +198,14 @@ impl<S: TokenStore, D: Directory> Authenticator<S, D> {
         extensions: &Extensions,
     ) -> Result<Option<Verified>, Problem> {
         let address = self.address_of(headers, extensions);
-        let values = headers.get_all(AUTHORIZATION).iter().map(HeaderValue::as_bytes);
+        let values = || headers.get_all(AUTHORIZATION).iter().map(HeaderValue::as_bytes);
+        let is_foreign = |text| !self.tokens.format().has_prefix(text);
+        if self.ignores_foreign && crate::bearer::token68(values()).is_some_and(is_foreign) {
+            return Ok(None);
+        }
         let verified = match &self.only {
-            None => self.tokens.verify_headers(values, address).await,
-            Some(realm) => self.tokens.verify_headers_in(realm, values, address).await,
+            None => self.tokens.verify_headers(values(), address).await,
+            Some(realm) => self.tokens.verify_headers_in(realm, values(), address).await,
         };
         match verified {
             Ok(verified) => Ok(Some(verified)),
@@ -197,6 +233,7 @@ impl<S, D> Clone for Authenticator<S, D> {
             tokens: self.tokens.clone(),
             only: self.only.clone(),
             address: self.address.clone(),
+            ignores_foreign: self.ignores_foreign,
             watch: self.watch.clone(),
             challenge: self.challenge.clone(),
         }
@@ -209,6 +246,7 @@ impl<S, D> fmt::Debug for Authenticator<S, D> {
             .field("tokens", &self.tokens)
             .field("only", &self.only)
             .field("address", &self.address)
+            .field("ignores_foreign", &self.ignores_foreign)
             .field("challenge", &self.challenge)
             .finish_non_exhaustive()
     }

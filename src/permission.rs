@@ -144,6 +144,24 @@ impl Permission {
         Ok(Self { text: Arc::from(text), hash: hash_of(text.as_bytes()), prefixes: prefixes.collect() })
     }
 
+    /// Whether a text is a concrete permission, which [`parse`](Self::parse) then reads. Serves checks at compile time.
+    pub const fn is_concrete(text: &str) -> bool {
+        let mut rest = text.as_bytes();
+        if rest.len() > MAX_PERMISSION_BYTES {
+            return false;
+        }
+        let mut segment_is_empty = true;
+        while let [byte, after @ ..] = rest {
+            match byte {
+                b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-' => segment_is_empty = false,
+                b':' if !segment_is_empty => segment_is_empty = true,
+                _ => return false,
+            }
+            rest = after;
+        }
+        !segment_is_empty
+    }
+
     /// The permission as text.
     pub fn as_str(&self) -> &str {
         &self.text
@@ -895,6 +913,21 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_text_is_concrete_exactly_if_it_is_read_as_a_permission() {
+        let parts = ["", "a", "z9_-", ":", "*", "A", " ", "\u{e9}", "\0", "a:b"];
+        let mut texts: Vec<String> =
+            vec!["a".repeat(MAX_PERMISSION_BYTES), "a".repeat(MAX_PERMISSION_BYTES + 1)];
+        for first in parts {
+            for second in parts {
+                texts.extend(parts.map(|third| format!("{first}{second}{third}")));
+            }
+        }
+        for text in texts {
+            assert_eq!(Permission::is_concrete(&text), Permission::parse(&text).is_ok(), "{text:?}");
         }
     }
 

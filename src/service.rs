@@ -15,6 +15,8 @@ mod usage;
 mod verify;
 mod within;
 
+#[cfg(feature = "axum")]
+pub(crate) use actor::ActorCredential;
 pub use actor::{Actor, Standing};
 pub use error::{Attenuation, InvalidInput, ManageError, RejectReason, Rejected, Unavailable, VerifyError};
 pub use manage::{IssuedToken, TokenPage};

@@ -1,6 +1,9 @@
 //! Makes a [`Verified`] without a store and a secret: for tests of hosts, behind its own feature.
 //!
-//! Never enable the feature in a release build: whoever can call this can be anybody. Put it into `[dev-dependencies]`.
+//! Put the feature into `[dev-dependencies]` and nowhere else: in a release build, a caller of this module can be anybody. Features are
+//! unified, so any crate of the build can turn this one on for all of them. A build without debug assertions, such as
+//! `cargo build --release`, therefore does not compile with it. To run tests or benches in such a profile, set
+//! `PATKIT_TESTKIT_IN_RELEASE` for that one command: `PATKIT_TESTKIT_IN_RELEASE=1 cargo test --release`.
 
 use crate::clock::micros;
 use crate::owner::Owner;
@@ -15,6 +18,20 @@ use crate::token::{
 use chrono::{DateTime, Utc};
 use std::net::IpAddr;
 use std::sync::Arc;
+
+const _: () = assert!(
+    cfg!(debug_assertions) || option_env!("PATKIT_TESTKIT_IN_RELEASE").is_some(),
+    "the feature `testkit` of patkit lets anybody be anybody and is on in a build without debug assertions; turn it on in \
+     [dev-dependencies] alone, or, to run tests, set PATKIT_TESTKIT_IN_RELEASE=1 for that command"
+);
+
+/// Does to a request what an [`AuthLayer`](crate::http::AuthLayer) does that lets this token through: extractors and
+/// [`RequirePermission`](crate::http::RequirePermission) then find the token. `None` is a request without a credential, behind an
+/// optional layer.
+#[cfg(feature = "tower")]
+pub fn let_through(extensions: &mut http::Extensions, verified: Option<Verified>) {
+    crate::http::let_through(extensions, verified);
+}
 
 /// A verified token to be made up.
 ///

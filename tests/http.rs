@@ -344,6 +344,11 @@ impl Answer {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
+    /// Which fields are refused.
+    fn pointers(&self) -> Vec<String> {
+        self.problem().errors.into_iter().map(|error| error.pointer).collect()
+    }
+
     fn problem(&self) -> ProblemBody {
         assert_eq!(self.header("content-type"), Some("application/problem+json"), "{self:?}");
         let problem: ProblemBody = serde_json::from_str(&self.body).unwrap();
@@ -636,7 +641,7 @@ async fn what_is_refused_in_a_body_is_named() {
         ("POST", new, "{\"name\":\"\u{0}\"}", 400, "invalid_json", ""),
         ("POST", new, "{'name':'a'}", 400, "invalid_json", ""),
         ("POST", new, &nested, 422, "invalid", "name"),
-        ("POST", new, "{\"expires_in_days\":1e400,\"name\":\"a\"}", 400, "invalid_json", ""),
+        ("POST", new, "{\"expires_in_days\":1e400,\"name\":\"a\"}", 422, "invalid", "expires_in_days"),
         // Of another shape.
         ("POST", new, "[]", 422, "invalid", ""),
         ("POST", new, "[", 400, "invalid_json", ""),
@@ -652,9 +657,8 @@ async fn what_is_refused_in_a_body_is_named() {
         ("POST", new, "{\"name\":\"a\",\"name\":\"b\"}", 422, "invalid", "name"),
         ("POST", new, "{\"name\":\"a\",\"scope\":[]}", 422, "invalid", "scope"),
         ("POST", new, "{\"name\":\"a\",\"access_token\":\"x\"}", 422, "invalid", "access_token"),
-        ("POST", new, "{\"name\":\"a\",\"scopes\":null}", 422, "invalid", "scopes"),
         ("POST", new, "{\"name\":\"a\",\"scopes\":\"data:read\"}", 422, "invalid", "scopes"),
-        ("POST", new, "{\"name\":\"a\",\"scopes\":[1]}", 422, "invalid", "scopes[0]"),
+        ("POST", new, "{\"name\":\"a\",\"scopes\":[1]}", 422, "invalid", "scopes/0"),
         ("POST", new, "{\"name\":\"a\",\"allowed_networks\":null}", 422, "invalid", "allowed_networks"),
         ("POST", new, "{\"name\":\"a\",\"scim_endpoints_only\":1}", 422, "invalid", "scim_endpoints_only"),
         // Out of bounds.
@@ -686,8 +690,8 @@ async fn what_is_refused_in_a_body_is_named() {
         ),
         ("POST", new, "{\"name\":\"a\",\"expires_in_days\":1.5}", 422, "invalid", "expires_in_days"),
         ("POST", new, "{\"name\":\"a\",\"expires_in_days\":\"30\"}", 422, "invalid", "expires_in_days"),
-        ("POST", new, "{\"name\":\"a\",\"scopes\":[\"data:*:x\"]}", 422, "invalid", "scopes"),
-        ("POST", new, "{\"name\":\"a\",\"scopes\":[\"Data:read\"]}", 422, "invalid", "scopes"),
+        ("POST", new, "{\"name\":\"a\",\"scopes\":[\"data:*:x\"]}", 422, "invalid", "scopes/0"),
+        ("POST", new, "{\"name\":\"a\",\"scopes\":[\"Data:read\"]}", 422, "invalid", "scopes/0"),
         ("POST", new, &many, 422, "invalid", "scopes"),
         ("POST", new, "{\"name\":\"a\",\"allowed_networks\":[]}", 422, "invalid", "allowed_networks"),
         (
@@ -696,7 +700,7 @@ async fn what_is_refused_in_a_body_is_named() {
             "{\"name\":\"a\",\"allowed_networks\":[\"10.0.0.1/8\"]}",
             422,
             "invalid",
-            "allowed_networks",
+            "allowed_networks/0",
         ),
         (
             "POST",
@@ -735,7 +739,9 @@ async fn what_is_refused_in_a_body_is_named() {
         let problem = answer.problem();
         let case = format!("{body:.90}: {answer:?}");
         assert_eq!((answer.status, problem.code.as_str()), (*status, *code), "{case}");
-        assert_eq!(problem.field.unwrap_or_default(), *field, "{case}");
+        let fields: Vec<&str> = problem.errors.iter().map(|error| &error.pointer[1..]).collect();
+        assert_eq!(fields.join(" "), *field, "{case}");
+        assert!(problem.errors.iter().all(|error| !error.detail.is_empty()), "{case}");
         assert!(!problem.detail.is_empty(), "{case}");
     }
     let page = host.call(&admin, Method::GET, "/user-tokens", None).await.json::<PageBody>();
@@ -1004,9 +1010,16 @@ async fn a_session_changes_things_from_a_page_of_the_site_alone() {
     // A bearer token is nothing that a browser sends by itself.
     let bearer = Who::Token(token);
     assert_eq!(host.call(&bearer, Method::DELETE, "/user-tokens/current", None).await.status, 204);
-    for bad in
-        ["", "app.example.com", "https://", "https://app.example.com/", "https://App.example.com", "null"]
-    {
+    for bad in [
+        "",
+        "app.example.com",
+        "https://",
+        "https://app.example.com/",
+        "https://App.example.com",
+        "https://app.example.com:443",
+        "http://app.example.com:80",
+        "null",
+    ] {
         let builder = ManagementApi::builder(Authenticator::new(host.tokens.clone()), signed_in);
         assert!(builder.allow_origin(bad).is_err(), "{bad}");
     }
@@ -1048,11 +1061,10 @@ async fn pages_follow_each_other_and_cursors_open_nothing_of_others() {
     ] {
         for list in ["/user-tokens", "/user-tokens/service"] {
             let answer = host.call(&Who::Session("ada"), Method::GET, &format!("{list}?{query}"), None).await;
-            let problem = answer.problem();
-            assert_eq!((answer.status, problem.field.as_deref()), (422, Some(field)), "{query}");
+            assert_eq!((answer.status, answer.pointers()), (422, vec![format!("/{field}")]), "{query}");
         }
     }
-    assert_eq!(host.call(&mel, Method::GET, "/user-tokens?limit=200&other=1", None).await.status, 200);
+    assert_eq!(host.call(&mel, Method::GET, "/user-tokens?limit=200", None).await.status, 200);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -1224,10 +1236,10 @@ async fn a_field_that_a_call_does_not_have_is_not_named() {
     host.users.users.put(Owner::new(id("ci-bot"), OwnerKind::Service).role("robot").enabled(false));
     let path = format!("/user-tokens/{target}/rotate");
     let answer = host.call(&Who::Session("ada"), Method::POST, &path, Some(json!({}))).await;
-    assert_eq!((answer.status, answer.problem().field), (422, None), "{answer:?}");
+    assert_eq!((answer.status, answer.pointers()), (422, vec![]), "{answer:?}");
     let new = json!({"name": "new", "user_id": "ci-bot"});
     let answer = host.call(&Who::Session("ada"), Method::POST, "/user-tokens", Some(new)).await;
-    assert_eq!((answer.status, answer.problem().field.as_deref()), (422, Some("user_id")), "{answer:?}");
+    assert_eq!((answer.status, answer.pointers()), (422, vec!["/user_id".to_owned()]), "{answer:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -1271,24 +1283,424 @@ async fn an_address_counts_only_from_where_the_host_trusts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn generation_is_limited_for_each_actor() {
+async fn generation_is_limited_for_each_credential_after_authorization() {
     let limit = Some((2, Duration::from_secs(3_600)));
     let host = Host::wanted(Wanted { limit, ..Wanted::default() }).await;
     let make = async |who: &Who, name: &str| {
         host.call(who, Method::POST, "/user-tokens", Some(json!({"name": name}))).await
     };
     let (own, token) = host.issue(&session("mel"), NewToken::named("own").never_expires()).await;
-    assert_eq!(make(&Who::Session("mel"), "1").await.status, 201);
-    assert_eq!(make(&Who::Token(token.clone()), "2").await.status, 201);
+    let (weak, leaked) = host.issue(&session("mel"), NewToken::named("leaked").scope([""; 0])).await;
+    // A leaked token that may do nothing uses up nobody's limit, not even its own.
+    for _ in 0..5 {
+        assert_eq!(make(&Who::Token(leaked.clone()), "0").await.status, 403);
+    }
+    // What is refused by its body is not counted either.
+    assert_eq!(make(&Who::Session("mel"), "").await.status, 422);
     for who in [Who::Session("mel"), Who::Token(token)] {
-        let refused = make(&who, "3").await;
-        assert_eq!((refused.status, refused.problem().code.as_str()), (429, "too_many_requests"));
-        assert_eq!(refused.header("retry-after"), Some("3600"));
+        let first = make(&who, &format!("{who:?}").chars().take(40).collect::<String>()).await;
+        assert_eq!((first.status, first.header("ratelimit")), (201, Some("\"tokens\";r=1;t=3600")));
+        assert_eq!(first.header("ratelimit-policy"), Some("\"tokens\";q=2;w=3600"));
         let rotate = format!("/user-tokens/{own}/rotate");
-        assert_eq!(host.call(&who, Method::POST, &rotate, Some(json!({}))).await.status, 429);
+        let wrong = json!({"overlap_seconds": 99_999_999});
+        assert_eq!(host.call(&who, Method::POST, &rotate, Some(wrong)).await.status, 422);
+        host.clock.advance(TimeDelta::milliseconds(600_500));
+        for path in ["/user-tokens", &rotate] {
+            let body = if path == "/user-tokens" { json!({"name": "3"}) } else { json!({}) };
+            let refused = host.call(&who, Method::POST, path, Some(body)).await;
+            assert_eq!((refused.status, refused.problem().code.as_str()), (429, "too_many_requests"));
+            assert_eq!(refused.header("retry-after"), Some("3000"), "to the next whole second");
+            assert_eq!(refused.header("ratelimit"), Some("\"tokens\";r=0;t=3000"));
+        }
         assert_eq!(host.call(&who, Method::GET, "/user-tokens", None).await.status, 200);
     }
     assert_eq!(make(&Who::Session("other"), "1").await.status, 201);
+    // A token may rotate itself, and that is counted for it.
+    let rotate = format!("/user-tokens/{weak}/rotate");
+    let rotated = host.call(&Who::Token(leaked), Method::POST, &rotate, Some(json!({}))).await;
+    assert_eq!((rotated.status, rotated.header("ratelimit")), (201, Some("\"tokens\";r=1;t=3600")));
+    host.clock.advance(TimeDelta::seconds(3_000));
+    assert_eq!(make(&Who::Session("mel"), "later").await.status, 201, "after as long as Retry-After said");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_sign_in_that_is_too_old_is_refused_before_the_limit_is_counted() {
+    let limit = Some((1, Duration::from_secs(60)));
+    let host = Host::wanted(Wanted { limit, is_recent_sign_in: true, ..Wanted::default() }).await;
+    let mut headers = Who::Session("mel").headers();
+    headers.push(("content-type", "application/json".to_owned()));
+    for _ in 0..3 {
+        let body = Some(json!({"name": "1"}).to_string());
+        let answer = host.send(Method::POST, "/api/user-tokens", &headers, body).await;
+        assert_eq!((answer.status, answer.problem().code.as_str()), (403, "recent_sign_in_required"));
+    }
+    headers.push(("x-recent", "yes".to_owned()));
+    let body = Some(json!({"name": "1"}).to_string());
+    assert_eq!(host.send(Method::POST, "/api/user-tokens", &headers, body).await.status, 201);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn credentials_of_other_schemes_are_none_and_the_session_beside_them_is_used() {
+    let host = Host::new().await;
+    for scheme in ["NTLM", "Negotiate", "AWS4-HMAC-SHA256", "Digest", "Bearerx"] {
+        for rest in ["abc".to_owned(), "a".repeat(20_000), "caf\u{e9}".to_owned(), "a, b=\"c\"; d".to_owned()]
+        {
+            for (path, cookie, status) in [
+                ("/whoami", "", 401),
+                ("/maybe", "Cookie: session=mel\r\n", 200),
+                ("/api/user-tokens", "Cookie: session=mel\r\n", 200),
+                ("/api/user-tokens", "", 401),
+            ] {
+                let line = format!("Authorization: {scheme} {rest}\r\n");
+                let start = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{cookie}{line}");
+                let answer = host.raw(format!("{start}\r\n").as_bytes()).await;
+                assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{scheme} {rest:.20} {answer}");
+                let twice = host.raw(format!("{start}{line}\r\n").as_bytes()).await;
+                assert!(twice.starts_with("HTTP/1.1 400 "), "{scheme} {rest:.20} {twice}");
+            }
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_foreign_credential_is_none_where_the_host_says_so() {
+    let host = Host::new().await;
+    let (_, token) = host.issue(&session("mel"), NewToken::named("good")).await;
+    let jwt = |length: usize| format!("Bearer eyJhbGciOiJFUzI1NiJ9.{}.c2ln", "a".repeat(length));
+    let by_jwt = |request: &Parts| {
+        let value = request.headers.get("authorization")?.to_str().ok()?;
+        value.starts_with("Bearer eyJ").then(|| session("mel").proven_by_header())
+    };
+    let plain = Authenticator::new(host.tokens.clone());
+    let ignoring = plain.clone().ignore_foreign();
+    let app = |authenticator: &Authenticator<_, _>| -> Router {
+        let seen = async |verified: Option<Verified>, headers: HeaderMap| {
+            let header = headers.get("authorization").map(|value| value.to_str().unwrap().to_owned());
+            format!("{} {}", verified.is_some(), header.unwrap_or_default())
+        };
+        Router::new()
+            .route("/maybe", get(seen))
+            .route_layer(authenticator.optional())
+            .nest_service("/api", ManagementApi::new(authenticator.clone(), by_jwt).router::<()>())
+    };
+    let call = async |app: Router, method: Method, path: &str, header: &str| {
+        let request = Request::builder().method(method).uri(path).header("authorization", header);
+        let request = request.header("content-type", "application/json");
+        let answer = app.oneshot(request.body(Body::from("{\"name\":\"by JWT\"}")).unwrap()).await.unwrap();
+        let status = answer.status().as_u16();
+        let body = axum::body::to_bytes(answer.into_body(), 100_000).await.unwrap();
+        (status, String::from_utf8(body.to_vec()).unwrap())
+    };
+    for length in [1, 20_000] {
+        let header = jwt(length);
+        let (status, seen) = call(app(&ignoring), Method::GET, "/maybe", &header).await;
+        assert_eq!((status, seen), (200, format!("false {header}")), "untouched");
+        assert_ne!(call(app(&plain), Method::GET, "/maybe", &header).await.0, 200);
+        assert_ne!(call(app(&plain), Method::GET, "/api/user-tokens", &header).await.0, 200);
+        assert_eq!(call(app(&ignoring), Method::GET, "/api/user-tokens", &header).await.0, 200);
+    }
+    // Without Sec-Fetch-Site and Origin: no page can make a browser send that header.
+    assert_eq!(call(app(&ignoring), Method::POST, "/api/user-tokens", &jwt(1)).await.0, 201);
+    let mistyped = format!("Bearer {}x", &token[..token.len() - 1]);
+    for (header, status) in [
+        (format!("Bearer {token}"), 200),
+        (mistyped, 401),
+        ("Bearer acme_pat_".to_owned(), 401),
+        ("Bearer acme_svc_x".to_owned(), 401),
+        ("Bearer".to_owned(), 400),
+        ("Bearer eyJ eyJ".to_owned(), 400),
+        (format!("Bearer eyJ, Bearer {token}"), 400),
+    ] {
+        assert_eq!(call(app(&ignoring), Method::GET, "/maybe", &header).await.0, status, "{header}");
+        assert_eq!(
+            call(app(&ignoring), Method::GET, "/api/user-tokens", &header).await.0,
+            status,
+            "{header}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_page_of_a_local_name_on_plain_http_works_and_other_origins_do_not() {
+    let host = Host::new().await;
+    let own = host.base.clone();
+    for (number, (origin, passes)) in [
+        (own.clone(), true),
+        (own.replace("http://", "https://"), true),
+        ("http://127.0.0.1".to_owned(), false),
+        ("http://evil.local".to_owned(), false),
+        (format!("{own}0"), false),
+        ("null".to_owned(), false),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        host.incidents.lock().unwrap().clear();
+        let headers = [
+            ("cookie", "session=mel".to_owned()),
+            ("origin", origin.clone()),
+            ("content-type", "application/json".to_owned()),
+        ];
+        let body = json!({"name": format!("token {number}")}).to_string();
+        let answer = host.send(Method::POST, "/api/user-tokens", &headers, Some(body)).await;
+        let incidents = host.incidents.lock().unwrap().join("");
+        if passes {
+            assert_eq!(answer.status, 201, "{origin} {answer:?}");
+            assert_eq!(incidents, "");
+        } else {
+            let problem = answer.problem();
+            assert_eq!((answer.status, problem.code.as_str()), (403, "cross_site"), "{origin}");
+            assert!(
+                problem.detail.contains("allow_origin") && problem.detail.contains("Host"),
+                "{problem:?}"
+            );
+            assert!(
+                incidents.contains("CrossSite(OtherOrigin") && incidents.contains(&origin),
+                "{incidents}"
+            );
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn unknown_paths_and_slashes_too_many_are_problems_and_bases_work_with_and_without() {
+    let host = Host::new().await;
+    let console =
+        || Console::new(&ManagementApi::new(Authenticator::new(host.tokens.clone()), signed_in), "/api/");
+    let api = || ManagementApi::new(Authenticator::new(host.tokens.clone()), signed_in).router::<()>();
+    let apps: [Router; 3] = [
+        Router::new().nest_service("/a/api", api()).nest_service("/a/page", console().router::<()>()),
+        Router::new().nest_service("/a/api/", api()).nest_service("/a/page/", console().router::<()>()),
+        Router::new().nest(
+            "/a",
+            Router::new().nest_service("/api", api()).nest_service("/page", console().router::<()>()),
+        ),
+    ];
+    for app in apps {
+        let get = async |path: &str| {
+            let request = Request::get(path).header("cookie", "session=mel").body(Body::empty()).unwrap();
+            let answer = app.clone().oneshot(request).await.unwrap();
+            let content_type =
+                answer.headers().get("content-type").map(|value| value.to_str().unwrap().to_owned());
+            let status = answer.status().as_u16();
+            let body = axum::body::to_bytes(answer.into_body(), 1_000_000).await.unwrap();
+            (status, content_type.unwrap_or_default(), String::from_utf8(body.to_vec()).unwrap())
+        };
+        assert_eq!(get("/a/api/user-tokens").await.0, 200);
+        assert_eq!(get("/a/page/").await.0, 200);
+        for path in [
+            "/a/api/",
+            "/a/api/x",
+            "/a/api/user-tokens/",
+            "/a/api/user-tokens/current/",
+            "/a/api/user-tokens/x/y/z",
+            "/a/api/user-tokens/x/rotate/",
+            "/a/page/x",
+            "/a/page/style.css/",
+        ] {
+            let (status, content_type, body) = get(path).await;
+            assert_eq!((status, content_type.as_str()), (404, "application/problem+json"), "{path}");
+            let problem: ProblemBody = serde_json::from_str(&body).unwrap();
+            assert_eq!(problem.code, "no_such_path", "{path}");
+        }
+    }
+    assert_eq!(
+        serde_json::to_value(openapi("/api/")).unwrap(),
+        serde_json::to_value(openapi("/api")).unwrap()
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_preflight_is_answered_by_a_cors_layer_that_is_outermost() {
+    use tower_http::cors::CorsLayer;
+    let host = Host::new().await;
+    let authenticator = Authenticator::new(host.tokens.clone());
+    let origin = "https://app.example.com";
+    let cors = || {
+        CorsLayer::new()
+            .allow_origin(http::HeaderValue::from_static(origin))
+            .allow_methods([Method::POST])
+            .allow_headers([http::header::AUTHORIZATION, http::header::CONTENT_TYPE])
+    };
+    let routes = || Router::new().route("/data", get(async || "data"));
+    let api = ManagementApi::new(authenticator.clone(), signed_in);
+    let outermost =
+        routes().route_layer(authenticator.required()).nest_service("/api", api.router::<()>()).layer(cors());
+    let innermost =
+        routes().layer(cors()).layer(authenticator.required()).nest_service("/api", api.router::<()>());
+    for (app, statuses) in [(outermost, [200, 200]), (innermost, [401, 405])] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let base = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
+        for (path, status) in ["/data", "/api/user-tokens"].into_iter().zip(statuses) {
+            let request =
+                host.client.request(Method::OPTIONS, format!("{base}{path}")).header("origin", origin);
+            let request = request.header("access-control-request-method", "POST");
+            let answer =
+                request.header("access-control-request-headers", "authorization").send().await.unwrap();
+            assert_eq!(answer.status(), status, "{path}");
+            let allowed = answer.headers().get("access-control-allow-origin");
+            assert_eq!(allowed.map(|value| value.to_str().unwrap()), (status == 200).then_some(origin));
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_refused_field_is_told_at_once_by_its_pointer_and_unknown_query_fields_too() {
+    let host = Host::new().await;
+    let mel = Who::Session("mel");
+    let body = json!({
+        "name": "", "description": "a\u{7}", "expires_in_days": 30.5, "scopes": ["data:read", "A", 1, "b:*:c"],
+        "allowed_networks": ["10.0.0.0/8", "10.0.0.1/8"], "user_id": 7, "x/y~z": 1,
+    });
+    let answer = host.call(&mel, Method::POST, "/user-tokens", Some(body)).await;
+    let pointers: BTreeSet<String> = answer.pointers().into_iter().collect();
+    let expected = [
+        "/allowed_networks/1",
+        "/description",
+        "/expires_in_days",
+        "/name",
+        "/scopes/2",
+        "/user_id",
+        "/x~1y~0z",
+    ];
+    assert_eq!(pointers, expected.map(ToOwned::to_owned).into(), "{answer:?}");
+    let body = json!({"name": "a", "scopes": ["data:read", "A", "b:*:c"], "allowed_networks": []});
+    let answer = host.call(&mel, Method::POST, "/user-tokens", Some(body)).await;
+    assert_eq!(answer.pointers(), ["/scopes/1", "/scopes/2", "/allowed_networks"], "{answer:?}");
+    assert!(!answer.body.contains("entry") && !answer.body.contains("grant"), "{answer:?}");
+    let many = json!({"name": "a", "scopes": vec![1; 20_000]});
+    let answer = host.call(&mel, Method::POST, "/user-tokens", Some(many)).await;
+    assert!(answer.status == 422 && answer.body.len() < 20_000, "{}", answer.body.len());
+
+    let id = host.token(Target::Personal, "active").await;
+    for (method, path) in [
+        (Method::GET, "/user-tokens".to_owned()),
+        (Method::POST, "/user-tokens".to_owned()),
+        (Method::GET, "/user-tokens/service".to_owned()),
+        (Method::GET, "/user-tokens/current".to_owned()),
+        (Method::DELETE, "/user-tokens/current".to_owned()),
+        (Method::GET, format!("/user-tokens/{id}")),
+        (Method::PUT, format!("/user-tokens/{id}")),
+        (Method::PATCH, format!("/user-tokens/{id}")),
+        (Method::DELETE, format!("/user-tokens/{id}")),
+        (Method::POST, format!("/user-tokens/{id}/rotate")),
+    ] {
+        let answer = host.call(&mel, method, &format!("{path}?Limit=1&a=&a=2"), Some(json!({}))).await;
+        assert_eq!(
+            (answer.status, answer.pointers()),
+            (422, vec!["/Limit".to_owned(), "/a".to_owned()]),
+            "{path}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_number_with_a_zero_fraction_is_an_integer_wherever_one_is_read() {
+    let host = Host::new().await;
+    let mut headers = Who::Session("mel").headers();
+    headers.push(("content-type", "application/json".to_owned()));
+    for (number, status) in [
+        ("30.0", 201),
+        ("3e1", 201),
+        ("300e-1", 201),
+        ("30.5", 422),
+        ("-0.0", 422),
+        ("1e400", 422),
+        ("\"NaN\"", 422),
+        ("\"30\"", 422),
+        ("true", 422),
+        ("30.00000000000000000000001", 422),
+    ] {
+        let body = format!(
+            "{{\"name\":\"n {}\",\"expires_in_days\":{number}}}",
+            number.len() * 7 + usize::from(number.as_bytes()[1])
+        );
+        let answer = host.send(Method::POST, "/api/user-tokens", &headers, Some(body)).await;
+        assert_eq!(answer.status, status, "{number} {answer:?}");
+        if status == 422 {
+            assert_eq!(answer.pointers(), ["/expires_in_days"], "{number}");
+        }
+        let id = host.token(Target::Personal, "active").await;
+        let body = format!("{{\"overlap_seconds\":{number}}}");
+        let answer =
+            host.send(Method::POST, &format!("/api/user-tokens/{id}/rotate"), &headers, Some(body)).await;
+        let status = if number == "-0.0" { 201 } else { status };
+        assert_eq!(answer.status, status, "{number} {answer:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_is_bound_to_the_version_that_was_read() {
+    let host = Host::new().await;
+    let id = host.token(Target::Personal, "active").await;
+    let path = format!("/api/user-tokens/{id}");
+    let mut headers = Who::Session("mel").headers();
+    headers.push(("content-type", "application/json".to_owned()));
+    let etag = async || {
+        let shown = host.send(Method::GET, &path, &Who::Session("mel").headers(), None).await;
+        shown.header("etag").unwrap().to_owned()
+    };
+    for (number, method) in [Method::PATCH, Method::PUT].into_iter().enumerate() {
+        let now = etag().await;
+        let bare = now.trim_matches('"').to_owned();
+        for wrong in [
+            "\"0\"",
+            "\"99\", \"98\"",
+            &format!("W/{now}"),
+            &bare,
+            "",
+            "\"0",
+            &format!("\"0{bare}\""),
+            "\"*\"",
+            "*, \"0\"",
+        ] {
+            let mut headers = headers.clone();
+            headers.push(("if-match", wrong.to_owned()));
+            let body = Some("{\"name\":\"wrong\"}".to_owned());
+            let answer = host.send(method.clone(), &path, &headers, body).await;
+            assert_eq!((answer.status, answer.problem().code.as_str()), (412, "outdated"), "{wrong}");
+        }
+        assert_eq!(etag().await, now, "nothing changed");
+        for (place, right) in [now.clone(), "*".to_owned()].into_iter().enumerate() {
+            let mut headers = headers.clone();
+            let right = if place == 0 { format!("\"77\",  {right}") } else { right };
+            headers.push(("if-match", right));
+            let body = Some(json!({"name": format!("right {number} {place}")}).to_string());
+            let answer = host.send(method.clone(), &path, &headers, body).await;
+            assert_eq!(answer.status, 200, "{answer:?}");
+            assert_eq!(answer.header("etag").unwrap(), etag().await);
+        }
+        assert_ne!(etag().await, now);
+    }
+}
+
+#[tokio::test]
+async fn a_permission_is_not_demanded_of_a_request_that_no_layer_has_seen() {
+    let host = Host::new().await;
+    let (_, token) = host.issue(&session("mel"), NewToken::named("good")).await;
+    let verified = host.tokens.verify(&token, None).await.unwrap();
+    let demand = RequirePermission::new("data:read").unwrap();
+    let call = async |request: Request<Body>| {
+        let app: Router = Router::new()
+            .route("/layer", get(async || "in").layer(demand.clone()))
+            .route("/permitted", get(async |_: Permitted<ReadData>| "in"))
+            .route("/verified", get(async |_: Verified| "in"));
+        app.oneshot(request).await.unwrap().status().as_u16()
+    };
+    for path in ["/layer", "/permitted", "/verified"] {
+        let mut request = Request::get(path).body(Body::empty()).unwrap();
+        assert_eq!(call(request).await, 500, "{path}");
+        request = Request::get(path).body(Body::empty()).unwrap();
+        request.extensions_mut().insert(verified.clone());
+        assert_eq!(call(request).await, 500, "{path}");
+        request = Request::get(path).body(Body::empty()).unwrap();
+        patkit::testkit::let_through(request.extensions_mut(), Some(verified.clone()));
+        assert_eq!(call(request).await, 200, "{path}");
+        request = Request::get(path).body(Body::empty()).unwrap();
+        patkit::testkit::let_through(request.extensions_mut(), None);
+        assert_eq!(call(request).await, 401, "{path}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -1350,7 +1762,7 @@ async fn a_token_makes_nothing_wider_than_itself() {
             let challenge = r#"Bearer realm="Acme", error="insufficient_scope""#;
             assert_eq!(answer.header("www-authenticate"), Some(challenge));
         } else {
-            assert_eq!(answer.problem().field.as_deref(), Some(field));
+            assert_eq!(answer.pointers(), [format!("/{field}")]);
         }
     }
     // Without a scope it would inherit.

@@ -511,6 +511,40 @@ mod memory {
         patterns
     }
 
+    /// The answer of the HTTP API that holds a new token's text: made, sent and dropped.
+    #[cfg(feature = "axum")]
+    #[inline(never)]
+    fn live_over_http() -> Vec<Pattern> {
+        use http_body_util::BodyExt;
+        use patkit::http::{Authenticator, ManagementApi};
+        use tower::ServiceExt;
+
+        let ada = support::id("ada");
+        let directory: MemoryDirectory =
+            [Owner::new(ada, OwnerKind::Human).role("member")].into_iter().collect();
+        let mut key = Zeroizing::new([0; 32]);
+        unmask(&KEY, &mut *key);
+        let keyring = Keyring::new(KeyId::new(1), &*key).unwrap();
+        let service = TokenService::builder(MemoryStore::new(), directory).brand("acme").keyring(keyring);
+        let service = service.random(Chosen(0.into())).build().unwrap();
+        let sessions = |_: &http::request::Parts| Some(session("ada").proven_by_header());
+        let api: axum::Router =
+            ManagementApi::new(Authenticator::new(std::sync::Arc::new(service)), sessions).router();
+        let request = http::Request::post("/user-tokens").header("content-type", "application/json");
+        let request = request.body(axum::body::Body::from("{\"name\":\"one\"}")).unwrap();
+        let mut answer = support::ready(api.oneshot(request)).unwrap();
+        assert_eq!(answer.status(), 201);
+        let body = support::ready(answer.body_mut().frame()).unwrap().unwrap().into_data().unwrap();
+        assert!(support::ready(answer.body_mut().frame()).is_none());
+        let start = "{\"bearer_token\":\"".len();
+        let patterns = patterns(str::from_utf8(&body[start..start + 81]).unwrap());
+        assert!(
+            search(&patterns).iter().any(|found| found.0 == "text"),
+            "the search does not see the answer"
+        );
+        patterns
+    }
+
     /// Far down the stack, so that the search afterwards writes over nothing that was left there.
     #[inline(never)]
     fn live_below() -> Vec<Pattern> {
@@ -521,11 +555,31 @@ mod memory {
         patterns
     }
 
+    #[cfg(feature = "axum")]
+    #[inline(never)]
+    fn live_over_http_below() -> Vec<Pattern> {
+        let room = [0_u8; 256 << 10];
+        std::hint::black_box(&room);
+        let patterns = live_over_http();
+        std::hint::black_box(&room);
+        patterns
+    }
+
     #[test]
     #[ignore = "in a process of its own, by the test below"]
     fn a_process_that_looks_through_its_own_memory() {
-        let patterns = live_below();
-        let mut found = search(&patterns);
+        nothing_is_left(&live_below());
+    }
+
+    #[cfg(feature = "axum")]
+    #[test]
+    #[ignore = "in a process of its own, by the test below"]
+    fn a_process_that_looks_for_its_answers() {
+        nothing_is_left(&live_over_http_below());
+    }
+
+    fn nothing_is_left(patterns: &[Pattern]) {
+        let mut found = search(patterns);
         for (name, region, address) in &found {
             eprintln!("{name} at {address:#x} in {region}");
         }
@@ -543,7 +597,16 @@ mod memory {
 
     #[test]
     fn nothing_of_a_secret_or_a_key_is_left_in_memory_once_all_is_dropped() {
-        let name = "memory::a_process_that_looks_through_its_own_memory";
+        in_its_own_process("memory::a_process_that_looks_through_its_own_memory");
+    }
+
+    #[cfg(feature = "axum")]
+    #[test]
+    fn nothing_of_a_new_token_is_left_in_memory_once_its_answer_is_dropped() {
+        in_its_own_process("memory::a_process_that_looks_for_its_answers");
+    }
+
+    fn in_its_own_process(name: &str) {
         let output = Command::new(std::env::current_exe().unwrap())
             .args(["--ignored", "--exact", "--nocapture", "--test-threads=1", name])
             .output()

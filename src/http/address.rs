@@ -165,6 +165,9 @@ mod tests {
             (&["for=192.0.2.1"][..], Some("192.0.2.1")),
             (&["proto=https; For=\"[2001:db8::1]:4711\";by=203.0.113.43"], Some("2001:db8::1")),
             (&["for=6.6.6.6, for=192.0.2.1"], Some("192.0.2.1")),
+            (&["for=6.6.6.6", "for=192.0.2.1"], Some("192.0.2.1")),
+            (&["for=6.6.6.6", "for=10.0.0.1, for=192.0.2.1"], Some("192.0.2.1")),
+            (&["for=192.0.2.1", "for=unknown"], None),
             (&["for=192.0.2.1, for=unknown"], None),
             (&["for=192.0.2.1, for=_hidden"], None),
             (&["for=192.0.2.1, by=192.0.2.2"], None),
@@ -178,6 +181,15 @@ mod tests {
             (&["for=10.0.0.1;a=\", for=192.0.2.1"], Some("192.0.2.1")),
         ] {
             assert_eq!(of(&FORWARDED, 1, lines).as_deref(), expected, "{lines:?}");
+        }
+        for (lines, expected) in [
+            (&["for=192.0.2.1", "for=10.0.0.1"][..], Some("192.0.2.1")),
+            (&["for=6.6.6.6", "for=192.0.2.1", "for=10.0.0.1"], Some("192.0.2.1")),
+            (&["for=6.6.6.6, for=192.0.2.1", "for=10.0.0.1"], Some("192.0.2.1")),
+            (&["for=6.6.6.6", "for=192.0.2.1, for=10.0.0.1"], Some("192.0.2.1")),
+            (&["for=10.0.0.1"], None),
+        ] {
+            assert_eq!(of(&FORWARDED, 2, lines).as_deref(), expected, "{lines:?}");
         }
     }
 

@@ -1,11 +1,15 @@
 //! The bodies of the management API: what is read and what is answered, as types that also make the `OpenAPI` document.
 
-use super::Problem;
+use super::fields::{Fields, Refused};
+use super::{FieldError, Problem};
 use crate::OwnerId;
-use crate::service::{NewToken, TokenEdit, TokenPage};
-use crate::token::{ActorRef, Reason, Rfc3339, TokenView};
-use http::StatusCode;
-use serde::de::{Deserializer, IgnoredAny};
+use crate::permission::{Grant, MAX_SCOPE_ENTRIES, ScopeError};
+use crate::policy::LifetimeError;
+use crate::service::{InvalidInput, NewToken, TokenEdit, TokenPage};
+use crate::token::{
+    ActorRef, Description, MAX_NETWORKS, NameError, Network, NetworkError, NetworksError, Reason, Rfc3339,
+    TokenName, TokenView,
+};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::time::Duration;
@@ -14,7 +18,7 @@ use std::time::Duration;
 const MAX_DAYS: i64 = 365;
 
 /// A token to be made.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 #[allow(clippy::exhaustive_structs, reason = "a request that a client makes")]
@@ -23,63 +27,63 @@ pub struct NewTokenBody {
     #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 255))]
     pub name: String,
     /// What it is for: up to 1,000 characters.
-    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(max_length = 1000, nullable = false))]
     pub description: Option<String>,
     /// How many days it lives; null: it never expires; absent: the default of the policy.
-    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<i64>, minimum = 1, maximum = 365))]
     pub expires_in_days: Option<Option<i64>>,
     /// Whether it is for SCIM endpoints alone: a scope of `scim:*`. Not together with `scopes`.
-    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub scim_endpoints_only: Option<bool>,
-    /// What it is narrowed to, such as `datastores:read` or `datastores:*`; absent: all that its owner may do; empty: nothing.
-    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "openapi", schema(max_items = 64, nullable = false))]
+    /// What it is narrowed to, such as `datastores:read` or `datastores:*`; absent or null: all that its owner may do; empty: nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[cfg_attr(feature = "openapi", schema(max_items = 64))]
     pub scopes: Option<Vec<String>>,
     /// The networks that it works from, such as `10.0.0.0/8`; absent: everywhere.
-    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(min_items = 1, max_items = 32, nullable = false))]
     pub allowed_networks: Option<Vec<String>>,
     /// The service user that it is for; absent: a personal token of whoever asks.
-    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 255, nullable = false))]
     pub user_id: Option<String>,
 }
 
 /// A change of a token; at least one of `active`, `name` and `description`.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 #[allow(clippy::exhaustive_structs, reason = "a request that a client makes")]
 pub struct EditBody {
     /// `false` revokes it, `true` restores it; where it is so already, nothing changes.
-    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub active: Option<bool>,
     /// Why it is revoked: `compromised`, or the actor's own (`owner`, `admin`), which is the default. With `active: false` alone.
-    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(nullable = false, pattern = "^(owner|admin|compromised)$"))]
     pub reason: Option<String>,
     /// Its new name: 1 to 255 characters.
-    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 255, nullable = false))]
     pub name: Option<String>,
     /// Its new description, up to 1,000 characters; an empty one takes it away.
-    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(max_length = 1000, nullable = false))]
     pub description: Option<String>,
 }
 
 /// A rotation.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 #[allow(clippy::exhaustive_structs, reason = "a request that a client makes")]
 pub struct RotateBody {
     /// For how many seconds the old token goes on working beside its successor, 0 by default; the policy bounds it.
-    #[serde(default, deserialize_with = "present", skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub overlap_seconds: Option<u32>,
 }
@@ -195,6 +199,14 @@ pub struct IssuedBody {
     pub token: TokenBody,
 }
 
+/// An [`IssuedBody`] as it is written: the text is borrowed, so that no copy of it has to be wiped.
+#[derive(Serialize)]
+pub(super) struct IssuedAnswer<'a> {
+    pub(super) bearer_token: &'a str,
+    #[serde(flatten)]
+    pub(super) token: TokenBody,
+}
+
 /// What a client is told instead of an answer (RFC 9457).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
@@ -211,10 +223,21 @@ pub struct ProblemBody {
     pub detail: String,
     /// What went wrong, for programs: such as `invalid_token`, `name_taken` or `state`.
     pub code: String,
-    /// The field of the request that is refused.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "openapi", schema(nullable = false))]
-    pub field: Option<String>,
+    /// Every field of the request that is refused.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub errors: Vec<FieldErrorBody>,
+}
+
+/// A field of a request that is refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+#[non_exhaustive]
+pub struct FieldErrorBody {
+    /// The JSON pointer (RFC 6901) of the field, such as `/scopes/0`; a field of the query stands in it as if the query were an object.
+    pub pointer: String,
+    /// What is wrong with the field, for whoever filled it in.
+    pub detail: String,
 }
 
 /// Without the token's text.
@@ -224,22 +247,41 @@ impl fmt::Debug for IssuedBody {
     }
 }
 
-/// A field that is there: `null` is a value like any other, and not the same as absence.
-fn present<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
-    T::deserialize(deserializer).map(Some)
-}
-
-/// A field of a body that is not as it should be.
-fn invalid(field: &'static str, detail: &str) -> Problem {
-    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", detail.to_owned()).of_field(field)
-}
-
 impl NewTokenBody {
-    /// What it asks for.
+    /// Reads a body.
     ///
     /// # Errors
-    /// [`Problem`], which names the field, where what is asked for over HTTP is out of bounds.
+    /// [`Problem`]: 400 if the body is no JSON, 422 with every field that is unknown, missing, given twice, of another type or out of
+    /// bounds.
+    pub(super) fn read(body: &[u8]) -> Result<Self, Problem> {
+        let mut fields = Fields::new(body)?;
+        let name = fields.text("name");
+        let is_missing = name.is_none() && !fields.refused.has("name");
+        let new = Self {
+            name: name.unwrap_or_default(),
+            description: fields.text("description"),
+            expires_in_days: fields.nullable("expires_in_days", Fields::integer),
+            scim_endpoints_only: fields.flag("scim_endpoints_only"),
+            scopes: fields.nullable("scopes", Fields::texts).flatten(),
+            allowed_networks: fields.texts("allowed_networks"),
+            user_id: fields.text("user_id"),
+        };
+        let mut refused = fields.finish();
+        if is_missing {
+            refused.refuse(&["name"], "the field is missing");
+        }
+        new.check(&mut refused);
+        refused.finish().map(|()| new)
+    }
+
+    /// Returns the token that the body asks for.
+    ///
+    /// # Errors
+    /// [`Problem`], 422 with every field that is out of bounds.
     pub fn to_new(&self) -> Result<NewToken, Problem> {
+        let mut refused = Refused::default();
+        self.check(&mut refused);
+        refused.finish()?;
         let mut new = NewToken::named(&self.name);
         if let Some(description) = &self.description {
             new = new.description(description);
@@ -247,15 +289,9 @@ impl NewTokenBody {
         new = match self.expires_in_days {
             None => new,
             Some(None) => new.never_expires(),
-            Some(Some(days)) if (1..=MAX_DAYS).contains(&days) => new.expires_in_days(days),
-            Some(Some(_)) => {
-                return Err(invalid("expires_in_days", "a lifetime is 1 to 365 days, or null for no end"));
-            }
+            Some(Some(days)) => new.expires_in_days(days),
         };
         new = match (&self.scopes, self.scim_endpoints_only) {
-            (Some(_), Some(true)) => {
-                return Err(invalid("scim_endpoints_only", "it is a scope of its own: leave scopes out"));
-            }
             (None, Some(true)) => new.scim_only(),
             (Some(scopes), _) => new.scope(scopes),
             (None, _) => new,
@@ -264,19 +300,79 @@ impl NewTokenBody {
             new = new.networks(networks);
         }
         match self.user_id.as_deref().map(OwnerId::new) {
-            None => Ok(new),
             Some(Ok(owner)) => Ok(new.for_service(owner)),
-            Some(Err(error)) => Err(invalid("user_id", &error.to_string())),
+            None | Some(Err(_)) => Ok(new),
+        }
+    }
+
+    /// Looks at each field whose type was right.
+    fn check(&self, refused: &mut Refused) {
+        check_name(&self.name, refused);
+        check_description(self.description.as_deref(), refused);
+        if self.expires_in_days.flatten().is_some_and(|days| !(1..=MAX_DAYS).contains(&days)) {
+            refused
+                .refuse(&["expires_in_days"], "choose 1 to 365 days, or null for a token that never expires");
+        }
+        if self.scopes.is_some() && self.scim_endpoints_only == Some(true) {
+            let detail = "a token for SCIM endpoints has a scope of its own: leave scopes out";
+            refused.refuse(&["scim_endpoints_only"], detail);
+        }
+        let scopes = self.scopes.as_deref().unwrap_or_default();
+        if scopes.len() > MAX_SCOPE_ENTRIES {
+            refused.refuse(&["scopes"], format!("choose {MAX_SCOPE_ENTRIES} permissions at most"));
+        } else if !refused.has("scopes") {
+            for (place, _) in scopes.iter().enumerate().filter(|(_, text)| Grant::parse(text).is_err()) {
+                refused.refuse(&["scopes", &place.to_string()], NO_GRANT);
+            }
+        }
+        match self.allowed_networks.as_deref() {
+            None => {}
+            Some(_) if refused.has("allowed_networks") => {}
+            Some([]) => refused.refuse(&["allowed_networks"], NO_NETWORKS),
+            Some(networks) if networks.len() > MAX_NETWORKS => {
+                refused.refuse(&["allowed_networks"], format!("name {MAX_NETWORKS} networks at most"));
+            }
+            Some(networks) => {
+                for (place, text) in networks.iter().enumerate() {
+                    if let Err(error) = text.parse::<Network>() {
+                        refused.refuse(&["allowed_networks", &place.to_string()], of_network(error));
+                    }
+                }
+            }
+        }
+        if self.user_id.as_deref().is_some_and(|user| OwnerId::new(user).is_err()) {
+            refused
+                .refuse(&["user_id"], "this is no id of a user: 1 to 255 bytes without control characters");
         }
     }
 }
 
 impl EditBody {
-    /// What it asks for.
+    /// Reads a body.
     ///
     /// # Errors
-    /// [`Problem`], which names the field, where it is out of bounds.
+    /// As those of [`NewTokenBody`].
+    pub(super) fn read(body: &[u8]) -> Result<Self, Problem> {
+        let mut fields = Fields::new(body)?;
+        let edit = Self {
+            active: fields.flag("active"),
+            reason: fields.text("reason"),
+            name: fields.text("name"),
+            description: fields.text("description"),
+        };
+        let mut refused = fields.finish();
+        edit.check(&mut refused);
+        refused.finish().map(|()| edit)
+    }
+
+    /// Returns the change that the body asks for.
+    ///
+    /// # Errors
+    /// [`Problem`], 422 with every field that is out of bounds.
     pub fn to_edit(&self) -> Result<TokenEdit, Problem> {
+        let mut refused = Refused::default();
+        self.check(&mut refused);
+        refused.finish()?;
         let mut edit = TokenEdit::new();
         if let Some(active) = self.active {
             edit = edit.active(active);
@@ -287,20 +383,139 @@ impl EditBody {
         if let Some(description) = &self.description {
             edit = edit.description(description);
         }
-        let Some(reason) = &self.reason else { return Ok(edit) };
-        let reason = Reason::from_name(reason);
-        match (self.active, reason) {
-            (Some(false), Some(reason)) => Ok(edit.reason(reason)),
-            (Some(false), None) => Err(invalid("reason", "there is no such reason to revoke a token")),
-            (_, _) => Err(invalid("reason", "a reason goes with active: false alone")),
+        if let Some(reason) = self.reason.as_deref().and_then(Reason::from_name) {
+            edit = edit.reason(reason);
+        }
+        Ok(edit)
+    }
+
+    fn check(&self, refused: &mut Refused) {
+        if let Some(name) = &self.name {
+            check_name(name, refused);
+        }
+        check_description(self.description.as_deref(), refused);
+        if let Some(reason) = &self.reason
+            && !refused.has("active")
+        {
+            if self.active != Some(false) {
+                refused.refuse(&["reason"], "a reason goes with active: false alone");
+            } else if Reason::from_name(reason).is_none() {
+                refused.refuse(&["reason"], "choose owner, admin or compromised");
+            }
         }
     }
 }
 
 impl RotateBody {
-    /// How long the old token goes on working.
+    /// Reads a body.
+    ///
+    /// # Errors
+    /// As those of [`NewTokenBody`].
+    pub(super) fn read(body: &[u8]) -> Result<Self, Problem> {
+        let mut fields = Fields::new(body)?;
+        let seconds = fields.integer("overlap_seconds");
+        let overlap_seconds = seconds.and_then(|seconds| u32::try_from(seconds).ok());
+        let mut refused = fields.finish();
+        if seconds.is_some() && overlap_seconds.is_none() {
+            let detail = format!("choose 0 to {} seconds", u32::MAX);
+            refused.refuse(&["overlap_seconds"], detail);
+        }
+        refused.finish().map(|()| Self { overlap_seconds })
+    }
+
+    /// Returns for how long the old token goes on working.
     pub fn overlap(&self) -> Duration {
         Duration::from_secs(self.overlap_seconds.unwrap_or(0).into())
+    }
+}
+
+const NO_GRANT: &str = "this is no permission: write small letters, digits, - and _ between colons, such as datastores:read or \
+                        datastores:*";
+const NO_NETWORKS: &str =
+    "name at least one network, or leave the field out for a token that works from everywhere";
+
+fn check_name(name: &str, refused: &mut Refused) {
+    if !refused.has("name")
+        && let Err(error) = TokenName::new(name)
+    {
+        refused.refuse(&["name"], of_text(error, "write a name with at least one character that shows"));
+    }
+}
+
+fn check_description(description: Option<&str>, refused: &mut Refused) {
+    if let Some(Err(error)) = description.map(Description::new) {
+        refused.refuse(&["description"], of_text(error, "write at least one character that shows"));
+    }
+}
+
+fn of_text(error: NameError, empty: &'static str) -> String {
+    match error {
+        NameError::Empty => empty.to_owned(),
+        NameError::TooLong { most } => format!("write {most} characters at most"),
+        NameError::Character(character) => {
+            format!("leave out the character U+{:04X}, which is not allowed", u32::from(character))
+        }
+    }
+}
+
+fn of_network(error: NetworkError) -> String {
+    match error {
+        NetworkError::NotANetwork => {
+            "this is no network: write an address, or one with the length of its prefix, such as 10.0.0.0/8".to_owned()
+        }
+        NetworkError::PrefixTooLong { most } => format!("write {most} after the slash at most"),
+        NetworkError::HostBitsSet => {
+            "the address has more digits than the length after the slash leaves room for: write 10.0.0.0/8, not 10.0.0.1/8"
+                .to_owned()
+        }
+    }
+}
+
+/// Returns the field that the service refused, and why in a user's words; no field if the whole request is meant.
+pub(super) fn refused_by_service(input: &InvalidInput) -> (Option<FieldError>, String) {
+    let of = |path: &[&str], detail: String| (Some(FieldError::new(path, detail.clone())), detail);
+    match input {
+        InvalidInput::Name(error) => {
+            of(&["name"], of_text(*error, "write a name with at least one character that shows"))
+        }
+        InvalidInput::Description(error) => {
+            of(&["description"], of_text(*error, "write at least one character that shows"))
+        }
+        InvalidInput::Lifetime(error) => of(&["expires_in_days"], of_lifetime(*error)),
+        InvalidInput::Scope(ScopeError::TooManyEntries) => {
+            of(&["scopes"], format!("choose {MAX_SCOPE_ENTRIES} permissions at most"))
+        }
+        InvalidInput::Scope(ScopeError::BadEntry { index, .. }) => {
+            of(&["scopes", &index.to_string()], NO_GRANT.to_owned())
+        }
+        InvalidInput::Networks(NetworksError::Empty) => of(&["allowed_networks"], NO_NETWORKS.to_owned()),
+        InvalidInput::Networks(NetworksError::TooMany) => {
+            of(&["allowed_networks"], format!("name {MAX_NETWORKS} networks at most"))
+        }
+        InvalidInput::Networks(NetworksError::Entry { place, source }) => {
+            of(&["allowed_networks", &place.to_string()], of_network(*source))
+        }
+        InvalidInput::Overlap { most } => {
+            of(&["overlap_seconds"], format!("choose {} seconds at most", most.num_seconds()))
+        }
+        InvalidInput::OwnerUnknown => of(&["user_id"], "there is no such user".to_owned()),
+        InvalidInput::OwnerDisabled => of(&["user_id"], "this user is disabled".to_owned()),
+        InvalidInput::OwnerKind(_) => of(&["user_id"], "this user cannot have such a token".to_owned()),
+        InvalidInput::NothingToChange => {
+            (None, "name at least one field to change: active, name or description".to_owned())
+        }
+    }
+}
+
+fn of_lifetime(error: LifetimeError) -> String {
+    match error {
+        LifetimeError::TooShort => "choose 1 day or more".to_owned(),
+        LifetimeError::TooLong { most } => format!("choose {most} days at most"),
+        LifetimeError::NeverNotAllowed => "choose a day on which the token expires".to_owned(),
+        LifetimeError::OutlivesCreator => {
+            "choose an earlier day: the token cannot outlive the one that makes it".to_owned()
+        }
+        LifetimeError::Overflow => "choose an earlier day".to_owned(),
     }
 }
 
@@ -356,48 +571,4 @@ impl From<&TokenPage> for PageBody {
             next: page.next.map(|id| id.to_string()),
         }
     }
-}
-
-/// Reads a body as one of these types.
-///
-/// # Errors
-/// [`Problem`]: 400 where it is no JSON, 422 where a field is unknown, missing, given twice or of another type; it names the field.
-pub(super) fn read<T: for<'de> Deserialize<'de>>(body: &[u8]) -> Result<T, Problem> {
-    // An array would be taken for the fields in their order.
-    if body.trim_ascii_start().starts_with(b"[") {
-        let json = serde_json::from_slice::<IgnoredAny>(body);
-        let detail = "the body is not an object";
-        let other = || Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", detail);
-        return Err(json.map_or_else(|error| of_json(&error, "."), |_| other()));
-    }
-    let mut json = serde_json::Deserializer::from_slice(body);
-    let read = serde_path_to_error::deserialize(&mut json).map_err(|error| {
-        let path = error.path().to_string();
-        of_json(error.inner(), &path)
-    })?;
-    json.end().map_err(|error| of_json(&error, "."))?;
-    Ok(read)
-}
-
-fn of_json(error: &serde_json::Error, path: &str) -> Problem {
-    if !error.is_data() {
-        return Problem::new(StatusCode::BAD_REQUEST, "invalid_json", "the body is not well-formed JSON");
-    }
-    // What was sent is not repeated but for the field's name, and that not without end.
-    let text = error.to_string();
-    let named = || text.split('`').nth(1).unwrap_or_default();
-    let (detail, field) = if text.starts_with("unknown field") {
-        ("there is no such field", named())
-    } else if text.starts_with("missing field") {
-        ("the field is missing", named())
-    } else if text.starts_with("duplicate field") {
-        ("the field is given twice", named())
-    } else {
-        ("the value is not of the right type", path)
-    };
-    let problem = Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", detail);
-    if field.is_empty() || field == "." {
-        return problem;
-    }
-    problem.of_field(field.chars().take(64).collect::<String>())
 }

@@ -1,6 +1,6 @@
 //! The settings page: a page that a host mounts as it is, served from the binary.
 
-use super::router::{Api, json};
+use super::router::{Api, json, no_such_path};
 use super::{ManagementApi, Problem, Sessions, user};
 use crate::owner::{Directory, OwnerId};
 use crate::permission::{Grant, PermissionError, PermissionSet};
@@ -43,7 +43,7 @@ const POLICY: HeaderValue = HeaderValue::from_static(
 /// # use patkit::{Actor, MemoryDirectory, MemoryStore};
 /// # fn app(api: ManagementApi<MemoryStore, MemoryDirectory, fn(&http::request::Parts) -> Option<Actor>>) -> axum::Router {
 /// let page = Console::new(&api, "/api").title("Acme tokens").sign_in("/sign-in");
-/// axum::Router::new().nest("/api", api.router()).nest("/settings/tokens", page.router())
+/// axum::Router::new().nest_service("/api", api.router()).nest_service("/settings/tokens", page.router())
 /// # }
 /// ```
 pub struct Console<S, D, A> {
@@ -125,7 +125,9 @@ impl<S: TokenStore + 'static, D: Directory + 'static, A: Sessions> Console<S, D,
         self
     }
 
-    /// The routes: the page itself at `/`, its two files, and what it asks about the actor. Nest it under a path, or merge it.
+    /// The routes: the page itself at `/`, its two files, and what it asks about the actor. Mount it with `nest_service`, which
+    /// also passes on the path with a slash at its end. To `merge` it into a router with a fallback of its own, call `reset_fallback`
+    /// on it first.
     pub fn router<T: Clone + Send + Sync + 'static>(self) -> Router<T> {
         let page = page(&self.path, &self.title, &self.sign_in);
         let style = format!("{STYLE}\n{}", self.theme);
@@ -137,6 +139,7 @@ impl<S: TokenStore + 'static, D: Directory + 'static, A: Sessions> Console<S, D,
             .route("/style.css", get(async move || file("text/css; charset=utf-8", style)))
             .route("/script.js", get(async || file("text/javascript; charset=utf-8", SCRIPT)))
             .route("/settings.json", get(settings::<S, D, A>).route_layer(from_fn(user::name_user)))
+            .fallback(async || no_such_path())
             .with_state(Arc::new(self))
     }
 }

@@ -56,7 +56,19 @@ impl<S: Sync> OptionalFromRequestParts<S> for Verified {
 /// }
 /// ```
 pub trait RequiredPermission {
-    /// The permission, such as `datastores:read`. Text that is no concrete permission lets nobody through.
+    /// The permission, such as `datastores:read`. Text that is no concrete permission does not compile where it is used:
+    ///
+    /// ```compile_fail
+    /// use patkit::http::{Permitted, RequiredPermission};
+    ///
+    /// struct Everything;
+    ///
+    /// impl RequiredPermission for Everything {
+    ///     const PERMISSION: &'static str = "datastores:*";
+    /// }
+    ///
+    /// let app: axum::Router = axum::Router::new().route("/", axum::routing::get(async |_: Permitted<Everything>| "hello"));
+    /// ```
     const PERMISSION: &'static str;
 }
 
@@ -92,12 +104,15 @@ impl<P: RequiredPermission, S: Sync> FromRequestParts<S> for Permitted<P> {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Problem> {
-        let verified = verified(&parts.extensions)?;
-        let permission = Permission::parse(P::PERMISSION).map_err(|_| {
-            let detail = "the server demands what is no permission";
-            Problem::new(http::StatusCode::INTERNAL_SERVER_ERROR, "no_permission", detail)
-        })?;
-        let verified = permitted(verified, &permission, &parts.extensions)?.clone();
+        const {
+            assert!(
+                Permission::is_concrete(P::PERMISSION),
+                "RequiredPermission::PERMISSION must be a concrete permission such as `datastores:read`, without `*`"
+            );
+        }
+        // The assertion has the grammar of the parser, so the parser refuses nothing here.
+        let permission = Permission::parse(P::PERMISSION).map_err(|_| without_layer())?;
+        let verified = permitted(&parts.extensions, &permission)?.clone();
         Ok(Self { verified, permission: PhantomData })
     }
 }

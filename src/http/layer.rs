@@ -111,20 +111,16 @@ where
             match authenticator.authenticate(&parts.headers, &parts.extensions).await {
                 Err(problem) => return Ok(refusal(&problem)),
                 Ok(None) if layer.is_required => return Ok(refusal(&authenticator.no_credential())),
-                Ok(None) => {}
-                Ok(Some(verified)) => {
-                    parts.extensions.insert(verified);
-                }
+                Ok(verified) => let_through(&mut parts.extensions, verified, authenticator.challenge.clone()),
             }
-            parts.extensions.insert(Passed(authenticator.challenge.clone()));
             mark_as_sensitive(&mut parts.headers);
             inner.call(Request::from_parts(parts, body)).await.map(|response| response.map(Either::Left))
         })
     }
 }
 
-/// The layer that demands a permission, inside of an [`AuthLayer`]: a request without one is refused, and one that no
-/// [`AuthLayer`] has let through as well, whatever stands in its extensions.
+/// The layer that demands a permission, inside of an [`AuthLayer`]: a token without the permission is refused with 403. A request that no
+/// [`AuthLayer`] has let through is refused with 500, whatever is in its extensions, since the host has left the layer out.
 ///
 /// ```
 /// # use patkit::http::RequirePermission;
@@ -175,8 +171,7 @@ where
     }
 
     fn call(&mut self, request: Request<A>) -> Self::Future {
-        let verified = verified(request.extensions())
-            .and_then(|verified| permitted(verified, &self.permission, request.extensions()).map(drop));
+        let verified = permitted(request.extensions(), &self.permission).map(drop);
         let mut inner = ready(&mut self.inner);
         Box::pin(async move {
             match verified {
@@ -187,31 +182,47 @@ where
     }
 }
 
-/// What a layer has left; the answer where it let a request without a credential pass, or where there is no layer.
-pub(super) fn verified(extensions: &http::Extensions) -> Result<&Verified, Problem> {
-    extensions.get().ok_or_else(|| match extensions.get() {
-        Some(Passed(challenge)) => Problem::no_credential(challenge),
-        None => without_layer(),
-    })
+/// Leaves behind what a layer has found out.
+pub(super) fn let_through(
+    extensions: &mut http::Extensions,
+    verified: Option<Verified>,
+    challenge: Challenge,
+) {
+    // What an outer layer, or the host, has left there is not this layer's.
+    extensions.remove::<Verified>();
+    if let Some(verified) = verified {
+        extensions.insert(verified);
+    }
+    extensions.insert(Passed(challenge));
 }
 
-/// The verified token, where it has this permission.
+/// Returns the token that a layer has verified. `Passed` is looked for first: without it no layer has seen the request, and nothing in
+/// the extensions counts.
+pub(super) fn verified(extensions: &http::Extensions) -> Result<&Verified, Problem> {
+    let Some(Passed(challenge)) = extensions.get() else { return Err(without_layer()) };
+    extensions.get().ok_or_else(|| Problem::no_credential(challenge))
+}
+
+/// Returns the token that a layer has verified, if it has this permission.
 pub(super) fn permitted<'a>(
-    verified: &'a Verified,
+    extensions: &'a http::Extensions,
     permission: &Permission,
-    extensions: &http::Extensions,
 ) -> Result<&'a Verified, Problem> {
+    let Some(Passed(challenge)) = extensions.get() else { return Err(without_layer()) };
+    let verified = verified(extensions)?;
     if verified.allows(permission) {
         return Ok(verified);
     }
-    Err(match extensions.get() {
-        Some(Passed(challenge)) => Problem::insufficient_scope(challenge, Some(permission.as_str())),
-        None => without_layer(),
-    })
+    Err(Problem::insufficient_scope(challenge, Some(permission.as_str())))
 }
 
-/// The host forgot the layer: nobody gets in.
+/// The host forgot the layer: nobody gets in, and the operator is told, if the feature `tracing` is on.
 pub(super) fn without_layer() -> Problem {
+    #[cfg(feature = "tracing")]
+    tracing::error!(
+        "a route asks for a verified token, but no AuthLayer has seen the request: put Authenticator::required() or optional() around \
+         the route"
+    );
     let detail = "the server does not authenticate this route";
     Problem::new(http::StatusCode::INTERNAL_SERVER_ERROR, "not_authenticated", detail)
 }

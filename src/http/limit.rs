@@ -1,112 +1,155 @@
-//! How often one actor makes tokens.
+//! How many tokens one credential makes in a time.
 
-use crate::owner::{OwnerId, Realm};
-use crate::service::Actor;
+use crate::service::ActorCredential;
+use http::HeaderValue;
 use std::collections::HashMap;
-use std::convert::Infallible;
-use std::future::{Ready, ready};
 use std::sync::{Mutex, PoisonError};
-use std::task::{Context, Poll, Waker};
 use std::time::Duration;
-use tower::limit::RateLimit;
-use tower::limit::rate::Rate;
-use tower_service::Service;
 
-/// Actors that are remembered at once, each of them one that the host knows. Where more make tokens at the same time, those that did
-/// so longest ago are forgotten.
-const MOST_ACTORS: usize = 10_000;
+/// Credentials that are remembered at once; each of them may make tokens. If there are more, the one whose window began first is
+/// forgotten.
+const MOST_CREDENTIALS: usize = 10_000;
 
 const SHORTEST: Duration = Duration::from_millis(1);
 const LONGEST: Duration = Duration::from_secs(365 * 86_400);
 
-/// A limit for each actor, by tower's [`RateLimit`].
+/// A limit for each credential: so many tokens in a window of time, which begins with the first of them.
 pub(super) struct Limits {
-    rate: Rate,
+    most: u32,
     per: Duration,
-    actors: Mutex<HashMap<(Realm, Option<OwnerId>), Known>>,
+    windows: Mutex<HashMap<ActorCredential, Window>>,
 }
 
-struct Known {
-    limit: RateLimit<Permit>,
-    last: Duration,
+#[derive(Clone, Copy)]
+struct Window {
+    start: Duration,
+    used: u32,
 }
 
-/// What is limited: a service that says yes.
-struct Permit;
-
-impl Service<()> for Permit {
-    type Response = ();
-    type Error = Infallible;
-    type Future = Ready<Result<(), Infallible>>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, (): ()) -> Self::Future {
-        ready(Ok(()))
-    }
+/// What is left of a limit after a request was counted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Quota {
+    pub(super) is_admitted: bool,
+    most: u32,
+    left: u32,
+    window_seconds: u64,
+    reset_seconds: u64,
 }
 
 impl Limits {
-    /// What tower's limit would panic over is brought within bounds: no tokens, no time, and an end after that of all clocks.
+    /// Brings what is out of bounds to the nearer bound: 1 token or more, 1 millisecond to 365 days.
     pub(super) fn new(most: u32, per: Duration) -> Self {
-        let per = per.clamp(SHORTEST, LONGEST);
-        Self { rate: Rate::new(most.max(1).into(), per), per, actors: Mutex::default() }
+        Self { most: most.max(1), per: per.clamp(SHORTEST, LONGEST), windows: Mutex::default() }
     }
 
-    /// The seconds after which a new window begins at the latest.
-    pub(super) fn seconds(&self) -> u64 {
-        self.per.as_secs().saturating_add(u64::from(self.per.subsec_nanos() > 0))
-    }
-
-    /// Whether the actor may now; it counts as done. `now` is the time since some fixed moment.
-    pub(super) fn admits(&self, actor: &Actor, now: Duration) -> bool {
-        let mut actors = self.actors.lock().unwrap_or_else(PoisonError::into_inner);
-        if actors.len() >= MOST_ACTORS {
-            actors.retain(|_, known| now.saturating_sub(known.last) < self.per);
-        }
-        let key = actor.counts_as();
-        if actors.len() >= MOST_ACTORS && !actors.contains_key(&key) {
-            let oldest = actors.iter().min_by_key(|(_, known)| known.last).map(|(key, _)| key.clone());
-            oldest.map(|key| actors.remove(&key));
-        }
-        let known = actors
-            .entry(key)
-            .or_insert_with(|| Known { limit: RateLimit::new(Permit, self.rate), last: now });
-        match known.limit.poll_ready(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(Ok(())) => {
-                known.last = now;
-                drop(known.limit.call(()));
-                true
+    /// Counts a token that this credential wants to make. `now` is the time since some fixed moment.
+    pub(super) fn count(&self, credential: ActorCredential, now: Duration) -> Quota {
+        let is_over = |window: &Window| now.saturating_sub(window.start) >= self.per;
+        let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
+        if windows.len() >= MOST_CREDENTIALS && !windows.contains_key(&credential) {
+            windows.retain(|_, window| !is_over(window));
+            if windows.len() >= MOST_CREDENTIALS {
+                let oldest =
+                    windows.iter().min_by_key(|(_, window)| window.start).map(|(key, _)| key.clone());
+                oldest.map(|key| windows.remove(&key));
             }
-            Poll::Pending => false,
+        }
+        let fresh = Window { start: now, used: 0 };
+        let window = windows.entry(credential).or_insert(fresh);
+        if is_over(window) {
+            *window = fresh;
+        }
+        let is_admitted = window.used < self.most;
+        window.used = window.used.saturating_add(u32::from(is_admitted));
+        let reset = window.start.saturating_add(self.per).saturating_sub(now);
+        Quota {
+            is_admitted,
+            most: self.most,
+            left: self.most.saturating_sub(window.used),
+            window_seconds: whole_seconds(self.per),
+            reset_seconds: whole_seconds(reset),
         }
     }
+}
+
+impl Quota {
+    /// Returns the seconds until a new window has begun.
+    pub(super) const fn retry_after(self) -> u64 {
+        self.reset_seconds
+    }
+
+    /// Returns `RateLimit-Policy` and `RateLimit`, as revision 09 of draft-ietf-httpapi-ratelimit-headers defines them.
+    pub(super) fn fields(self) -> Option<[(&'static str, HeaderValue); 2]> {
+        let Self { most, left, window_seconds, reset_seconds, .. } = self;
+        let policy = HeaderValue::try_from(format!("\"tokens\";q={most};w={window_seconds}")).ok()?;
+        let limit = HeaderValue::try_from(format!("\"tokens\";r={left};t={reset_seconds}")).ok()?;
+        Some([("ratelimit-policy", policy), ("ratelimit", limit)])
+    }
+}
+
+/// Rounded up, so that whoever waits as long finds a new window.
+fn whole_seconds(duration: Duration) -> u64 {
+    duration.as_secs().saturating_add(u64::from(duration.subsec_nanos() > 0))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::owner::OwnerId;
+    use crate::service::Actor;
 
-    fn actor(number: usize) -> Actor {
-        Actor::session(OwnerId::new(&format!("user {number}")).unwrap())
+    fn credential(number: usize) -> ActorCredential {
+        Actor::session(OwnerId::new(&format!("user {number}")).unwrap()).credential()
     }
 
-    #[tokio::test]
-    async fn each_actor_has_its_own_limit_and_the_map_has_a_bound() {
+    #[test]
+    fn each_credential_has_its_own_window_and_the_map_has_a_bound() {
         let limits = Limits::new(2, Duration::from_secs(60));
         let seconds = Duration::from_secs;
-        for number in 0..MOST_ACTORS {
-            assert!(limits.admits(&actor(number), seconds(0)));
+        let admits = |number, now| limits.count(credential(number), now).is_admitted;
+        for number in 0..MOST_CREDENTIALS {
+            assert!(admits(number, seconds(u64::from(number > 0))));
         }
-        assert!(limits.admits(&actor(7), seconds(1)));
-        assert!(!limits.admits(&actor(7), seconds(1)), "twice is all");
-        // Whoever comes then takes the place of one that came first.
-        assert!(limits.admits(&actor(MOST_ACTORS), seconds(59)));
-        assert_eq!(limits.actors.lock().unwrap().len(), MOST_ACTORS);
-        assert!(!limits.admits(&actor(7), seconds(59)), "and not of one that came later");
-        assert!(limits.admits(&actor(MOST_ACTORS + 1), seconds(60)));
-        assert_eq!(limits.actors.lock().unwrap().len(), 3, "whose time is over are forgotten");
+        assert!(admits(7, seconds(2)));
+        assert!(!admits(7, seconds(2)), "two are the most");
+        assert!(admits(MOST_CREDENTIALS, seconds(59)), "forgets the one whose window began first");
+        let windows = || limits.windows.lock().unwrap().len();
+        assert_eq!(windows(), MOST_CREDENTIALS);
+        assert!(!limits.windows.lock().unwrap().contains_key(&credential(0)));
+        assert!(!admits(7, seconds(60)), "not one that came later");
+        assert!(admits(MOST_CREDENTIALS + 1, seconds(61)));
+        assert_eq!(windows(), 2, "forgets all whose window is over");
+    }
+
+    #[test]
+    fn a_client_that_waits_as_long_as_it_is_told_is_admitted_and_one_that_does_not_is_not() {
+        for (most, per_millis) in [(1, 1), (1, 999), (2, 1_000), (3, 1_500), (5, 3_600_000), (1, 86_400_001)]
+        {
+            let limits = Limits::new(most, Duration::from_millis(per_millis));
+            let start = Duration::from_millis(123_456);
+            for number in 0..most {
+                let quota = limits.count(credential(0), start);
+                assert!(quota.is_admitted && quota.left == most - 1 - number, "{quota:?}");
+            }
+            for passed in [0, per_millis / 3, per_millis.saturating_sub(1)] {
+                let now = start + Duration::from_millis(passed);
+                let quota = limits.count(credential(0), now);
+                assert!(!quota.is_admitted && quota.left == 0, "{quota:?}");
+                let told = Duration::from_secs(quota.retry_after());
+                assert!(told >= Duration::from_millis(per_millis - passed), "{quota:?}");
+                assert!(told < Duration::from_millis(per_millis - passed + 1_000), "{quota:?}");
+            }
+            let now = start + Duration::from_millis(per_millis);
+            assert!(limits.count(credential(0), now).is_admitted, "{most} in {per_millis} ms");
+        }
+    }
+
+    #[test]
+    fn the_fields_are_structured_as_the_draft_writes_them() {
+        let limits = Limits::new(2, Duration::from_millis(60_500));
+        let quota = limits.count(credential(0), Duration::from_secs(5));
+        let [policy, limit] = quota.fields().unwrap();
+        assert_eq!((policy.0, policy.1.to_str().unwrap()), ("ratelimit-policy", "\"tokens\";q=2;w=61"));
+        assert_eq!((limit.0, limit.1.to_str().unwrap()), ("ratelimit", "\"tokens\";r=1;t=61"));
     }
 }

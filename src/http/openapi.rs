@@ -1,8 +1,8 @@
 //! The management API as an `OpenAPI` document: the schemas come from the types that are read and answered.
 
 use super::body::{
-    EditBody, IssuedBody, NewTokenBody, PageBody, ProblemBody, RevokedBody, RevokedByBody, RotateBody,
-    TokenBody, UserBody,
+    EditBody, FieldErrorBody, IssuedBody, NewTokenBody, PageBody, ProblemBody, RevokedBody, RevokedByBody,
+    RotateBody, TokenBody, UserBody,
 };
 use crate::store::MAX_PAGE;
 use crate::token::TokenId;
@@ -19,11 +19,13 @@ use utoipa::openapi::{
     ResponseBuilder, Schema, Server,
 };
 
-/// The document of a [`ManagementApi`](super::ManagementApi) that is mounted under `base`, such as `/api`: `OpenAPI` 3.1. Serve it or
+/// The document of a [`ManagementApi`](super::ManagementApi) that is mounted under `base`, such as `/api`, with or without a slash at
+/// its end: `OpenAPI` 3.1. Serve it or
 /// write it to a file as JSON; or merge it into the document of the host.
 ///
 /// It knows one way to sign in, the bearer token; a host adds its own.
 pub fn openapi(base: &str) -> OpenApi {
+    let base = base.trim_end_matches('/');
     let info =
         InfoBuilder::new().title("Personal access tokens").version(env!("CARGO_PKG_VERSION")).description(
             Some("Makes, shows, changes and deletes the tokens that scripts send instead of a password."),
@@ -43,6 +45,7 @@ pub fn openapi(base: &str) -> OpenApi {
         .schema_from::<PageBody>()
         .schema_from::<IssuedBody>()
         .schema_from::<ProblemBody>()
+        .schema_from::<FieldErrorBody>()
         .security_scheme("bearer", SecurityScheme::Http(bearer))
         .build();
     OpenApiBuilder::new()
@@ -60,25 +63,29 @@ fn paths() -> Paths {
             .parameter(limit())
             .parameter(cursor())
             .response("200", answer::<PageBody>("A page of tokens, newest first."))
-            .response("422", problem(422))
     };
     let generate = writing(call("generate_token", "Make a token."))
         .request_body(Some(body::<NewTokenBody>(Required::True)))
         .response("201", created())
         .response("409", problem(409))
-        .response("429", problem(429));
+        .response("429", limited());
     let show_current = call("show_current_token", "Show the token of this request.")
-        .response("200", answer::<TokenBody>("The token."))
+        .response("200", with_etag(answer::<TokenBody>("The token.")))
         .response("404", problem(404));
     let revoke_current = call("revoke_current_token", "Revoke the token of this request.")
         .response("204", ResponseBuilder::new().description("It is revoked.").build())
         .response("404", problem(404))
         .response("409", problem(409));
-    let show = one("show_token", "Show a token.").response("200", answer::<TokenBody>("The token."));
-    let edit = writing(one("edit_token", "Rename, describe, revoke or restore a token, as one change."))
-        .request_body(Some(body::<EditBody>(Required::True)))
-        .response("200", answer::<TokenBody>("The token as it is now."))
-        .response("409", problem(409));
+    let show =
+        one("show_token", "Show a token.").response("200", with_etag(answer::<TokenBody>("The token.")));
+    let edit = |name: &str| {
+        writing(one(name, "Rename, describe, revoke or restore a token, as one change."))
+            .parameter(if_match())
+            .request_body(Some(body::<EditBody>(Required::True)))
+            .response("200", with_etag(answer::<TokenBody>("The token as it is now.")))
+            .response("409", problem(409))
+            .response("412", problem(412))
+    };
     let delete = one("delete_token", "Delete a token that is revoked or expired.")
         .response("204", ResponseBuilder::new().description("It is deleted.").build())
         .response("409", problem(409));
@@ -86,7 +93,7 @@ fn paths() -> Paths {
         .request_body(Some(body::<RotateBody>(Required::False)))
         .response("201", created())
         .response("409", problem(409))
-        .response("429", problem(429));
+        .response("429", limited());
 
     let mut paths = Paths::new();
     let mut add = |path: &str, calls: Vec<(HttpMethod, OperationBuilder)>| {
@@ -108,7 +115,12 @@ fn paths() -> Paths {
     add("/user-tokens/current", vec![(HttpMethod::Get, show_current), (HttpMethod::Delete, revoke_current)]);
     add(
         "/user-tokens/{id}",
-        vec![(HttpMethod::Get, show), (HttpMethod::Put, edit), (HttpMethod::Delete, delete)],
+        vec![
+            (HttpMethod::Get, show),
+            (HttpMethod::Put, edit("edit_token")),
+            (HttpMethod::Patch, edit("patch_token")),
+            (HttpMethod::Delete, delete),
+        ],
     );
     add("/user-tokens/{id}/rotate", vec![(HttpMethod::Post, rotate)]);
     paths
@@ -117,7 +129,7 @@ fn paths() -> Paths {
 /// With what any call may be told.
 fn call(name: &str, summary: &str) -> OperationBuilder {
     let start = OperationBuilder::new().operation_id(Some(name)).summary(Some(summary)).tag("user-tokens");
-    [400, 401, 403, 412, 503]
+    [400, 401, 403, 412, 422, 503]
         .into_iter()
         .fold(start.parameter(user()), |call, status| call.response(status.to_string(), problem(status)))
 }
@@ -140,7 +152,7 @@ fn one(name: &str, summary: &str) -> OperationBuilder {
 
 /// A call with a body.
 fn writing(call: OperationBuilder) -> OperationBuilder {
-    [413, 415, 422].into_iter().fold(call, |call, status| call.response(status.to_string(), problem(status)))
+    [413, 415].into_iter().fold(call, |call, status| call.response(status.to_string(), problem(status)))
 }
 
 fn id() -> Parameter {
@@ -152,6 +164,13 @@ fn id() -> Parameter {
     let parameter =
         ParameterBuilder::new().name("id").parameter_in(ParameterIn::Path).required(Required::True);
     parameter.description(Some("The token's public id.")).schema(Some(schema)).build()
+}
+
+fn if_match() -> Parameter {
+    let schema = ObjectBuilder::new().schema_type(Type::String);
+    let parameter = ParameterBuilder::new().name("If-Match").parameter_in(ParameterIn::Header);
+    let description = "The `ETag` of the token as it was read: the change is refused with 412 if the token was changed since.";
+    parameter.required(Required::False).description(Some(description)).schema(Some(schema)).build()
 }
 
 fn limit() -> Parameter {
@@ -189,9 +208,25 @@ fn answer<T: ToSchema>(description: &str) -> Response {
 }
 
 fn created() -> Response {
-    let mut answer = answer::<IssuedBody>("The token. This is the only answer that holds `bearer_token`.");
-    let location = ObjectBuilder::new().schema_type(Type::String);
-    answer.headers.insert("Location".to_owned(), Header::new(Schema::from(location)));
+    let answer =
+        with_etag(answer::<IssuedBody>("The token. This is the only answer that holds `bearer_token`."));
+    with_header(answer, "Location", Type::String)
+}
+
+/// `RateLimit` and `RateLimit-Policy` stand in answers of 201 as well, if the host has a limit.
+fn limited() -> Response {
+    let headers =
+        [("Retry-After", Type::Integer), ("RateLimit", Type::String), ("RateLimit-Policy", Type::String)];
+    headers.into_iter().fold(problem(429), |answer, (name, kind)| with_header(answer, name, kind))
+}
+
+fn with_etag(answer: Response) -> Response {
+    with_header(answer, "ETag", Type::String)
+}
+
+fn with_header(mut answer: Response, name: &str, kind: Type) -> Response {
+    let schema = ObjectBuilder::new().schema_type(kind);
+    answer.headers.insert(name.to_owned(), Header::new(Schema::from(schema)));
     answer
 }
 
@@ -203,7 +238,9 @@ fn problem(status: u16) -> Response {
         403 => "The actor may not do this.",
         404 => "There is no such token that the actor may see.",
         409 => "The name is taken, or the token's state does not allow it.",
-        412 => "The call expects another user than the one who is signed in.",
+        412 => {
+            "The call expects another user than the one who is signed in, or the token was changed since it was read."
+        }
         413 => "The body is too large.",
         415 => "The body is not application/json.",
         422 => "A field is unknown or refused.",

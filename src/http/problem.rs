@@ -1,5 +1,5 @@
 //! What a client is told instead of an answer: a status, `application/problem+json` (RFC 9457), and the challenge of
-//! RFC 6750. Every text in it is a constant of this crate or names what the client sent amiss by field and bound.
+//! RFC 6750. Every text in it is a constant of this crate, or names a field that the client sent and its bound.
 
 use crate::service::{RejectReason, VerifyError};
 use crate::token::Brand;
@@ -22,13 +22,55 @@ struct Members {
     status: StatusCode,
     code: &'static str,
     detail: Cow<'static, str>,
-    field: Option<Cow<'static, str>>,
-    header: Option<(HeaderName, HeaderValue)>,
+    errors: Vec<FieldError>,
+    headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+/// A field of a request that is refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct FieldError {
+    /// The JSON pointer (RFC 6901) of the field in the body, such as `/scopes/0`; a field of the query stands in it as if the query
+    /// were an object.
+    pub pointer: String,
+    /// What is wrong with the field, in the words of whoever filled it in.
+    pub detail: Cow<'static, str>,
+}
+
+#[cfg(feature = "axum")]
+impl FieldError {
+    /// An error of the field with these names and places, from the outermost on. At most 64 characters of each are shown.
+    pub(super) fn new(path: &[&str], detail: impl Into<Cow<'static, str>>) -> Self {
+        let escaped = |name: &&str| {
+            let name: String = name.chars().take(64).collect();
+            format!("/{}", name.replace('~', "~0").replace('/', "~1"))
+        };
+        Self { pointer: path.iter().map(escaped).collect(), detail: detail.into() }
+    }
+
+    /// Whether it is about the field of this name or a part of it.
+    pub(super) fn is_of(&self, field: &str) -> bool {
+        let rest = self.pointer.strip_prefix('/').and_then(|pointer| pointer.strip_prefix(field));
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    }
 }
 
 impl Problem {
     pub(super) fn new(status: StatusCode, code: &'static str, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self(Box::new(Members { status, code, detail: detail.into(), field: None, header: None }))
+        let (detail, errors, headers) = (detail.into(), Vec::new(), Vec::new());
+        Self(Box::new(Members { status, code, detail, errors, headers }))
+    }
+
+    /// 422: these fields are refused.
+    #[cfg(feature = "axum")]
+    pub(super) fn invalid(errors: Vec<FieldError>) -> Self {
+        let detail = match &errors[..] {
+            [error] => error.detail.clone(),
+            _ => format!("{} fields are refused", errors.len()).into(),
+        };
+        let mut problem = Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", detail);
+        problem.0.errors = errors;
+        problem
     }
 
     /// The status of the answer.
@@ -46,26 +88,27 @@ impl Problem {
         &self.0.detail
     }
 
-    /// The field of the request that it is about.
-    pub fn field(&self) -> Option<&str> {
-        self.0.field.as_deref()
+    /// Every field of the request that is refused.
+    pub fn errors(&self) -> &[FieldError] {
+        &self.0.errors
     }
 
+    /// Names the field that the problem is about; the detail says what is wrong with it.
     #[cfg(feature = "axum")]
-    pub(super) fn of_field(mut self, field: impl Into<Cow<'static, str>>) -> Self {
-        self.0.field = Some(field.into());
+    pub(super) fn of_field(mut self, field: &str) -> Self {
+        self.0.errors = vec![FieldError::new(&[field], self.0.detail.clone())];
         self
     }
 
-    /// Names no field but one of these, which the request has.
+    /// Names no fields but these, which the request has.
     #[cfg(feature = "axum")]
     pub(super) fn about(mut self, fields: &[&str]) -> Self {
-        self.0.field = self.0.field.take().filter(|field| fields.contains(&&**field));
+        self.0.errors.retain(|error| fields.iter().any(|field| error.is_of(field)));
         self
     }
 
     pub(super) fn with_header(mut self, name: HeaderName, value: HeaderValue) -> Self {
-        self.0.header = Some((name, value));
+        self.0.headers.push((name, value));
         self
     }
 
@@ -88,7 +131,7 @@ impl Problem {
     }
 
     pub(super) fn unavailable() -> Self {
-        let detail = "it cannot be found out at the moment; try again";
+        let detail = "the service is not available at the moment; try again";
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", detail).retried()
     }
 
@@ -120,14 +163,14 @@ impl Problem {
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
         headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
-        if let Some((name, value)) = &self.0.header {
+        for (name, value) in &self.0.headers {
             headers.insert(name, value.clone());
         }
         response
     }
 }
 
-/// As RFC 9457 section 3.1 has it, with `code` and `field` as extensions. The type is `about:blank`, so the title is the
+/// As RFC 9457 section 3.1 has it, with `code` and `errors` as extensions. The type is `about:blank`, so the title is the
 /// status's (section 4.2.1).
 impl Serialize for Problem {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -137,9 +180,10 @@ impl Serialize for Problem {
         problem.serialize_field("status", &self.0.status.as_u16())?;
         problem.serialize_field("detail", &*self.0.detail)?;
         problem.serialize_field("code", self.0.code)?;
-        match &self.0.field {
-            Some(field) => problem.serialize_field("field", field)?,
-            None => problem.skip_field("field")?,
+        if self.0.errors.is_empty() {
+            problem.skip_field("errors")?;
+        } else {
+            problem.serialize_field("errors", &self.0.errors)?;
         }
         problem.end()
     }
@@ -166,6 +210,12 @@ impl Challenge {
     /// A brand is letters and digits.
     pub(super) fn of_brand(brand: &Brand) -> Self {
         Self::new(brand.as_str()).unwrap_or(Self(HeaderValue::from_static("Bearer")))
+    }
+
+    /// The challenge of no service, for tests of hosts.
+    #[cfg(feature = "testkit")]
+    pub(super) const fn of_nobody() -> Self {
+        Self(HeaderValue::from_static("Bearer realm=\"test\""))
     }
 
     fn plain(&self) -> HeaderValue {

@@ -1,13 +1,16 @@
 //! The management API: what a settings page and a script call.
 
-use super::body::{EditBody, IssuedBody, NewTokenBody, PageBody, RotateBody, TokenBody, read};
+use super::body::{
+    EditBody, IssuedAnswer, NewTokenBody, PageBody, RotateBody, TokenBody, refused_by_service,
+};
+use super::fields::Refused;
 use super::layer::mark_as_sensitive;
-use super::limit::Limits;
-use super::{Authenticator, Incident, Problem, user};
+use super::limit::{Limits, Quota};
+use super::{Authenticator, Incident, Problem, cross_site, secret, user};
 use crate::owner::{Directory, DirectoryError};
-use crate::service::{Actor, InvalidInput, IssuedToken, ManageError, TokenPage, Unavailable, VerifyError};
+use crate::service::{Actor, IssuedToken, ManageError, TokenPage, Unavailable, VerifyError};
 use crate::store::{MAX_PAGE, TokenStore};
-use crate::token::{Reason, TokenId};
+use crate::token::{Reason, TokenId, TokenView};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
@@ -17,11 +20,11 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
 use bytes::Bytes;
 use http::header::{
-    AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, LOCATION, ORIGIN, RETRY_AFTER,
+    AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG, IF_MATCH, LOCATION, RETRY_AFTER,
     X_CONTENT_TYPE_OPTIONS,
 };
 use http::request::Parts;
-use http::{HeaderValue, Method, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use http_body_util::BodyExt;
 use serde::Serialize;
 use std::error::Error;
@@ -41,7 +44,8 @@ const MOST_DROPPED: usize = 1024 * 1024;
 /// A function does, too: `|request: &Parts| -> Option<Actor> { … }`.
 pub trait Sessions: Send + Sync + 'static {
     /// The actor of the session that a request belongs to ([`Actor::session`]); `None` where nobody is signed in. It is not asked
-    /// about a request with a bearer token.
+    /// about a request with a bearer token, unless that is [foreign and ignored](Authenticator::ignore_foreign). If the session is known by
+    /// a header that no browser sends by itself, declare it with [`Actor::proven_by_header`].
     ///
     /// # Errors
     /// [`DirectoryError`] when it cannot be found out: the client is told to try again.
@@ -63,7 +67,7 @@ impl<F: Fn(&Parts) -> Option<Actor> + Send + Sync + 'static> Sessions for F {
 /// # fn app(tokens: Arc<TokenService<MemoryStore, MemoryDirectory>>, session: fn(&http::request::Parts) -> Option<Actor>) -> axum::Router {
 /// let authenticator = Authenticator::new(tokens);
 /// let api = ManagementApi::new(authenticator, session);
-/// axum::Router::new().nest("/api", api.router())
+/// axum::Router::new().nest_service("/api", api.router())
 /// # }
 /// ```
 ///
@@ -73,26 +77,71 @@ impl<F: Fn(&Parts) -> Option<Actor> + Send + Sync + 'static> Sessions for F {
 /// | `POST /user-tokens` | makes one, see [`NewTokenBody`]: 201, with `bearer_token` |
 /// | `GET /user-tokens/service` | the service tokens of the realm, paged alike |
 /// | `GET`, `DELETE /user-tokens/current` | the bearer token of this request: shows it, revokes it (204) |
-/// | `GET /user-tokens/{id}` | shows one |
-/// | `PUT /user-tokens/{id}` | changes it as a whole, see [`EditBody`] |
+/// | `GET /user-tokens/{id}` | shows one; its `ETag` is its version |
+/// | `PATCH`, `PUT /user-tokens/{id}` | changes it, see [`EditBody`], as one atomic change; with `If-Match` only that version (412) |
 /// | `POST /user-tokens/{id}/rotate` | lets a successor take its place, see [`RotateBody`]: 201, with `bearer_token` |
 /// | `DELETE /user-tokens/{id}` | deletes it (204); 409 while it is active |
 ///
-/// The actor is the bearer token of the request or, where it has none, whoever the host says is signed in. A bearer token that is
-/// refused is refused: the session is not asked. Without a bearer token, a call that changes anything is let through only with
-/// `Sec-Fetch-Site: same-origin`, which a page cannot forge, or with an `Origin` of the configured list.
+/// The actor is the bearer token of the request or, if it has none, whoever the host says is signed in. A bearer token that is
+/// refused is refused: the session is not asked.
 ///
-/// Refusals are `application/problem+json`: 400 for what is no JSON, 401, 403, 404 for what is not there or not for the actor to
-/// see, 405, 409 for a name that is taken or a state that does not allow it, 413 over 64 KiB, 415 for what is not
-/// `application/json`, 422 for a field that is unknown or refused (`field` names it), 429 over the host's limit, 503. No answer
-/// is to be stored by a cache.
+/// # Refusals
+/// Refusals are `application/problem+json`: 400 if the body is no JSON, 401, 403, 404 if the token is not there or not for the actor to
+/// see, 404 for an unknown path and for one with a slash too many, 405, 409 if the name is taken or the state does not allow the call,
+/// 412, 413 over 64 KiB, 415 if the body is not `application/json`, 422 for a field of the body or the query that is unknown or refused
+/// (`errors` has all of them, each with its JSON pointer), 429 over the host's limit, 503. No answer is to be stored by a cache.
 ///
 /// Each answer has a `Patkit-User` header, an opaque marker of the user that it is for. A request that sends the marker back is
 /// answered for that user alone: 412 `user_changed` if another user is signed in meanwhile. The settings page does so with every
 /// request; other clients need not.
 ///
+/// # Cross-site requests
+/// Without a bearer token, a call that changes anything is let through if one of these holds:
+///
+/// 1. It has `Sec-Fetch-Site: same-origin`, which a page cannot forge.
+/// 2. Its `Origin` is in the list of [`allow_origin`](ManagementApiBuilder::allow_origin).
+/// 3. It has no `Sec-Fetch-Site`, and the host and the port of its `Origin` are those of its `Host`. Browsers leave `Sec-Fetch-Site` out
+///    on plain HTTP, such as `http://nas.local`. A proxy in front of the host has to pass `Host` on as it came.
+/// 4. The session is [proven by a header](Actor::proven_by_header) that no browser sends by itself.
+///
+/// Otherwise the call is refused with 403 and the code `cross_site`, its detail says which check failed and what to set, and
+/// [`on_incident`](Authenticator::on_incident) is called with [`Incident::CrossSite`].
+///
+/// # CORS
+/// A page of another origin that calls the API needs [`allow_origin`](ManagementApiBuilder::allow_origin) and answers to the browser's
+/// preflight requests, which are the host's to give. A preflight has no credential, so a CORS layer has to be the outermost one,
+/// around the API and around [`Authenticator::required`]: otherwise the preflight is refused with 401 or 405. With tower-http:
+///
+/// ```no_run
+/// # use patkit::http::{Authenticator, ManagementApi};
+/// # use patkit::{Actor, MemoryDirectory, MemoryStore};
+/// # fn app(
+/// #     authenticator: Authenticator<MemoryStore, MemoryDirectory>,
+/// #     session: fn(&http::request::Parts) -> Option<Actor>,
+/// # ) -> Result<axum::Router, Box<dyn std::error::Error>> {
+/// use http::{HeaderValue, Method, header};
+/// use tower_http::cors::CorsLayer;
+///
+/// let origin = "https://app.example.com";
+/// let cors = CorsLayer::new()
+///     .allow_origin(HeaderValue::from_static(origin))
+///     .allow_credentials(true) // only if the session is a cookie
+///     .allow_methods([Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE])
+///     .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE, header::IF_MATCH])
+///     .expose_headers([header::ETAG, header::LOCATION, header::RETRY_AFTER, header::WWW_AUTHENTICATE]);
+/// let api = ManagementApi::builder(authenticator.clone(), session).allow_origin(origin)?.build();
+/// let app = axum::Router::new()
+///     .route("/data", axum::routing::get(async || "data"))
+///     .route_layer(authenticator.required())
+///     .nest_service("/api", api.router())
+///     .layer(cors); // the last one that is added is the outermost
+/// # Ok(app)
+/// # }
+/// ```
+///
+/// # Lost answers
 /// A rotation without overlap whose answer is lost leaves a successor whose text nobody has: rotate once more, or ask for an
-/// overlap where the line is bad.
+/// overlap if the line is bad.
 pub struct ManagementApi<S, D, A>(Arc<Api<S, D, A>>);
 
 pub(super) struct Api<S, D, A> {
@@ -131,11 +180,14 @@ impl<S: TokenStore + 'static, D: Directory + 'static, A: Sessions> ManagementApi
         })
     }
 
-    /// The routes.
+    /// The routes, with answers of this API for unknown paths below its own.
+    ///
+    /// Mount them with `nest_service`, which also passes on the base path with a slash at its end. With `nest`, that one path is the
+    /// host's to answer. To `merge` them into a router that has a fallback of its own, call `reset_fallback` on them first.
     pub fn router<T: Clone + Send + Sync + 'static>(&self) -> Router<T> {
         let own = get(list::<S, D, A>).post(generate::<S, D, A>);
         let current = get(show_current::<S, D, A>).delete(revoke_current::<S, D, A>);
-        let one = get(show::<S, D, A>).put(edit::<S, D, A>).delete(delete::<S, D, A>);
+        let one = get(show::<S, D, A>).put(edit::<S, D, A>).patch(edit::<S, D, A>).delete(delete::<S, D, A>);
         Router::new()
             .route("/user-tokens", no_other(own))
             .route("/user-tokens/service", no_other(get(list_service::<S, D, A>)))
@@ -143,6 +195,7 @@ impl<S: TokenStore + 'static, D: Directory + 'static, A: Sessions> ManagementApi
             .route("/user-tokens/{id}", no_other(one))
             .route("/user-tokens/{id}/rotate", no_other(post(rotate::<S, D, A>)))
             .route_layer(from_fn(user::name_user))
+            .fallback(async || no_such_path())
             .with_state(self.0.clone())
     }
 
@@ -153,8 +206,8 @@ impl<S: TokenStore + 'static, D: Directory + 'static, A: Sessions> ManagementApi
 }
 
 impl<S, D, A> ManagementApiBuilder<S, D, A> {
-    /// Lets calls that change anything through from pages of this origin as well, such as `https://app.example.com`. Answering
-    /// the browser's questions by CORS is the host's.
+    /// Lets calls that change anything through from pages of this origin as well, such as `https://app.example.com`. Answers to the
+    /// browser's preflight requests are the host's to give, see [`ManagementApi`].
     ///
     /// # Errors
     /// [`OriginError`] for what is no scheme, host and port as a browser writes them (RFC 6454 section 6.2), which leaves the
@@ -189,9 +242,13 @@ impl<S, D, A> ManagementApiBuilder<S, D, A> {
         self
     }
 
-    /// Lets each actor make or rotate at most `most` tokens (1 or more) in `per` (1 millisecond to 365 days; what is outside counts
-    /// as the nearer of them); 429 beyond. Counted in this process by tower's `RateLimit`, which needs tokio's timer; all tokens of
-    /// one owner count as that owner.
+    /// Lets each credential make or rotate at most `most` tokens (1 or more) in `per` (1 millisecond to 365 days; a value out of bounds
+    /// counts as the nearer bound); 429 beyond, with `Retry-After` and the `RateLimit` fields of revision 09 of
+    /// draft-ietf-httpapi-ratelimit-headers.
+    ///
+    /// A credential is a bearer token, or a session's owner. Only calls that the actor may make are counted, so a token that may do
+    /// nothing uses up nobody's limit. The window begins with the first call that is counted. Windows are kept in this process, for
+    /// 10,000 credentials at most, and measured by the service's [`Clock`](crate::Clock).
     pub fn limit_generation(mut self, most: u32, per: Duration) -> Self {
         self.0.limits = Some(Limits::new(most, per));
         self
@@ -235,44 +292,55 @@ pub(super) struct Caller {
     token: Option<TokenId>,
 }
 
+/// A call whose caller is known and whose query has no field but those that the call has.
+struct Call {
+    caller: Caller,
+    parts: Parts,
+    body: Body,
+    query: Vec<(String, String)>,
+}
+
 async fn list<S: TokenStore, D: Directory, A: Sessions>(
     State(api): Shared<S, D, A>,
     request: Request,
 ) -> Answer {
-    let (caller, parts, _) = api.admit(request).await?;
-    let (after, limit) = page_of(&parts)?;
-    let page = api.authenticator.tokens.list(&caller.actor, after, limit).await;
-    api.page(&caller, page)
+    let call = api.admit(request, &PAGING).await?;
+    let (after, limit) = page_of(&call.query)?;
+    let page = api.authenticator.tokens.list(&call.caller.actor, after, limit).await;
+    api.page(&call.caller, page)
 }
 
 async fn list_service<S: TokenStore, D: Directory, A: Sessions>(
     State(api): Shared<S, D, A>,
     request: Request,
 ) -> Answer {
-    let (caller, parts, _) = api.admit(request).await?;
-    let (after, limit) = page_of(&parts)?;
-    let page = api.authenticator.tokens.list_service(&caller.actor, after, limit).await;
-    api.page(&caller, page)
+    let call = api.admit(request, &PAGING).await?;
+    let (after, limit) = page_of(&call.query)?;
+    let page = api.authenticator.tokens.list_service(&call.caller.actor, after, limit).await;
+    api.page(&call.caller, page)
 }
 
 async fn generate<S: TokenStore, D: Directory, A: Sessions>(
     State(api): Shared<S, D, A>,
     request: Request,
 ) -> Answer {
-    let (caller, parts, body) = api.admit(request).await?;
+    let Call { caller, parts, body, .. } = api.admit(request, &[]).await?;
     let body = json_body(&parts, body).await?;
-    api.demand_issuing(&parts, &caller)?;
-    let new = read::<NewTokenBody>(&body)?.to_new()?;
+    api.demand_recent_sign_in(&parts, &caller)?;
+    let body = NewTokenBody::read(&body)?;
+    let new = body.to_new()?;
+    let issuing = if body.user_id.is_some() { Issuing::Service } else { Issuing::Personal };
+    let quota = api.count_issuing(&caller, issuing).await?;
     let issued = api.authenticator.tokens.generate(&caller.actor, new).await;
     let issued = issued.map_err(|error| api.not_done(&error, &caller))?;
-    Ok(issued_answer(&issued, &format!("user-tokens/{}", issued.token.id())))
+    Ok(issued_answer(&issued, &format!("user-tokens/{}", issued.token.id()), quota))
 }
 
 async fn show_current<S: TokenStore, D: Directory, A: Sessions>(
     State(api): Shared<S, D, A>,
     request: Request,
 ) -> Answer {
-    let (caller, ..) = api.admit(request).await?;
+    let Call { caller, .. } = api.admit(request, &[]).await?;
     api.show(&caller, caller.token.ok_or_else(no_token_in_use)?).await
 }
 
@@ -280,7 +348,7 @@ async fn revoke_current<S: TokenStore, D: Directory, A: Sessions>(
     State(api): Shared<S, D, A>,
     request: Request,
 ) -> Answer {
-    let (caller, ..) = api.admit(request).await?;
+    let Call { caller, .. } = api.admit(request, &[]).await?;
     let id = caller.token.ok_or_else(no_token_in_use)?;
     let revoked = api.authenticator.tokens.revoke(&caller.actor, id, Reason::Owner).await;
     revoked.map_err(|error| api.not_done(&error, &caller))?;
@@ -292,7 +360,7 @@ async fn show<S: TokenStore, D: Directory, A: Sessions>(
     path: PathOf,
     request: Request,
 ) -> Answer {
-    let (caller, ..) = api.admit(request).await?;
+    let Call { caller, .. } = api.admit(request, &[]).await?;
     api.show(&caller, id_of(path)).await
 }
 
@@ -301,12 +369,15 @@ async fn edit<S: TokenStore, D: Directory, A: Sessions>(
     path: PathOf,
     request: Request,
 ) -> Answer {
-    let (caller, parts, body) = api.admit(request).await?;
-    let edit = read::<EditBody>(&json_body(&parts, body).await?)?.to_edit()?;
+    let Call { caller, parts, body, .. } = api.admit(request, &[]).await?;
+    let mut edit = EditBody::read(&json_body(&parts, body).await?)?.to_edit()?;
+    if let Some(versions) = expected_versions(&parts.headers) {
+        edit = edit.only_versions(versions);
+    }
     let edited = api.authenticator.tokens.edit(&caller.actor, id_of(path), edit).await;
     let edited =
         edited.map_err(|error| api.not_done(&error, &caller).about(&["name", "description", "reason"]))?;
-    Ok(json(StatusCode::OK, &TokenBody::from(&edited)))
+    Ok(token_answer(&edited))
 }
 
 async fn rotate<S: TokenStore, D: Directory, A: Sessions>(
@@ -314,18 +385,20 @@ async fn rotate<S: TokenStore, D: Directory, A: Sessions>(
     path: PathOf,
     request: Request,
 ) -> Answer {
-    let (caller, parts, body) = api.admit(request).await?;
+    let Call { caller, parts, body, .. } = api.admit(request, &[]).await?;
     let is_plain = !parts.headers.contains_key(CONTENT_TYPE);
     let body = if is_plain { limited(&parts, body).await? } else { json_body(&parts, body).await? };
     let wanted = match &body[..] {
         [] => RotateBody::default(),
         _ if is_plain => return Err(not_json()),
-        body => read::<RotateBody>(body)?,
+        body => RotateBody::read(body)?,
     };
-    api.demand_issuing(&parts, &caller)?;
-    let issued = api.authenticator.tokens.rotate(&caller.actor, id_of(path), wanted.overlap()).await;
+    api.demand_recent_sign_in(&parts, &caller)?;
+    let id = id_of(path);
+    let quota = api.count_issuing(&caller, Issuing::Rotation(id)).await?;
+    let issued = api.authenticator.tokens.rotate(&caller.actor, id, wanted.overlap()).await;
     let issued = issued.map_err(|error| api.not_done(&error, &caller).about(&["overlap_seconds"]))?;
-    Ok(issued_answer(&issued, &format!("../{}", issued.token.id())))
+    Ok(issued_answer(&issued, &format!("../{}", issued.token.id()), quota))
 }
 
 async fn delete<S: TokenStore, D: Directory, A: Sessions>(
@@ -333,19 +406,28 @@ async fn delete<S: TokenStore, D: Directory, A: Sessions>(
     path: PathOf,
     request: Request,
 ) -> Answer {
-    let (caller, ..) = api.admit(request).await?;
+    let Call { caller, .. } = api.admit(request, &[]).await?;
     let deleted = api.authenticator.tokens.delete(&caller.actor, id_of(path)).await;
     deleted.map_err(|error| api.not_done(&error, &caller))?;
     Ok(no_content())
 }
 
+/// What makes a token's text.
+#[derive(Clone, Copy)]
+enum Issuing {
+    Personal,
+    Service,
+    Rotation(TokenId),
+}
+
 impl<S: TokenStore, D: Directory, A: Sessions> Api<S, D, A> {
-    /// Finds out who calls, before anything else of the request is looked at.
-    async fn admit(&self, request: Request) -> Result<(Caller, Parts, Body), Problem> {
+    /// Finds out who calls, before anything else of the request is looked at; then checks the query, which may have `fields`.
+    async fn admit(&self, request: Request, fields: &[&str]) -> Result<Call, Problem> {
         let (mut parts, body) = request.into_parts();
         mark_as_sensitive(&mut parts.headers);
         let caller = self.caller(&parts).await?;
-        Ok((caller, parts, body))
+        let query = query_of(&parts, fields)?;
+        Ok(Call { caller, parts, body, query })
     }
 
     pub(super) async fn caller(&self, parts: &Parts) -> Result<Caller, Problem> {
@@ -365,9 +447,11 @@ impl<S: TokenStore, D: Directory, A: Sessions> Api<S, D, A> {
             Problem::unavailable()
         })?;
         let actor = actor.ok_or_else(|| self.authenticator.no_credential())?;
-        if !parts.method.is_safe() && !self.is_from_here(parts) {
-            let detail = "the call does not come from a page of this site";
-            return Err(Problem::new(StatusCode::FORBIDDEN, "cross_site", detail));
+        if !parts.method.is_safe() && !actor.is_proven_by_header() {
+            cross_site::check(parts, &self.origins).map_err(|error| {
+                self.authenticator.watch.tell(Incident::CrossSite(&error));
+                Problem::new(StatusCode::FORBIDDEN, "cross_site", error.to_string())
+            })?;
         }
         user::check(parts, &actor)?;
         let address = self.authenticator.address_of(&parts.headers, &parts.extensions);
@@ -378,32 +462,45 @@ impl<S: TokenStore, D: Directory, A: Sessions> Api<S, D, A> {
         Ok(Caller { actor, token: None })
     }
 
-    /// Fetch Metadata: a browser sets `Sec-Fetch-Site` itself, and no page can; `Origin` likewise (Fetch standard).
-    fn is_from_here(&self, parts: &Parts) -> bool {
-        let only = |name: &str| {
-            let mut values = parts.headers.get_all(name).iter();
-            values.next().filter(|_| values.next().is_none())
-        };
-        only("sec-fetch-site").is_some_and(|site| site == "same-origin")
-            || only(ORIGIN.as_str()).is_some_and(|origin| self.origins.contains(origin))
-    }
-
-    /// Before a token's text is made.
-    fn demand_issuing(&self, parts: &Parts, caller: &Caller) -> Result<(), Problem> {
-        if let (Some(is_recent), None) = (&self.is_recent, caller.token)
-            && !is_recent(parts, &caller.actor)
-        {
-            let detail = "sign in again: the last sign-in is too long ago for this";
-            return Err(Problem::new(StatusCode::FORBIDDEN, "recent_sign_in_required", detail));
-        }
-        match &self.limits {
-            Some(limits) if !limits.admits(&caller.actor, self.authenticator.tokens.monotonic()) => {
-                let detail = "too many tokens were made in a short time";
-                let problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", detail);
-                Err(problem.with_header(RETRY_AFTER, limits.seconds().into()))
+    /// Refuses a session whose sign-in is too long ago for making a token's text.
+    fn demand_recent_sign_in(&self, parts: &Parts, caller: &Caller) -> Result<(), Problem> {
+        match (&self.is_recent, caller.token) {
+            (Some(is_recent), None) if !is_recent(parts, &caller.actor) => {
+                let detail = "sign in again: the last sign-in is too long ago for this";
+                Err(Problem::new(StatusCode::FORBIDDEN, "recent_sign_in_required", detail))
             }
             _ => Ok(()),
         }
+    }
+
+    /// Counts a token that is to be made, if the host limits them and the actor may make it. If the actor may not, the service refuses
+    /// the call, and nothing is counted.
+    async fn count_issuing(&self, caller: &Caller, issuing: Issuing) -> Result<Option<Quota>, Problem> {
+        let Some(limits) = &self.limits else { return Ok(None) };
+        let tokens = &self.authenticator.tokens;
+        let standing = tokens.standing(&caller.actor).await.map_err(|error| self.not_done(&error, caller))?;
+        let is_allowed = match issuing {
+            Issuing::Personal => standing.manages_tokens,
+            Issuing::Service => standing.manages_service_tokens,
+            Issuing::Rotation(id) => {
+                standing.manages_tokens || standing.manages_service_tokens || caller.token == Some(id)
+            }
+        };
+        if !is_allowed {
+            return Ok(None);
+        }
+        let quota = limits.count(caller.actor.credential(), tokens.monotonic());
+        if quota.is_admitted {
+            return Ok(Some(quota));
+        }
+        let detail =
+            "too many tokens were made in a short time; wait for as many seconds as Retry-After says";
+        let problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", detail)
+            .with_header(RETRY_AFTER, quota.retry_after().into());
+        let fields = quota.fields().into_iter().flatten();
+        Err(fields.fold(problem, |problem, (name, value)| {
+            problem.with_header(HeaderName::from_static(name), value)
+        }))
     }
 
     #[cfg(feature = "console")]
@@ -414,7 +511,7 @@ impl<S: TokenStore, D: Directory, A: Sessions> Api<S, D, A> {
     async fn show(&self, caller: &Caller, id: TokenId) -> Answer {
         let token = self.authenticator.tokens.get(&caller.actor, id).await;
         let token = token.map_err(|error| self.not_done(&error, caller))?;
-        Ok(json(StatusCode::OK, &TokenBody::from(&token)))
+        Ok(token_answer(&token))
     }
 
     fn page(&self, caller: &Caller, page: Result<TokenPage, ManageError>) -> Answer {
@@ -447,21 +544,14 @@ impl<S: TokenStore, D: Directory, A: Sessions> Api<S, D, A> {
             ManageError::NameTaken => problem(StatusCode::CONFLICT, "name_taken").of_field("name"),
             ManageError::TooManyTokens { .. } => problem(StatusCode::CONFLICT, "too_many_tokens"),
             ManageError::Contended => problem(StatusCode::CONFLICT, "contended"),
+            ManageError::Outdated => problem(StatusCode::PRECONDITION_FAILED, "outdated"),
             ManageError::ReasonNotAllowed(_) => {
                 problem(StatusCode::UNPROCESSABLE_ENTITY, "invalid").of_field("reason")
             }
-            ManageError::Invalid(input) => {
-                let (mut detail, mut cause) = (input.to_string(), input.source());
-                while let Some(error) = cause {
-                    detail = format!("{detail}: {error}");
-                    cause = error.source();
-                }
-                let problem = Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", detail);
-                match field_of(input) {
-                    Some(field) => problem.of_field(field),
-                    None => problem,
-                }
-            }
+            ManageError::Invalid(input) => match refused_by_service(input) {
+                (Some(error), _) => Problem::invalid(vec![error]),
+                (None, detail) => Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", detail),
+            },
             ManageError::OutcomeUnknown { .. } => {
                 problem(StatusCode::SERVICE_UNAVAILABLE, "outcome_unknown").retried()
             }
@@ -470,56 +560,80 @@ impl<S: TokenStore, D: Directory, A: Sessions> Api<S, D, A> {
     }
 }
 
-/// What the API calls the field.
-const fn field_of(input: &InvalidInput) -> Option<&'static str> {
-    Some(match input {
-        InvalidInput::Name(_) => "name",
-        InvalidInput::Description(_) => "description",
-        InvalidInput::Lifetime(_) => "expires_in_days",
-        InvalidInput::Scope(_) => "scopes",
-        InvalidInput::Networks(_) => "allowed_networks",
-        InvalidInput::Overlap { .. } => "overlap_seconds",
-        InvalidInput::OwnerUnknown | InvalidInput::OwnerDisabled | InvalidInput::OwnerKind(_) => "user_id",
-        InvalidInput::NothingToChange => return None,
-    })
-}
-
-/// The id is the last part; those before it are of the path that the host mounts the API under. What is no id is the id of no
-/// token: so whoever may do nothing hears nothing else than for any other.
+/// The id is the last part; those before it are of the path that the host mounts the API under. A text that is no id is looked up as the
+/// id of no token: so an actor that may do nothing hears nothing else than for any other.
 fn id_of(path: PathOf) -> TokenId {
     let last = path.ok().and_then(|Path(mut parts)| parts.pop());
-    last.and_then(|(_, id)| id.parse().ok()).unwrap_or(TokenId::VACANT)
+    last.and_then(|(_, id)| id.parse().ok()).unwrap_or(TokenId::UNISSUED)
 }
 
 fn no_token_in_use() -> Problem {
     Problem::new(StatusCode::NOT_FOUND, "not_found", "the request has no bearer token")
 }
 
-fn page_of(parts: &Parts) -> Result<(Option<TokenId>, usize), Problem> {
-    let refused = |field: &'static str, detail| {
-        Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", detail).of_field(field)
-    };
+pub(super) fn no_such_path() -> Problem {
+    Problem::new(
+        StatusCode::NOT_FOUND,
+        "no_such_path",
+        "there is nothing at this path; look for a slash too many",
+    )
+}
+
+/// The fields of a list's query.
+const PAGING: [&str; 2] = ["limit", "cursor"];
+
+/// Reads a query that may have these fields, each once.
+fn query_of(parts: &Parts, fields: &[&str]) -> Result<Vec<(String, String)>, Problem> {
     let query = Query::<Vec<(String, String)>>::try_from_uri(&parts.uri);
     let Ok(Query(pairs)) = query else {
         return Err(Problem::new(StatusCode::BAD_REQUEST, "invalid_query", "the query is not well-formed"));
     };
-    let (mut after, mut limit) = (None, None);
-    for (name, value) in &pairs {
-        match name.as_str() {
-            "limit" if limit.is_none() => {
-                let number = value.parse().ok().filter(|number| (1..=MAX_PAGE).contains(number));
-                limit = Some(number.ok_or_else(|| refused("limit", "a limit is 1 to 200"))?);
-            }
-            "cursor" if after.is_none() => {
-                let id = value.parse().map_err(|_| refused("cursor", "there is no such page"))?;
-                after = Some(id);
-            }
-            "limit" => return Err(refused("limit", "the parameter is given twice")),
-            "cursor" => return Err(refused("cursor", "the parameter is given twice")),
-            _ => {}
+    let mut refused = Refused::default();
+    for (place, (name, _)) in pairs.iter().enumerate() {
+        if refused.has(name) {
+            continue;
+        }
+        if !fields.contains(&name.as_str()) {
+            refused.refuse(&[name], "there is no such field in the query");
+        } else if pairs.iter().take(place).any(|(earlier, _)| earlier == name) {
+            refused.refuse(&[name], "the field is given twice");
         }
     }
-    Ok((after, limit.unwrap_or(DEFAULT_PAGE)))
+    refused.finish().map(|()| pairs)
+}
+
+fn page_of(query: &[(String, String)]) -> Result<(Option<TokenId>, usize), Problem> {
+    let value = |name: &str| query.iter().find(|(field, _)| field == name).map(|(_, value)| value);
+    let mut refused = Refused::default();
+    let limit = value("limit").map(|text| text.parse().ok().filter(|number| (1..=MAX_PAGE).contains(number)));
+    if limit == Some(None) {
+        refused.refuse(&["limit"], format!("a limit is 1 to {MAX_PAGE}"));
+    }
+    let after = value("cursor").map(|text| text.parse().ok());
+    if after == Some(None) {
+        refused.refuse(&["cursor"], "there is no such page; leave the cursor out for the first one");
+    }
+    refused.finish()?;
+    Ok((after.flatten(), limit.flatten().unwrap_or(DEFAULT_PAGE)))
+}
+
+/// Reads `If-Match` (RFC 9110 section 13.1.1); `None` if any version will do. Tags are compared strongly, so a weak one names no version;
+/// nor does one that is no tag of this API, or a field that is malformed.
+fn expected_versions(headers: &HeaderMap) -> Option<Vec<u64>> {
+    let mut lines = headers.get_all(IF_MATCH).iter().peekable();
+    lines.peek()?;
+    // A tag holds no comma here: one that does is cut into pieces that name no version.
+    let tags: Vec<&[u8]> =
+        lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b',')).map(<[u8]>::trim_ascii).collect();
+    if tags == [b"*"] {
+        return None;
+    }
+    let version = |tag: &[u8]| {
+        let digits = str::from_utf8(tag).ok()?.strip_prefix('"')?.strip_suffix('"')?;
+        // One version has one tag.
+        digits.parse().ok().filter(|version: &u64| version.to_string() == digits)
+    };
+    Some(tags.into_iter().filter_map(version).collect())
 }
 
 fn not_json() -> Problem {
@@ -569,20 +683,42 @@ async fn limited(parts: &Parts, mut body: Body) -> Result<Bytes, Problem> {
     if length > MAX_BODY { Err(too_large()) } else { Ok(read.into()) }
 }
 
-fn issued_answer(issued: &IssuedToken, location: &str) -> Response {
-    let body = IssuedBody {
-        bearer_token: issued.plaintext.expose_secret().to_owned(),
+/// The one answer that holds a token's text. Its body is wiped when it is dropped.
+fn issued_answer(issued: &IssuedToken, location: &str, quota: Option<Quota>) -> Response {
+    let body = IssuedAnswer {
+        bearer_token: issued.plaintext.expose_secret(),
         token: TokenBody::from(&issued.token),
     };
-    let mut response = json(StatusCode::CREATED, &body);
+    let mut response = answer(StatusCode::CREATED, secret::json(&body));
+    let headers = response.headers_mut();
     if let Ok(location) = HeaderValue::from_str(location) {
-        response.headers_mut().insert(LOCATION, location);
+        headers.insert(LOCATION, location);
+    }
+    headers.insert(ETAG, etag(&issued.token));
+    for (name, value) in quota.and_then(Quota::fields).into_iter().flatten() {
+        headers.insert(name, value);
     }
     response
 }
 
+/// The token, with its version as its `ETag`.
+fn token_answer(token: &TokenView) -> Response {
+    let mut response = json(StatusCode::OK, &TokenBody::from(token));
+    response.headers_mut().insert(ETAG, etag(token));
+    response
+}
+
+fn etag(token: &TokenView) -> HeaderValue {
+    #[allow(clippy::expect_used, reason = "digits and quotes are visible ASCII")]
+    HeaderValue::try_from(format!("\"{}\"", token.version())).expect("digits and quotes are a header's value")
+}
+
 pub(super) fn json<T: Serialize>(status: StatusCode, body: &T) -> Response {
-    match serde_json::to_vec(body) {
+    answer(status, serde_json::to_vec(body).map(Bytes::from))
+}
+
+fn answer(status: StatusCode, body: serde_json::Result<Bytes>) -> Response {
+    match body {
         Ok(body) => {
             let headers = [
                 (CONTENT_TYPE, HeaderValue::from_static("application/json")),

@@ -20,6 +20,16 @@ use std::sync::Arc;
 pub struct Actor {
     who: Who,
     address: Option<IpAddr>,
+    is_proven_by_header: bool,
+}
+
+/// What an actor proved itself with. Limits are counted for each of these.
+#[cfg(feature = "axum")]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum ActorCredential {
+    Session { realm: Realm, owner: OwnerId },
+    Token(TokenId),
+    System { realm: Realm },
 }
 
 #[derive(Debug, Clone)]
@@ -37,7 +47,7 @@ impl Actor {
 
     /// An owner that the host has signed in, in this realm.
     pub fn session_in(realm: Realm, owner: OwnerId) -> Self {
-        Self { who: Who::Session { realm, owner }, address: None }
+        Self { who: Who::Session { realm, owner }, address: None, is_proven_by_header: false }
     }
 
     /// An owner through one of its tokens.
@@ -45,7 +55,7 @@ impl Actor {
         let token = verified.token();
         let who =
             Who::Token { realm: token.realm().clone(), owner: token.owner_id().clone(), id: token.id() };
-        Self { who, address: verified.peer() }
+        Self { who, address: verified.peer(), is_proven_by_header: false }
     }
 
     /// The host itself, in the default realm. It may revoke, restore and look at any token of the realm.
@@ -55,17 +65,40 @@ impl Actor {
 
     /// The host itself, in this realm.
     pub fn system_in(realm: Realm) -> Self {
-        Self { who: Who::System { realm }, address: None }
+        Self { who: Who::System { realm }, address: None, is_proven_by_header: false }
     }
 
-    /// Whom it counts as: its owner, through whatever it acts; none for the host itself.
+    /// Declares that the host knows this session by a header that no browser sends by itself, such as a JWT in `Authorization`. A
+    /// page of another site cannot forge such a request, so the HTTP API does not ask where it comes from.
+    ///
+    /// Do not declare it for a session that is known by a cookie, a client certificate or HTTP Basic.
+    pub fn proven_by_header(mut self) -> Self {
+        self.is_proven_by_header = true;
+        self
+    }
+
     #[cfg(feature = "axum")]
-    pub(crate) fn counts_as(&self) -> (Realm, Option<OwnerId>) {
+    pub(crate) fn is_proven_by_header(&self) -> bool {
+        self.is_proven_by_header
+    }
+
+    /// Realm and owner that the actor acts for; no owner for the host itself.
+    #[cfg(feature = "axum")]
+    pub(crate) fn counts_as(&self) -> (&Realm, Option<&OwnerId>) {
         match &self.who {
-            Who::Session { realm, owner } | Who::Token { realm, owner, .. } => {
-                (realm.clone(), Some(owner.clone()))
+            Who::Session { realm, owner } | Who::Token { realm, owner, .. } => (realm, Some(owner)),
+            Who::System { realm } => (realm, None),
+        }
+    }
+
+    #[cfg(feature = "axum")]
+    pub(crate) fn credential(&self) -> ActorCredential {
+        match &self.who {
+            Who::Session { realm, owner } => {
+                ActorCredential::Session { realm: realm.clone(), owner: owner.clone() }
             }
-            Who::System { realm } => (realm.clone(), None),
+            Who::Token { id, .. } => ActorCredential::Token(*id),
+            Who::System { realm } => ActorCredential::System { realm: realm.clone() },
         }
     }
 

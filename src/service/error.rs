@@ -173,6 +173,9 @@ pub enum ManageError {
     /// What is made, restored or removed through a token would be more than that token may.
     #[error("what is done through a token cannot be wider than that token: {0}")]
     Attenuation(Attenuation),
+    /// The token is not of a version that the edit was bound to by [`TokenEdit::only_versions`](super::TokenEdit::only_versions).
+    #[error("the token was changed since it was read; read it again")]
+    Outdated,
     /// Others changed the token again and again at the same time.
     #[error("the token is changed too often at the moment")]
     Contended,

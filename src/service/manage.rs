@@ -255,6 +255,9 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             let Some(relation) = relation else {
                 return Err(ManageError::NotFound);
             };
+            if !edit.is_for_version(token.version) {
+                return Err(ManageError::Outdated);
+            }
 
             let mut events = Vec::new();
             let mut after = Token::clone(&token);

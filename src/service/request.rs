@@ -115,6 +115,7 @@ pub struct TokenEdit {
     description: Option<String>,
     pub(super) active: Option<bool>,
     pub(super) reason: Option<Reason>,
+    versions: Option<Vec<u64>>,
 }
 
 pub(super) struct CheckedEdit {
@@ -153,6 +154,17 @@ impl TokenEdit {
     pub fn reason(mut self, reason: Reason) -> Self {
         self.reason = Some(reason);
         self
+    }
+
+    /// Edits the token only if its [version](crate::TokenView::version) is one of these; otherwise the edit is refused as
+    /// [`ManageError::Outdated`] and changes nothing.
+    pub fn only_versions(mut self, versions: impl IntoIterator<Item = u64>) -> Self {
+        self.versions = Some(versions.into_iter().collect());
+        self
+    }
+
+    pub(super) fn is_for_version(&self, version: u64) -> bool {
+        self.versions.as_ref().is_none_or(|versions| versions.contains(&version))
     }
 
     pub(super) fn renames(&self) -> bool {

@@ -212,6 +212,12 @@ impl TokenFormat {
         &self.brand
     }
 
+    /// Whether a text begins like one of this host's tokens: with an accepted brand and a kind.
+    #[cfg(feature = "tower")]
+    pub(crate) fn has_prefix(&self, text: &str) -> bool {
+        self.prefixes.iter().any(|prefix| text.starts_with(&*prefix.text))
+    }
+
     /// A regular expression that finds this host's tokens in any text; for secret scanners, log filters and
     /// pre-commit hooks. It is in the common subset of RE2, PCRE, Python, JavaScript and Rust.
     pub fn scanner_expression(&self) -> String {

@@ -28,8 +28,12 @@ impl TokenId {
     /// Characters of an id's text.
     pub const TEXT_LEN: usize = 22;
 
-    /// No id of any token.
+    /// Marks empty places in memory. It is no `UUIDv7`, and no text or bytes from outside are read as this id.
     pub(crate) const VACANT: Self = Self { high: 0, low: 0 };
+
+    /// A well-formed id of 1970 that no token has: stands for a text that is no id where an unknown id is looked up.
+    #[cfg(feature = "axum")]
+    pub(crate) const UNISSUED: Self = Self { high: Self::VERSION, low: Self::VARIANT };
 
     const VERSION: u64 = 0x7000;
     const VARIANT: u64 = 0x8000_0000_0000_0000;
