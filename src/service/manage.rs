@@ -337,11 +337,8 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
                     compromised = reason == Reason::Compromised;
                     let is_so = token.state(acting.now) == TokenState::Expired && !compromised && !strict;
                     let revocation = acting.revocation(relation, reason);
-                    let facts = if is_so {
-                        None
-                    } else {
-                        lifecycle::revoke(&token.facts, revocation, acting.now)?
-                    };
+                    let facts =
+                        if is_so { None } else { lifecycle::revoke(&token.facts, revocation, acting.now)? };
                     if let Some(facts) = facts {
                         after.facts = facts;
                         events.push(acting.event(AuditAction::Revoked, &token).because(reason));

@@ -42,7 +42,8 @@ impl fmt::Display for KeyId {
 /// The host's secret keys: one is primary and makes new digests, the others still verify old ones.
 ///
 /// To change keys: add the new one in the second place and deploy everywhere, so that every node can verify with it;
-/// then put it first and deploy again; wait until no record is left under the old one (a verification moves its token; a count per key tells), then drop the old one. A token whose
+/// then put it first and deploy again. Give the new key a greater id than the old one, since a record moves only to a
+/// greater id. Then wait until no record is left under the old one (a verification moves its token; a count per key tells), then drop the old one. A token whose
 /// key is missing does not verify and is reported as an operational error.
 ///
 /// The key material is wiped when the keyring is dropped; `Debug` shows the ids alone.
@@ -246,7 +247,9 @@ pub enum KeyringError {
 }
 
 /// Why [`Keyring::from_env`] made no keyring. It holds nothing of any key.
-#[derive(Debug, Clone, PartialEq, Eq)]
+///
+/// `Debug` gives the same sentence as `Display`, since that is what a `main` that returns the error prints.
+#[derive(Clone, PartialEq, Eq)]
 pub struct KeyringEnvError {
     name: Box<str>,
     /// None if the variable is not set.
@@ -278,6 +281,12 @@ impl fmt::Display for KeyringEnvError {
             }
             Some(cause) => write!(f, "{name} holds no keyring: {cause}"),
         }
+    }
+}
+
+impl fmt::Debug for KeyringEnvError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 
@@ -366,6 +375,7 @@ mod tests {
         let text = "PATKIT_TEST_NEVER_SET is not set; create a key with `openssl rand -base64 32` and set \
                     PATKIT_TEST_NEVER_SET to `1:<that>`";
         assert_eq!((missing.cause(), missing.to_string()), (None, text.to_owned()));
+        assert_eq!(format!("{missing:?}"), text, "what a `main` prints");
         let empty = KeyringEnvError { name: "KEYS".into(), cause: Some(KeyringError::Empty) };
         assert!(empty.to_string().starts_with("KEYS is empty; create a key"), "{empty}");
     }
