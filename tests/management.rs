@@ -2088,3 +2088,19 @@ fn the_limit_of_live_tokens_counts_both_kinds_together() {
     let error = ready(world.service.restore(&Actor::system(), second)).unwrap_err();
     assert!(matches!(error, ManageError::TooManyTokens { most: 2 }), "{error:?}");
 }
+
+#[test]
+fn a_token_of_the_other_kind_is_anothers_even_if_its_owner_has_the_same_id() {
+    let world = World::new();
+    let ada = world.issue("ada", NewToken::named("ada's"));
+    let through = world.through(&ada);
+    let service = world.issue("bot", NewToken::named("of the service user before")).token.id();
+    world.force(service, |token| {
+        token.owner = id("ada");
+        let (at, by) = (start(), ActorRef::System);
+        let (authority, reason) = (Authority::Admin, Reason::Admin);
+        token.facts.revocation = Some(Box::new(Revocation { at, by, authority, reason }));
+    });
+    let restored = ready(world.service.restore(&through, service)).map(drop);
+    assert!(matches!(restored, Err(ManageError::Attenuation(Attenuation::Scope))), "{restored:?}");
+}

@@ -369,3 +369,14 @@ impl Directory for FailsForOne {
         self.inner.find(realm, id).await
     }
 }
+
+#[test]
+fn a_recheck_finds_no_token_that_is_in_another_realm_by_now() {
+    let world = world();
+    let issued = world.issue("ann", NewToken::named("a"));
+    let verified = world.verify(&issued).unwrap();
+    ready(world.service.recheck(&verified)).unwrap();
+    world.force(issued.token.id(), |token| token.realm = beta());
+    let error = ready(world.service.recheck(&verified)).unwrap_err();
+    assert_eq!(error.reject_reason(), Some(RejectReason::Unknown));
+}
