@@ -2104,3 +2104,23 @@ fn a_token_of_the_other_kind_is_anothers_even_if_its_owner_has_the_same_id() {
     let restored = ready(world.service.restore(&through, service)).map(drop);
     assert!(matches!(restored, Err(ManageError::Attenuation(Attenuation::Scope))), "{restored:?}");
 }
+
+#[test]
+fn ids_increase_with_a_clock_that_stands_still_or_goes_back_also_within_a_transaction() {
+    let world = World::new();
+    let mut made = Vec::new();
+    for number in 0..100 {
+        let within = world.service.within(world.store.clone());
+        let name = |part: &str| NewToken::named(&format!("{part} {number}"));
+        made.push(world.generate(&session("ann"), name("outside")).unwrap().token.id());
+        made.push(ready(within.generate(&session("ann"), name("within"))).unwrap().token.id());
+        let uncommitted = within.into_uncommitted();
+        world.service.committed(&uncommitted);
+        if number % 10 == 9 {
+            world.clock.set(start() - TimeDelta::seconds(number));
+        }
+    }
+    assert!(made.is_sorted_by(|one, other| one < other));
+    let page = ready(world.service.list(&session("ann"), None, 200)).unwrap();
+    assert!(ids(&page).into_iter().rev().eq(made), "newest first");
+}
