@@ -35,7 +35,7 @@ fn signed_in(request: &Parts) -> Option<Actor> {
 async fn main() -> Result<(), Box<dyn Error>> {
     let pool = sqlx::PgPool::connect(&std::env::var("DATABASE_URL")?).await?;
     let store = CachedStore::builder(PostgresStore::builder(pool.clone()).migrate().await?).build()?;
-    let keyring = Keyring::from_text(&std::env::var("ACME_TOKEN_KEYS")?)?;
+    let keyring = Keyring::from_env("ACME_TOKEN_KEYS")?;
     let tokens = Arc::new(TokenService::builder(store, Users(pool)).brand("acme").keyring(keyring).build()?);
     let flusher = tokens.clone();
     tokio::spawn(async move { flusher.run_flusher(tokio::time::sleep).await });

@@ -142,7 +142,7 @@ impl TokenStore for RedbStore {
             for touch in uses {
                 let row = tokens.get(&touch.id.to_bytes()[..])?.map(|row| decode(row.value()));
                 let Some(Ok(mut token)) = row else { continue };
-                if token.last_used.is_none_or(|known| known.at < touch.last_use.at) {
+                if token.last_used.is_none_or(|known| touch.replaces(known.at)) {
                     token.last_used = Some(touch.last_use);
                     tokens.insert(&touch.id.to_bytes()[..], &*encode(token_values(&token)))?;
                 }

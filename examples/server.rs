@@ -187,8 +187,8 @@ fn roles() -> Result<RoleCatalog, Failure> {
 }
 
 fn keyring() -> Result<Keyring, Failure> {
-    if let Ok(text) = std::env::var("DEMO_TOKEN_KEYS") {
-        Ok(Keyring::from_text(&text)?)
+    if std::env::var_os("DEMO_TOKEN_KEYS").is_some() {
+        Ok(Keyring::from_env("DEMO_TOKEN_KEYS")?)
     } else {
         println!("DEMO_TOKEN_KEYS is not set: the key is new, and tokens of an earlier start do not verify");
         Ok(Keyring::ephemeral()?)

@@ -189,6 +189,15 @@ impl Clock for ManualClock {
     }
 }
 
+/// How far ahead of now a stored instant may be. A later one was stored by a clock that was wrong, and nothing waits for it:
+/// clocks of nodes may differ, but not by a day.
+pub const MAX_CLOCK_ERROR: TimeDelta = TimeDelta::days(1);
+
+/// The latest instant that a right clock may have stored, at `now`.
+pub(crate) fn plausible_until(now: DateTime<Utc>) -> DateTime<Utc> {
+    now.checked_add_signed(MAX_CLOCK_ERROR).unwrap_or(DateTime::<Utc>::MAX_UTC)
+}
+
 /// Cuts an instant to the microsecond, towards the past.
 pub(crate) fn cut(instant: DateTime<Utc>) -> DateTime<Utc> {
     let nanos = instant.timestamp_subsec_nanos();

@@ -39,6 +39,7 @@
 //! under the store, and belong into its own tests.
 
 use crate::audit::{AuditAction, AuditEvent};
+use crate::clock::MAX_CLOCK_ERROR;
 use crate::owner::{OwnerId, OwnerKind, Realm};
 use crate::permission::Scope;
 use crate::store::{
@@ -216,6 +217,7 @@ where
             only_active_ones_are_listed: "only those that are active at this instant",
             idle_ones_are_listed: "those whose last activity lies before an instant",
             a_touch_moves_forward_alone: "each moves its record's last use forward or does nothing, never back",
+            a_touch_replaces_what_a_wrong_clock_noted: "unless the stored one was noted by a clock that was wrong",
             a_touch_changes_nothing_else: "the version does not move",
             a_touch_brings_nothing_back: "a record that is gone stays gone",
             a_thousand_touches_at_once: "notes last uses",
@@ -1232,6 +1234,7 @@ async fn only_active_ones_are_listed<S: TokenStore>(bench: &Bench<'_, S>) -> Res
     Ok(())
 }
 
+#[allow(clippy::arithmetic_side_effects, reason = "instants of a test, far from the ends")]
 async fn idle_ones_are_listed<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
     let idle = |number: u64, from: i64, used: Option<i64>| -> Result<Token, Seen> {
         let last_used = used.map(at).transpose()?.map(|at| LastUse::new(at, None));
@@ -1257,7 +1260,22 @@ async fn idle_ones_are_listed<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(),
     let [first, ..] = &tokens;
     bench.store.touch(&[touch(first, 1_000, None)?]).await?;
     bench.settle().await;
-    bench.lists(&idle_at(1_000)?, &ids([4, 7])?).await
+    bench.lists(&idle_at(1_000)?, &ids([4, 7])?).await?;
+    // What a clock that was wrong noted holds nothing up.
+    let error = MAX_CLOCK_ERROR.num_seconds() * 1_000_000;
+    let from_the_future = [
+        idle(11, error + 500, None)?,
+        idle(12, error + 501, None)?,
+        idle(13, 0, Some(error + 500))?,
+        idle(14, 0, Some(error + 501))?,
+        idle(15, error + 501, Some(error + 501))?,
+        idle(16, error + 501, Some(499))?,
+        idle(17, error + 501, Some(500))?,
+    ];
+    bench.insert(&from_the_future).await?;
+    bench.settle().await;
+    let at_that_time = ListQuery::new(ListBy::Idle(at(500)?)).active_at(at(500)?);
+    bench.lists(&at_that_time, &ids([12, 14, 15, 16])?).await
 }
 
 async fn a_touch_moves_forward_alone<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
@@ -1276,6 +1294,36 @@ async fn a_touch_moves_forward_alone<S: TokenStore>(bench: &Bench<'_, S>) -> Res
         bench.store.touch(&[touch(&token, micros, address)?]).await?;
         bench.settle().await;
         let last_used = Some(LastUse::new(at(known)?, from));
+        bench.holds(&Token { last_used, ..token.clone() }).await?;
+    }
+    Ok(())
+}
+
+#[allow(clippy::arithmetic_side_effects, reason = "instants of a test, far from the ends")]
+async fn a_touch_replaces_what_a_wrong_clock_noted<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+    let token = record(1)?;
+    bench.insert(std::slice::from_ref(&token)).await?;
+    // In seconds: when it was used, when that is written, what is known afterwards.
+    let day = MAX_CLOCK_ERROR.num_seconds();
+    let century = day * 36_525;
+    let steps = [
+        (century, century, century),
+        // A day later than now is not too late.
+        (century - day, century - day, century),
+        (century - day - 1, century - day - 1, century - day - 1),
+        (century, century, century),
+        (10 * day, 10 * day, 10 * day),
+        // Written long after it happened.
+        (5 * day, 10 * day, 10 * day),
+        (5 * day, 9 * day, 10 * day),
+        (10 * day + 1, 10 * day + 1, 10 * day + 1),
+    ];
+    let instant = |seconds: i64| at(seconds * 1_000_000);
+    for (used, now, known) in steps {
+        let used = LastUse::new(instant(used)?, Some(v4(1)));
+        bench.store.touch(&[Touch::at(token.id, used, instant(now)?)]).await?;
+        bench.settle().await;
+        let last_used = Some(LastUse::new(instant(known)?, Some(v4(1))));
         bench.holds(&Token { last_used, ..token.clone() }).await?;
     }
     Ok(())

@@ -40,13 +40,13 @@ static HASH_KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 #[non_exhaustive]
 pub enum IdError {
     /// It is empty.
-    #[error("it is empty")]
+    #[error("the id is empty; it must have 1 to {MAX_ID_BYTES} bytes")]
     Empty,
     /// It has more than [`MAX_ID_BYTES`] bytes.
-    #[error("it is longer than {MAX_ID_BYTES} bytes")]
+    #[error("the id is longer than {MAX_ID_BYTES} bytes")]
     TooLong,
     /// It has a control character.
-    #[error("it has a control character")]
+    #[error("the id has a control character, which is not allowed")]
     Control,
 }
 
@@ -405,7 +405,7 @@ impl fmt::Debug for Owner {
 /// Hand out shared owners (`Arc<Owner>` from a map) where you can: an owner's permissions are computed once per
 /// `Owner` value.
 ///
-/// An answer for another id or realm than was asked for counts as a failure of the directory.
+/// An answer for another id or realm than was asked for, `bot` when asked for `BOT`, counts as no such owner.
 ///
 /// ```
 /// # use patkit::Snapshot;

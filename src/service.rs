@@ -18,8 +18,10 @@ mod within;
 #[cfg(feature = "axum")]
 pub(crate) use actor::ActorCredential;
 pub use actor::{Actor, Standing};
-pub use error::{Attenuation, InvalidInput, ManageError, RejectReason, Rejected, Unavailable, VerifyError};
-pub use manage::{IssuedToken, TokenPage};
+pub use error::{
+    Attenuation, InvalidInput, ManageError, PolicyRule, RejectReason, Rejected, Unavailable, VerifyError,
+};
+pub use manage::{IssuedToken, StateCounts, TokenPage};
 pub use request::{NewToken, TokenEdit};
 pub use usage::UsageStats;
 #[cfg(feature = "testkit")]
@@ -35,6 +37,7 @@ use crate::random::{SecureRandom, SystemRandom};
 use crate::role::{RoleCatalog, RoleError};
 use crate::snapshot::Snapshot;
 use crate::store::{Change, ChangeBatch, StoreError, TokenStore};
+use crate::token::id::IdSource;
 use crate::token::{Brand, BrandError, Keyring, Token, TokenFormat, TokenFormatError};
 use chrono::{DateTime, TimeDelta, Utc};
 use std::fmt;
@@ -76,6 +79,8 @@ pub struct TokenService<S, D> {
     policy: TokenPolicy,
     clock: Arc<dyn Clock>,
     random: Arc<dyn SecureRandom>,
+    /// Shared with those that work within a transaction of the host's, so that all ids increase.
+    ids: Arc<IdSource>,
     sink: Option<Arc<dyn AuditSink>>,
     usage: Usage,
     flush_interval: Duration,
@@ -140,17 +145,14 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         Self::right_owner(realm, id, self.directory.find(realm, id).await)
     }
 
-    /// An answer for somebody else is the directory's failure, never an owner.
+    /// A directory that answers for another id or realm, `bot` when asked for `BOT`, has not found the owner.
     fn right_owner(
         realm: &Realm,
         id: &OwnerId,
         answer: Result<Option<Snapshot<Owner>>, DirectoryError>,
     ) -> Result<Option<Snapshot<Owner>>, Unavailable> {
-        match answer {
-            Ok(Some(owner)) if owner.id() != id || owner.realm() != realm => Err(Unavailable::WrongOwner),
-            Ok(owner) => Ok(owner),
-            Err(error) => Err(Unavailable::Directory(error)),
-        }
+        let found = answer.map_err(Unavailable::Directory)?;
+        Ok(found.filter(|owner| owner.is(realm, id)))
     }
 
     /// Commits a batch, tells the sink, and finds out what happened where the store does not know: by the record of the
@@ -228,7 +230,7 @@ pub struct TokenServiceBuilder<S, D> {
 #[non_exhaustive]
 pub enum BuildError {
     /// No brand was given.
-    #[error("the service needs a brand")]
+    #[error("the service has no brand; call `.brand(\"acme\")` on the builder")]
     NoBrand,
     /// A brand is out of bounds.
     #[error("the brand {0:?} is refused")]
@@ -237,16 +239,18 @@ pub enum BuildError {
     #[error("the brands are refused")]
     Format(#[source] TokenFormatError),
     /// No keyring was given.
-    #[error("the service needs a keyring")]
+    #[error(
+        "the service has no keyring; call `.keyring(Keyring::from_env(\"ACME_TOKEN_KEYS\")?)` on the builder"
+    )]
     NoKeyring,
     /// The standard role catalogue is broken; give one.
     #[error("the role catalogue is refused")]
     Roles(#[source] RoleError),
     /// The flush interval is not from 1 ms to 1 hour.
-    #[error("the flush interval must be from 1 ms to 1 hour")]
+    #[error("the flush interval must be 1 ms to 1 hour; set it by `.flush_interval(…)` on the builder")]
     FlushInterval,
     /// The cap of pending uses is zero.
-    #[error("the cap of pending uses must be 1 or more")]
+    #[error("the cap of pending uses must be 1 or more; set it by `.pending_cap(…)` on the builder")]
     PendingCap,
 }
 
@@ -299,8 +303,8 @@ impl<S: TokenStore, D: Directory> TokenServiceBuilder<S, D> {
         self
     }
 
-    /// Records every `one_in`-th refusal of a known token as an audit event; 0, the default, none. The events are stored with
-    /// the next flush.
+    /// Audits one in `one_in` refusals of a known token, chosen at random: 1 audits each, 0 none. Defaults to 0. The events are
+    /// stored with the next flush.
     pub fn audit_refusals(mut self, one_in: u32) -> Self {
         self.refusals_audited = one_in;
         self
@@ -350,6 +354,7 @@ impl<S: TokenStore, D: Directory> TokenServiceBuilder<S, D> {
             policy: self.policy,
             clock: self.clock,
             random: self.random,
+            ids: Arc::new(IdSource::new()),
             sink: self.sink,
             usage,
             flush_interval: self.flush_interval,

@@ -25,6 +25,7 @@ pub use sql::{Engine, SetupError, SqlFault, SqlStore, SqlStoreBuilder, SqlStoreW
 pub use sqlite::SqliteStore;
 
 use crate::audit::AuditEvent;
+use crate::clock::plausible_until;
 use crate::owner::{OwnerId, Realm};
 use crate::snapshot::Snapshot;
 use crate::table::Place;
@@ -96,8 +97,9 @@ pub trait TokenStore: Send + Sync {
     /// happened all the same; any other when it did not happen.
     fn commit(&self, batch: &ChangeBatch) -> impl Future<Output = Result<(), StoreError>> + Send;
 
-    /// Notes last uses: each moves its record's `last_used` forward or does nothing, never back; a record that is gone stays
-    /// gone. The version does not move. A batch need not be atomic.
+    /// Notes last uses: each moves its record's `last_used` forward or does nothing, never back, unless the stored one was noted
+    /// by a clock that was wrong ([`Touch::replaces`]). A record that is gone stays gone. The version does not move. A batch
+    /// need not be atomic.
     ///
     /// # Errors
     /// [`StoreError`] when any may not have been noted; they are sent again then.
@@ -338,7 +340,7 @@ impl ListQuery {
             ListBy::Kind { realm, kind } => token.realm == *realm && token.kind == *kind,
             ListBy::Creator(creator) => token.creator() == Some(*creator),
             ListBy::Restorer(restorer) => token.restored_by == Some(*restorer),
-            ListBy::Idle(before) => token.last_activity() < *before,
+            ListBy::Idle(before) => token.is_idle(*before, self.active_at),
         };
         is_listed
             && self.after.is_none_or(|after| token.id < after)
@@ -376,7 +378,9 @@ pub enum ListBy {
     Creator(TokenId),
     /// Those that were last restored through a token ([`Token::restored_by`]), in whatever realm.
     Restorer(TokenId),
-    /// Those whose [`Token::last_activity`] lies before an instant, in all realms.
+    /// Those whose [`Token::last_activity`] is before an instant, in all realms: [`Token::is_idle`]. With
+    /// [`active_at`](ListQuery::active_at), an activity later than [`MAX_CLOCK_ERROR`](crate::clock::MAX_CLOCK_ERROR) after that
+    /// instant does not count, since a wrong clock noted it.
     Idle(DateTime<Utc>),
 }
 
@@ -482,12 +486,28 @@ pub struct Touch {
     pub id: TokenId,
     /// Its use.
     pub last_use: LastUse,
+    /// The latest instant that a right clock may have stored by now. A later stored use is replaced by this one.
+    pub plausible_until: DateTime<Utc>,
 }
 
 impl Touch {
-    /// This use of that token.
-    pub const fn new(id: TokenId, last_use: LastUse) -> Self {
-        Self { id, last_use }
+    /// This use of that token, written when it happened: `plausible_until` is [`MAX_CLOCK_ERROR`](crate::clock::MAX_CLOCK_ERROR)
+    /// after it.
+    pub fn new(id: TokenId, last_use: LastUse) -> Self {
+        Self::at(id, last_use, last_use.at)
+    }
+
+    /// This use of that token, written at `now`. If the use is later than a right clock may have noted it, it happened before
+    /// `now` and is stored as a use at `now`.
+    pub fn at(id: TokenId, last_use: LastUse, now: DateTime<Utc>) -> Self {
+        let plausible_until = plausible_until(now);
+        let at = if last_use.at > plausible_until { now } else { last_use.at };
+        Self { id, last_use: LastUse::new(at, last_use.address), plausible_until }
+    }
+
+    /// Whether this use replaces the one that is known: a later use does, and any if the known one was noted by a wrong clock.
+    pub fn replaces(&self, known: DateTime<Utc>) -> bool {
+        self.last_use.replaces(known, self.plausible_until)
     }
 }
 

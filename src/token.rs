@@ -17,12 +17,12 @@ pub use facts::{ActorRef, Authority, Facts, Reason, Revocation, Succession, Toke
 pub use format::{Brand, BrandError, MalformedToken, TokenFormat, TokenFormatError};
 pub(crate) use format::{Presented, Unreadable};
 pub use id::{TokenId, TokenIdError};
-pub use keyring::{KeyId, Keyring, KeyringError, MAX_KEY_BYTES, MAX_KEYS, MIN_KEY_BYTES};
+pub use keyring::{KeyId, Keyring, KeyringEnvError, KeyringError, MAX_KEY_BYTES, MAX_KEYS, MIN_KEY_BYTES};
 pub use name::{Description, MAX_DESCRIPTION_CHARS, MAX_NAME_CHARS, NameError, TokenName};
 pub use network::{MAX_NETWORKS, Network, NetworkError, Networks, NetworksError};
 pub use secret::PlaintextToken;
 
-use crate::clock::at_micros;
+use crate::clock::{at_micros, plausible_until};
 use crate::owner::{Owner, OwnerId, OwnerKind, Realm};
 use crate::permission::Scope;
 use crate::snapshot::Snapshot;
@@ -202,6 +202,20 @@ impl Token {
         self.last_used.map_or(self.idle_from, |used| used.at.max(self.idle_from))
     }
 
+    /// Whether it was made before `instant`. A creation later than [`MAX_CLOCK_ERROR`](crate::clock::MAX_CLOCK_ERROR) after `now`
+    /// counts as before any instant, since a wrong clock stored it.
+    pub fn is_older_than(&self, instant: DateTime<Utc>, now: DateTime<Utc>) -> bool {
+        self.created_at < instant || self.created_at > plausible_until(now)
+    }
+
+    /// Whether it was not active in any way since `before`. With `now`, an activity later than
+    /// [`MAX_CLOCK_ERROR`](crate::clock::MAX_CLOCK_ERROR) after it does not count, since a wrong clock noted it.
+    pub fn is_idle(&self, before: DateTime<Utc>, now: Option<DateTime<Utc>>) -> bool {
+        let latest = now.map_or(DateTime::<Utc>::MAX_UTC, plausible_until);
+        let is_before = |at: DateTime<Utc>| at < before || at > latest;
+        is_before(self.idle_from) && self.last_used.is_none_or(|used| is_before(used.at))
+    }
+
     /// The token that made it, where one did.
     pub fn creator(&self) -> Option<TokenId> {
         self.created_by.token()
@@ -270,9 +284,15 @@ pub struct LastUse {
 }
 
 impl LastUse {
-    /// A use at `at`, cut to the microsecond.
+    /// A use at `at`, cut to the microsecond. An IPv4-mapped IPv6 address (RFC 4291 section 2.5.5.2) becomes the IPv4 address
+    /// in it.
     pub fn new(at: DateTime<Utc>, address: Option<IpAddr>) -> Self {
-        Self { at: crate::clock::cut(at), address }
+        Self { at: crate::clock::cut(at), address: address.map(|address| address.to_canonical()) }
+    }
+
+    /// Whether this use replaces one at `known`: it is later, or a wrong clock noted the known one, after `plausible_until`.
+    pub(crate) fn replaces(&self, known: DateTime<Utc>, plausible_until: DateTime<Utc>) -> bool {
+        known < self.at || known > plausible_until
     }
 }
 
@@ -303,7 +323,8 @@ impl fmt::Debug for Seal {
 ///
 /// It serializes to the form of a JSON API:
 /// `id, name, description, kind, state, active, created, expiration, last_used, last_used_address, revoked, scopes`
-/// (null: inherit), `allowed_networks, successor, user`; times are RFC 3339 in UTC.
+/// (null: inherit), `allowed_networks, successor, user {id, name, kind}`; times are RFC 3339 in UTC. If the directory could not
+/// answer for the owner, `user` also has `unavailable: true`.
 #[derive(Clone)]
 pub struct TokenView {
     id: TokenId,
@@ -312,16 +333,36 @@ pub struct TokenView {
     owner: Option<Snapshot<Owner>>,
 }
 
+/// What a directory answered for a token's owner.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum OwnerAnswer {
+    /// The directory knows the owner.
+    Known(Snapshot<Owner>),
+    /// The directory knows no such owner.
+    Unknown,
+    /// The directory could not answer.
+    Unavailable,
+}
+
+impl From<Option<Snapshot<Owner>>> for OwnerAnswer {
+    fn from(owner: Option<Snapshot<Owner>>) -> Self {
+        owner.map_or(Self::Unknown, Self::Known)
+    }
+}
+
 impl TokenView {
     /// The view of a token at `now`.
-    pub fn new(
-        token: impl Into<Snapshot<Token>>,
-        owner: Option<Snapshot<Owner>>,
-        now: DateTime<Utc>,
-    ) -> Self {
+    pub fn new(token: impl Into<Snapshot<Token>>, owner: impl Into<OwnerAnswer>, now: DateTime<Utc>) -> Self {
         let token = token.into();
         let Packed { id, access, details } = Packed::of(&token);
-        Self { id, terms: access.terms().seen(token.state(now)), details: details.into(), owner }
+        let terms = access.terms().seen(token.state(now));
+        let (terms, owner) = match owner.into() {
+            OwnerAnswer::Known(owner) => (terms, Some(owner)),
+            OwnerAnswer::Unknown => (terms, None),
+            OwnerAnswer::Unavailable => (terms.without_answer(), None),
+        };
+        Self { id, terms, details: details.into(), owner }
     }
 
     /// The view of a token that was found active, made without a look at the details.
@@ -369,9 +410,15 @@ impl TokenView {
         self.details.owner()
     }
 
-    /// Who that is now; none where the directory no longer knows the owner.
+    /// Who that is now. `None` if the directory knows no such owner, or could not answer:
+    /// [`owner_unavailable`](Self::owner_unavailable) tells which.
     pub fn owner(&self) -> Option<&Owner> {
         self.owner.as_deref()
+    }
+
+    /// Whether the directory could not answer for the owner when the view was made. It may answer later.
+    pub fn owner_unavailable(&self) -> bool {
+        self.terms.lacks_answer()
     }
 
     /// What it is narrowed to.
@@ -461,10 +508,15 @@ impl Serialize for User<'_> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let owner = self.0.owner();
         let kind = owner.map_or(self.0.kind().owner_kind(), Owner::kind);
-        let mut user = serializer.serialize_struct("User", 3)?;
+        let mut user = serializer.serialize_struct("User", 4)?;
         user.serialize_field("id", self.0.owner_id())?;
         user.serialize_field("name", &owner.and_then(|owner| owner.name()))?;
         user.serialize_field("kind", kind.as_str())?;
+        if self.0.owner_unavailable() {
+            user.serialize_field("unavailable", &true)?;
+        } else {
+            user.skip_field("unavailable")?;
+        }
         user.end()
     }
 }

@@ -117,14 +117,22 @@ fn keyrings() {
         assert_eq!(Keyring::from_text(&text).err(), Some(error), "{text}");
         assert!(!error.to_string().contains(A) && !format!("{error:?}").contains(A));
     }
-    assert_eq!(Keyring::new(one, &[7; 31]).err(), Some(short(31)));
-    assert!(Keyring::new(one, &[7; 32]).is_ok() && Keyring::new(one, &[7; 1024]).is_ok());
-    assert_eq!(Keyring::new(one, &[7; 1025]).err(), Some(E::TooLong { key: one, bytes: 1025 }));
-    let two = |key: &[u8], number| Keyring::new(one, &[7; 32]).unwrap().with(KeyId::new(number), key);
-    assert_eq!(two(&[8; 32], 1).err(), Some(E::RepeatedId(one)));
-    assert_eq!(two(&[7; 32], 2).err(), Some(E::EqualKeys(one, KeyId::new(2))));
-    assert_eq!(two(&[8; 31], 2).err(), Some(E::TooShort { key: KeyId::new(2), bytes: 31 }));
-    assert!(two(&[8; 32], 2).is_ok());
+    let key = |first: u8, bytes: usize| {
+        let mut key = vec![7; bytes];
+        key[0] = first;
+        key
+    };
+    assert_eq!(Keyring::new(one, &key(1, 31)).err(), Some(short(31)));
+    assert!(Keyring::new(one, &key(1, 32)).is_ok() && Keyring::new(one, &key(1, 1024)).is_ok());
+    assert_eq!(Keyring::new(one, &key(7, 32)).err(), Some(E::RepeatedByte(one)));
+    assert_eq!(Keyring::new(one, &key(1, 1025)).err(), Some(E::TooLong { key: one, bytes: 1025 }));
+    let two =
+        |second: &[u8], number| Keyring::new(one, &key(1, 32)).unwrap().with(KeyId::new(number), second);
+    assert_eq!(two(&key(2, 32), 1).err(), Some(E::RepeatedId(one)));
+    assert_eq!(two(&key(1, 32), 2).err(), Some(E::EqualKeys(one, KeyId::new(2))));
+    assert_eq!(two(&key(7, 32), 2).err(), Some(E::RepeatedByte(KeyId::new(2))));
+    assert_eq!(two(&key(2, 31), 2).err(), Some(E::TooShort { key: KeyId::new(2), bytes: 31 }));
+    assert!(two(&key(2, 32), 2).is_ok());
 }
 
 #[test]

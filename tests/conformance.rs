@@ -123,7 +123,10 @@ async fn every_broken_store_is_caught_by_the_check_named_for_it() {
         (F::RevokedLater, "only_active_ones_are_listed"),
         (F::IdleInclusive, "idle_ones_are_listed"),
         (F::IdleIgnoresRestoring, "idle_ones_are_listed"),
+        (F::IdleBelievesTheFuture, "idle_ones_are_listed"),
         (F::TouchGoesBack, "a_touch_moves_forward_alone"),
+        (F::TouchKeepsTheFuture, "a_touch_replaces_what_a_wrong_clock_noted"),
+        (F::TouchGoesBackByADay, "a_touch_replaces_what_a_wrong_clock_noted"),
         (F::TouchTakesEqualTimes, "a_touch_moves_forward_alone"),
         (F::TouchMovesVersion, "a_touch_changes_nothing_else"),
         (F::TouchBringsBack, "a_touch_brings_nothing_back"),
@@ -298,7 +301,10 @@ enum Fault {
     RevokedLater,
     IdleInclusive,
     IdleIgnoresRestoring,
+    IdleBelievesTheFuture,
     TouchGoesBack,
+    TouchKeepsTheFuture,
+    TouchGoesBackByADay,
     TouchTakesEqualTimes,
     TouchMovesVersion,
     TouchBringsBack,
@@ -534,7 +540,16 @@ impl Model {
                     Some(used) => used.at.max(token.idle_from),
                     None => token.idle_from,
                 };
-                last < *before || (last == *before && self.is(Fault::IdleInclusive))
+                let is_idle = match query.active_at {
+                    Some(now) if !self.is(Fault::IdleBelievesTheFuture) => {
+                        let right = |at: &DateTime<Utc>| *at <= now + patkit::clock::MAX_CLOCK_ERROR;
+                        let used = token.last_used.map(|used| used.at).filter(right);
+                        let from = Some(token.idle_from).filter(right);
+                        from.max(used).is_none_or(|last| last < *before)
+                    }
+                    _ => last < *before,
+                };
+                is_idle || (last == *before && self.is(Fault::IdleInclusive))
             }
             _ => unimplemented!("another list"),
         };
@@ -709,8 +724,13 @@ impl TokenStore for Model {
             }
             let Some(token) = found else { continue };
             let newer = token.last_used.is_none_or(|known| {
-                known.at < touch.last_use.at
-                    || (known.at == touch.last_use.at && self.is(Fault::TouchTakesEqualTimes))
+                (match self.fault {
+                    Some(Fault::TouchKeepsTheFuture) => known.at < touch.last_use.at,
+                    Some(Fault::TouchGoesBackByADay) => {
+                        Touch::new(touch.id, touch.last_use).replaces(known.at)
+                    }
+                    _ => touch.replaces(known.at),
+                }) || (known.at == touch.last_use.at && self.is(Fault::TouchTakesEqualTimes))
                     || self.is(Fault::TouchGoesBack)
             });
             if newer {

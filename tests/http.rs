@@ -426,9 +426,7 @@ impl Row {
         }
         match (call, state) {
             ("rotate", "active") => (201, ""),
-            ("rotate" | "revoke" | "restore", "expired") | ("rotate", _) | ("delete", "active") => {
-                (409, "state")
-            }
+            ("rotate" | "restore", "expired") | ("rotate", _) | ("delete", "active") => (409, "state"),
             ("delete", _) => (204, ""),
             _ => (200, ""),
         }
@@ -545,6 +543,7 @@ async fn check_effect(host: &Host, answer: &Answer, call: &str, state: &str, id:
         return;
     }
     let expected = match (call, answer.status) {
+        ("revoke", 200) if state == "expired" => "expired",
         ("revoke", 200) | ("rotate", 201) => "revoked",
         ("restore", 200) => "active",
         _ => state,

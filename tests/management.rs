@@ -18,7 +18,7 @@ mod support;
 use chrono::{DateTime, TimeDelta, Utc};
 use patkit::audit::AuditAction;
 use patkit::policy::{LifetimeError, Oversight, TokenManagement};
-use patkit::service::{Attenuation, InvalidInput, TokenEdit, TokenPage};
+use patkit::service::{Attenuation, InvalidInput, PolicyRule, TokenEdit, TokenPage};
 use patkit::store::{Change, ChangeBatch, Found, ListQuery, Page, StoreError, Touch};
 use patkit::token::{ActorRef, Authority, Revocation};
 use patkit::{
@@ -29,7 +29,7 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use support::{World, beta, builder, home, id, nowhere, ready, session};
+use support::{World, beta, builder, home, id, nowhere, ready, session, start};
 
 const MANAGEMENTS: [TokenManagement; 3] =
     [TokenManagement::Attenuated, TokenManagement::Named, TokenManagement::Forbidden];
@@ -62,7 +62,7 @@ type When = (&'static str, &'static str);
 
 /// What the operations answer, one letter each:
 ///
-/// `+` done, `F` forbidden, `N` not found, `R` the actor is rejected, `K` the owner has no such tokens, `S` refused by the
+/// `+` done, `F` forbidden (for lack of a permission, by the policy, or as nothing for the host), `N` not found, `R` the actor is rejected, `K` the owner has no such tokens, `S` refused by the
 /// token's state, `.` there is no such token.
 struct Row {
     how: How,
@@ -124,9 +124,9 @@ const TABLE: &[Row] = &[
     row(How::Beta("ada"), ("anf", "h"), ["++", "++F"], [ALL, UNSEEN, UNSEEN, NONE]),
     row(How::Beta("ada"), ("anf", "r"), ["++", "+++"], [ALL, UNSEEN, UNSEEN, NONE]),
     row(How::Beta("nil"), ANY, ["FF", "FFF"], [FORBIDDEN, FORBIDDEN, FORBIDDEN, NONE]),
-    // The host itself looks, revokes and restores.
-    row(How::System, ANY, ["FF", "FFF"], [NONE, "+F++FF", "+F++FF", NONE]),
-    row(How::BetaSystem, ANY, ["FF", "FFF"], [NONE, "NFNNFF", "NFNNFF", NONE]),
+    // The host itself lists, looks, revokes and restores, and makes service tokens.
+    row(How::System, ANY, ["F+", "+++"], [NONE, "+F++FF", "+F++FF", NONE]),
+    row(How::BetaSystem, ANY, ["F+", "+++"], [NONE, "NFNNFF", "NFNNFF", NONE]),
     // Tokens that inherit.
     row(How::Inherit("ann"), ("a", "hr"), ["+F", "+FF"], [ALL, UNSEEN, UNSEEN, ITSELF_ALL]),
     row(How::Inherit("ann"), ("n", "hr"), ["FF", "FFF"], [FORBIDDEN, FORBIDDEN, FORBIDDEN, ITSELF]),
@@ -349,7 +349,9 @@ impl Scene {
 fn letter(result: &Result<(), ManageError>) -> char {
     match result {
         Ok(()) => '+',
-        Err(ManageError::Forbidden { .. }) => 'F',
+        Err(ManageError::Forbidden { .. } | ManageError::ForbiddenByPolicy(_) | ManageError::NotForHost) => {
+            'F'
+        }
         Err(ManageError::NotFound) => 'N',
         Err(ManageError::ActorRejected(_)) => 'R',
         Err(ManageError::Invalid(InvalidInput::OwnerKind(_))) => 'K',
@@ -412,6 +414,9 @@ fn every_actor_with_every_operation_on_every_token_gets_the_answer_of_the_table(
                 let before = scene.world.snapshot();
                 let result = scene.operate(operation, id);
                 let got = letter(&result);
+                if let Err(error) = &result {
+                    assert_true_refusal(&scene, error, label);
+                }
                 if got != expected {
                     wrong.push(format!("{label}: {operation} {target:?} answers {got}, not {expected}"));
                     continue;
@@ -457,15 +462,28 @@ fn every_actor_generates_what_the_table_says() {
                 Ok(issued) => {
                     let made = scene.world.stored(issued.token.id());
                     assert_eq!(made.kind, *kind, "{label}");
-                    let realm = scene.own.map_or(home(), |own| scene.world.stored(own).realm.clone());
+                    let realm = match row.how {
+                        How::BetaSystem => beta(),
+                        _ => scene.own.map_or(home(), |own| scene.world.stored(own).realm.clone()),
+                    };
                     assert_eq!(made.realm, realm, "{label}");
                     assert_eq!(made.creator(), scene.via.as_ref().map(|via| via.token.id()), "{label}");
                 }
                 Err(_) => assert_eq!(scene.world.snapshot(), before, "{label}"),
             }
+            if let Err(error) = &result {
+                assert_true_refusal(&scene, error, label);
+            }
             assert_eq!(letter(&result.map(drop)), expected, "{label}: {kind}");
         }
     });
+}
+
+/// Nobody is told that they lack a permission which they hold: what stands in the way then is the policy.
+fn assert_true_refusal(scene: &Scene, error: &ManageError, label: &str) {
+    let ManageError::Forbidden { permission } = error else { return };
+    let standing = ready(scene.world.service.standing(&scene.actor)).unwrap();
+    assert_ne!(standing.permissions.allows_str(permission), Ok(true), "{label}: {error}");
 }
 
 #[test]
@@ -491,10 +509,11 @@ fn every_actor_lists_what_the_table_says_and_nothing_else() {
             ready(service.list_overseen(&scene.actor, &other, None, 200)),
         ];
         assert_eq!(scene.world.snapshot(), before, "{label}");
+        let is_system = matches!(row.how, How::System | How::BetaSystem);
         let wanted: [&dyn Fn(&Token) -> bool; 3] = [
-            &|token| token.kind == TokenKind::Personal && token.owner == me,
+            &|token| is_system || token.kind == TokenKind::Personal && token.owner == me,
             &|token| token.kind == TokenKind::Service,
-            &|token| token.kind == TokenKind::Personal && token.owner == other,
+            &|token| (is_system || token.kind == TokenKind::Personal) && token.owner == other,
         ];
         for ((list, expected), wanted) in lists.into_iter().zip(row.list.chars()).zip(wanted) {
             if let Ok(page) = &list {
@@ -505,6 +524,9 @@ fn every_actor_lists_what_the_table_says_and_nothing_else() {
                     .map(|token| token.id)
                     .collect();
                 assert_eq!(ids(page), right, "{label}");
+            }
+            if let Err(error) = &list {
+                assert_true_refusal(&scene, error, label);
             }
             assert_eq!(letter(&list.map(drop)), expected, "{label}");
         }
@@ -834,7 +856,7 @@ fn a_service_token_that_inherits_is_neither_restored_nor_rotated_through_a_token
 
 #[test]
 fn what_is_made_through_a_token_ends_no_later_and_the_default_is_shortened() {
-    let days = |count| support::start() + TimeDelta::days(count);
+    let days = |count| start() + TimeDelta::days(count);
     let outer = |new: NewToken, limit: Option<i64>| match limit {
         Some(limit) => new.expires_in_days(limit),
         None => new.never_expires(),
@@ -1484,10 +1506,10 @@ fn a_list_entry_tells_all_there_is_to_tell() {
     assert_eq!(entry.description().unwrap().as_str(), "every night\nat two");
     assert_eq!(entry.kind(), TokenKind::Personal);
     assert_eq!(entry.state(), TokenState::Active);
-    assert_eq!(entry.created_at(), support::start());
-    assert_eq!(entry.expires_at(), Some(support::start() + TimeDelta::days(30)));
+    assert_eq!(entry.created_at(), start());
+    assert_eq!(entry.expires_at(), Some(start() + TimeDelta::days(30)));
     let used = entry.last_used().unwrap();
-    assert_eq!((used.at, used.address), (support::start(), Some(address)));
+    assert_eq!((used.at, used.address), (start(), Some(address)));
     assert_eq!(entry.owner_id(), &id("ann"));
     assert_eq!(entry.owner().unwrap().name(), Some("ann"));
     assert_eq!(entry.revocation(), None);
@@ -1568,10 +1590,11 @@ fn oversight_shows_and_revokes_and_does_nothing_else() {
     let by_owner = ready(world.service.restore(&session("ann"), token.token.id()));
     assert!(matches!(by_owner, Err(ManageError::Refused(_))), "an admin revoked it");
     let by_overseer = ready(world.service.restore(&ada, token.token.id()));
-    assert!(matches!(by_overseer, Err(ManageError::Forbidden { .. })));
+    let rule = PolicyRule::OversightRevokeOnly;
+    assert!(matches!(by_overseer, Err(ManageError::ForbiddenByPolicy(by)) if by == rule));
     let both = TokenEdit::new().active(false).name("mine");
     let edited = ready(world.service.edit(&ada, token.token.id(), both));
-    assert!(matches!(edited, Err(ManageError::Forbidden { .. })));
+    assert!(matches!(edited, Err(ManageError::ForbiddenByPolicy(by)) if by == rule));
     assert_eq!(world.stored(token.token.id()).name.as_str(), "a");
 }
 
@@ -1839,4 +1862,243 @@ fn a_service_token_that_revokes_itself_does_so_with_the_authority_of_an_owner() 
     let edit = TokenEdit::new().active(false);
     let view = ready(world.service.edit(&actor, token.token.id(), edit)).unwrap();
     assert_eq!(view.revocation().unwrap().authority, Authority::Owner);
+}
+
+#[test]
+fn what_the_policy_hides_is_refused_as_hidden_by_the_policy() {
+    let rule = |result: Result<(), ManageError>| match result {
+        Err(ManageError::ForbiddenByPolicy(rule)) => rule,
+        other => panic!("{other:?}"),
+    };
+    let world = World::with(policy(TokenManagement::Attenuated, Oversight::Hidden));
+    let token = world.token("ann", "hidden");
+    let listed = ready(world.service.list_overseen(&session("ada"), &id("ann"), None, 10));
+    assert_eq!(rule(listed.map(drop)), PolicyRule::OversightHidden);
+    // Without the permission, that is what is missing, whatever the policy hides.
+    let listed = ready(world.service.list_overseen(&session("mia"), &id("ann"), None, 10));
+    assert!(matches!(listed, Err(ManageError::Forbidden { permission: "tokens:oversee" })), "{listed:?}");
+    // An overseer who manages no tokens of its own.
+    world.put("mia", |mia| mia.grants(support::grants(&["tokens:oversee"])));
+    let revoked = ready(world.service.revoke(&session("mia"), token, Reason::Admin));
+    assert_eq!(rule(revoked.map(drop)), PolicyRule::OversightHidden);
+    let service = world.under(policy(TokenManagement::Attenuated, Oversight::RevokeOnly));
+    ready(service.list_overseen(&session("mia"), &id("ann"), None, 10)).unwrap();
+    let renamed = ready(service.rename(&session("ada"), token, "seen"));
+    assert_eq!(rule(renamed.map(drop)), PolicyRule::OversightRevokeOnly);
+    // A token that holds the permission, where tokens manage no tokens.
+    let issued = world.issue("ann", NewToken::named("manager").scope(["tokens:manage"]));
+    let through = world.through(&issued);
+    let service = world.under(policy(TokenManagement::Forbidden, Oversight::Hidden));
+    let results = [
+        ready(service.list(&through, None, 10)).map(drop),
+        ready(service.generate(&through, NewToken::named("child"))).map(drop),
+        ready(service.rename(&through, token, "other")).map(drop),
+        ready(service.rotate(&through, issued.token.id(), Duration::ZERO)).map(drop),
+    ];
+    for result in results {
+        assert_eq!(rule(result), PolicyRule::TokensManagingTokens);
+    }
+}
+
+#[test]
+fn the_host_lists_counts_and_gets_everything_of_its_realm() {
+    let world = World::new();
+    // Personal and service tokens in turn, then many of one kind, and some of another realm in between.
+    for number in 0..23 {
+        let owner = if number % 2 == 0 || number > 12 { "ann" } else { "bot" };
+        world.issue(owner, NewToken::named(&format!("{number}")));
+        world.issue_in(&beta(), owner, NewToken::named(&format!("{number}")));
+    }
+    let all: Vec<TokenId> =
+        world.tokens().iter().filter(|token| token.realm == home()).map(|token| token.id).collect();
+    assert_eq!(all.len(), 23);
+    for limit in [0, 1, 2, 3, 5, 22, 23, 24, 200, usize::MAX] {
+        let (mut seen, mut after) = (Vec::new(), None);
+        loop {
+            let page = ready(world.service.list(&Actor::system(), after, limit)).unwrap();
+            assert!(page.items.len() <= limit.clamp(1, 200));
+            seen.extend(ids(&page));
+            after = page.next;
+            if after.is_none() {
+                break;
+            }
+        }
+        assert_eq!(seen, all, "{limit}");
+    }
+    for id in &all {
+        assert_eq!(ready(world.service.get(&Actor::system(), *id)).unwrap().id(), *id);
+        let other = ready(world.service.get(&Actor::system_in(beta()), *id));
+        assert!(matches!(other, Err(ManageError::NotFound)));
+    }
+    let of = |name: &str| {
+        let page = ready(world.service.list_overseen(&Actor::system(), &id(name), None, 200)).unwrap();
+        ids(&page)
+    };
+    assert_eq!((of("ann").len(), of("bot").len(), of("ghost").len()), (17, 6, 0));
+    assert_eq!(ids(&ready(world.service.list_service(&Actor::system(), None, 200)).unwrap()), of("bot"));
+    // Revoked and expired ones are listed and counted as well.
+    let counts = |actor: &Actor| {
+        let counts = ready(world.service.count(actor)).unwrap();
+        (counts.active, counts.revoked, counts.expired)
+    };
+    assert_eq!(counts(&Actor::system()), (23, 0, 0));
+    ready(world.service.revoke(&Actor::system(), all[0], Reason::System)).unwrap();
+    world.force(all[1], |token| token.facts.expires_at = Some(start()));
+    assert_eq!(counts(&Actor::system()), (21, 1, 1));
+    assert_eq!(counts(&Actor::system_in(beta())), (23, 0, 0));
+    // An owner counts its own.
+    assert_eq!(counts(&session("ann")), (15, 1, 1));
+    assert_eq!(counts(&session("bob")), (0, 0, 0));
+    let refused = ready(world.service.count(&session("nil")));
+    assert!(matches!(refused, Err(ManageError::Forbidden { permission: "tokens:manage" })), "{refused:?}");
+}
+
+#[test]
+fn the_host_makes_the_first_service_token_and_no_other() {
+    let world = World::new();
+    let system = Actor::system();
+    let issued = world.generate(&system, NewToken::named("first").for_service(id("bot"))).unwrap();
+    assert_eq!(world.refusal(&issued), None);
+    let stored = world.stored(issued.token.id());
+    assert_eq!((&stored.created_by, stored.kind), (&ActorRef::System, TokenKind::Service));
+    // A scope under `scim:` too: nobody else could give the first one that.
+    world.generate(&system, NewToken::named("scim").for_service(id("bot")).scim_only()).unwrap();
+    let refused = world.generate(&system, NewToken::named("personal"));
+    assert!(matches!(refused, Err(ManageError::NotForHost)), "{refused:?}");
+    for (owner, expected) in [("ann", OwnerKind::Human), ("core", OwnerKind::Internal)] {
+        let refused = world.generate(&system, NewToken::named("x").for_service(id(owner)));
+        let Err(ManageError::Invalid(InvalidInput::OwnerKind(kind))) = refused else { panic!("{refused:?}") };
+        assert_eq!(kind, expected);
+    }
+    let refused = world.generate(&system, NewToken::named("x").for_service(id("ghost")));
+    assert!(matches!(refused, Err(ManageError::Invalid(InvalidInput::OwnerUnknown))), "{refused:?}");
+}
+
+#[test]
+fn an_edit_that_sends_back_what_it_got_changes_nothing_and_is_never_refused() {
+    let world = World::new();
+    let issue = |name: &str| {
+        let new = NewToken::named(name).description("for the tests").expires_in_days(30);
+        world.issue("ann", new).token.id()
+    };
+    let (active, revoked, expired, both) =
+        (issue("active"), issue("revoked"), issue("expired"), issue("both"));
+    let ann = session("ann");
+    for id in [revoked, both] {
+        ready(world.service.revoke(&ann, id, Reason::Owner)).unwrap();
+    }
+    let by_admin = issue("by admin");
+    world.force(by_admin, |token| {
+        let revocation = Revocation {
+            at: start(),
+            by: ActorRef::System,
+            authority: Authority::Admin,
+            reason: Reason::Admin,
+        };
+        token.facts.revocation = Some(Box::new(revocation));
+    });
+    for id in [expired, both] {
+        world.force(id, |token| token.facts.expires_at = Some(start()));
+    }
+    let mut before = world.snapshot();
+    for id in [active, revoked, expired, both, by_admin] {
+        let got = ready(world.service.get(&ann, id)).unwrap();
+        let whole = TokenEdit::new()
+            .name(got.name().as_str())
+            .description(got.description().unwrap().as_str())
+            .active(got.state() == TokenState::Active);
+        let mut edits = vec![
+            TokenEdit::new().active(got.state() == TokenState::Active),
+            TokenEdit::new().name(got.name().as_str()),
+            TokenEdit::new().name(&format!("  {} ", got.name().as_str())),
+            TokenEdit::new().description(got.description().unwrap().as_str()),
+            whole.clone(),
+        ];
+        if let Some(revocation) = got.revocation() {
+            // With the reason that it has, whoever gave it.
+            edits.push(whole.clone().reason(revocation.reason));
+        }
+        if got.state() != TokenState::Active {
+            edits.push(whole.reason(Reason::Owner));
+        }
+        for edit in edits {
+            let shown =
+                ready(world.service.edit(&ann, id, edit.clone())).unwrap_or_else(|e| panic!("{edit:?}: {e}"));
+            assert_eq!((shown.version(), shown.state()), (got.version(), got.state()), "{edit:?}");
+            assert_eq!(world.snapshot(), before, "{edit:?}");
+        }
+    }
+    // What is no such thing is refused as before: another reason, a restoration, and each operation by its own name.
+    let refused = |result: Result<patkit::TokenView, ManageError>| result.unwrap_err().to_string();
+    let with = |id, edit| ready(world.service.edit(&ann, id, edit));
+    refused(with(revoked, TokenEdit::new().active(false).reason(Reason::Admin)));
+    refused(with(expired, TokenEdit::new().active(false).reason(Reason::Admin)));
+    refused(with(expired, TokenEdit::new().active(true)));
+    refused(ready(world.service.revoke(&ann, expired, Reason::Owner)));
+    refused(ready(world.service.restore(&ann, active)));
+    assert_eq!(world.snapshot(), before);
+    // A compromise is recorded of an expired one too.
+    with(expired, TokenEdit::new().active(false).reason(Reason::Compromised)).unwrap();
+    assert_eq!(world.facts(expired).revocation.unwrap().reason, Reason::Compromised);
+    before = world.snapshot();
+    with(expired, TokenEdit::new().active(false).reason(Reason::Compromised)).unwrap();
+    assert_eq!(world.snapshot(), before);
+    // One field that differs is changed; those beside it that do not are no reason to refuse.
+    let shown =
+        with(expired, TokenEdit::new().active(false).name("renamed").description("for the tests")).unwrap();
+    assert_eq!((shown.name().as_str(), shown.state()), ("renamed", TokenState::Expired));
+}
+
+#[test]
+fn the_limit_of_live_tokens_counts_both_kinds_together() {
+    let policy = TokenPolicy::builder().live_tokens_per_owner(2).build().unwrap();
+    let world = World::with(policy);
+    // The host changed what the owner is.
+    world.issue("bot", NewToken::named("as a service"));
+    let second = world.issue("bot", NewToken::named("second")).token.id();
+    world.directory.put(Owner::new(id("bot"), OwnerKind::Human).role("member"));
+    let bot = session("bot");
+    let error = world.generate(&bot, NewToken::named("as a human")).unwrap_err();
+    assert!(matches!(error, ManageError::TooManyTokens { most: 2 }), "{error:?}");
+    assert!(error.is_conflict());
+    ready(world.service.revoke(&Actor::system(), second, Reason::System)).unwrap();
+    world.generate(&bot, NewToken::named("as a human")).unwrap();
+    let error = ready(world.service.restore(&Actor::system(), second)).unwrap_err();
+    assert!(matches!(error, ManageError::TooManyTokens { most: 2 }), "{error:?}");
+}
+
+#[test]
+fn a_token_of_the_other_kind_is_anothers_even_if_its_owner_has_the_same_id() {
+    let world = World::new();
+    let ada = world.issue("ada", NewToken::named("ada's"));
+    let through = world.through(&ada);
+    let service = world.issue("bot", NewToken::named("of the service user before")).token.id();
+    world.force(service, |token| {
+        token.owner = id("ada");
+        let (at, by) = (start(), ActorRef::System);
+        let (authority, reason) = (Authority::Admin, Reason::Admin);
+        token.facts.revocation = Some(Box::new(Revocation { at, by, authority, reason }));
+    });
+    let restored = ready(world.service.restore(&through, service)).map(drop);
+    assert!(matches!(restored, Err(ManageError::Attenuation(Attenuation::Scope))), "{restored:?}");
+}
+
+#[test]
+fn ids_increase_with_a_clock_that_stands_still_or_goes_back_also_within_a_transaction() {
+    let world = World::new();
+    let mut made = Vec::new();
+    for number in 0..100 {
+        let within = world.service.within(world.store.clone());
+        let name = |part: &str| NewToken::named(&format!("{part} {number}"));
+        made.push(world.generate(&session("ann"), name("outside")).unwrap().token.id());
+        made.push(ready(within.generate(&session("ann"), name("within"))).unwrap().token.id());
+        let uncommitted = within.into_uncommitted();
+        world.service.committed(&uncommitted);
+        if number % 10 == 9 {
+            world.clock.set(start() - TimeDelta::seconds(number));
+        }
+    }
+    assert!(made.is_sorted_by(|one, other| one < other));
+    let page = ready(world.service.list(&session("ann"), None, 200)).unwrap();
+    assert!(ids(&page).into_iter().rev().eq(made), "newest first");
 }

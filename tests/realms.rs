@@ -11,7 +11,7 @@
 mod support;
 
 use patkit::policy::Oversight;
-use patkit::service::{TokenEdit, Unavailable};
+use patkit::service::TokenEdit;
 use patkit::store::AuditLog;
 use patkit::{
     Actor, Directory, DirectoryError, IssuedToken, ManageError, NewToken, Owner, OwnerCache, OwnerId,
@@ -257,7 +257,7 @@ impl Directory for Careless {
 }
 
 #[test]
-fn an_owner_of_another_realm_or_id_is_the_directorys_failure_and_never_an_owner() {
+fn an_owner_of_another_realm_or_id_was_not_found() {
     let world = world();
     let token = world.issue_in(&beta(), "ann", NewToken::named("a"));
     let ann = Arc::new(Owner::new(id("ann"), OwnerKind::Human).role("admin"));
@@ -268,15 +268,16 @@ fn an_owner_of_another_realm_or_id_is_the_directorys_failure_and_never_an_owner(
         .build()
         .unwrap();
     let verified = ready(service.verify(token.plaintext.expose_secret(), None));
-    assert!(matches!(verified, Err(VerifyError::Unavailable(Unavailable::WrongOwner))), "{verified:?}");
+    assert_eq!(verified.unwrap_err().reject_reason(), Some(RejectReason::OwnerUnknown));
     for actor in [Actor::session_in(beta(), id("ann")), Actor::session(id("bob"))] {
         let listed = ready(service.list(&actor, None, 1));
-        assert!(matches!(listed, Err(ManageError::Unavailable(Unavailable::WrongOwner))), "{listed:?}");
+        let Err(ManageError::ActorRejected(rejected)) = listed else { panic!("{listed:?}") };
+        assert_eq!(rejected.reason, RejectReason::OwnerUnknown);
     }
     ready(service.list(&Actor::session(id("ann")), None, 1)).unwrap();
     // Nor does a cache keep such an answer for the one who was asked for.
     let cache = OwnerCache::new(Careless(ann), Duration::from_secs(60), 16).unwrap();
-    ready(cache.find(&beta(), &id("ann"))).unwrap();
+    assert!(ready(cache.find(&beta(), &id("ann"))).unwrap().is_none());
     assert!(cache.is_empty());
 }
 
@@ -321,4 +322,61 @@ fn a_token_of_another_realm_whose_key_is_missing_is_unknown() {
         .unwrap();
     let error = ready(service.verify_in(&beta(), token.plaintext.expose_secret(), None)).unwrap_err();
     assert_eq!(error.reject_reason(), Some(RejectReason::Unknown), "{error:?}");
+}
+
+#[test]
+fn an_owner_that_the_directory_cannot_answer_for_fails_no_list() {
+    let world = World::new();
+    let (bot, robot) = (world.token("bot", "one"), world.token("robot", "two"));
+    let gone = world.token("ann", "three");
+    let broken = FailsForOne { inner: world.directory.clone(), failing: "bot" };
+    let service = patkit::TokenService::builder(world.store.clone(), broken)
+        .brand("acme")
+        .keyring(patkit::Keyring::from_text("1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=").unwrap())
+        .clock(world.clock.clone())
+        .build()
+        .unwrap();
+    world.directory.remove(&home(), &id("ann"));
+    let page = ready(service.list(&Actor::system(), None, 10)).unwrap();
+    let rows: Vec<_> =
+        page.items.iter().map(|row| (row.id(), row.owner().is_some(), row.owner_unavailable())).collect();
+    assert_eq!(rows, [(gone, false, false), (robot, true, false), (bot, false, true)]);
+    let json = |row: usize| serde_json::to_value(&page.items[row]).unwrap()["user"].clone();
+    assert_eq!(
+        json(2),
+        serde_json::json!({"id": "bot", "name": null, "kind": "service", "unavailable": true})
+    );
+    assert_eq!(json(0), serde_json::json!({"id": "ann", "name": null, "kind": "human"}));
+    let page = ready(service.list_service(&support::session("ada"), None, 10)).unwrap();
+    assert_eq!(page.items.len(), 2);
+    // One of them, and what is changed.
+    assert!(ready(service.get(&Actor::system(), bot)).unwrap().owner_unavailable());
+    let revoked = ready(service.revoke(&Actor::system(), bot, Reason::System)).unwrap();
+    assert!(revoked.owner_unavailable() && revoked.owner().is_none());
+}
+
+/// A directory that cannot answer for one owner.
+struct FailsForOne {
+    inner: Arc<patkit::MemoryDirectory>,
+    failing: &'static str,
+}
+
+impl Directory for FailsForOne {
+    async fn find(&self, realm: &Realm, id: &OwnerId) -> Result<Option<Snapshot<Owner>>, DirectoryError> {
+        if id.as_str() == self.failing {
+            return Err(DirectoryError::new("the directory is down"));
+        }
+        self.inner.find(realm, id).await
+    }
+}
+
+#[test]
+fn a_recheck_finds_no_token_that_is_in_another_realm_by_now() {
+    let world = world();
+    let issued = world.issue("ann", NewToken::named("a"));
+    let verified = world.verify(&issued).unwrap();
+    ready(world.service.recheck(&verified)).unwrap();
+    world.force(issued.token.id(), |token| token.realm = beta());
+    let error = ready(world.service.recheck(&verified)).unwrap_err();
+    assert_eq!(error.reject_reason(), Some(RejectReason::Unknown));
 }

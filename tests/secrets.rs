@@ -258,7 +258,7 @@ fn a_whole_life_shows_no_secret_no_key_and_no_digest_anywhere() {
     shown.result(ready(service.rename(&ann, other.token.id(), "x")));
 
     // What it stands on fails.
-    let other_keys = Keyring::new(KeyId::new(8), &[1; 32]).unwrap();
+    let other_keys = Keyring::new(KeyId::new(8), b"another key, which no record needs").unwrap();
     let plain = || builder(world.store.clone(), world.directory.clone(), world.clock.clone());
     let missing = plain().keyring(other_keys).build().unwrap();
     shown.result(ready(missing.verify(text, None)));

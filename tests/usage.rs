@@ -6,6 +6,7 @@ mod support;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use patkit::audit::AuditAction;
+use patkit::random::{RandomError, SecureRandom};
 use patkit::service::{BuildError, RejectReason, TokenServiceBuilder};
 use patkit::store::{AuditLog, ChangeBatch, Found, ListQuery, Page, Touch};
 use patkit::token::{ActorRef, LastUse};
@@ -294,7 +295,7 @@ fn the_time_of_the_last_use_never_goes_back() {
         let issued = one(&world);
         world.clock.set(after(7_200));
         use_it(&service, &issued);
-        for back in [7_199, 3_600, 0, -100_000] {
+        for back in [7_199, 3_600, 0, 7_200 - 86_400] {
             world.clock.set(after(back));
             use_from(&service, &issued, Some("192.0.2.9"));
         }
@@ -604,30 +605,34 @@ fn stored_refusals(world: &World) -> Vec<AuditEvent> {
 }
 
 fn revoked(world: &World) -> IssuedToken {
-    let issued = one(world);
+    revoked_named(world, "one")
+}
+
+fn revoked_named(world: &World, name: &str) -> IssuedToken {
+    let issued = world.issue("ann", NewToken::named(name));
     ready(world.service.revoke(&Actor::system(), issued.token.id(), Reason::System)).unwrap();
     world.heard.take();
     issued
 }
 
 #[test]
-fn every_nth_refusal_of_a_known_token_is_told_at_once_and_stored_with_the_next_flush() {
-    let (world, service) = watched(|builder| builder.audit_refusals(3));
+fn a_refusal_of_a_known_token_is_told_at_once_and_stored_with_the_next_flush() {
+    let (world, service) = watched(|builder| builder.audit_refusals(1));
     let issued = revoked(&world);
     let told = |count: usize| assert_eq!(refusals(world.heard.all()).len(), count);
-    for (refusal, expected) in [1, 1, 1, 2, 2, 2, 3].into_iter().enumerate() {
+    for expected in 1..=3 {
         world.advance(TimeDelta::seconds(1));
         let peer = Some([192, 0, 2, 1].into());
         assert!(ready(service.verify(issued.plaintext.expose_secret(), peer)).is_err());
         told(expected);
-        assert!(ready(service.verify("acme_pat_", None)).is_err(), "{refusal}: no token, no turn");
+        assert!(ready(service.verify("acme_pat_", None)).is_err(), "no token, no event");
         told(expected);
     }
     assert!(stored_refusals(&world).is_empty(), "nothing is written by the request itself");
     flush(&service);
     let stored = stored_refusals(&world);
     assert_eq!(stored, refusals(world.heard.take()), "the same events, told once");
-    assert_eq!(stored.iter().map(|event| event.at).collect::<Vec<_>>(), [after(1), after(4), after(7)]);
+    assert_eq!(stored.iter().map(|event| event.at).collect::<Vec<_>>(), [after(1), after(2), after(3)]);
     assert_eq!(stored[0].reason.as_deref(), Some("revoked"));
     assert_eq!(stored[0].address, Some([192, 0, 2, 1].into()));
     assert_eq!(stored[0].token, issued.token.id());
@@ -635,6 +640,43 @@ fn every_nth_refusal_of_a_known_token_is_told_at_once_and_stored_with_the_next_f
     flush(&service);
     assert_eq!(stored_refusals(&world).len(), 3, "stored once");
     told(0);
+}
+
+/// A generator that gives these numbers, over and over, or fails.
+struct Drawn(Vec<u64>, AtomicUsize);
+
+impl SecureRandom for Drawn {
+    fn fill(&self, buffer: &mut [u8]) -> Result<(), RandomError> {
+        let turn = self.1.fetch_add(1, Ordering::SeqCst);
+        let number = self.0.get(turn % self.0.len().max(1)).ok_or(RandomError::new())?;
+        buffer.copy_from_slice(&number.to_ne_bytes());
+        Ok(())
+    }
+}
+
+#[test]
+fn refusals_are_sampled_at_random_whatever_is_refused_between_them() {
+    // An attacker who sends decoys in between chooses nothing: each refusal is drawn for itself.
+    let (world, service) = watched(|builder| builder.audit_refusals(4));
+    let (mine, decoy) = (revoked(&world), revoked_named(&world, "decoy"));
+    let turns = 2_000;
+    for _ in 0..turns {
+        refuse(&service, &mine);
+        (0..3).for_each(|_| assert_eq!(refuse(&service, &decoy), RejectReason::Revoked));
+    }
+    let told = refusals(world.heard.take());
+    let of = |issued: &IssuedToken| told.iter().filter(|event| event.token == issued.token.id()).count();
+    // A quarter of each; seven deviations on either side.
+    assert!((360..=640).contains(&of(&mine)), "{}", of(&mine));
+    assert!((1_260..=1_740).contains(&of(&decoy)), "{}", of(&decoy));
+
+    for (drawn, expected) in [(vec![0, 5, 8, 7], 2), (vec![1], 0), (vec![4], 4), (vec![], 4)] {
+        let random = Drawn(drawn.clone(), AtomicUsize::new(0));
+        let (world, service) = watched(|builder| builder.audit_refusals(4).random(random));
+        let issued = revoked(&world);
+        (0..4).for_each(|_| assert_eq!(refuse(&service, &issued), RejectReason::Revoked));
+        assert_eq!(refusals(world.heard.take()).len(), expected, "{drawn:?}");
+    }
 }
 
 #[test]
@@ -694,4 +736,158 @@ fn a_flood_of_refusals_is_kept_up_to_a_cap_and_the_rest_is_counted() {
     assert_eq!(refuse(&service, &issued), RejectReason::Revoked);
     flush(&service);
     assert_eq!(stored_refusals(&world).len(), 10_001);
+}
+
+fn idle_policy(builder: Builder) -> Builder {
+    builder.policy(TokenPolicy::builder().idle_limit_days(30).build().unwrap())
+}
+
+#[test]
+fn a_use_that_a_wrong_clock_noted_does_not_hold_up_the_sweep() {
+    for century in [TimeDelta::days(36_525), TimeDelta::days(62)] {
+        let (world, service) = watched(idle_policy);
+        let eternal = |name| world.issue("ann", NewToken::named(name).never_expires());
+        let (used, forgotten) = (eternal("used"), eternal("forgotten"));
+        world.clock.set(start() + century);
+        use_it(&service, &used);
+        use_it(&service, &forgotten);
+        flush(&service);
+        assert_eq!(used_at(&world, &forgotten), Some(start() + century));
+        // The clock is right again, and one of them goes on being used.
+        world.clock.set(after(60));
+        use_it(&service, &used);
+        flush(&service);
+        assert_eq!(used_at(&world, &used), Some(after(60)));
+        world.clock.set(start() + TimeDelta::days(30));
+        assert_eq!(ready(service.sweep_idle()).unwrap(), 0, "{century}");
+        world.clock.set(start() + TimeDelta::days(30) + TimeDelta::seconds(71));
+        assert_eq!(ready(service.sweep_idle()).unwrap(), 1, "{century}");
+        assert_eq!(refuse(&service, &forgotten), RejectReason::Revoked);
+    }
+}
+
+#[test]
+fn the_next_true_use_replaces_one_that_a_wrong_clock_noted() {
+    for ahead in [TimeDelta::days(36_525), TimeDelta::days(2)] {
+        // Written while the clock was wrong, and still waiting when it is right again.
+        for is_flushed in [true, false] {
+            let (world, service) = plain();
+            let issued = world.issue("ann", NewToken::named("one").never_expires());
+            world.clock.set(start() + ahead);
+            use_from(&service, &issued, Some("192.0.2.1"));
+            if is_flushed {
+                flush(&service);
+            }
+            world.clock.set(after(60));
+            if !is_flushed {
+                flush(&service);
+                assert_eq!(used_at(&world, &issued), Some(after(60)), "it was used before now");
+                world.clock.set(after(180));
+            }
+            use_from(&service, &issued, Some("192.0.2.2"));
+            flush(&service);
+            let now = Some(after(if is_flushed { 60 } else { 180 }));
+            assert_eq!(used_at(&world, &issued), now, "{ahead} {is_flushed}");
+            let address: IpAddr = "192.0.2.2".parse().unwrap();
+            assert_eq!(last_used(&world, &issued).unwrap().address, Some(address));
+        }
+    }
+    // A clock that was wrong by less makes no use go back.
+    let (world, service) = plain();
+    let issued = one(&world);
+    world.clock.set(after(86_400));
+    use_it(&service, &issued);
+    flush(&service);
+    world.clock.set(start());
+    use_it(&service, &issued);
+    flush(&service);
+    assert_eq!(used_at(&world, &issued), Some(after(86_400)));
+}
+
+#[test]
+fn a_use_that_is_written_days_later_does_not_move_the_last_use_back() {
+    let (world, service) = plain();
+    let other = world.under(TokenPolicy::default());
+    let issued = one(&world);
+    use_it(&service, &issued);
+    service.store().down.store(true, Ordering::SeqCst);
+    assert!(ready(service.flush()).is_err());
+    // Another node notes a later one meanwhile.
+    world.advance(TimeDelta::days(5));
+    ready(other.verify(issued.plaintext.expose_secret(), None)).unwrap();
+    ready(other.flush()).unwrap();
+    service.store().down.store(false, Ordering::SeqCst);
+    flush(&service);
+    assert_eq!(used_at(&world, &issued), Some(start() + TimeDelta::days(5)));
+}
+
+#[test]
+fn an_ipv4_mapped_address_counts_as_ipv4_everywhere() {
+    let (world, service) = watched(|builder| builder.audit_refusals(1));
+    let bound = world.issue("ann", NewToken::named("bound").networks(["192.0.2.0/24"]));
+    let mapped = world.issue("ann", NewToken::named("mapped").networks(["::ffff:192.0.2.0/120"]));
+    let all = world.issue("ann", NewToken::named("all").networks(["::ffff:0:0/96"]));
+    let plain: IpAddr = "192.0.2.7".parse().unwrap();
+    for peer in ["192.0.2.7", "::ffff:192.0.2.7", "::ffff:c000:207"] {
+        for issued in [&bound, &mapped, &all] {
+            world.advance(TimeDelta::seconds(60));
+            let peer: IpAddr = peer.parse().unwrap();
+            let verified = ready(service.verify(issued.plaintext.expose_secret(), Some(peer))).unwrap();
+            assert_eq!(verified.peer(), Some(plain));
+            assert_eq!(ready(service.recheck(&verified)).unwrap().peer(), Some(plain));
+            flush(&service);
+            assert_eq!(last_used(&world, issued).unwrap().address, Some(plain));
+        }
+        // The audit of a refusal, of a change in a session, and of one through a token.
+        world.heard.take();
+        let name = peer;
+        let peer: IpAddr = peer.parse().unwrap();
+        let one = world.issue("ann", NewToken::named("one"));
+        let through =
+            Actor::token(&ready(service.verify(one.plaintext.expose_secret(), Some(peer))).unwrap());
+        ready(service.rename(&through, one.token.id(), name)).unwrap();
+        ready(service.revoke(&session("ann").from_address(peer), one.token.id(), Reason::Owner)).unwrap();
+        assert!(ready(service.verify(one.plaintext.expose_secret(), Some(peer))).is_err());
+        let told = world.heard.take();
+        assert_eq!(told.len(), 3, "{told:?}");
+        assert!(told.iter().all(|event| event.address == Some(plain)), "{told:?}");
+        assert_eq!(LastUse::new(start(), Some(peer)).address, Some(plain));
+    }
+}
+
+#[test]
+fn nodes_with_different_primary_keys_do_not_move_a_record_to_and_fro() {
+    let keys =
+        ["1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=", "2:ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8="];
+    let (world, _) = plain();
+    let node = |text: String| {
+        support::builder(world.store.clone(), world.directory.clone(), world.clock.clone())
+            .keyring(patkit::Keyring::from_text(&text).unwrap())
+            .build()
+            .unwrap()
+    };
+    let (old, new) = (node(keys.join(",")), node(format!("{},{}", keys[1], keys[0])));
+    let made_by_old = ready(old.generate(&session("ann"), NewToken::named("old"))).unwrap();
+    let made_by_new = ready(new.generate(&session("ann"), NewToken::named("new"))).unwrap();
+    let state = || {
+        let key = |token: &Token| match &token.credential {
+            patkit::token::Credential::Keyed(digest) => digest.key().get(),
+            _ => panic!("no digest"),
+        };
+        let of = |issued: &IssuedToken| world.stored(issued.token.id());
+        [of(&made_by_old), of(&made_by_new)].map(|token| (key(&token), token.version))
+    };
+    assert_eq!(state(), [(1, 1), (2, 1)]);
+    for _ in 0..20 {
+        for service in [&old, &new] {
+            for issued in [&made_by_old, &made_by_new] {
+                world.advance(TimeDelta::seconds(60));
+                ready(service.verify(issued.plaintext.expose_secret(), None)).unwrap();
+                ready(service.flush()).unwrap();
+            }
+        }
+    }
+    assert_eq!(state(), [(2, 2), (2, 1)], "moved once, to the greater id");
+    let moved = world.events().into_iter().filter(|event| event.action == AuditAction::Redigested).count();
+    assert_eq!(moved, 1);
 }

@@ -44,7 +44,12 @@ impl ClientAddress {
         Self(Source::Header { name: header, proxies })
     }
 
+    /// An IPv4-mapped IPv6 address, as a socket for both has it, is the IPv4 address in it.
     pub(super) fn of(&self, headers: &HeaderMap, extensions: &Extensions) -> Option<IpAddr> {
+        self.as_sent(headers, extensions).map(|address| address.to_canonical())
+    }
+
+    fn as_sent(&self, headers: &HeaderMap, extensions: &Extensions) -> Option<IpAddr> {
         match &self.0 {
             Source::Unknown => None,
             Source::Connection => of_connection(extensions),
@@ -153,6 +158,8 @@ mod tests {
             (1, &["[2001:db8::1]:4711"], Some("2001:db8::1")),
             (1, &["[192.0.2.1]"], None),
             (1, &["192.0.2.1\t"], Some("192.0.2.1")),
+            (1, &["::ffff:192.0.2.1"], Some("192.0.2.1")),
+            (1, &["[::ffff:c000:201]:4711"], Some("192.0.2.1")),
             (255, &["192.0.2.1"], None),
         ] {
             assert_eq!(of(&header, proxies, lines).as_deref(), expected, "{proxies} {lines:?}");

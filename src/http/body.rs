@@ -173,6 +173,10 @@ pub struct UserBody {
     pub name: Option<String>,
     /// `human`, `service` or `internal`.
     pub kind: String,
+    /// True if the directory could not say who the owner is now: the name is not known then. Absent otherwise.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    #[cfg_attr(feature = "openapi", schema(required = false))]
+    pub unavailable: bool,
 }
 
 /// One page of a list, newest first.
@@ -549,6 +553,7 @@ impl From<&TokenView> for TokenBody {
                 id: token.owner_id().as_str().to_owned(),
                 name: owner.and_then(|owner| owner.name()).map(ToOwned::to_owned),
                 kind: owner.map_or(token.kind().owner_kind(), crate::Owner::kind).as_str().to_owned(),
+                unavailable: token.owner_unavailable(),
             },
         }
     }

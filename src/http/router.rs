@@ -536,9 +536,10 @@ impl<S: TokenStore, D: Directory, A: Sessions> Api<S, D, A> {
             ManageError::Attenuation(_) if caller.token.is_some() => {
                 Problem::insufficient_scope(challenge, None)
             }
-            ManageError::Forbidden { .. } | ManageError::Attenuation(_) => {
+            ManageError::Forbidden { .. } | ManageError::Attenuation(_) | ManageError::NotForHost => {
                 problem(StatusCode::FORBIDDEN, "forbidden")
             }
+            ManageError::ForbiddenByPolicy(_) => problem(StatusCode::FORBIDDEN, "forbidden_by_policy"),
             ManageError::NotFound => problem(StatusCode::NOT_FOUND, "not_found"),
             ManageError::Refused(_) => problem(StatusCode::CONFLICT, "state"),
             ManageError::NameTaken => problem(StatusCode::CONFLICT, "name_taken").of_field("name"),

@@ -194,15 +194,11 @@ impl<D: Directory> Directory for OwnerCache<D> {
             Err(epoch) => epoch,
         };
         let answer = self.directory.find(realm, id).await?;
-        // An answer for somebody else is the caller's to refuse; here it must only not be kept.
-        match answer {
-            Some(owner) if owner.realm == *realm && owner.id == *id => {
-                let owner = owner.into_arc();
-                self.keep(&owner, asked_at, epoch);
-                Ok(Some(owner.into()))
-            }
-            answer => Ok(answer),
-        }
+        // An answer for another owner is none.
+        let Some(owner) = answer.filter(|owner| owner.is(realm, id)) else { return Ok(None) };
+        let owner = owner.into_arc();
+        self.keep(&owner, asked_at, epoch);
+        Ok(Some(owner.into()))
     }
 
     fn find_now(

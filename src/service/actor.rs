@@ -1,6 +1,6 @@
 //! Who performs an operation, and what they may do to which token.
 
-use super::error::{Attenuation, ManageError, RejectReason, Rejected, Unavailable};
+use super::error::{Attenuation, ManageError, PolicyRule, RejectReason, Rejected, Unavailable};
 use super::permissions::{SERVICE_TOKENS_MANAGE, TOKENS_MANAGE, TOKENS_OVERSEE, TOKENS_SCIM};
 use super::verify::Verified;
 use super::{InvalidInput, TokenService};
@@ -58,7 +58,8 @@ impl Actor {
         Self { who, address: verified.peer(), is_proven_by_header: false }
     }
 
-    /// The host itself, in the default realm. It may revoke, restore and look at any token of the realm.
+    /// The host itself, in the default realm. It may list, count, get, revoke and restore every token of the realm, and generate
+    /// service tokens. It has no token of its own.
     pub fn system() -> Self {
         Self::system_in(Realm::default())
     }
@@ -102,9 +103,10 @@ impl Actor {
         }
     }
 
-    /// With the address that the request came from, for the audit.
+    /// Sets the address that the request came from, for the audit. An IPv4-mapped IPv6 address (RFC 4291 section 2.5.5.2)
+    /// counts as the IPv4 address in it.
     pub fn from_address(mut self, address: IpAddr) -> Self {
-        self.address = Some(address);
+        self.address = Some(address.to_canonical());
         self
     }
 }
@@ -199,7 +201,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             if owner.kind() != via.kind.owner_kind() {
                 return rejected(RejectReason::OwnerKind);
             }
-            if owner.tokens_valid_after().is_some_and(|after| via.created_at < after) {
+            if owner.tokens_valid_after().is_some_and(|after| via.is_older_than(after, now)) {
                 return rejected(RejectReason::BeforeValidAfter);
             }
         }
@@ -250,25 +252,41 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
 impl Acting {
     /// Whether the actor holds a permission of this crate; through a token, whether that token may use it.
     pub(super) fn may(&self, permission: &str) -> bool {
-        if !self.permissions.allows_str(permission).unwrap_or(false) {
-            return false;
-        }
+        self.holds(permission) && self.policy_lets(permission)
+    }
+
+    /// Whether the owner has the permission and, through a token, the token's scope covers it.
+    fn holds(&self, permission: &str) -> bool {
+        let in_scope = |via: &Arc<Token>| via.scope.allows_str(permission).unwrap_or(false);
+        self.permissions.allows_str(permission).unwrap_or(false) && self.via.as_ref().is_none_or(in_scope)
+    }
+
+    /// Whether the policy lets the actor use a permission of this crate that it holds.
+    fn policy_lets(&self, permission: &str) -> bool {
         let Some(via) = &self.via else { return true };
-        let named = || {
-            let grant = Grant::parse(permission).ok();
-            via.scope.as_set().zip(grant).is_some_and(|(scope, grant)| scope.names(&grant))
-        };
         match self.management {
-            TokenManagement::Attenuated => via.scope.allows_str(permission).unwrap_or(false),
-            TokenManagement::Named => named(),
+            TokenManagement::Attenuated => true,
+            TokenManagement::Named => {
+                let grant = Grant::parse(permission).ok();
+                via.scope.as_set().zip(grant).is_some_and(|(scope, grant)| scope.names(&grant))
+            }
             TokenManagement::Forbidden => false,
         }
     }
 
     /// # Errors
-    /// Forbidden, without the permission.
+    /// Forbidden without the permission; forbidden by the policy if the policy alone keeps the actor from using it.
     pub(super) fn demand(&self, permission: &'static str) -> Result<(), ManageError> {
-        if self.may(permission) { Ok(()) } else { Err(ManageError::Forbidden { permission }) }
+        if self.may(permission) { Ok(()) } else { Err(self.lacks(permission)) }
+    }
+
+    /// Why the actor may not use a permission.
+    fn lacks(&self, permission: &'static str) -> ManageError {
+        if self.holds(permission) {
+            ManageError::ForbiddenByPolicy(PolicyRule::TokensManagingTokens)
+        } else {
+            ManageError::Forbidden { permission }
+        }
     }
 
     pub(super) fn is_system(&self) -> bool {
@@ -280,12 +298,33 @@ impl Acting {
         let itself = self.via.as_ref().is_some_and(|via| via.id == id);
         let may = match operation {
             Operation::Get | Operation::Revoke | Operation::Restore if self.is_system() => true,
+            _ if self.is_system() => return Err(ManageError::NotForHost),
             Operation::Get | Operation::Revoke if itself => true,
             Operation::Rotate if itself && self.management != TokenManagement::Forbidden => true,
             Operation::Revoke if self.oversees() => true,
             _ => self.may(TOKENS_MANAGE) || self.may(SERVICE_TOKENS_MANAGE),
         };
-        if may { Ok(()) } else { Err(ManageError::Forbidden { permission: TOKENS_MANAGE }) }
+        if may {
+            Ok(())
+        } else if operation == Operation::Revoke && self.may(TOKENS_OVERSEE) {
+            Err(ManageError::ForbiddenByPolicy(PolicyRule::OversightHidden))
+        } else if operation == Operation::Rotate && itself {
+            Err(ManageError::ForbiddenByPolicy(PolicyRule::TokensManagingTokens))
+        } else if self.holds(SERVICE_TOKENS_MANAGE) {
+            Err(self.lacks(SERVICE_TOKENS_MANAGE))
+        } else {
+            Err(self.lacks(TOKENS_MANAGE))
+        }
+    }
+
+    /// # Errors
+    /// Forbidden without `tokens:oversee`; forbidden by the policy where tokens are hidden.
+    pub(super) fn demand_oversight(&self) -> Result<(), ManageError> {
+        self.demand(TOKENS_OVERSEE)?;
+        match self.oversight {
+            Oversight::Hidden => Err(ManageError::ForbiddenByPolicy(PolicyRule::OversightHidden)),
+            Oversight::RevokeOnly => Ok(()),
+        }
     }
 
     /// What the actor is to a token, and whether it may do this to it.
@@ -294,19 +333,24 @@ impl Acting {
     /// Not found for what the actor may not see, forbidden for what it may see and not do.
     pub(super) fn relation(&self, operation: Operation, token: &Token) -> Result<Relation, ManageError> {
         let relation = self.sees(token).ok_or(ManageError::NotFound)?;
-        let (may, permission) = match relation {
-            Relation::System => {
-                (matches!(operation, Operation::Get | Operation::Revoke | Operation::Restore), TOKENS_MANAGE)
+        match (relation, operation) {
+            (Relation::Owner | Relation::Admin, _)
+            | (Relation::System, Operation::Get | Operation::Revoke | Operation::Restore)
+            | (Relation::Itself, Operation::Get | Operation::Revoke)
+            | (Relation::Overseer, Operation::Revoke) => Ok(relation),
+            (Relation::Itself, Operation::Rotate) if self.management != TokenManagement::Forbidden => {
+                Ok(relation)
             }
-            Relation::Itself => match operation {
-                Operation::Get | Operation::Revoke => (true, TOKENS_MANAGE),
-                Operation::Rotate => (self.management != TokenManagement::Forbidden, TOKENS_MANAGE),
-                Operation::Restore | Operation::Rename | Operation::Delete => (false, TOKENS_MANAGE),
-            },
-            Relation::Owner | Relation::Admin => (true, TOKENS_MANAGE),
-            Relation::Overseer => (operation == Operation::Revoke, TOKENS_MANAGE),
-        };
-        if may { Ok(relation) } else { Err(ManageError::Forbidden { permission }) }
+            (Relation::System, _) => Err(ManageError::NotForHost),
+            (Relation::Itself, Operation::Rotate) => {
+                Err(ManageError::ForbiddenByPolicy(PolicyRule::TokensManagingTokens))
+            }
+            (Relation::Itself, _) => Err(self.lacks(match token.kind {
+                TokenKind::Personal => TOKENS_MANAGE,
+                TokenKind::Service => SERVICE_TOKENS_MANAGE,
+            })),
+            (Relation::Overseer, _) => Err(ManageError::ForbiddenByPolicy(PolicyRule::OversightRevokeOnly)),
+        }
     }
 
     fn sees(&self, token: &Token) -> Option<Relation> {

@@ -128,9 +128,6 @@ pub enum Unavailable {
     /// The directory of owners.
     #[error("the directory of owners did not answer")]
     Directory(#[source] DirectoryError),
-    /// The directory answered for another owner than it was asked for.
-    #[error("the directory answered for another owner")]
-    WrongOwner,
     /// The key that a token's digest was made with is not in the keyring.
     #[error("the keyring has no key {0}, which a token needs")]
     KeyMissing(KeyId),
@@ -143,12 +140,18 @@ pub enum ManageError {
     /// The actor is not, or no longer, somebody who may act: unknown, disabled, or a token that was revoked meanwhile.
     #[error("the actor was rejected")]
     ActorRejected(#[source] Rejected),
-    /// The actor lacks the permission, or the operation is not for it.
-    #[error("the operation needs the permission {permission}")]
+    /// The actor lacks the permission.
+    #[error("the operation needs the permission {permission}, which the actor lacks")]
     Forbidden {
-        /// The permission that is lacking.
+        /// The missing permission.
         permission: &'static str,
     },
+    /// The policy does not allow the operation, whatever permissions the actor has.
+    #[error("the policy forbids the operation: {0}")]
+    ForbiddenByPolicy(PolicyRule),
+    /// The operation is for owners, and the actor is the host itself.
+    #[error("the host itself cannot do this to a token; act as an owner, with Actor::session")]
+    NotForHost,
     /// There is no such token that the actor may see.
     #[error("there is no such token")]
     NotFound,
@@ -196,9 +199,38 @@ pub enum ManageError {
 }
 
 impl ManageError {
-    /// Whether it conflicts with what is there: a taken name, a state that does not allow it.
+    /// Whether the change conflicts with what is there: a taken name, too many tokens, a state that does not allow the change,
+    /// or others who change the token at the same time.
     pub const fn is_conflict(&self) -> bool {
-        matches!(self, Self::NameTaken | Self::Refused(_) | Self::Contended)
+        matches!(self, Self::NameTaken | Self::TooManyTokens { .. } | Self::Refused(_) | Self::Contended)
+    }
+}
+
+/// The rule of the policy that forbids an operation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum PolicyRule {
+    /// [`Oversight::Hidden`](crate::policy::Oversight::Hidden): personal tokens are hidden from everybody but their owner.
+    OversightHidden,
+    /// [`Oversight::RevokeOnly`](crate::policy::Oversight::RevokeOnly): an overseer lists and revokes personal tokens, and
+    /// does nothing else to them.
+    OversightRevokeOnly,
+    /// [`TokenManagement`](crate::policy::TokenManagement): tokens manage no tokens, or only those whose scope names the
+    /// permission.
+    TokensManagingTokens,
+}
+
+impl fmt::Display for PolicyRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::OversightHidden => "personal tokens are hidden from everybody but their owner",
+            Self::OversightRevokeOnly => {
+                "an overseer may list and revoke the personal tokens of others, and nothing else"
+            }
+            Self::TokensManagingTokens => {
+                "a token manages tokens only if the policy allows it and, where it says so, the token's scope names the permission"
+            }
+        })
     }
 }
 

@@ -9,14 +9,14 @@ use super::{MAX_REVOKE_TRIES, MAX_TRIES, TokenService};
 use crate::audit::AuditAction;
 use crate::lifecycle;
 use crate::owner::{Directory, Owner, OwnerId};
-use crate::snapshot::Snapshot;
 use crate::store::{
     Change, ChangeBatch, Conflict, CorruptRecord, ListBy, ListQuery, MAX_PAGE, Page, StoreError, TokenStore,
 };
 use crate::token::digest::Message;
 use crate::token::{
-    Credential, Facts, PlaintextToken, Reason, Token, TokenId, TokenKind, TokenState, TokenView,
+    Credential, Facts, OwnerAnswer, PlaintextToken, Reason, Token, TokenId, TokenKind, TokenState, TokenView,
 };
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::Arc;
 
@@ -42,8 +42,21 @@ pub struct TokenPage {
     pub corrupt: Vec<CorruptRecord>,
 }
 
+/// How many tokens are in each state.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub struct StateCounts {
+    /// Active ones.
+    pub active: u64,
+    /// Revoked ones.
+    pub revoked: u64,
+    /// Expired ones.
+    pub expired: u64,
+}
+
 impl<S: TokenStore, D: Directory> TokenService<S, D> {
-    /// Makes a token: a personal one of the actor or, with [`NewToken::for_service`], a service token.
+    /// Makes a token: a personal one of the actor or, with [`NewToken::for_service`], a service token. The host itself makes
+    /// service tokens alone, such as the first one of an installation.
     ///
     /// Through a token, what is made is no wider than that token: its scope and its networks lie within that token's, its
     /// expiry is not later, and for another owner it has a scope of its own.
@@ -58,10 +71,12 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
                 None => TokenKind::Personal,
                 Some(_) => TokenKind::Service,
             };
-            acting.demand(match kind {
-                TokenKind::Personal => TOKENS_MANAGE,
-                TokenKind::Service => SERVICE_TOKENS_MANAGE,
-            })?;
+            match kind {
+                TokenKind::Personal if acting.is_system() => return Err(ManageError::NotForHost),
+                TokenKind::Personal => acting.demand(TOKENS_MANAGE)?,
+                TokenKind::Service if acting.is_system() => {}
+                TokenKind::Service => acting.demand(SERVICE_TOKENS_MANAGE)?,
+            }
             let checked = new.checked()?;
             let owner = match &new.service_owner {
                 None => acting.owner.clone(),
@@ -92,7 +107,11 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         Err(ManageError::Contended)
     }
 
-    /// The actor's own personal tokens, newest first: a page of up to `limit` (at most [`MAX_PAGE`]) after `after`.
+    /// The actor's own personal tokens, newest first: a page of up to `limit` (at most [`MAX_PAGE`]) after `after`. For the host
+    /// itself, which has none, all tokens of the realm.
+    ///
+    /// A token whose owner the directory cannot answer for is listed all the same ([`TokenView::owner_unavailable`]), here and
+    /// in the other lists.
     ///
     /// # Errors
     /// [`ManageError`]: forbidden without `tokens:manage`, or it could not be done.
@@ -103,19 +122,21 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         limit: usize,
     ) -> Result<TokenPage, ManageError> {
         let acting = self.acting(actor).await?;
-        acting.demand(TOKENS_MANAGE)?;
         let Some(owner) = &acting.owner else {
-            return Err(ManageError::Forbidden { permission: TOKENS_MANAGE });
+            return self.page_of_realm(&acting, after, limit).await;
         };
+        acting.demand(TOKENS_MANAGE)?;
         let owner = owner.id().clone();
         let by = ListBy::Owner { realm: acting.realm.clone(), owner, kind: Some(TokenKind::Personal) };
         self.page(&acting, by, after, limit).await
     }
 
-    /// The personal tokens of another owner, for an overseer where the policy allows any oversight.
+    /// The personal tokens of another owner, for an overseer where the policy allows any oversight. For the host itself, all tokens
+    /// of an owner, of either kind.
     ///
     /// # Errors
-    /// [`ManageError`]: forbidden without `tokens:oversee` or where tokens are hidden, or it could not be done.
+    /// [`ManageError`]: forbidden without `tokens:oversee`, forbidden by the policy where tokens are hidden, or it could not be
+    /// done.
     pub async fn list_overseen(
         &self,
         actor: &Actor,
@@ -124,14 +145,13 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         limit: usize,
     ) -> Result<TokenPage, ManageError> {
         let acting = self.acting(actor).await?;
-        if !acting.oversees() {
-            return Err(ManageError::Forbidden { permission: super::permissions::TOKENS_OVERSEE });
-        }
-        let by = ListBy::Owner {
-            realm: acting.realm.clone(),
-            owner: owner.clone(),
-            kind: Some(TokenKind::Personal),
+        let kind = if acting.is_system() {
+            None
+        } else {
+            acting.demand_oversight()?;
+            Some(TokenKind::Personal)
         };
+        let by = ListBy::Owner { realm: acting.realm.clone(), owner: owner.clone(), kind };
         self.page(&acting, by, after, limit).await
     }
 
@@ -146,9 +166,52 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         limit: usize,
     ) -> Result<TokenPage, ManageError> {
         let acting = self.acting(actor).await?;
-        acting.demand(SERVICE_TOKENS_MANAGE)?;
+        if !acting.is_system() {
+            acting.demand(SERVICE_TOKENS_MANAGE)?;
+        }
         let by = ListBy::Kind { realm: acting.realm.clone(), kind: TokenKind::Service };
         self.page(&acting, by, after, limit).await
+    }
+
+    /// How many tokens are in each state, of those that [`list`](Self::list) gives: the actor's own personal ones; for the host
+    /// itself, all of the realm. Records that could not be read are not counted.
+    ///
+    /// It reads all of them, page by page.
+    ///
+    /// # Errors
+    /// As [`list`](Self::list).
+    pub async fn count(&self, actor: &Actor) -> Result<StateCounts, ManageError> {
+        let acting = self.acting(actor).await?;
+        let lists = match &acting.owner {
+            None => [TokenKind::Personal, TokenKind::Service]
+                .map(|kind| ListBy::Kind { realm: acting.realm.clone(), kind })
+                .to_vec(),
+            Some(owner) => {
+                acting.demand(TOKENS_MANAGE)?;
+                let (realm, owner) = (acting.realm.clone(), owner.id().clone());
+                vec![ListBy::Owner { realm, owner, kind: Some(TokenKind::Personal) }]
+            }
+        };
+        let mut counts = StateCounts::default();
+        for by in lists {
+            let mut query = ListQuery::new(by);
+            loop {
+                let page = self.store.list(&query).await.map_err(super::Unavailable::Store)?;
+                for token in page.tokens {
+                    let count = match token.state(acting.now) {
+                        TokenState::Active => &mut counts.active,
+                        TokenState::Revoked => &mut counts.revoked,
+                        TokenState::Expired => &mut counts.expired,
+                    };
+                    *count = count.saturating_add(1);
+                }
+                match page.next {
+                    Some(next) => query = query.after(Some(next)),
+                    None => break,
+                }
+            }
+        }
+        Ok(counts)
     }
 
     /// One token. A token may always look at itself.
@@ -178,9 +241,9 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     /// A token may always revoke itself.
     ///
     /// # Errors
-    /// As [`edit`](Self::edit).
+    /// As [`edit`](Self::edit); an expired token is refused too, unless the reason is compromised.
     pub async fn revoke(&self, actor: &Actor, id: TokenId, reason: Reason) -> Result<TokenView, ManageError> {
-        self.edit(actor, id, TokenEdit::new().active(false).reason(reason)).await
+        self.change(actor, id, &TokenEdit::new().active(false).reason(reason), true).await
     }
 
     /// Restores a revoked token.
@@ -191,8 +254,8 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         self.change(actor, id, &TokenEdit::new().active(true), true).await
     }
 
-    /// Changes any of a token's name, description and activity as one atomic change. Where it is already as wanted, nothing
-    /// happens.
+    /// Changes any of a token's name, description and activity as one atomic change. A field that already has the value asked for
+    /// changes nothing and is never a reason to refuse; [`TokenEdit`] says what that is for each field.
     ///
     /// # Errors
     /// [`ManageError`]: forbidden, not found, refused by the token's state, the name is taken, an input is out of bounds, or it
@@ -229,7 +292,8 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         Err(ManageError::Contended)
     }
 
-    /// One change of one token, tried again until no other one comes between. `strict`: restoring an active token is refused.
+    /// One change of one token, tried again until no other one comes between. `strict`: restoring an active token and revoking an
+    /// expired one are refused.
     async fn change(
         &self,
         actor: &Actor,
@@ -244,13 +308,17 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             for operation in operations.iter().flatten() {
                 acting.demand_any(*operation, id)?;
             }
-            let checked = edit.checked()?;
+            if edit.is_empty() {
+                return Err(super::InvalidInput::NothingToChange.into());
+            }
+            // Fields out of bounds are named for a token that the actor may not see as for one that is not there.
+            let unseen = |error| edit.judged().err().map_or(error, ManageError::from);
             let Some(token) = self.find(id).await? else {
-                return Err(ManageError::NotFound);
+                return Err(unseen(ManageError::NotFound));
             };
             let mut relation = None;
             for operation in operations.iter().flatten() {
-                relation = Some(acting.relation(*operation, &token)?);
+                relation = Some(acting.relation(*operation, &token).map_err(unseen)?);
             }
             let Some(relation) = relation else {
                 return Err(ManageError::NotFound);
@@ -265,13 +333,16 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             match edit.active {
                 Some(false) => {
                     let reason = edit.reason.unwrap_or(relation.reason());
-                    if !relation.may_give(reason) {
+                    let present = token.facts.revocation.as_ref().map(|revocation| revocation.reason);
+                    if !relation.may_give(reason) && present != Some(reason) {
                         return Err(ManageError::ReasonNotAllowed(reason));
                     }
                     compromised = reason == Reason::Compromised;
-                    if let Some(facts) =
-                        lifecycle::revoke(&token.facts, acting.revocation(relation, reason), acting.now)?
-                    {
+                    let is_so = token.state(acting.now) == TokenState::Expired && !compromised && !strict;
+                    let revocation = acting.revocation(relation, reason);
+                    let facts =
+                        if is_so { None } else { lifecycle::revoke(&token.facts, revocation, acting.now)? };
+                    if let Some(facts) = facts {
                         after.facts = facts;
                         events.push(acting.event(AuditAction::Revoked, &token).because(reason));
                     }
@@ -285,8 +356,8 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
                 }
                 Some(true) | None => {}
             }
-            let renamed = checked.name.filter(|name| name.as_str() != token.name.as_str());
-            let described = checked.description.filter(|description| *description != token.description);
+            let renamed = edit.new_name(&token.name)?;
+            let described = edit.new_description(token.description.as_ref())?;
             if renamed.is_some() || described.is_some() {
                 events.push(acting.event(AuditAction::Renamed, &token));
             }
@@ -392,19 +463,19 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         kind: TokenKind,
         now: chrono::DateTime<chrono::Utc>,
     ) -> Result<(TokenId, Credential, PlaintextToken), ManageError> {
-        let id = TokenId::generate(now, &*self.random)?;
+        let id = self.ids.generate(now, &*self.random)?;
         let message = Message::generate(kind, id, &*self.random)?;
         let digest = self.keyring.digest(&message);
         Ok((id, Credential::Keyed(digest), self.format.print(kind, id, &message)))
     }
 
-    /// Whether the owner may have one more active token; those that were rotated do not count.
+    /// Whether the owner may have one more active token. Tokens of both kinds count, since an owner whose kind the host changed
+    /// has both; a token with a successor does not.
     async fn demand_room(&self, acting: &Acting, token: &Token) -> Result<(), ManageError> {
         let Some(most) = self.policy.live_tokens_per_owner() else {
             return Ok(());
         };
-        let by =
-            ListBy::Owner { realm: token.realm.clone(), owner: token.owner.clone(), kind: Some(token.kind) };
+        let by = ListBy::Owner { realm: token.realm.clone(), owner: token.owner.clone(), kind: None };
         let live = self.all(ListQuery::new(by).active_at(acting.now)).await?;
         let count = live.tokens.iter().filter(|token| token.facts.succession.is_none()).count();
         if u32::try_from(count).unwrap_or(u32::MAX) < most {
@@ -421,30 +492,66 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         after: Option<TokenId>,
         limit: usize,
     ) -> Result<TokenPage, ManageError> {
-        let query = ListQuery::new(by).after(after).limit(limit.min(MAX_PAGE));
-        let Page { tokens, corrupt, next } =
-            self.store.list(&query).await.map_err(super::Unavailable::Store)?;
-        // The directory is asked once per owner of the page.
-        let mut owners: HashMap<OwnerId, Option<Snapshot<Owner>>> = HashMap::new();
+        let query = ListQuery::new(by).after(after).limit(limit);
+        let page = self.store.list(&query).await.map_err(super::Unavailable::Store)?;
+        Ok(self.shown(acting, page).await)
+    }
+
+    /// All tokens of the realm: the lists of the two kinds in one order.
+    async fn page_of_realm(
+        &self,
+        acting: &Acting,
+        after: Option<TokenId>,
+        limit: usize,
+    ) -> Result<TokenPage, ManageError> {
+        let mut merged = Page::default();
+        for kind in [TokenKind::Personal, TokenKind::Service] {
+            let by = ListBy::Kind { realm: acting.realm.clone(), kind };
+            let query = ListQuery::new(by).after(after).limit(limit);
+            let page = self.store.list(&query).await.map_err(super::Unavailable::Store)?;
+            merged.tokens.extend(page.tokens);
+            merged.corrupt.extend(page.corrupt);
+            // Below the greater of the two, one list has not been read yet.
+            merged.next = merged.next.max(page.next);
+        }
+        merged.tokens.sort_unstable_by_key(|token| Reverse(token.id));
+        merged.tokens.retain(|token| merged.next.is_none_or(|next| token.id >= next));
+        let limit = limit.clamp(1, MAX_PAGE);
+        if merged.tokens.len() > limit {
+            merged.tokens.truncate(limit);
+            merged.next = merged.tokens.last().map(|token| token.id);
+        }
+        Ok(self.shown(acting, merged).await)
+    }
+
+    /// A page with what the directory says of the owners, asked once for each. One that it cannot answer for does not fail the
+    /// page.
+    async fn shown(&self, acting: &Acting, Page { tokens, corrupt, next }: Page) -> TokenPage {
+        let mut owners: HashMap<OwnerId, OwnerAnswer> = HashMap::new();
         let mut items = Vec::with_capacity(tokens.len());
         for token in tokens {
             let known = owners.get(&token.owner).cloned();
             let owner = match known {
                 Some(owner) => owner,
-                None => self.owner(&acting.realm, &token.owner).await?,
+                None => self.owner_answer(acting, &token.owner).await,
             };
             owners.insert(token.owner.clone(), owner.clone());
             items.push(TokenView::new(token, owner, acting.now));
         }
-        Ok(TokenPage { items, next, corrupt })
+        TokenPage { items, next, corrupt }
     }
 
     pub(super) async fn view(&self, acting: &Acting, token: Arc<Token>) -> Result<TokenView, ManageError> {
-        let owner = match &acting.owner {
-            Some(owner) if *owner.id() == token.owner => Some(owner.clone()),
-            _ => self.owner(&acting.realm, &token.owner).await.unwrap_or_default(),
-        };
+        let owner = self.owner_answer(acting, &token.owner).await;
         Ok(TokenView::new(token, owner, acting.now))
+    }
+
+    /// What the directory says of a token's owner. The actor was looked up already.
+    async fn owner_answer(&self, acting: &Acting, owner: &OwnerId) -> OwnerAnswer {
+        match &acting.owner {
+            Some(actor) if actor.id() == owner => OwnerAnswer::Known(actor.clone()),
+            _ => self.owner(&acting.realm, owner).await.map_or(OwnerAnswer::Unavailable, OwnerAnswer::from),
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a host asks for.
 
-use super::error::{InvalidInput, ManageError};
+use super::error::InvalidInput;
 use crate::owner::OwnerId;
 use crate::permission::Scope;
 use crate::policy::LifetimeError;
@@ -109,6 +109,9 @@ impl NewToken {
 }
 
 /// A change of a token: any of its name, its description, and whether it is active; all of it or nothing happens.
+///
+/// A field that already has the value asked for changes nothing and is never refused, so that a client may send back what it
+/// got. The actor still needs the permission for each field that it sends.
 #[derive(Debug, Clone, Default)]
 pub struct TokenEdit {
     name: Option<String>,
@@ -116,11 +119,6 @@ pub struct TokenEdit {
     pub(super) active: Option<bool>,
     pub(super) reason: Option<Reason>,
     versions: Option<Vec<u64>>,
-}
-
-pub(super) struct CheckedEdit {
-    pub(super) name: Option<TokenName>,
-    pub(super) description: Option<NewDescription>,
 }
 
 /// None takes the description away.
@@ -144,13 +142,15 @@ impl TokenEdit {
         self
     }
 
-    /// Revoke it (`false`) or restore it (`true`); nothing happens where it is so already.
+    /// Revokes it (`false`) or restores it (`true`). A token that is revoked or expired is not active already, so that `false`
+    /// changes nothing of it, unless the reason is [`Reason::Compromised`], which is recorded.
     pub fn active(mut self, active: bool) -> Self {
         self.active = Some(active);
         self
     }
 
-    /// Revoke it for this reason; the actor's own where none is given.
+    /// Revokes it for this reason. Defaults to the actor's own. A reason that the actor may not give is refused, unless it is
+    /// the one that the token was revoked for.
     pub fn reason(mut self, reason: Reason) -> Self {
         self.reason = Some(reason);
         self
@@ -171,13 +171,33 @@ impl TokenEdit {
         self.name.is_some() || self.description.is_some()
     }
 
-    pub(super) fn checked(&self) -> Result<CheckedEdit, ManageError> {
-        if self.name.is_none() && self.description.is_none() && self.active.is_none() {
-            return Err(InvalidInput::NothingToChange.into());
-        }
-        let name = self.name.as_deref().map(TokenName::new).transpose().map_err(InvalidInput::Name)?;
-        let description = self.description.as_deref().map(checked_description).transpose()?;
-        Ok(CheckedEdit { name, description })
+    pub(super) fn is_empty(&self) -> bool {
+        self.name.is_none() && self.description.is_none() && self.active.is_none()
+    }
+
+    /// Whether all fields are within their bounds.
+    pub(super) fn judged(&self) -> Result<(), InvalidInput> {
+        self.name.as_deref().map(TokenName::new).transpose().map_err(InvalidInput::Name)?;
+        self.description.as_deref().map(checked_description).transpose()?;
+        Ok(())
+    }
+
+    /// The name, if it is another one than `now`. The present one is not judged again.
+    pub(super) fn new_name(&self, now: &TokenName) -> Result<Option<TokenName>, InvalidInput> {
+        let asked = self.name.as_deref().filter(|name| *name != now.as_str());
+        let name = asked.map(TokenName::new).transpose().map_err(InvalidInput::Name)?;
+        Ok(name.filter(|name| name.as_str() != now.as_str()))
+    }
+
+    /// The description, if it is another one than `now`. The present one is not judged again.
+    pub(super) fn new_description(
+        &self,
+        now: Option<&Description>,
+    ) -> Result<Option<NewDescription>, InvalidInput> {
+        let present = now.map(Description::as_str).unwrap_or_default();
+        let asked = self.description.as_deref().filter(|description| *description != present);
+        let description = asked.map(checked_description).transpose()?;
+        Ok(description.filter(|description| description.as_ref() != now))
     }
 }
 

@@ -5,6 +5,7 @@ use super::error::{InvalidInput, ManageError, store_error};
 use super::manage::{IssuedToken, changed, with_creator};
 use super::{MAX_TRIES, TokenService, to_delta};
 use crate::audit::{AuditAction, AuditEvent};
+use crate::clock::plausible_until;
 use crate::lifecycle;
 use crate::owner::Directory;
 use crate::policy::{ReuseSignal, days};
@@ -155,13 +156,14 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     /// Whether a refused token was rotated, and its overlap is over.
     fn is_reuse(&self, token: &Token, now: DateTime<Utc>) -> bool {
         self.policy.reuse() != ReuseSignal::Off
-            && token.facts.succession.is_some_and(|succession| succession.until <= now)
+            && token.facts.succession.is_some_and(|succession| {
+                // A wrong clock stored the rotation: its overlap would never be over.
+                succession.until <= now || succession.at > plausible_until(now)
+            })
     }
 }
 
-/// Whether its reuse was told within the hour.
+/// Whether its reuse was told within the hour, by this clock or by one of another node that is ahead by less than that.
 fn is_told(token: &Token, now: DateTime<Utc>) -> bool {
-    token
-        .reuse_reported_at
-        .is_some_and(|at| (TimeDelta::zero()..REUSE_EVERY).contains(&now.signed_duration_since(at)))
+    token.reuse_reported_at.is_some_and(|at| now.signed_duration_since(at).abs() < REUSE_EVERY)
 }

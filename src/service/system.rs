@@ -31,7 +31,8 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
 
     /// Revokes, for the reason idle, the active tokens of all realms that were not used for longer than the policy's idle limit,
     /// and says how many there were; none without such a limit. A token that was never used counts from when it was made, and
-    /// from when it was restored. The sweep waits for the granularity and the flush interval beyond the limit, since the last
+    /// from when it was restored. An instant later than [`MAX_CLOCK_ERROR`](crate::clock::MAX_CLOCK_ERROR) from now, which a
+    /// wrong clock stored, counts for nothing. The sweep waits for the granularity and the flush interval beyond the limit, since the last
     /// use is known no better.
     ///
     /// Schedule it on one node, once a day or so.
@@ -46,13 +47,12 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         self.flush().await?;
         let slack = self.policy.last_used_granularity().checked_add(&to_delta(self.flush_interval));
         let limit = slack.and_then(|slack| days(limit).checked_add(&slack)).unwrap_or(TimeDelta::MAX);
-        let Some(unused_since) = self.now().checked_sub_signed(limit) else {
+        let now = self.now();
+        let Some(unused_since) = now.checked_sub_signed(limit) else {
             return Ok(0);
         };
-        self.revoke_listed(ListBy::Idle(unused_since), Reason::Idle, |token| {
-            token.last_activity() < unused_since
-        })
-        .await
+        let still = |token: &Token| token.is_idle(unused_since, Some(now));
+        self.revoke_listed(ListBy::Idle(unused_since), Reason::Idle, still).await
     }
 
     /// Removes records that have been expired or revoked for longer than `older_than`, in bounded batches, and returns how many.

@@ -6,11 +6,11 @@ use super::manage::changed;
 use super::verify::Peer;
 use super::{MAX_TRIES, TokenService};
 use crate::audit::{AuditAction, AuditEvent};
-use crate::clock::at_micros;
+use crate::clock::{MAX_CLOCK_ERROR, at_micros};
 use crate::owner::{Directory, OwnerId, Realm};
 use crate::store::{Change, ChangeBatch, Found, StoreError, TokenStore, Touch};
 use crate::token::{ActorRef, Credential, KeyedDigest, LastUse, Token, TokenId};
-use chrono::TimeDelta;
+use chrono::{DateTime, TimeDelta, Utc};
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::future::poll_fn;
@@ -27,6 +27,7 @@ const TOUCH_BATCH: usize = 1_000;
 const REDIGEST_CAP: usize = 10_000;
 /// Most refusals that wait for being stored; beyond it they are counted as dropped.
 const REFUSAL_CAP: usize = 10_000;
+const CLOCK_ERROR_MICROS: i64 = MAX_CLOCK_ERROR.num_seconds() * 1_000_000;
 /// Places of the filter, a power of two.
 const FILTER: usize = 4_096;
 const SHARDS: usize = 16;
@@ -42,7 +43,6 @@ pub(super) struct Usage {
     redigests: Mutex<HashMap<TokenId, Redigest>>,
     refusals: Mutex<Vec<AuditEvent>>,
     refusals_audited: u32,
-    refusal_count: AtomicU64,
     dropped: AtomicU64,
     failed_flushes: AtomicU64,
     /// Flushes under way.
@@ -82,7 +82,6 @@ impl Usage {
             redigests: Mutex::default(),
             refusals: Mutex::default(),
             refusals_audited,
-            refusal_count: AtomicU64::new(0),
             dropped: AtomicU64::new(0),
             failed_flushes: AtomicU64::new(0),
             flushing: AtomicUsize::new(0),
@@ -99,8 +98,13 @@ impl Usage {
     /// Notes a use, unless one is known that is near enough; `known_at` is the last one that the store knows, in microseconds.
     #[inline]
     pub(super) fn record(&self, id: TokenId, known_at: Option<i64>, peer: Peer, now: i64) {
-        // A known use that is later than now is near enough: time never goes backwards.
-        if known_at.is_none_or(|known| now.saturating_sub(known) >= self.granularity_micros) {
+        // A known use that is somewhat later than now is near enough, since time never goes backwards. One that is later than
+        // any right clock says is not. One comparison of an unsigned number does for both bounds.
+        let is_far = |known: i64| {
+            let age = now.saturating_sub(known).saturating_add(CLOCK_ERROR_MICROS);
+            age.cast_unsigned() >= self.granularity_micros.saturating_add(CLOCK_ERROR_MICROS).cast_unsigned()
+        };
+        if known_at.is_none_or(is_far) {
             self.note(id, peer, now);
         }
     }
@@ -137,7 +141,7 @@ impl Usage {
     fn add(&self, touch: Touch) -> bool {
         let mut pending = self.shard(touch.id);
         if let Some(known) = pending.get_mut(&touch.id) {
-            if known.at < touch.last_use.at {
+            if touch.replaces(known.at) {
                 *known = touch.last_use;
             }
             return true;
@@ -158,15 +162,15 @@ impl Usage {
         lock(self.pending.get(number).unwrap_or(first))
     }
 
-    /// Takes up to a batch of what waits.
-    fn take(&self) -> Vec<Touch> {
+    /// Takes up to a batch of what waits, to be written at `now`.
+    fn take(&self, now: DateTime<Utc>) -> Vec<Touch> {
         let mut touches = Vec::new();
         for shard in &self.pending {
             let mut pending = lock(shard);
             let room = TOUCH_BATCH.saturating_sub(touches.len());
             let some: Vec<TokenId> = pending.keys().copied().take(room).collect();
             for id in some {
-                touches.extend(pending.remove(&id).map(|last_use| Touch::new(id, last_use)));
+                touches.extend(pending.remove(&id).map(|last_use| Touch::at(id, last_use, now)));
             }
         }
         self.pending_len.fetch_sub(touches.len(), Ordering::AcqRel);
@@ -295,7 +299,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         // What comes in meanwhile is for the next flush: as many batches as wait now, no more.
         let batches = self.usage.stats().pending.div_ceil(TOUCH_BATCH);
         for _ in 0..batches {
-            let mut batch = InFlight { usage: &self.usage, touches: self.usage.take() };
+            let mut batch = InFlight { usage: &self.usage, touches: self.usage.take(self.now()) };
             if batch.touches.is_empty() {
                 break;
             }
@@ -417,7 +421,21 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         self.usage.stats()
     }
 
-    /// Tells of a refusal of a known token, if it is this one's turn.
+    /// Whether this refusal is one of those that are audited: at random, since a client that could count refusals would choose by
+    /// decoys which of its own is kept. If the generator fails, the refusal is audited.
+    fn is_sampled(&self, one_in: u32) -> bool {
+        match one_in {
+            0 => false,
+            1 => true,
+            _ => {
+                let mut bytes = [0; 8];
+                let drawn = self.random.fill(&mut bytes).map(|()| u64::from_ne_bytes(bytes));
+                drawn.ok().and_then(|drawn| drawn.checked_rem(one_in.into())).is_none_or(|drawn| drawn == 0)
+            }
+        }
+    }
+
+    /// Tells of a refusal of a known token, if it is sampled.
     pub(super) fn audit_refusal(
         &self,
         found: &Found<'_>,
@@ -425,11 +443,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         peer: Option<IpAddr>,
         now: i64,
     ) {
-        let one_in = u64::from(self.usage.refusals_audited);
-        if one_in == 0 {
-            return;
-        }
-        if self.usage.refusal_count.fetch_add(1, Ordering::Relaxed).checked_rem(one_in) != Some(0) {
+        if !self.is_sampled(self.usage.refusals_audited) {
             return;
         }
         let event = AuditEvent {

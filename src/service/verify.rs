@@ -12,7 +12,7 @@
 use super::TokenService;
 use super::error::{RejectReason, Rejected, Unavailable, VerifyError};
 use crate::bearer::{self, BearerError};
-use crate::clock::{at_micros, micros};
+use crate::clock::at_micros;
 use crate::owner::{Directory, DirectoryError, Owner, Realm};
 use crate::permission::{Permission, PermissionSet};
 use crate::role::RoleCatalog;
@@ -46,12 +46,14 @@ pub struct Verified {
 
 /// The address of a client, if there is one, as words: a verification moves it several times, and a byte at its front would
 /// have each move wait until the stores of the one before are through.
+///
+/// An IPv4-mapped IPv6 address becomes the IPv4 address in it, so that everything after this reads the latter.
 #[derive(Clone, Copy)]
 pub(crate) struct Peer([u64; 3]);
 
 impl Peer {
     pub(crate) fn new(address: Option<IpAddr>) -> Self {
-        match address {
+        match address.map(|address| address.to_canonical()) {
             None => Self([0, 0, 0]),
             Some(IpAddr::V4(address)) => Self([4, 0, address.to_bits().into()]),
             Some(IpAddr::V6(address)) => {
@@ -112,7 +114,8 @@ impl Verified {
         self.token.realm()
     }
 
-    /// The address that the request came from, if the host said.
+    /// The address that the request came from, if the host passed one. An IPv4-mapped IPv6 address is given as the IPv4
+    /// address in it.
     pub fn peer(&self) -> Option<IpAddr> {
         self.peer.address()
     }
@@ -317,7 +320,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         let now = self.clock.now_micros();
         admit_state(found.access(), now).map_err(rejected)?;
         let owner = self.owner(found.realm(), found.owner()).await?;
-        let owner = admit_owner(&found, owner, verified.peer).map_err(rejected)?;
+        let owner = admit_owner(&found, owner, verified.peer, now).map_err(rejected)?;
         self.usage.record(id, found.access().last_used_at(), verified.peer, now);
         Ok(Verified::new(found, owner, &self.catalog, verified.peer, now))
     }
@@ -442,7 +445,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         owner: Result<Option<Snapshot<Owner>>, DirectoryError>,
     ) -> Result<Verified, VerifyError> {
         let owner = Self::right_owner(known.realm(), known.owner(), owner)?;
-        let owner = match admit_owner(&known, owner, claim.peer) {
+        let owner = match admit_owner(&known, owner, claim.peer, claim.now) {
             Ok(owner) => owner,
             Err(reason) => {
                 self.audit_refusal(&known, reason, claim.peer.address(), claim.now);
@@ -451,7 +454,8 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         };
         let access = known.access();
         self.usage.record(claim.presented.id, access.last_used_at(), claim.peer, claim.now);
-        if access.key(claim.presented.kind) != Some(claim.computed.key()) {
+        // Only to a greater id: nodes that disagree about the primary key during a deploy would move a record to and fro.
+        if access.key(claim.presented.kind) < Some(claim.computed.key()) {
             // Left behind for the next flush, which moves it to the primary key.
             self.usage.redigest(claim.presented.id, known.details().version(), claim.computed);
         }
@@ -504,6 +508,7 @@ fn admit_owner(
     found: &Found<'_>,
     owner: Option<Snapshot<Owner>>,
     peer: Peer,
+    now: i64,
 ) -> Result<Snapshot<Owner>, RejectReason> {
     let access = found.access();
     let owner = owner.ok_or(RejectReason::OwnerUnknown)?;
@@ -511,7 +516,7 @@ fn admit_owner(
         Err(RejectReason::OwnerDisabled)
     } else if owner.kind() != access.kind().owner_kind() {
         Err(RejectReason::OwnerKind)
-    } else if owner.tokens_valid_after().is_some_and(|after| access.created_at() < micros(after)) {
+    } else if owner.tokens_valid_after().is_some_and(|after| access.is_older_than(after, now)) {
         Err(RejectReason::BeforeValidAfter)
     } else if access.has_networks() && !is_allowed(found.details().networks(), peer.address()) {
         Err(RejectReason::AddressNotAllowed)

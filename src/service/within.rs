@@ -55,6 +55,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             policy: self.policy.clone(),
             clock: self.clock.clone(),
             random: self.random.clone(),
+            ids: self.ids.clone(),
             sink: self.sink.clone(),
             usage: self.usage.anew(),
             flush_interval: self.flush_interval,

@@ -176,7 +176,7 @@ impl<S: TokenStore> CachedStore<S> {
         if let Some(entry) = self.found.get(None, touch.id.words()) {
             let (access, asked) = taken_apart(entry.words);
             let packed = Packed { id: touch.id, access, details: Guard::into_inner(entry.value) };
-            if let Some(packed) = packed.used(touch.last_use) {
+            if let Some(packed) = packed.used(touch.last_use, touch.plausible_until) {
                 self.keep(packed, asked);
             }
         }

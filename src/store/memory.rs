@@ -13,7 +13,7 @@ use super::{
     TokenCounts, TokenStore, Touch,
 };
 use crate::audit::AuditEvent;
-use crate::clock::micros;
+use crate::clock::{micros, plausible_until};
 use crate::owner::{OwnerId, Realm};
 use crate::permission::Scope;
 use crate::snapshot::Snapshot;
@@ -306,7 +306,9 @@ impl<'a> Name<'a> {
 fn may_hold(query: &ListQuery, access: &Access) -> bool {
     let is_active = query.active_at.is_none_or(|now| access.state(micros(now)) == TokenState::Active);
     let may_be_idle = match query.by {
-        ListBy::Idle(before) => access.last_used_at().is_none_or(|used| used < micros(before)),
+        ListBy::Idle(before) => access.last_used_at().is_none_or(|used| {
+            used < micros(before) || query.active_at.is_some_and(|now| used > micros(plausible_until(now)))
+        }),
         _ => true,
     };
     is_active && may_be_idle
@@ -479,7 +481,7 @@ impl Records {
     /// Notes a use, where it is a later one.
     fn touch(&self, touch: &Touch) {
         if let Some(Packed { id, access, details }) =
-            self.find(touch.id).and_then(|packed| packed.used(touch.last_use))
+            self.find(touch.id).and_then(|packed| packed.used(touch.last_use, touch.plausible_until))
         {
             self.table.put(id.words(), |_| true, access.words(), details);
         }

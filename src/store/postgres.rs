@@ -111,19 +111,26 @@ impl Engine for Postgres {
     ) -> Result<(), sqlx::Error> {
         let ids: Vec<Vec<u8>> = uses.iter().map(|touch| touch.id.to_bytes().to_vec()).collect();
         let times: Vec<i64> = uses.iter().map(|touch| micros(touch.last_use.at)).collect();
+        let latest: Vec<i64> = uses.iter().map(|touch| micros(touch.plausible_until)).collect();
         let addresses: Vec<Option<String>> =
             uses.iter().map(|touch| touch.last_use.address.map(|address| address.to_string())).collect();
         // The rows are locked in the order of their ids, which an update alone does not promise: two nodes never wait for each
         // other.
         let sql = format!(
-            "WITH used AS (SELECT * FROM unnest($1::bytea[], $2::bigint[], $3::text[]) AS used (id, at, address)), \
+            "WITH used AS (SELECT * FROM unnest($1::bytea[], $2::bigint[], $3::text[], $4::bigint[]) \
+               AS used (id, at, address, latest)), \
              locked AS MATERIALIZED (SELECT id FROM {table} WHERE id = ANY($1) ORDER BY id FOR NO KEY UPDATE) \
              UPDATE {table} AS token SET last_used_at = used.at, last_used_address = used.address \
              FROM used JOIN locked ON locked.id = used.id \
-             WHERE token.id = used.id AND (token.last_used_at IS NULL OR token.last_used_at < used.at)"
+             WHERE token.id = used.id AND (token.last_used_at IS NULL OR token.last_used_at < used.at \
+             OR token.last_used_at > used.latest)"
         );
-        let query =
-            sqlx::query::<Self>(AssertSqlSafe(sql)).persistent(keeps).bind(ids).bind(times).bind(addresses);
+        let query = sqlx::query::<Self>(AssertSqlSafe(sql))
+            .persistent(keeps)
+            .bind(ids)
+            .bind(times)
+            .bind(addresses)
+            .bind(latest);
         query.execute(connection).await.map(drop)
     }
 

@@ -13,7 +13,7 @@ pub(super) use super::record::Value;
 use super::record::{
     EVENT_COLUMNS, Row, TOKEN_COLUMNS, event_values, read_event, read_id, read_token, token_values,
 };
-use crate::clock::micros;
+use crate::clock::{micros, plausible_until};
 use crate::owner::Realm;
 use crate::store::{
     AuditLog, Change, ChangeBatch, Conflict, CorruptRecord, EventPage, Found, ListBy, ListQuery, Page,
@@ -342,9 +342,13 @@ impl Statements {
             }
             ListBy::Idle(before) => {
                 let before = bind(Value::time(*before));
-                conditions.push(format!(
-                    "idle_from < {before} AND (last_used_at IS NULL OR last_used_at < {before})"
-                ));
+                let latest = query.active_at.map(|now| bind(Value::time(plausible_until(now))));
+                let is_before = |column: &str| match &latest {
+                    None => format!("{column} < {before}"),
+                    Some(latest) => format!("({column} < {before} OR {column} > {latest})"),
+                };
+                conditions.push(is_before("idle_from"));
+                conditions.push(format!("(last_used_at IS NULL OR {})", is_before("last_used_at")));
             }
         }
         if let Some(now) = query.active_at {
@@ -524,8 +528,8 @@ const MAX_ROWS: usize = 1_000_000;
 /// Most values of one statement: SQLite takes 32,766, PostgreSQL 65,535. SQLite looks up each by its name among all of them, so
 /// that many more would take seconds.
 const MAX_VALUES: usize = 3_000;
-/// Most last uses of one statement, of three values each, which have no names in SQLite.
-const MAX_TOUCHES: usize = 10_000;
+/// Most last uses of one statement, of four values each, which have no names in SQLite.
+const MAX_TOUCHES: usize = 8_000;
 
 impl<E: Engine> Writer<'_, E> {
     async fn write(&mut self, batch: &ChangeBatch) -> Result<(), Failure> {
@@ -758,7 +762,7 @@ fn latest(uses: &[Touch]) -> Vec<Touch> {
     let mut latest: HashMap<TokenId, Touch> = HashMap::new();
     for touch in uses {
         let known = latest.entry(touch.id).or_insert(*touch);
-        if known.last_use.at < touch.last_use.at {
+        if touch.replaces(known.last_use.at) {
             *known = *touch;
         }
     }

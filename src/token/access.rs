@@ -3,7 +3,7 @@
 
 use super::facts::NEVER_ENDS;
 use super::{Credential, KeyId, KeyedDigest, Token, TokenKind, TokenState};
-use crate::clock::{at_micros, micros};
+use crate::clock::{at_micros, micros, plausible_until};
 use chrono::{DateTime, Utc};
 use std::ops::Deref;
 
@@ -98,6 +98,8 @@ impl Terms {
     /// Of a view: the state that it shows. Neither is the active one.
     const SEEN_REVOKED: u64 = 1 << 4;
     const SEEN_EXPIRED: u64 = 1 << 5;
+    /// Of a view: the directory could not answer for the owner.
+    const NO_ANSWER: u64 = 1 << 6;
 
     /// As a view shows them that found the token in this state.
     pub(crate) const fn seen(self, state: TokenState) -> Self {
@@ -107,6 +109,17 @@ impl Terms {
             TokenState::Revoked => Self([a, b, c, rest | Self::SEEN_REVOKED]),
             TokenState::Expired => Self([a, b, c, rest | Self::SEEN_EXPIRED]),
         }
+    }
+
+    /// As a view shows them for whose owner the directory could not answer.
+    pub(crate) const fn without_answer(self) -> Self {
+        let Self([a, b, c, rest]) = self;
+        Self([a, b, c, rest | Self::NO_ANSWER])
+    }
+
+    /// Whether the directory could not answer for the owner.
+    pub(crate) const fn lacks_answer(&self) -> bool {
+        self.has(Self::NO_ANSWER)
     }
 
     /// The state that a view found.
@@ -145,6 +158,12 @@ impl Terms {
     pub(crate) const fn created_at(&self) -> i64 {
         let Self([_, created_at, ..]) = self;
         created_at.cast_signed()
+    }
+
+    /// Whether it was made before `instant`. A creation that is later than a right clock may have stored at `now`, in microseconds,
+    /// counts as before any instant: such a token would outlive every "sign out everywhere" until then.
+    pub(crate) fn is_older_than(&self, instant: DateTime<Utc>, now: i64) -> bool {
+        self.created_at() < micros(instant) || self.created_at() > micros(plausible_until(at_micros(now)))
     }
 
     /// The last use known to the store, in microseconds.

@@ -9,7 +9,7 @@ use super::{
     ActorRef, Credential, Description, Facts, ForeignDigest, LastUse, Lifetime, Networks, Revocation, Seal,
     Succession, Token, TokenId, TokenName,
 };
-use crate::clock::{at_micros, micros};
+use crate::clock::at_micros;
 use crate::owner::{OwnerId, OwnerKind, Realm};
 use crate::permission::Scope;
 use chrono::{DateTime, Utc};
@@ -37,11 +37,13 @@ impl Packed {
         self.details.token(self.id, &self.access)
     }
 
-    /// With this as its last use; none where one is known that is not earlier.
-    pub(crate) fn used(self, LastUse { at, address }: LastUse) -> Option<Self> {
-        if self.access.last_used_at().is_some_and(|known| known >= micros(at)) {
+    /// With this as its last use; none where one is known that it does not replace.
+    pub(crate) fn used(self, last_use: LastUse, plausible_until: DateTime<Utc>) -> Option<Self> {
+        let known = self.access.last_used_at().map(at_micros);
+        if known.is_some_and(|known| !last_use.replaces(known, plausible_until)) {
             return None;
         }
+        let LastUse { at, address } = last_use;
         let details = self.details.used_from(address).map_or(self.details, Arc::new);
         Some(Self { access: self.access.used_at(at), details, ..self })
     }
@@ -410,10 +412,12 @@ mod tests {
         }
 
         #[test]
-        fn a_later_use_changes_the_last_use_alone(token in token(), at in instant(), address in address()) {
+        fn a_later_use_changes_the_last_use_alone(
+            token in token(), at in instant(), address in address(), plausible_until in instant(),
+        ) {
             let last_use = LastUse { at, address };
-            let is_later = token.last_used.is_none_or(|known| known.at < at);
-            let used = Packed::of(&token).used(last_use);
+            let is_later = token.last_used.is_none_or(|known| known.at < at || known.at > plausible_until);
+            let used = Packed::of(&token).used(last_use, plausible_until);
             let expected = is_later.then_some(Token { last_used: Some(last_use), ..token });
             prop_assert_eq!(used.map(|packed| packed.token()), expected);
         }

@@ -1,13 +1,17 @@
 //! The public id of a token: a `UUIDv7`, written as 22 base62 digits everywhere.
 
 use super::base62;
+use crate::clock::MAX_CLOCK_ERROR;
 use crate::random::{RandomError, SecureRandom};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::fmt;
 use std::str::FromStr;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-/// The public id of a token: 128 bits, a `UUIDv7` (RFC 9562 section 5.7), so that ids sort by their time of
+/// The public id of a token: 128 bits, a `UUIDv7` (RFC 9562 section 5.7).
+///
+/// The ids that one service makes increase strictly, within a millisecond too. Ids of several services sort by their time of
 /// creation, to the millisecond.
 ///
 /// It is no secret: log it, show it, put it in a URL. Its text is always the same 22 characters that stand in the
@@ -38,19 +42,6 @@ impl TokenId {
     const VERSION: u64 = 0x7000;
     const VARIANT: u64 = 0x8000_0000_0000_0000;
 
-    /// A new id for a token made at `now`.
-    pub(crate) fn generate(now: DateTime<Utc>, random: &dyn SecureRandom) -> Result<Self, RandomError> {
-        let mut bytes = [0; 16];
-        random.fill(&mut bytes)?;
-        let [high, low] = words(u128::from_be_bytes(bytes));
-        // 48 bits of milliseconds; before 1970 they would wrap to the far future, so they stop at zero.
-        let millis = u64::try_from(now.timestamp_millis()).unwrap_or(0);
-        Ok(Self {
-            high: (millis << 16) | Self::VERSION | (high & 0x0FFF),
-            low: Self::VARIANT | (low & (Self::VARIANT >> 1).wrapping_sub(1)),
-        })
-    }
-
     /// The id in these 16 bytes, as [`to_bytes`](Self::to_bytes) gave them.
     ///
     /// # Errors
@@ -65,7 +56,8 @@ impl TokenId {
         self.to_u128().to_be_bytes()
     }
 
-    /// When the id was made, to the millisecond.
+    /// When the id was made, to the millisecond. Ids that were made after the clock went back have the time that it went back
+    /// from, for up to a day.
     pub fn created_at(self) -> DateTime<Utc> {
         i64::try_from(self.high >> 16)
             .ok()
@@ -92,6 +84,72 @@ impl TokenId {
 
     const fn to_u128(self) -> u128 {
         from_words(self.words())
+    }
+}
+
+/// Makes the ids of one service.
+///
+/// Each id is greater than the one before (RFC 9562 section 6.2, method 1): the 12 bits after the milliseconds are a counter,
+/// which begins at 11 random bits in each new millisecond, and whose overflow goes on into the milliseconds. If the clock stands
+/// still or goes back by up to [`MAX_CLOCK_ERROR`](crate::clock::MAX_CLOCK_ERROR), the ids go on from the last one. If the clock goes back further, it was
+/// wrong before, and the ids follow the clock again. The remaining 62 bits of an id are random.
+pub(crate) struct IdSource {
+    /// The milliseconds and the counter of the last id, 60 bits.
+    last: AtomicU64,
+    /// The random bits of the last id. All bits are set if there is none.
+    drawn: AtomicU64,
+}
+
+impl IdSource {
+    const COUNTER_BITS: u32 = 12;
+    const DRAWS: u32 = 64;
+    /// Half of the counter is left for the ids of the same millisecond.
+    const COUNTER_START: u64 = 0x07FF;
+    /// The end of the year 9999. Later instants count as this one, so that the counter never overflows the 48 bits of
+    /// milliseconds.
+    const LAST_MILLIS: u64 = 253_402_300_799_999;
+
+    /// In milliseconds, as [`MAX_CLOCK_ERROR`](crate::clock::MAX_CLOCK_ERROR).
+    const LONGEST_STEP_BACK: u64 = MAX_CLOCK_ERROR.num_milliseconds().unsigned_abs();
+
+    pub(crate) const fn new() -> Self {
+        Self { last: AtomicU64::new(0), drawn: AtomicU64::new(u64::MAX) }
+    }
+
+    /// Random bits. The counter makes ids differ even if the generator repeats itself, which would repeat secrets too, so
+    /// that a repetition is drawn again, and is an error in the end.
+    fn draw(&self, random: &dyn SecureRandom) -> Result<[u64; 2], RandomError> {
+        for _ in 0..Self::DRAWS {
+            let mut bytes = [0; 16];
+            random.fill(&mut bytes)?;
+            let [start, low] = words(u128::from_be_bytes(bytes));
+            let low = low & (TokenId::VARIANT >> 1).wrapping_sub(1);
+            if self.drawn.swap(low, Ordering::AcqRel) != low {
+                return Ok([start, low]);
+            }
+        }
+        Err(RandomError::new())
+    }
+
+    /// A new id for a token made at `now`.
+    ///
+    /// # Errors
+    /// [`RandomError`] if the generator failed, or repeats itself.
+    pub(crate) fn generate(
+        &self,
+        now: DateTime<Utc>,
+        random: &dyn SecureRandom,
+    ) -> Result<TokenId, RandomError> {
+        let [start, low] = self.draw(random)?;
+        let millis =
+            |at: DateTime<Utc>| u64::try_from(at.timestamp_millis()).unwrap_or(0).min(Self::LAST_MILLIS);
+        let own = (millis(now) << Self::COUNTER_BITS) | (start & Self::COUNTER_START);
+        let latest = millis(now).saturating_add(Self::LONGEST_STEP_BACK) << Self::COUNTER_BITS;
+        let next = |last: u64| if last < own || last > latest { own } else { last.saturating_add(1) };
+        let last = self.last.fetch_update(Ordering::AcqRel, Ordering::Acquire, |last| Some(next(last)));
+        let ordered = next(last.unwrap_or_else(|last| last));
+        let (millis, counter) = (ordered >> Self::COUNTER_BITS, ordered & 0x0FFF);
+        Ok(TokenId { high: (millis << 16) | TokenId::VERSION | counter, low: TokenId::VARIANT | low })
     }
 }
 
@@ -162,11 +220,17 @@ impl<'de> Deserialize<'de> for TokenId {
 mod tests {
     use super::*;
     use crate::random::SystemRandom;
+    use chrono::TimeDelta;
+    use std::collections::HashSet;
+
+    fn new_id(source: &IdSource, now: DateTime<Utc>) -> TokenId {
+        source.generate(now, &SystemRandom::new()).unwrap()
+    }
 
     #[test]
     fn an_id_is_a_uuid_v7_with_its_time() {
         let now = DateTime::from_timestamp_millis(1_777_777_777_123).unwrap();
-        let id = TokenId::generate(now, &SystemRandom::new()).unwrap();
+        let id = new_id(&IdSource::new(), now);
         assert_eq!(id.created_at(), now);
         let bytes = id.to_bytes();
         assert_eq!((bytes[6] >> 4, bytes[8] >> 6), (7, 0b10));
@@ -177,9 +241,7 @@ mod tests {
 
     #[test]
     fn ids_sort_by_time_as_numbers_as_bytes_and_as_text() {
-        let at = |ms| {
-            TokenId::generate(DateTime::from_timestamp_millis(ms).unwrap(), &SystemRandom::new()).unwrap()
-        };
+        let at = |ms| new_id(&IdSource::new(), DateTime::from_timestamp_millis(ms).unwrap());
         let (old, new) = (at(1_777_777_777_123), at(1_777_777_777_124));
         assert!(old < new && old.to_bytes() < new.to_bytes() && old.to_string() < new.to_string());
     }
@@ -198,8 +260,67 @@ mod tests {
     #[test]
     fn a_clock_before_1970_or_far_ahead_makes_an_id_all_the_same() {
         for now in [DateTime::<Utc>::MIN_UTC, DateTime::<Utc>::MAX_UTC] {
-            let id = TokenId::generate(now, &SystemRandom::new()).unwrap();
-            assert_eq!(TokenId::from_bytes(id.to_bytes()), Ok(id));
+            let source = IdSource::new();
+            let ids: Vec<TokenId> = (0..10_000).map(|_| new_id(&source, now)).collect();
+            assert!(ids.is_sorted_by(|a, b| a < b), "{now}");
+            assert!(ids.iter().all(|id| TokenId::from_bytes(id.to_bytes()) == Ok(*id)));
         }
+    }
+
+    #[test]
+    fn ids_increase_whatever_the_clock_does_within_a_day() {
+        let source = IdSource::new();
+        let start = DateTime::from_timestamp_millis(1_777_777_777_123).unwrap();
+        let mut last = new_id(&source, start);
+        // Still, ahead, back by a little, back by a day, and on again.
+        for offset in [0, 1, 0, -1, 2, -3_600_000, 3_600_000, 3_600_000 - 86_399_000, 0, 3_600_001] {
+            for _ in 0..5_000 {
+                let id = new_id(&source, start + TimeDelta::milliseconds(offset));
+                assert!(id > last, "{offset}: {id:?} after {last:?}");
+                last = id;
+            }
+        }
+        assert!(last.created_at() < start + TimeDelta::hours(2), "the counter does not run away");
+    }
+
+    #[test]
+    fn a_clock_that_was_a_century_ahead_once_leaves_nothing_behind() {
+        let source = IdSource::new();
+        let start = DateTime::from_timestamp_millis(1_777_777_777_123).unwrap();
+        new_id(&source, start + TimeDelta::days(36_525));
+        let (one, two) = (new_id(&source, start), new_id(&source, start));
+        assert_eq!(one.created_at(), start);
+        assert!(one < two);
+    }
+
+    #[test]
+    fn threads_share_one_order() {
+        let source = IdSource::new();
+        let now = DateTime::from_timestamp_millis(1_777_777_777_123).unwrap();
+        let made = || {
+            let ids: Vec<TokenId> = (0..20_000).map(|_| new_id(&source, now)).collect();
+            assert!(ids.is_sorted_by(|a, b| a < b));
+            ids
+        };
+        let (mut all, other) = std::thread::scope(|scope| {
+            let other = scope.spawn(made);
+            (made(), other.join().unwrap())
+        });
+        all.extend(other);
+        let orders: HashSet<u64> = all.iter().map(|id| id.words()[0]).collect();
+        assert_eq!(orders.len(), all.len(), "no two ids have the same place in the order");
+    }
+
+    #[test]
+    fn an_id_keeps_62_random_bits() {
+        let source = IdSource::new();
+        let now = DateTime::from_timestamp_millis(1_777_777_777_123).unwrap();
+        let (mut ever_set, mut always_set) = (0, u64::MAX);
+        for _ in 0..1_000 {
+            let [_, low] = new_id(&source, now).words();
+            ever_set |= low;
+            always_set &= low;
+        }
+        assert_eq!((ever_set, always_set), (u64::MAX >> 2 | 1 << 63, 1 << 63));
     }
 }

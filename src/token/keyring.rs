@@ -5,6 +5,7 @@ use crate::random::{RandomError, SecureRandom, SystemRandom};
 use base64::Engine;
 use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use std::env::VarError;
 use std::fmt;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
@@ -41,7 +42,8 @@ impl fmt::Display for KeyId {
 /// The host's secret keys: one is primary and makes new digests, the others still verify old ones.
 ///
 /// To change keys: add the new one in the second place and deploy everywhere, so that every node can verify with it;
-/// then put it first and deploy again; wait until no record is left under the old one (a verification moves its token; a count per key tells), then drop the old one. A token whose
+/// then put it first and deploy again. Give the new key a greater id than the old one, since a record moves only to a
+/// greater id. Then wait until no record is left under the old one (a verification moves its token; a count per key tells), then drop the old one. A token whose
 /// key is missing does not verify and is reported as an operational error.
 ///
 /// The key material is wiped when the keyring is dropped; `Debug` shows the ids alone.
@@ -110,6 +112,23 @@ impl Keyring {
         keyring.ok_or(KeyringError::Empty)
     }
 
+    /// Reads a keyring from the environment variable `name`, such as `ACME_TOKEN_KEYS`, as [`from_text`](Self::from_text) does.
+    ///
+    /// # Errors
+    /// [`KeyringEnvError`], which names the variable and the cure.
+    pub fn from_env(name: &str) -> Result<Self, KeyringEnvError> {
+        let error = |cause| KeyringEnvError { name: name.into(), cause };
+        let text = match std::env::var(name) {
+            Ok(text) => Zeroizing::new(text),
+            Err(VarError::NotPresent) => return Err(error(None)),
+            Err(VarError::NotUnicode(text)) => {
+                drop(Zeroizing::new(text.into_encoded_bytes()));
+                return Err(error(Some(KeyringError::NoId { entry: 1 })));
+            }
+        };
+        Self::from_text(&text).map_err(|cause| error(Some(cause)))
+    }
+
     /// A keyring with one new key, id 1, that lives as long as the process: for tests and examples.
     ///
     /// # Errors
@@ -149,6 +168,7 @@ impl Key {
     fn new(id: KeyId, material: &[u8]) -> Result<Self, KeyringError> {
         match material.len() {
             bytes @ 0..MIN_KEY_BYTES => Err(KeyringError::TooShort { key: id, bytes }),
+            MIN_KEY_BYTES..=MAX_KEY_BYTES if is_one_byte(material) => Err(KeyringError::RepeatedByte(id)),
             MIN_KEY_BYTES..=MAX_KEY_BYTES => Ok(Self::ready(id, material)),
             bytes => Err(KeyringError::TooLong { key: id, bytes }),
         }
@@ -164,6 +184,12 @@ impl Key {
     }
 }
 
+/// Whether a key is one byte over and over: a placeholder, such as zeros, and no key. Looks at every byte, whatever they are.
+fn is_one_byte(material: &[u8]) -> bool {
+    let first = material.first().copied().unwrap_or_default();
+    material.iter().fold(0, |differs, byte| differs | (byte ^ first)) == 0
+}
+
 impl fmt::Debug for Keyring {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Keyring").field(&self.ids().map(KeyId::get).collect::<Vec<_>>()).finish()
@@ -175,7 +201,7 @@ impl fmt::Debug for Keyring {
 #[non_exhaustive]
 pub enum KeyringError {
     /// The text is empty.
-    #[error("the keyring is empty: it needs one key at least, as `1:<base64 of 32 bytes or more>`")]
+    #[error("the keyring is empty; it needs at least one key, `1:<base64 of 32 bytes or more>`")]
     Empty,
     /// An entry does not begin with a number and a colon.
     #[error("entry {entry} of the keyring does not begin with a key id from 0 to 65535 and a colon")]
@@ -184,10 +210,14 @@ pub enum KeyringError {
         entry: usize,
     },
     /// A key is no base64.
-    #[error("key {0} of the keyring is not base64 in the standard alphabet")]
+    #[error(
+        "key {0} of the keyring is not base64 in the standard alphabet; make one with `openssl rand -base64 32`"
+    )]
     NotBase64(KeyId),
     /// A key has fewer than [`MIN_KEY_BYTES`] bytes.
-    #[error("key {key} of the keyring has {bytes} bytes; it needs {MIN_KEY_BYTES} at least")]
+    #[error(
+        "key {key} of the keyring has {bytes} bytes; it needs at least {MIN_KEY_BYTES}: make one with `openssl rand -base64 32`"
+    )]
     TooShort {
         /// Which key.
         key: KeyId,
@@ -195,23 +225,73 @@ pub enum KeyringError {
         bytes: usize,
     },
     /// A key has more than [`MAX_KEY_BYTES`] bytes.
-    #[error("key {key} of the keyring has {bytes} bytes; {MAX_KEY_BYTES} is the most")]
+    #[error("key {key} of the keyring has {bytes} bytes; it may have at most {MAX_KEY_BYTES}")]
     TooLong {
         /// Which key.
         key: KeyId,
         /// How many bytes it has.
         bytes: usize,
     },
-    /// An id stands there twice.
-    #[error("key {0} stands in the keyring twice")]
+    /// A key is one byte over and over.
+    #[error("key {0} of the keyring is one byte repeated; make a random one with `openssl rand -base64 32`")]
+    RepeatedByte(KeyId),
+    /// Two keys have one id.
+    #[error("the keyring has two keys with the id {0}; give each key an id of its own")]
     RepeatedId(KeyId),
     /// Two ids have the same key.
-    #[error("keys {0} and {1} of the keyring are the same key")]
+    #[error("keys {0} and {1} of the keyring are equal; make a new one with `openssl rand -base64 32`")]
     EqualKeys(KeyId, KeyId),
     /// More than [`MAX_KEYS`] keys.
-    #[error("a keyring holds {MAX_KEYS} keys at most")]
+    #[error("the keyring has too many keys; it may have at most {MAX_KEYS}: drop those that no record needs")]
     TooMany,
 }
+
+/// Why [`Keyring::from_env`] made no keyring. It holds nothing of any key.
+///
+/// `Debug` gives the same sentence as `Display`, since that is what a `main` that returns the error prints.
+#[derive(Clone, PartialEq, Eq)]
+pub struct KeyringEnvError {
+    name: Box<str>,
+    /// None if the variable is not set.
+    cause: Option<KeyringError>,
+}
+
+impl KeyringEnvError {
+    /// The name of the environment variable.
+    pub fn variable(&self) -> &str {
+        &self.name
+    }
+
+    /// What is wrong with its text. `None` if the variable is not set.
+    pub const fn cause(&self) -> Option<KeyringError> {
+        self.cause
+    }
+}
+
+impl fmt::Display for KeyringEnvError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let name = &self.name;
+        match &self.cause {
+            None | Some(KeyringError::Empty) => {
+                let state = if self.cause.is_none() { "not set" } else { "empty" };
+                write!(
+                    f,
+                    "{name} is {state}; create a key with `openssl rand -base64 32` and set {name} to `1:<that>`"
+                )
+            }
+            Some(cause) => write!(f, "{name} holds no keyring: {cause}"),
+        }
+    }
+}
+
+impl fmt::Debug for KeyringEnvError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+// The text has the cause in it.
+impl std::error::Error for KeyringEnvError {}
 
 const BASE64: GeneralPurpose = GeneralPurpose::new(
     &STANDARD,
@@ -253,17 +333,51 @@ mod tests {
             ("7:-_-_".to_owned(), E::NotBase64(KeyId(7))),
             (format!("1:{ONE},1:{TWO}"), E::RepeatedId(KeyId(1))),
             (format!("1:{ONE},2:{ONE}"), E::EqualKeys(KeyId(1), KeyId(2))),
+            (format!("3:{}", "A".repeat(43)), E::RepeatedByte(KeyId(3))),
+            (format!("3:{}", "/".repeat(86) + "8"), E::RepeatedByte(KeyId(3))),
+            (format!("1:{ONE},3:{}", "q".repeat(44)), E::RepeatedByte(KeyId(3))),
         ];
         for (text, error) in table {
             assert_eq!(Keyring::from_text(&text).err(), Some(error), "{text}");
         }
         assert_eq!(Keyring::new(KeyId(1), &[0; 31]).err(), Some(E::TooShort { key: KeyId(1), bytes: 31 }));
         assert_eq!(Keyring::new(KeyId(1), &[0; 1025]).err(), Some(E::TooLong { key: KeyId(1), bytes: 1025 }));
-        let mut full = Keyring::new(KeyId(0), &[0; 32]).unwrap();
-        for number in 1..64 {
-            full = full.with(KeyId(number), &[u8::try_from(number).unwrap(); 32]).unwrap();
+        for byte in [0, 1, b'x', 255] {
+            for bytes in [32, 33, 64, 1024] {
+                assert_eq!(Keyring::new(KeyId(1), &vec![byte; bytes]).err(), Some(E::RepeatedByte(KeyId(1))));
+                let mut other = vec![byte; bytes];
+                other[bytes - 1] ^= 1;
+                assert!(Keyring::new(KeyId(1), &other).is_ok());
+            }
         }
-        assert_eq!(full.with(KeyId(64), &[64; 32]).err(), Some(E::TooMany));
+        let of = |number: u16| {
+            let mut key = [7; 32];
+            key[..2].copy_from_slice(&number.to_be_bytes());
+            key
+        };
+        let mut full = Keyring::new(KeyId(0), &of(0)).unwrap();
+        for number in 1..64 {
+            full = full.with(KeyId(number), &of(number)).unwrap();
+        }
+        assert_eq!(full.with(KeyId(64), &of(64)).err(), Some(E::TooMany));
+    }
+
+    #[test]
+    fn an_error_of_the_environment_names_the_variable_and_the_cure() {
+        // Set by Cargo for every test, and no keyring.
+        let wrong = Keyring::from_env("CARGO_PKG_NAME").unwrap_err();
+        assert_eq!(
+            (wrong.variable(), wrong.cause()),
+            ("CARGO_PKG_NAME", Some(KeyringError::NoId { entry: 1 }))
+        );
+        assert!(wrong.to_string().starts_with("CARGO_PKG_NAME holds no keyring: entry 1 "), "{wrong}");
+        let missing = Keyring::from_env("PATKIT_TEST_NEVER_SET").unwrap_err();
+        let text = "PATKIT_TEST_NEVER_SET is not set; create a key with `openssl rand -base64 32` and set \
+                    PATKIT_TEST_NEVER_SET to `1:<that>`";
+        assert_eq!((missing.cause(), missing.to_string()), (None, text.to_owned()));
+        assert_eq!(format!("{missing:?}"), text, "what a `main` prints");
+        let empty = KeyringEnvError { name: "KEYS".into(), cause: Some(KeyringError::Empty) };
+        assert!(empty.to_string().starts_with("KEYS is empty; create a key"), "{empty}");
     }
 
     #[test]

@@ -13,7 +13,8 @@ pub const MAX_NETWORKS: usize = 32;
 /// of one.
 ///
 /// An IPv4-mapped IPv6 address (`::ffff:a.b.c.d`, RFC 4291 section 2.5.5.2) counts as the IPv4 address in it, in a
-/// block and in an address that is checked.
+/// block and in an address that is checked. So `::ffff:10.0.0.0/104` is stored and shown as `10.0.0.0/8`, and
+/// `::ffff:0:0/96` as `0.0.0.0/0`. A shorter IPv6 prefix, such as `::/0`, holds no IPv4 address: list both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Network {
     address: IpAddr,
