@@ -178,24 +178,25 @@ async fn each_operation_costs_as_many_statements_as_it_must() {
     costs!("revoke", 5, service.revoke(&ada, next_id, Reason::Owner)).unwrap();
     costs!("refused as revoked", 1, service.verify(next.plaintext.expose_secret(), None)).unwrap_err();
     costs!("restore", 5, service.restore(&ada, next_id)).unwrap();
-    // And a list of what it made.
-    costs!("revoke as compromised", 6, service.revoke(&ada, next_id, Reason::Compromised)).unwrap();
+    // And two lists: of what it made, and of what it restored.
+    costs!("revoke as compromised", 7, service.revoke(&ada, next_id, Reason::Compromised)).unwrap();
     costs!("flush of one", 1, service.flush()).unwrap();
     costs!("flush of nothing", 0, service.flush()).unwrap();
     clock.advance(chrono::TimeDelta::days(200));
-    // The record, what it made, whose place it took, and a transaction of four statements that locks and changes both.
-    costs!("delete", 9, service.delete(&ada, next_id)).unwrap();
-    // A batch for what was made, one for its maker, and one that finds nothing more.
-    costs!("prune", 3, service.prune(Duration::from_secs(86_400))).unwrap();
+    // The record, what it made, what it restored, whose place it took, and a transaction of four statements that locks and changes both.
+    costs!("delete", 10, service.delete(&ada, next_id)).unwrap();
+    // A list of both ended ones; of each what it made and restored, and of one its successor, which is gone; a transaction of
+    // four statements that locks both, removes them and tells of them; and a list that finds nothing more.
+    costs!("prune", 13, service.prune(Duration::from_secs(86_400))).unwrap();
     costs!("sweep_idle", 1, service.sweep_idle()).unwrap();
     costs!("count_by_key", 1, service.store().count_by_key()).unwrap();
     costs!("count_by_state", 1, service.store().count_by_state(patkit::Clock::now(&*clock))).unwrap();
     costs!("health", 1, service.store().health()).unwrap();
     let eve = Actor::session(owner("eve"));
     service.generate(&eve, NewToken::named("a")).await.unwrap();
-    // What there is of the owner, what that made, and a transaction of three statements: it goes, the traces in all events, and
+    // What there is of the owner, what that made, what it restored, and a transaction of three statements: it goes, the traces in all events, and
     // its own event. All of it once more, and nothing is found.
-    costs!("erase_owner", 11, service.erase_owner(&Realm::default(), &owner("eve"))).unwrap();
+    costs!("erase_owner", 12, service.erase_owner(&Realm::default(), &owner("eve"))).unwrap();
     // A savepoint instead of a transaction.
     let mut transaction = service.store().pool().begin().await.unwrap();
     let within = service.within(service.store().within(&mut transaction));

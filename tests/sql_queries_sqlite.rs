@@ -131,8 +131,8 @@ async fn each_operation_costs_as_many_statements_as_it_must() {
     costs!("revoke", 3, 1, service.revoke(&ada, next_id, Reason::Owner)).unwrap();
     costs!("refused as revoked", 1, 0, service.verify(next.plaintext.expose_secret(), None)).unwrap_err();
     costs!("restore", 3, 1, service.restore(&ada, next_id)).unwrap();
-    // And a list of what it made.
-    costs!("revoke as compromised", 4, 1, service.revoke(&ada, next_id, Reason::Compromised)).unwrap();
+    // And two lists: of what it made, and of what it restored.
+    costs!("revoke as compromised", 5, 1, service.revoke(&ada, next_id, Reason::Compromised)).unwrap();
     // One of uses, and one of the refusals that are audited.
     costs!("flush", 2, 2, service.flush()).unwrap();
     costs!("flush of nothing", 0, 0, service.flush()).unwrap();
@@ -147,8 +147,8 @@ async fn each_operation_costs_as_many_statements_as_it_must() {
     // Presented after its overlap: the record and its event.
     costs!("reuse", 3, 1, service.verify(text, None)).unwrap_err();
     costs!("reuse within the hour", 1, 0, service.verify(text, None)).unwrap_err();
-    // The record, what it made, whose place it took; it goes, the other one names it no more, and the event.
-    costs!("delete", 6, 1, service.delete(&ada, next_id)).unwrap();
+    // The record, what it made, what it restored, whose place it took; it goes, the other one names it no more, and the event.
+    costs!("delete", 7, 1, service.delete(&ada, next_id)).unwrap();
     costs!("count_by_key", 1, 0, service.store().count_by_key()).unwrap();
     costs!("count_by_state", 1, 0, service.store().count_by_state(clock_now(&clock))).unwrap();
     costs!("health", 1, 0, service.store().health()).unwrap();
@@ -159,12 +159,13 @@ async fn each_operation_costs_as_many_statements_as_it_must() {
     assert_eq!(service.get(&ada, child.token.id()).await.unwrap().state(), patkit::TokenState::Revoked);
     engine.count().await;
     clock.advance(chrono::TimeDelta::days(2));
-    // A batch for what was made, one for its maker, and one that finds nothing more.
-    costs!("prune", 3, 3, service.prune(Duration::from_secs(86_400))).unwrap();
+    // A list of both ended ones; of each what it made and restored, and of one its successor, which is gone; both go, their
+    // events; and a list that finds nothing more.
+    costs!("prune", 10, 1, service.prune(Duration::from_secs(86_400))).unwrap();
     let issued = service.generate(&ada, NewToken::named("e")).await.unwrap();
     engine.count().await;
-    // What there is of the owner, what that made; it goes, its event, the traces in all others; and all of it once more.
-    costs!("erase_owner", 7, 2, service.erase_owner(&home, &owner("ada"))).unwrap();
+    // What there is of the owner, what that made, what it restored; it goes, its event, the traces in all others; and all of it once more.
+    costs!("erase_owner", 8, 2, service.erase_owner(&home, &owner("ada"))).unwrap();
     costs!("unknown", 1, 0, service.verify(issued.plaintext.expose_secret(), None)).unwrap_err();
 }
 

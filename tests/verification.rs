@@ -807,7 +807,9 @@ fn a_request_has_one_header_or_is_refused() {
     assert_eq!(reason(verify(&[])), RejectReason::NoCredential);
     assert_eq!(reason(verify(&[b"Basic YTpi"])), RejectReason::NoCredential);
     assert_eq!(reason(verify(&[b""])), RejectReason::NoCredential);
-    let refused: [&[&[u8]]; 10] = [
+    // A scheme of whatever characters is not ours to judge.
+    assert_eq!(reason(verify(&[b"\xc3\xa9 Bearer"])), RejectReason::NoCredential);
+    let refused: [&[&[u8]]; 9] = [
         &[good, good],
         &[good, b""],
         &[b"", good],
@@ -817,7 +819,6 @@ fn a_request_has_one_header_or_is_refused() {
         &[&with("é".as_bytes())],
         &[&with(b"\0")],
         &[&with(b"\r\nX-Admin: 1")],
-        &[b"\xc3\xa9 Bearer"],
     ];
     for headers in refused {
         assert_eq!(reason(verify(headers)), RejectReason::InvalidRequest, "{:?}", headers[0].escape_ascii());
