@@ -27,7 +27,7 @@ struct Members {
 }
 
 /// A field of a request that is refused.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FieldError {
     /// The JSON pointer (RFC 6901) of the field in the body, such as `/scopes/0`; a field of the query stands in it as if the query
@@ -167,6 +167,15 @@ impl Problem {
             headers.insert(name, value.clone());
         }
         response
+    }
+}
+
+impl Serialize for FieldError {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let mut error = serializer.serialize_struct("FieldError", 2)?;
+        error.serialize_field("pointer", &self.pointer)?;
+        error.serialize_field("detail", &*self.detail)?;
+        error.end()
     }
 }
 
