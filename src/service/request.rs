@@ -157,7 +157,7 @@ impl TokenEdit {
     }
 
     /// Edits the token only if its [version](crate::TokenView::version) is one of these; otherwise the edit is refused as
-    /// [`ManageError::Outdated`] and changes nothing.
+    /// [`ManageError::Outdated`](super::ManageError::Outdated) and changes nothing.
     pub fn only_versions(mut self, versions: impl IntoIterator<Item = u64>) -> Self {
         self.versions = Some(versions.into_iter().collect());
         self
