@@ -13,13 +13,18 @@ pub(crate) const WINDOW: usize = 16;
 pub(crate) const CRC_DIGITS: usize = 6;
 
 /// Writes `value` as exactly `N` digits; what does not fit is cut off at the top, so `N` must be wide enough.
-pub(crate) fn encode<const N: usize>(mut value: u64) -> [u8; N] {
-    let mut text = [b'0'; N];
+pub(crate) fn encode<const N: usize>(value: u64) -> [u8; N] {
+    let mut text = [0; N];
+    encode_into(value, &mut text);
+    text
+}
+
+/// Writes `value` as [`encode`] does, into an array that the caller can wipe.
+pub(crate) fn encode_into<const N: usize>(mut value: u64, text: &mut [u8; N]) {
     for place in text.iter_mut().rev() {
         *place = digit(value % 62);
         value /= 62;
     }
-    text
 }
 
 /// What a text has that digits of numbers below 2^64 have not: gathered without a branch, and asked for once at the end.

@@ -17,6 +17,7 @@ use super::secret::PlaintextToken;
 use super::{TokenId, TokenKind, base62};
 use std::fmt;
 use std::str::FromStr;
+use zeroize::Zeroizing;
 
 /// Characters after the two underscores.
 const BODY_LEN: usize = TokenId::TEXT_LEN + 4 * base62::WORD_DIGITS + base62::CRC_DIGITS;
@@ -272,10 +273,9 @@ impl TokenFormat {
             text.push_str(kind.code());
             text.push('_');
             for word in message.words() {
-                push_digits(text, &base62::encode::<{ base62::WORD_DIGITS }>(word));
+                push_digits::<{ base62::WORD_DIGITS }>(text, word);
             }
-            let checksum = crc32fast::hash(text.as_bytes());
-            push_digits(text, &base62::encode::<{ base62::CRC_DIGITS }>(u64::from(checksum)));
+            push_digits::<{ base62::CRC_DIGITS }>(text, crc_in_registers(text.as_bytes()).into());
         })
     }
 
@@ -297,7 +297,20 @@ pub enum TokenFormatError {
     RepeatedBrand(Brand),
 }
 
-fn push_digits(text: &mut String, digits: &[u8]) {
+/// Returns the CRC-32 of a secret text.
+///
+/// From 16 bytes on `crc32fast` uses vector code, which leaves a copy of the last 16 bytes on the stack. Shorter pieces
+/// stay in registers.
+fn crc_in_registers(text: &[u8]) -> u32 {
+    let mut hasher = crc32fast::Hasher::new();
+    text.chunks(8).for_each(|piece| hasher.update(piece));
+    hasher.finalize()
+}
+
+/// Appends a number of `N` digits, and wipes the array that they were computed in.
+fn push_digits<const N: usize>(text: &mut String, number: u64) {
+    let mut digits = Zeroizing::new([0; N]);
+    base62::encode_into(number, &mut digits);
     text.extend(digits.iter().copied().map(char::from));
 }
 
