@@ -26,7 +26,7 @@ use patkit::owner::{OwnerId, Realm};
 use patkit::store::{Change, ChangeBatch, ListBy, ListQuery, Touch};
 use patkit::token::ActorRef;
 use patkit::token::{LastUse, TokenName};
-use patkit::{Actor, AuditAction, AuditEvent, MemoryStore, NewToken, Token, TokenKind, TokenStore};
+use patkit::{Actor, AuditAction, AuditEvent, EventId, MemoryStore, NewToken, Token, TokenKind, TokenStore};
 use std::time::Instant;
 use tables::{ENDED, PER_OWNER, id, places};
 
@@ -159,6 +159,7 @@ fn bytes_per_token(template: &Token, size: u64, is_told: bool) -> [f64; 2] {
             let created_by = ActorRef::Owner(owner.clone());
             let token = Token { id: id(number), owner: owner.clone(), name, created_by, ..template.clone() };
             let event = is_told.then(|| AuditEvent {
+                id: EventId::from_bytes(id(number).to_bytes()).unwrap(),
                 at: token.created_at,
                 realm: token.realm.clone(),
                 action: AuditAction::Generated,

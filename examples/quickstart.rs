@@ -8,7 +8,7 @@
 #![allow(clippy::arithmetic_side_effects, reason = "a few days on a fixed date")]
 
 use chrono::{DateTime, TimeDelta};
-use patkit::store::AuditLog;
+use patkit::store::{AuditLog, EventQuery};
 use patkit::{
     Actor, Keyring, ManageError, ManualClock, MemoryDirectory, MemoryStore, NewToken, Owner, OwnerId,
     OwnerKind, Realm, Reason, RejectReason, RoleCatalog, TokenService, TokenState,
@@ -150,7 +150,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     println!("The record is gone; the trail stays");
 
     step("The audit trail, stored with each change");
-    let events = tokens.store().events(&Realm::default(), None, start, 100).await?.events;
+    let query = EventQuery::new(Realm::default()).from(start).oldest_first();
+    let events = tokens.store().events(&query).await?.events;
     for event in &events {
         let who = event.actor.owner().map_or("the service", OwnerId::as_str);
         println!("{}  {:<10} {}  by {who}", event.at.format("%F %T"), event.action.as_str(), event.token);

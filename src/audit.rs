@@ -9,6 +9,7 @@ use chrono::{DateTime, Utc};
 use std::borrow::Cow;
 use std::fmt;
 use std::net::IpAddr;
+use std::str::FromStr;
 use std::sync::Arc;
 
 /// What happened to a token.
@@ -80,10 +81,69 @@ impl fmt::Display for AuditAction {
     }
 }
 
+/// The id of an audit event: 128 bits, a `UUIDv7` (RFC 9562 section 5.7), written as 22 characters of `0-9A-Za-z`.
+///
+/// The ids that one service makes increase strictly, so that its events of one instant have an order. A sink and the stored
+/// events name an event by the same id.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EventId(TokenId);
+
+/// The text or the bytes are not an event id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("an event id is 22 characters of 0-9A-Za-z that hold a UUIDv7")]
+#[non_exhaustive]
+pub struct EventIdError;
+
+impl EventId {
+    /// The id in these 16 bytes, as [`to_bytes`](Self::to_bytes) returned them.
+    ///
+    /// # Errors
+    /// [`EventIdError`] if they do not hold a `UUIDv7`.
+    pub fn from_bytes(bytes: [u8; 16]) -> Result<Self, EventIdError> {
+        TokenId::from_bytes(bytes).map(Self).map_err(|_| EventIdError)
+    }
+
+    /// The 16 bytes of the UUID, big-endian.
+    pub const fn to_bytes(self) -> [u8; 16] {
+        self.0.to_bytes()
+    }
+
+    pub(crate) const fn new(uuid: TokenId) -> Self {
+        Self(uuid)
+    }
+
+    /// The UUID.
+    pub(crate) const fn uuid(self) -> TokenId {
+        self.0
+    }
+}
+
+impl fmt::Display for EventId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(&self.0, f)
+    }
+}
+
+impl fmt::Debug for EventId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "EventId({self})")
+    }
+}
+
+impl FromStr for EventId {
+    type Err = EventIdError;
+
+    fn from_str(text: &str) -> Result<Self, EventIdError> {
+        text.parse().map(Self).map_err(|_| EventIdError)
+    }
+}
+
 /// One event. It never holds any of a secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(clippy::exhaustive_structs, reason = "a store must not be able to forget a field")]
 pub struct AuditEvent {
+    /// Which event.
+    pub id: EventId,
     /// When.
     pub at: DateTime<Utc>,
     /// In which realm.
@@ -167,6 +227,7 @@ impl AuditSink for TracingSink {
                 tracing::event!(
                     target: "patkit::audit",
                     $level,
+                    id = %event.id,
                     action = event.action.as_str(),
                     realm = ?event.realm.as_str(),
                     token = %event.token,

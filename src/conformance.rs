@@ -38,13 +38,13 @@
 //! that what was committed survives a crash; that a corrupt record harms itself alone. Those need a hand on what is
 //! under the store, and belong into its own tests.
 
-use crate::audit::{AuditAction, AuditEvent};
+use crate::audit::{AuditAction, AuditEvent, EventId};
 use crate::clock::MAX_CLOCK_ERROR;
 use crate::owner::{OwnerId, OwnerKind, Realm};
 use crate::permission::Scope;
 use crate::store::{
-    AuditLog, Change, ChangeBatch, Conflict, Found, ListBy, ListQuery, MAX_PAGE, StoreError, TokenCounts,
-    TokenStore, Touch,
+    AuditLog, Change, ChangeBatch, Conflict, EventPage, EventQuery, ExportCursor, Found, ListBy, ListQuery,
+    MAX_PAGE, StoreError, TokenCounts, TokenStore, Touch,
 };
 use crate::token::{
     ActorRef, Authority, Credential, Description, Facts, ForeignDigest, KeyId, KeyedDigest, LastUse,
@@ -58,6 +58,7 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
@@ -274,7 +275,11 @@ where
     pub async fn run_audit_log(&self) -> Result<Report, Failure> {
         run! { self;
             an_event_comes_back_unchanged: "the events of a realm, oldest first",
-            events_are_of_one_realm_and_token: "the events of a realm from an instant (inclusive) on, at most `limit`; of one token",
+            events_are_of_one_realm_token_owner_and_period: "the events of a realm, a token, an owner and a period, at most `limit`",
+            pages_of_events_neither_repeat_nor_skip: "pages neither repeat nor skip events, however many happened at one instant",
+            an_event_is_stored_once: "an event whose id is stored already stays as it is",
+            an_export_holds_each_event_once_in_the_order_of_the_commits: "a reader that goes on from `ExportPage::next` gets every event exactly once",
+            a_cursor_of_another_store_is_refused: "`StoreError::Cursor` if `after` is not a cursor of this store",
             a_batch_may_hold_events_alone: "a batch may hold events alone",
             a_conflict_leaves_no_event: "a commit does everything in its batch or nothing, audit events included",
             erasing_takes_out_every_trace: "take out the traces of this owner from all stored events, before these are added",
@@ -1759,9 +1764,11 @@ fn race_with_touches() -> Result<Race, Seen> {
     Ok(Race { before: vec![insert(&token)], rounds: vec![round], outcome: Outcome::All(vec![current]) })
 }
 
-/// An event of the token with this number, so many microseconds on.
+/// An event of the token with this number, so many microseconds on. Its id is greater than those of earlier calls.
 fn event(number: u64, micros: i64, action: AuditAction) -> Result<AuditEvent, Seen> {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
     Ok(AuditEvent {
+        id: EventId::new(id(COUNT.fetch_add(1, Ordering::Relaxed))?),
         at: at(micros)?,
         realm: Realm::default(),
         action,
@@ -1783,9 +1790,8 @@ async fn logs<S: TokenStore + AuditLog>(
     expected: &[AuditEvent],
 ) -> Result<(), Seen> {
     bench.settle().await;
-    let first = extreme("0001-01-01T00:00:00Z")?;
-    let found = bench.store.events(realm, None, first, 1_000).await?;
-    ensure(found.corrupt.is_empty() && found.events == expected, || {
+    let found = bench.store.events(&EventQuery::new(realm.clone()).oldest_first()).await?;
+    ensure(found.corrupt.is_empty() && found.next.is_none() && found.events == expected, || {
         format!("the events were {found:?}, not {expected:?}")
     })
 }
@@ -1817,40 +1823,182 @@ async fn an_event_comes_back_unchanged<S: TokenStore + AuditLog>(bench: &Bench<'
     logs(bench, &Realm::default(), &events).await
 }
 
-async fn events_are_of_one_realm_and_token<S: TokenStore + AuditLog>(
+async fn events_are_of_one_realm_token_owner_and_period<S: TokenStore + AuditLog>(
     bench: &Bench<'_, S>,
 ) -> Result<(), Seen> {
     use AuditAction::{Generated, Renamed, Revoked};
     let elsewhere = Realm::new("elsewhere")?;
+    let other = OwnerId::new("Owner")?;
     let one = event(1, 0, Generated)?;
     let two = event(2, 1, Generated)?;
-    // At one instant, in the order in which they were stored.
     let three = event(1, 2, Renamed)?;
-    let four = event(1, 2, Revoked)?;
+    let four = AuditEvent { owner: Some(other.clone()), ..event(1, 2, Revoked)? };
+    let ownerless = AuditEvent { owner: None, ..event(2, 3, Revoked)? };
     let abroad = AuditEvent { realm: elsewhere.clone(), ..event(1, 3, Revoked)? };
-    let all = vec![one.clone(), two.clone(), three.clone(), four.clone(), abroad.clone()];
-    bench.store.commit(&events_alone(all)).await?;
+    let all = [&one, &two, &three, &four, &ownerless, &abroad].map(Clone::clone);
+    // Not in the order of their time.
+    bench.store.commit(&events_alone(all.iter().rev().cloned().collect())).await?;
     let home = Realm::default();
-    logs(bench, &home, &[one.clone(), two.clone(), three.clone(), four.clone()]).await?;
+    logs(bench, &home, all.get(..5).unwrap_or_default()).await?;
     logs(bench, &elsewhere, std::slice::from_ref(&abroad)).await?;
     logs(bench, &Realm::new("nowhere")?, &[]).await?;
-    let token = Some(id(1)?);
+    let of = || EventQuery::new(home.clone()).oldest_first();
+    let (token, nobody) = (id(1)?, OwnerId::new("nobody")?);
     let table = [
-        (None, 1, 1_000, vec![&two, &three, &four]),
-        (None, 2, 1_000, vec![&three, &four]),
-        (None, 3, 1_000, vec![]),
-        (None, 0, 2, vec![&one, &two]),
-        (token, 0, 1_000, vec![&one, &three, &four]),
-        (token, 0, 2, vec![&one, &three]),
-        (token, 1, 1, vec![&three]),
-        (Some(id(3)?), 0, 1_000, vec![]),
+        (of().from(at(1)?), vec![&two, &three, &four, &ownerless]),
+        (of().until(at(2)?), vec![&one, &two]),
+        (of().from(at(1)?).until(at(3)?), vec![&two, &three, &four]),
+        (of().from(at(2)?).until(at(2)?), vec![]),
+        (of().from(at(4)?), vec![]),
+        (of().token(token), vec![&one, &three, &four]),
+        (of().token(token).limit(2), vec![&one, &three]),
+        (of().token(token).from(at(1)?).limit(1), vec![&three]),
+        (of().token(id(3)?), vec![]),
+        (of().owner(other.clone()), vec![&four]),
+        (of().owner(one.owner.clone().unwrap_or(nobody.clone())), vec![&one, &two, &three]),
+        (of().owner(nobody), vec![]),
+        (of().owner(other).token(id(2)?), vec![]),
+        (EventQuery::new(elsewhere.clone()).token(token), vec![&abroad]),
     ];
-    for (token, from, limit, expected) in table {
-        let found = bench.store.events(&home, token, at(from)?, limit).await?;
+    for (query, expected) in table {
+        let newest = EventQuery { order: crate::store::EventOrder::NewestFirst, ..query.clone() };
+        let found = bench.store.events(&query).await?;
         ensure(found.events.iter().eq(expected.iter().copied()), || {
-            format!(
-                "the events of {token:?} from {from} on, at most {limit}, were {found:?}, not {expected:?}"
-            )
+            format!("the events of {query:?} were {found:?}, not {expected:?}")
+        })?;
+        if newest.limit >= 5 {
+            let found = bench.store.events(&newest).await?;
+            ensure(found.events.iter().eq(expected.iter().rev().copied()), || {
+                format!("the events of {newest:?} were {found:?}, not {expected:?} from the end")
+            })?;
+        }
+    }
+    Ok(())
+}
+
+/// Ten events of one instant, and one before and one after it.
+async fn pages_of_events_neither_repeat_nor_skip<S: TokenStore + AuditLog>(
+    bench: &Bench<'_, S>,
+) -> Result<(), Seen> {
+    let mut expected = vec![event(1, -1, AuditAction::Generated)?];
+    for number in 0..10 {
+        expected.push(event(number, 0, AuditAction::Revoked)?);
+    }
+    expected.push(event(1, 1, AuditAction::Restored)?);
+    // Stored out of order, half of them together.
+    let mut stored = expected.clone();
+    stored.reverse();
+    stored.rotate_left(5);
+    let together = stored.split_off(6);
+    bench.store.commit(&events_alone(together)).await?;
+    for event in stored {
+        bench.store.commit(&events_alone(vec![event])).await?;
+    }
+    bench.settle().await;
+    for oldest_first in [true, false] {
+        for limit in [1, 2, 3, 4, 12, 13] {
+            let mut query = EventQuery::new(Realm::default()).limit(limit);
+            if oldest_first {
+                query = query.oldest_first();
+            }
+            let mut read = Vec::new();
+            loop {
+                let EventPage { events, next, .. } = bench.store.events(&query).await?;
+                ensure(events.len() <= limit, || format!("{} events came, not {limit}", events.len()))?;
+                read.extend(events);
+                // The cursor as a client has it: in its text.
+                let Some(next) = next.filter(|_| read.len() <= expected.len()) else { break };
+                let next = next.to_string().parse().map_err(|error| Seen(format!("{next}: {error}")))?;
+                query = query.after(Some(next));
+            }
+            ensure(read == expected, || {
+                format!("the pages of {limit}, oldest first {oldest_first}, held {read:?}, not {expected:?}")
+            })?;
+        }
+        expected.reverse();
+    }
+    Ok(())
+}
+
+async fn an_event_is_stored_once<S: TokenStore + AuditLog>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+    let told = event(1, 0, AuditAction::Refused)?;
+    let other = event(1, 0, AuditAction::Refused)?;
+    bench.store.commit(&events_alone(vec![told.clone()])).await?;
+    bench.store.commit(&events_alone(vec![told.clone(), other.clone()])).await?;
+    logs(bench, &Realm::default(), &[told.clone(), other.clone()]).await?;
+    exports(bench, &mut ExportCursor::start(), 10, &[told, other]).await
+}
+
+/// Exports all that there is, so many at once.
+async fn exports<S: TokenStore + AuditLog>(
+    bench: &Bench<'_, S>,
+    cursor: &mut ExportCursor,
+    limit: usize,
+    expected: &[AuditEvent],
+) -> Result<(), Seen> {
+    bench.settle().await;
+    let mut read = Vec::new();
+    loop {
+        let page = bench.store.export(cursor, limit).await?;
+        ensure(page.events.len() <= limit, || format!("{} events came, not {limit}", page.events.len()))?;
+        *cursor = ExportCursor::new(page.next.as_str());
+        if page.is_empty() || read.len() > expected.len() {
+            break;
+        }
+        read.extend(page.events);
+    }
+    ensure(read == expected, || format!("the export of {limit} at once held {read:?}, not {expected:?}"))
+}
+
+async fn an_export_holds_each_event_once_in_the_order_of_the_commits<S: TokenStore + AuditLog>(
+    bench: &Bench<'_, S>,
+) -> Result<(), Seen> {
+    let elsewhere = Realm::new("elsewhere")?;
+    // Later commits tell of what happened earlier, as a flush does.
+    let mut commits = Vec::new();
+    for (number, micros) in [9, 5, 5, -3, 7].into_iter().enumerate() {
+        let realm = if number == 2 { elsewhere.clone() } else { Realm::default() };
+        commits.push(AuditEvent { realm, ..event(1, micros, AuditAction::Refused)? });
+    }
+    let mut cursors = [1, 2, 3, 4].map(|limit| (limit, ExportCursor::start()));
+    for (limit, cursor) in &mut cursors {
+        exports(bench, cursor, *limit, &[]).await?;
+    }
+    for event in &commits {
+        bench.store.commit(&events_alone(vec![event.clone()])).await?;
+        for (limit, cursor) in &mut cursors {
+            exports(bench, cursor, *limit, std::slice::from_ref(event)).await?;
+        }
+    }
+    for limit in [1, 2, 3, 4] {
+        exports(bench, &mut ExportCursor::start(), limit, &commits).await?;
+    }
+    // What is purged is not exported, and a cursor that was there goes on.
+    ensure(bench.store.purge_events(at(6)?, 10).await? == 3, || "not all were purged".into())?;
+    let [(_, cursor), ..] = &mut cursors;
+    exports(bench, cursor, 2, &[]).await?;
+    let last = event(1, 0, AuditAction::Refused)?;
+    bench.store.commit(&events_alone(vec![last.clone()])).await?;
+    exports(bench, cursor, 2, std::slice::from_ref(&last)).await?;
+    let left: Vec<AuditEvent> =
+        commits.iter().filter(|event| event.at >= at(6).unwrap_or(event.at)).cloned().chain([last]).collect();
+    exports(bench, &mut ExportCursor::start(), 2, &left).await
+}
+
+async fn a_cursor_of_another_store_is_refused<S: TokenStore + AuditLog>(
+    bench: &Bench<'_, S>,
+) -> Result<(), Seen> {
+    let told = event(1, 0, AuditAction::Refused)?;
+    bench.store.commit(&events_alone(vec![told.clone()])).await?;
+    bench.settle().await;
+    let own = bench.store.export(&ExportCursor::start(), 1).await?.next;
+    let of_list = crate::store::EventCursor::of(&told).to_string();
+    let texts =
+        ["another", "another:1", "another:1:1", "\0", "é", &of_list, &format!("{own}0x"), &format!(" {own}")];
+    for text in texts {
+        let seen = bench.store.export(&ExportCursor::new(text), 1).await;
+        ensure(matches!(seen, Err(StoreError::Cursor(_))), || {
+            format!("the export after the cursor {text:?} gave {seen:?}, not `StoreError::Cursor`")
         })?;
     }
     Ok(())

@@ -26,7 +26,7 @@ mod table;
 pub mod testkit;
 pub mod token;
 
-pub use audit::{AuditAction, AuditEvent, AuditSink};
+pub use audit::{AuditAction, AuditEvent, AuditSink, EventId};
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use owner::cache::OwnerCache;
 pub use owner::{Directory, DirectoryError, MemoryDirectory, Owner, OwnerId, OwnerKind, Realm};

@@ -3,6 +3,7 @@
 //! A store keeps [`Token`] records and [`AuditEvent`]s. All rules are above it; it does not know which change is
 //! permitted, only that changes are atomic and never lost.
 
+mod audit_log;
 #[cfg(feature = "cache")]
 pub mod cached;
 mod memory;
@@ -14,6 +15,10 @@ mod sql;
 #[cfg(feature = "sqlite")]
 pub mod sqlite;
 
+pub use audit_log::{
+    AuditLog, CursorError, EventCursor, EventOrder, EventPage, EventQuery, ExportCursor, ExportPage,
+    MAX_EVENTS,
+};
 #[cfg(feature = "cache")]
 pub use cached::CachedStore;
 pub use memory::MemoryStore;
@@ -46,6 +51,8 @@ pub const MAX_PAGE: usize = 200;
 ///   future is dropped, the same holds.
 /// * **Never overwrites**: an insert with an id that is there is a conflict; an update or a remove whose expected version
 ///   is not the record's is a conflict, and so is one whose record is gone.
+/// * **Events** are stored once: an event whose [`id`](AuditEvent::id) is stored already stays as it is, so that storing it again
+///   after a commit whose outcome is unknown is safe.
 /// * **Names**: among the records of one realm, owner and kind, [`Token::unique_name`] is unique where it is there. It is
 ///   checked on what a batch leaves behind, so that a batch may hand a name on.
 /// * **Kinds**: a record whose [`TokenKind::owner_kind`] is not its `owner_kind` is refused.
@@ -214,31 +221,6 @@ impl fmt::Debug for Found<'_> {
     }
 }
 
-/// Reading the audit events; not every store needs it.
-pub trait AuditLog: Send + Sync {
-    /// The events of a realm from `from` (inclusive) on, oldest first, at most `limit`; of one token where `token` says so.
-    ///
-    /// # Errors
-    /// [`StoreError`] when the store cannot say. A corrupt event is told in the page and does not fail it.
-    fn events(
-        &self,
-        realm: &Realm,
-        token: Option<TokenId>,
-        from: DateTime<Utc>,
-        limit: usize,
-    ) -> impl Future<Output = Result<EventPage, StoreError>> + Send;
-
-    /// Removes up to `limit` events that are older than `before`, oldest first, and says how many.
-    ///
-    /// # Errors
-    /// [`StoreError`] when the store cannot.
-    fn purge_events(
-        &self,
-        before: DateTime<Utc>,
-        limit: usize,
-    ) -> impl Future<Output = Result<usize, StoreError>> + Send;
-}
-
 /// Counting records; not every store needs it.
 pub trait TokenCounts: Send + Sync {
     /// How many records are in each state at `now`.
@@ -403,23 +385,6 @@ impl Page {
     }
 }
 
-/// Audit events, oldest first.
-#[derive(Debug, Clone, Default)]
-#[non_exhaustive]
-pub struct EventPage {
-    /// The events.
-    pub events: Vec<AuditEvent>,
-    /// Those that could not be read; report them.
-    pub corrupt: Vec<CorruptRecord>,
-}
-
-impl EventPage {
-    /// A page of these.
-    pub fn new(events: Vec<AuditEvent>, corrupt: Vec<CorruptRecord>) -> Self {
-        Self { events, corrupt }
-    }
-}
-
 /// Changes that happen together or not at all, with their audit events.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
@@ -527,6 +492,9 @@ pub enum StoreError {
     /// A commit may have happened or not.
     #[error("it is unknown whether the change was stored")]
     OutcomeUnknown(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// A cursor of an audit log is refused.
+    #[error(transparent)]
+    Cursor(CursorError),
 }
 
 impl StoreError {

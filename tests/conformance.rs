@@ -15,8 +15,8 @@ use patkit::audit::AuditEvent;
 use patkit::conformance::{Failure, Suite};
 use patkit::owner::Realm;
 use patkit::store::{
-    Ahead, AuditLog, Change, ChangeBatch, Conflict, DynTokenStore, EventPage, Found, ListBy, ListQuery, Page,
-    TokenCounts, Touch,
+    Ahead, AuditLog, Change, ChangeBatch, Conflict, CursorError, DynTokenStore, EventCursor, EventOrder,
+    EventPage, EventQuery, ExportCursor, ExportPage, Found, ListBy, ListQuery, Page, TokenCounts, Touch,
 };
 use patkit::token::{ActorRef, Credential, KeyId};
 use patkit::{MemoryStore, StoreError, Token, TokenId, TokenState, TokenStore};
@@ -159,9 +159,22 @@ async fn every_broken_audit_log_is_caught_by_the_check_named_for_it() {
         (F::EventsLost, "an_event_comes_back_unchanged"),
         (F::EventsWithoutAddress, "an_event_comes_back_unchanged"),
         (F::EventsNewestFirst, "an_event_comes_back_unchanged"),
-        (F::EventsOfAllRealms, "events_are_of_one_realm_and_token"),
-        (F::EventsFromExclusive, "events_are_of_one_realm_and_token"),
-        (F::EventsWithoutLimit, "events_are_of_one_realm_and_token"),
+        (F::EventsOldestFirst, "pages_of_events_neither_repeat_nor_skip"),
+        (F::EventsOfAllRealms, "events_are_of_one_realm_token_owner_and_period"),
+        (F::EventsOfAllOwners, "events_are_of_one_realm_token_owner_and_period"),
+        (F::EventsOfAllTokens, "events_are_of_one_realm_token_owner_and_period"),
+        (F::EventsFromExclusive, "events_are_of_one_realm_token_owner_and_period"),
+        (F::EventsUntilInclusive, "events_are_of_one_realm_token_owner_and_period"),
+        (F::EventsWithoutLimit, "events_are_of_one_realm_token_owner_and_period"),
+        (F::EventsSkipAnInstant, "pages_of_events_neither_repeat_nor_skip"),
+        (F::EventsRepeatTheLast, "pages_of_events_neither_repeat_nor_skip"),
+        (F::EventsAsStored, "pages_of_events_neither_repeat_nor_skip"),
+        (F::EventsTwice, "an_event_is_stored_once"),
+        (F::ExportByTime, "an_export_holds_each_event_once_in_the_order_of_the_commits"),
+        (F::ExportOfOneRealm, "an_export_holds_each_event_once_in_the_order_of_the_commits"),
+        (F::ExportRepeatsTheLast, "an_export_holds_each_event_once_in_the_order_of_the_commits"),
+        (F::ExportNumbersAgain, "an_export_holds_each_event_once_in_the_order_of_the_commits"),
+        (F::ExportAfterAnything, "a_cursor_of_another_store_is_refused"),
         (F::EventsNeedAChange, "a_batch_may_hold_events_alone"),
         (F::EventsBeforeTheConflict, "a_conflict_leaves_no_event"),
         (F::EraseBeforeTheConflict, "a_conflict_leaves_no_event"),
@@ -319,8 +332,21 @@ enum Fault {
     EventsLost,
     EventsWithoutAddress,
     EventsNewestFirst,
+    EventsOldestFirst,
     EventsOfAllRealms,
+    EventsOfAllOwners,
+    EventsOfAllTokens,
     EventsFromExclusive,
+    EventsUntilInclusive,
+    EventsSkipAnInstant,
+    EventsRepeatTheLast,
+    EventsAsStored,
+    EventsTwice,
+    ExportByTime,
+    ExportOfOneRealm,
+    ExportRepeatsTheLast,
+    ExportNumbersAgain,
+    ExportAfterAnything,
     EventsWithoutLimit,
     EventsNeedAChange,
     EventsBeforeTheConflict,
@@ -346,7 +372,9 @@ struct Model {
 struct State {
     records: BTreeMap<TokenId, Arc<Token>>,
     removed: BTreeMap<TokenId, Arc<Token>>,
-    events: Vec<AuditEvent>,
+    /// With the numbers of their coming.
+    events: Vec<(usize, AuditEvent)>,
+    numbered: usize,
     offsets: BTreeMap<TokenId, usize>,
 }
 
@@ -568,6 +596,17 @@ impl Model {
         in_list && active
     }
 
+    fn store_events(&self, state: &mut State, events: &[AuditEvent]) {
+        for event in events {
+            let is_new = state.events.iter().all(|(_, stored)| stored.id != event.id);
+            if is_new || self.is(Fault::EventsTwice) {
+                state.numbered += 1;
+                let number = state.numbered;
+                state.events.push((number, event.clone()));
+            }
+        }
+    }
+
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap()
     }
@@ -669,17 +708,17 @@ impl TokenStore for Model {
                 }
             }
             if self.is(Fault::EventsBeforeTheConflict) {
-                state.events.extend(batch.events.iter().cloned());
+                self.store_events(&mut state, &batch.events);
             }
             if !self.is(Fault::EraseBeforeTheConflict) {
                 return verdict.map_err(StoreError::Conflict);
             }
         }
         if self.is(Fault::EraseAddedToo) {
-            state.events.extend(batch.events.iter().cloned());
+            self.store_events(&mut state, &batch.events);
         }
         if let Some((realm, owner)) = &batch.erase {
-            for event in &mut state.events {
+            for (_, event) in &mut state.events {
                 let realm = if self.is(Fault::EraseAllRealms) { event.realm.clone() } else { realm.clone() };
                 if self.is(Fault::EraseOwnersAlone) {
                     if event.realm == realm && event.owner.as_ref() == Some(owner) {
@@ -699,7 +738,7 @@ impl TokenStore for Model {
             || self.is(Fault::EraseAddedToo)
             || (self.is(Fault::EventsNeedAChange) && batch.changes.is_empty());
         if !lost {
-            state.events.extend(batch.events.iter().cloned());
+            self.store_events(&mut state, &batch.events);
         }
         Ok(())
     }
@@ -766,45 +805,101 @@ impl TokenStore for Model {
 }
 
 impl AuditLog for Model {
-    async fn events(
-        &self,
-        realm: &Realm,
-        token: Option<TokenId>,
-        from: DateTime<Utc>,
-        limit: usize,
-    ) -> Result<EventPage, StoreError> {
-        let state = self.state();
-        let wanted = state.events.iter().filter(|event| {
-            (event.realm == *realm || self.is(Fault::EventsOfAllRealms))
-                && (event.at > from || (event.at == from && !self.is(Fault::EventsFromExclusive)))
-                && token.is_none_or(|token| event.token == token)
-        });
-        let mut events: Vec<AuditEvent> = wanted.cloned().collect();
-        if !self.is(Fault::EventsWithoutLimit) {
-            events.truncate(limit);
+    async fn events(&self, query: &EventQuery) -> Result<EventPage, StoreError> {
+        let mut wanted = query.clone();
+        if self.is(Fault::EventsOfAllOwners) {
+            wanted.owner = None;
         }
-        if self.is(Fault::EventsNewestFirst) {
+        if self.is(Fault::EventsOfAllTokens) {
+            wanted.token = None;
+        }
+        if self.is(Fault::EventsFromExclusive) {
+            wanted.from = wanted.from.map(|from| from + chrono::TimeDelta::microseconds(1));
+        }
+        if self.is(Fault::EventsUntilInclusive) {
+            wanted.until = wanted.until.map(|until| until + chrono::TimeDelta::microseconds(1));
+        }
+        let after = wanted.after.take();
+        let mut events: Vec<AuditEvent> =
+            self.state().events.iter().map(|(_, event)| event.clone()).collect();
+        events.retain(|event| {
+            let elsewhere = AuditEvent { realm: wanted.realm.clone(), ..event.clone() };
+            wanted.holds(if self.is(Fault::EventsOfAllRealms) { &elsewhere } else { event })
+        });
+        let newest_first = query.order == EventOrder::NewestFirst;
+        if self.is(Fault::EventsAsStored) {
+            events.sort_by_key(|event| event.at);
+        } else {
+            events.sort_by_key(EventCursor::of);
+        }
+        if (newest_first && !self.is(Fault::EventsOldestFirst)) || self.is(Fault::EventsNewestFirst) {
             events.reverse();
+        }
+        // Behind the event that the page before ended with.
+        if let Some(after) = after {
+            let is_before = |event: &AuditEvent| {
+                let place = EventCursor::of(event);
+                let order = if self.is(Fault::EventsSkipAnInstant) {
+                    place.micros().cmp(&after.micros())
+                } else {
+                    place.cmp(&after)
+                };
+                let order = if newest_first { order.reverse() } else { order };
+                order.is_lt() || (order.is_eq() && !self.is(Fault::EventsRepeatTheLast))
+            };
+            let begin = events.iter().rposition(is_before).map_or(0, |place| place + 1);
+            events.drain(..begin);
+        }
+        let is_last = events.len() <= query.limit;
+        if !self.is(Fault::EventsWithoutLimit) {
+            events.truncate(query.limit);
         }
         if self.is(Fault::EventsWithoutAddress) {
             for event in &mut events {
                 event.address = None;
             }
         }
-        Ok(EventPage::new(events, Vec::new()))
+        let next = events.last().filter(|_| !is_last).map(EventCursor::of);
+        Ok(EventPage::new(events, Vec::new(), next))
+    }
+
+    async fn export(&self, after: &ExportCursor, limit: usize) -> Result<ExportPage, StoreError> {
+        let state = self.state();
+        let number = match after.as_str() {
+            "" => 0,
+            text => match text.strip_prefix("model ").map(str::parse) {
+                Some(Ok(number)) => number,
+                _ if self.is(Fault::ExportAfterAnything) => 0,
+                _ => return Err(CursorError::Malformed.into()),
+            },
+        };
+        let mut events = state.events.clone();
+        if self.is(Fault::ExportByTime) {
+            events.sort_by_key(|(_, event)| EventCursor::of(event));
+            events.iter_mut().zip(1..).for_each(|(event, number)| event.0 = number);
+        }
+        events.retain(|(_, event)| !self.is(Fault::ExportOfOneRealm) || event.realm == Realm::default());
+        let least = if self.is(Fault::ExportRepeatsTheLast) { number.max(1) } else { number + 1 };
+        events.retain(|(number, _)| *number >= least);
+        events.truncate(limit);
+        let last = events.last().map_or(number, |(number, _)| *number);
+        let next = ExportCursor::new(&format!("model {last}"));
+        Ok(ExportPage::new(events.into_iter().map(|(_, event)| event).collect(), Vec::new(), next))
     }
 
     async fn purge_events(&self, before: DateTime<Utc>, limit: usize) -> Result<usize, StoreError> {
         let mut state = self.state();
-        let mut removed = 0;
         let limit = if self.is(Fault::PurgeEventsWithoutLimit) { usize::MAX } else { limit };
         let inclusive = self.is(Fault::PurgeEventsInclusive);
-        state.events.retain(|event| {
-            let goes = removed < limit && (event.at < before || (event.at == before && inclusive));
-            removed += usize::from(goes);
-            !goes
-        });
-        Ok(removed)
+        let mut old: Vec<AuditEvent> = state.events.iter().map(|(_, event)| event.clone()).collect();
+        old.retain(|event| event.at < before || (event.at == before && inclusive));
+        old.sort_by_key(EventCursor::of);
+        old.truncate(limit);
+        state.events.retain(|(_, event)| !old.contains(event));
+        if self.is(Fault::ExportNumbersAgain) {
+            state.numbered = state.events.len();
+        }
+        Ok(old.len())
     }
 }
 

@@ -17,7 +17,9 @@ use patkit::audit::AuditAction;
 use patkit::policy::ReuseSignal;
 use patkit::random::{RandomError, SecureRandom};
 use patkit::service::{RejectReason, Unavailable, VerifyError};
-use patkit::store::{AuditLog, ChangeBatch, CorruptRecord, Found, ListBy, ListQuery, Page, Touch};
+use patkit::store::{
+    AuditLog, ChangeBatch, CorruptRecord, EventQuery, Found, ListBy, ListQuery, Page, Touch,
+};
 use patkit::token::LastUse;
 use patkit::{
     AuditEvent, AuditSink, Clock, Directory, DirectoryError, IssuedToken, Keyring, ManageError, ManualClock,
@@ -201,10 +203,9 @@ fn stored(store: &FaultyStore, id: TokenId) -> Option<Arc<Token>> {
 
 /// The stored events of this action.
 fn events(store: &FaultyStore, action: AuditAction) -> usize {
-    let realm = Realm::default();
-    let events = store.inner.events(&realm, None, DateTime::UNIX_EPOCH, 10_000);
-    let events = block_on(events).unwrap().events;
-    events.iter().filter(|event| event.action == action).count()
+    let page = block_on(store.inner.events(&EventQuery::new(Realm::default()))).unwrap();
+    assert_eq!(page.next, None, "all are on one page");
+    page.events.iter().filter(|event| event.action == action).count()
 }
 
 fn is_unavailable<T>(result: Result<T, ManageError>) -> bool {

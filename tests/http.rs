@@ -23,7 +23,7 @@ use patkit::http::{
     ProblemBody, RequirePermission, RequiredPermission, Sessions, TokenBody, openapi,
 };
 use patkit::owner::DirectoryError;
-use patkit::store::AuditLog;
+use patkit::store::{AuditLog, EventQuery};
 use patkit::{
     Actor, Directory, Keyring, ManualClock, MemoryDirectory, MemoryStore, NewToken, Owner, OwnerId,
     OwnerKind, Realm, Reason, RoleCatalog, Snapshot, TokenEdit, TokenId, TokenService, Verified,
@@ -1270,7 +1270,7 @@ async fn an_address_counts_only_from_where_the_host_trusts() {
             let body = Some(json!({"name": "audited"}).to_string());
             assert_eq!(host.send(Method::POST, "/api/user-tokens", &headers, body).await.status, 201);
             let log = host.tokens.store();
-            let events = log.events(&Realm::default(), None, start(), 10).await.unwrap();
+            let events = log.events(&EventQuery::new(Realm::default()).from(start())).await.unwrap();
             let addresses: Vec<_> = events.events.iter().filter_map(|event| event.address).collect();
             assert_eq!(addresses, ["192.0.2.7".parse::<std::net::IpAddr>().unwrap()]);
         }

@@ -1774,8 +1774,9 @@ struct AfterTheCommit(Arc<patkit::MemoryStore>, Mutex<usize>);
 
 impl patkit::AuditSink for AfterTheCommit {
     fn record(&self, event: &AuditEvent) {
-        use patkit::store::AuditLog;
-        let stored = ready(self.0.events(&event.realm, Some(event.token), event.at, usize::MAX)).unwrap();
+        use patkit::store::{AuditLog, EventQuery};
+        let query = EventQuery::new(event.realm.clone()).token(event.token).from(event.at);
+        let stored = ready(self.0.events(&query)).unwrap();
         assert!(stored.events.contains(event), "{event:?}");
         *self.1.lock().unwrap() += 1;
     }

@@ -12,7 +12,7 @@ mod support;
 
 use patkit::policy::Oversight;
 use patkit::service::TokenEdit;
-use patkit::store::AuditLog;
+use patkit::store::{AuditLog, EventQuery};
 use patkit::{
     Actor, Directory, DirectoryError, IssuedToken, ManageError, NewToken, Owner, OwnerCache, OwnerId,
     OwnerKind, Realm, Reason, RejectReason, Snapshot, TokenId, TokenPolicy, VerifyError,
@@ -235,9 +235,9 @@ fn the_audit_of_one_realm_says_nothing_of_the_other() {
     let world = world();
     let token = world.token("ann", "a");
     let events = |realm: &Realm, token| {
-        ready(world.store.events(realm, token, chrono::DateTime::<chrono::Utc>::MIN_UTC, usize::MAX))
-            .unwrap()
-            .events
+        let mut query = EventQuery::new(realm.clone());
+        query.token = token;
+        ready(world.store.events(&query)).unwrap().events
     };
     assert_eq!(events(&home(), Some(token)).len(), 1);
     assert_eq!(events(&beta(), Some(token)), vec![]);

@@ -16,7 +16,7 @@
 mod support_sql;
 
 use patkit::audit::AuditAction;
-use patkit::store::AuditLog;
+use patkit::store::{AuditLog, EventQuery};
 use patkit::{
     IssuedToken, ManageError, MemoryDirectory, NewToken, PostgresStore, Realm, Reason, TokenId, TokenService,
     TokenState, TokenStore, VerifyError,
@@ -153,8 +153,7 @@ async fn check<S: TokenStore + AuditLog>(service: &Service<S>, said: &HashMap<To
 /// A record has one event for each of its versions, and none without: how many changes it has seen, and its state.
 async fn whole<S: TokenStore + AuditLog>(service: &Service<S>, token: &patkit::Token) -> (u64, TokenState) {
     let realm = Realm::default();
-    let events =
-        service.store().events(&realm, Some(token.id), token.created_at, 1_000).await.unwrap().events;
+    let events = service.store().events(&EventQuery::new(realm).token(token.id)).await.unwrap().events;
     let count = |action| u64::try_from(events.iter().filter(|event| event.action == action).count()).unwrap();
     assert_eq!(count(AuditAction::Generated), 1);
     let changes = count(AuditAction::Revoked) + count(AuditAction::Restored);

@@ -260,8 +260,8 @@ async fn no_statement_reads_a_whole_table_but_the_counts_and_the_sweep() {
         .replace("numbers", &format!("generate_series(1, {COUNT}) AS numbers (n)"))
         .replace("INTO ", &format!("INTO {schema}."));
     let events = format!(
-        "INSERT INTO {schema}.patkit_events (at, realm, action, actor, token, owner) \
-         SELECT n, '', 'generated', 'system', decode(lpad(to_hex(n), 32, '0'), 'hex'), 'owner ' || (n % 5000) \
+        "INSERT INTO {schema}.patkit_events (id, at, realm, action, actor, token, owner) \
+         SELECT decode(lpad(to_hex(n), 32, '0'), 'hex'), n, '', 'generated', 'system', decode(lpad(to_hex(n), 32, '0'), 'hex'), 'owner ' || (n % 5000) \
          FROM generate_series(1, {COUNT}) AS numbers (n)"
     );
     let analyze = format!("ANALYZE {schema}.patkit_tokens; ANALYZE {schema}.patkit_events");

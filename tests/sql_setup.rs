@@ -13,7 +13,9 @@
 mod support_sql;
 
 use patkit::service::ManageError;
-use patkit::store::{AuditLog, Change, ChangeBatch, Conflict, ListBy, ListQuery, SetupError, Touch};
+use patkit::store::{
+    AuditLog, Change, ChangeBatch, Conflict, EventQuery, ExportCursor, ListBy, ListQuery, SetupError, Touch,
+};
 use patkit::token::LastUse;
 use patkit::{NewToken, OwnerId, PostgresStore, Realm, SqliteStore, StoreError, TokenStore};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
@@ -422,26 +424,29 @@ impl Engines {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_corrupt_event_is_named_by_its_number_and_harms_itself_alone() {
+async fn a_corrupt_event_is_named_by_its_id_and_harms_itself_alone() {
     let engines = Engines::new().await;
     for is_postgres in [true, false] {
-        let (from, realm) = (chrono::DateTime::UNIX_EPOCH, Realm::default());
+        let query = EventQuery::new(Realm::default());
         let spoil = "UPDATE patkit_events SET action = 'eaten' WHERE seq = 2";
-        let page = if is_postgres {
+        let (page, export) = if is_postgres {
             let store = engines.postgres().await;
             make(&store, 3).await;
             engines.run(true, spoil).await;
-            store.events(&realm, None, from, 10).await.unwrap()
+            (store.events(&query).await.unwrap(), store.export(&ExportCursor::start(), 10).await.unwrap())
         } else {
             let store = engines.sqlite().await;
             make(&store, 3).await;
             engines.run(false, spoil).await;
-            store.events(&realm, None, from, 10).await.unwrap()
+            (store.events(&query).await.unwrap(), store.export(&ExportCursor::start(), 10).await.unwrap())
         };
-        assert_eq!(page.events.len(), 2, "the others are there");
+        let [newest, oldest] = &*page.events else { panic!("{page:?}") };
         let [corrupt] = &*page.corrupt else { panic!("{page:?}") };
         assert!(corrupt.table.ends_with("patkit_events"), "{corrupt}");
-        assert_eq!((&*corrupt.column, &*corrupt.row), ("action", "2"));
+        assert_eq!(corrupt.column, "action");
+        let row = corrupt.row.parse().unwrap();
+        assert!(oldest.id < row && row < newest.id, "{corrupt}");
+        assert_eq!((&export.corrupt, export.events.len()), (&page.corrupt, 2));
     }
 }
 

@@ -14,7 +14,9 @@
 mod support_sql;
 
 use patkit::audit::{AuditAction, AuditEvent, AuditSink};
-use patkit::store::{AuditLog, Change, ChangeBatch, Conflict, Engine, ListBy, ListQuery, SqlStore, Touch};
+use patkit::store::{
+    AuditLog, Change, ChangeBatch, Conflict, Engine, EventQuery, ListBy, ListQuery, SqlStore, Touch,
+};
 use patkit::token::LastUse;
 use patkit::{
     CachedStore, ManageError, NewToken, OwnerId, PostgresStore, Realm, Reason, RejectReason, StoreError,
@@ -25,7 +27,9 @@ use sqlx::{AssertSqlSafe, Executor, Row, raw_sql};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Waker};
 use std::time::Duration;
-use support_sql::{Folder, ada, builder, postgres_pool, postgres_store, schema, service, sqlite_store};
+use support_sql::{
+    Folder, ada, builder, event_id, postgres_pool, postgres_store, schema, service, sqlite_store,
+};
 
 /// How the host begins.
 const POSTGRES: &str = "BEGIN";
@@ -57,7 +61,8 @@ async fn names<S: TokenStore>(store: &S) -> Vec<String> {
 }
 
 async fn actions<S: AuditLog>(store: &S, token: &TokenView) -> Vec<AuditAction> {
-    let events = store.events(&Realm::default(), Some(token.id()), token.created_at(), 100).await.unwrap();
+    let query = EventQuery::new(Realm::default()).token(token.id()).oldest_first();
+    let events = store.events(&query).await.unwrap();
     events.events.iter().map(|event| event.action).collect()
 }
 
@@ -301,6 +306,7 @@ async fn dropped<E: Engine>(store: SqlStore<E>, begin: &'static str) {
             let record = Token::clone(&store.find(token.id()).await.unwrap().unwrap().into_token());
             before.push(record.version);
             let event = AuditEvent {
+                id: event_id(),
                 at: record.created_at,
                 realm: record.realm.clone(),
                 action: AuditAction::Renamed,

@@ -601,7 +601,7 @@ fn refusals(events: Vec<AuditEvent>) -> Vec<AuditEvent> {
 }
 
 fn stored_refusals(world: &World) -> Vec<AuditEvent> {
-    refusals(ready(world.store.events(&home(), None, DateTime::<Utc>::MIN_UTC, usize::MAX)).unwrap().events)
+    refusals(world.events_in(&home()))
 }
 
 fn revoked(world: &World) -> IssuedToken {

@@ -10,6 +10,7 @@ use crate::permission::{Grant, PermissionSet, Scope};
 use crate::policy::{Oversight, TokenManagement};
 use crate::snapshot::Snapshot;
 use crate::store::TokenStore;
+use crate::token::id::IdSource;
 use crate::token::{ActorRef, Authority, Reason, Revocation, Token, TokenId, TokenKind, TokenState};
 use chrono::{DateTime, Utc};
 use std::net::IpAddr;
@@ -140,6 +141,7 @@ pub(super) struct Acting {
     permissions: PermissionSet,
     management: TokenManagement,
     oversight: Oversight,
+    ids: Arc<IdSource>,
 }
 
 /// What an actor is to a token that it may see.
@@ -222,6 +224,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             via,
             management: self.policy.tokens_managing_tokens(),
             oversight: self.policy.oversight(),
+            ids: self.ids.clone(),
         })
     }
 
@@ -432,6 +435,7 @@ impl Acting {
     /// The event that tells of what the actor did.
     pub(super) fn event(&self, action: AuditAction, token: &Token) -> AuditEvent {
         AuditEvent {
+            id: self.ids.generate_event(self.now),
             at: self.now,
             realm: token.realm.clone(),
             action,

@@ -326,7 +326,7 @@ pub(super) fn store_error(error: StoreError, token: TokenId) -> ManageError {
         StoreError::Conflict(Conflict::Name(_)) => ManageError::NameTaken,
         StoreError::Conflict(_) => ManageError::Contended,
         StoreError::OutcomeUnknown(_) => ManageError::OutcomeUnknown { token, source: error },
-        StoreError::Unavailable(_) | StoreError::Corrupt(_) => {
+        StoreError::Unavailable(_) | StoreError::Corrupt(_) | StoreError::Cursor(_) => {
             ManageError::Unavailable(Unavailable::Store(error))
         }
     }

@@ -9,6 +9,7 @@ use crate::audit::{AuditAction, AuditEvent};
 use crate::lifecycle;
 use crate::owner::Directory;
 use crate::store::{Change, ChangeBatch, Conflict, CorruptRecord, ListBy, ListQuery, StoreError, TokenStore};
+use crate::token::id::IdSource;
 use crate::token::{ActorRef, Authority, Reason, Revocation, Token, TokenId};
 use chrono::{DateTime, Utc};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -105,6 +106,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
                 return Ok(Some(token));
             }
             let event = AuditEvent {
+                id: self.ids.generate_event(revocation.at),
                 at: revocation.at,
                 realm: token.realm.clone(),
                 action: AuditAction::Revoked,
@@ -165,6 +167,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
 /// A record has room for two parents, the token that made it and the one that last restored it. If removals leave it with more,
 /// it is revoked as suspected, because the compromise of the parent without room could not reach it any more.
 pub(super) fn removal(
+    ids: &IdSource,
     gone: &HashMap<TokenId, Arc<Token>>,
     kin: impl IntoIterator<Item = Arc<Token>>,
     now: DateTime<Utc>,
@@ -177,7 +180,7 @@ pub(super) fn removal(
     for before in stay.into_values() {
         let after = changed(&before, |token| relink(token, gone, now));
         if after.facts.revocation != before.facts.revocation {
-            let event = host_event(AuditAction::Revoked, &after, now);
+            let event = host_event(ids, AuditAction::Revoked, &after, now);
             batch.events.push(event.because(Reason::Suspected));
         }
         batch.changes.push(Change::Update(after));

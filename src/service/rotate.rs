@@ -119,6 +119,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             }
             let told = changed(&token, |token| token.reuse_reported_at = Some(now));
             let event = AuditEvent {
+                id: self.ids.generate_event(now),
                 at: now,
                 realm: token.realm.clone(),
                 action: AuditAction::Reuse,

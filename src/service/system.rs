@@ -7,6 +7,7 @@ use crate::audit::{AuditAction, AuditEvent};
 use crate::owner::{Directory, OwnerId, Realm};
 use crate::policy::days;
 use crate::store::{Change, ChangeBatch, Conflict, CorruptRecord, ListBy, ListQuery, StoreError, TokenStore};
+use crate::token::id::IdSource;
 use crate::token::{ActorRef, Authority, Reason, Revocation, Token, TokenId};
 use chrono::{DateTime, TimeDelta, Utc};
 use std::collections::{HashMap, HashSet};
@@ -102,8 +103,10 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
                 continue;
             };
             let now = self.now();
-            let mut batch = removal(&gone, kin, now);
-            batch.events.extend(gone.values().map(|token| host_event(AuditAction::Deleted, token, now)));
+            let mut batch = removal(&self.ids, &gone, kin, now);
+            batch
+                .events
+                .extend(gone.values().map(|token| host_event(&self.ids, AuditAction::Deleted, token, now)));
             match self.commit(batch).await {
                 Ok(()) => {
                     removed = removed.saturating_add(u64::try_from(gone.len()).unwrap_or(u64::MAX));
@@ -138,8 +141,10 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             for token in &tokens {
                 kin.extend(self.kin(token).await?.complete()?);
             }
-            let mut batch =
-                ChangeBatch { erase: Some((realm.clone(), owner.clone())), ..removal(&gone, kin, now) };
+            let mut batch = ChangeBatch {
+                erase: Some((realm.clone(), owner.clone())),
+                ..removal(&self.ids, &gone, kin, now)
+            };
             for change in &mut batch.changes {
                 if let Change::Update(token) = change
                     && token.created_by.owner() == Some(owner)
@@ -147,7 +152,8 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
                     Arc::make_mut(token).created_by = ActorRef::Erased;
                 }
             }
-            let deleted = |token| AuditEvent { owner: None, ..host_event(AuditAction::Deleted, token, now) };
+            let deleted =
+                |token| AuditEvent { owner: None, ..host_event(&self.ids, AuditAction::Deleted, token, now) };
             batch.events.extend(tokens.iter().map(|token| deleted(token)));
             let witness = batch.changes.first().map(Change::id);
             match (self.commit(batch).await, witness) {
@@ -201,8 +207,15 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     }
 }
 
-pub(super) fn host_event(action: AuditAction, token: &Token, at: DateTime<Utc>) -> AuditEvent {
+/// The event that tells of what the host itself did to a token.
+pub(super) fn host_event(
+    ids: &IdSource,
+    action: AuditAction,
+    token: &Token,
+    at: DateTime<Utc>,
+) -> AuditEvent {
     AuditEvent {
+        id: ids.generate_event(at),
         at,
         realm: token.realm.clone(),
         action,

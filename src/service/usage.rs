@@ -354,8 +354,10 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         let after = changed(token, |token| {
             token.credential = Credential::Keyed(redigest.digest);
         });
+        let now = self.now();
         let event = AuditEvent {
-            at: self.now(),
+            id: self.ids.generate_event(now),
+            at: now,
             realm: token.realm.clone(),
             action: AuditAction::Redigested,
             actor: ActorRef::System,
@@ -446,8 +448,10 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         if !self.is_sampled(self.usage.refusals_audited) {
             return;
         }
+        let now = at_micros(now);
         let event = AuditEvent {
-            at: at_micros(now),
+            id: self.ids.generate_event(now),
+            at: now,
             realm: found.realm().clone(),
             action: AuditAction::Refused,
             actor: match reason {

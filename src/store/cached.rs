@@ -10,11 +10,10 @@ mod kept;
 use kept::Kept;
 
 use super::{
-    Ahead, AuditLog, ChangeBatch, ChangeFeed, EventPage, Feed, FeedEvent, Found, ListQuery, Page, StoreError,
-    TokenCounts, TokenStore, Touch,
+    Ahead, AuditLog, ChangeBatch, ChangeFeed, EventPage, EventQuery, ExportCursor, ExportPage, Feed,
+    FeedEvent, Found, ListQuery, Page, StoreError, TokenCounts, TokenStore, Touch,
 };
 use crate::clock::{Clock, SystemClock};
-use crate::owner::Realm;
 use crate::snapshot::Snapshot;
 use crate::table::Place;
 use crate::token::access::Access;
@@ -502,14 +501,12 @@ impl<S: TokenStore> TokenStore for CachedStore<S> {
 }
 
 impl<S: TokenStore + AuditLog> AuditLog for CachedStore<S> {
-    async fn events(
-        &self,
-        realm: &Realm,
-        token: Option<TokenId>,
-        from: DateTime<Utc>,
-        limit: usize,
-    ) -> Result<EventPage, StoreError> {
-        self.store.events(realm, token, from, limit).await
+    async fn events(&self, query: &EventQuery) -> Result<EventPage, StoreError> {
+        self.store.events(query).await
+    }
+
+    async fn export(&self, after: &ExportCursor, limit: usize) -> Result<ExportPage, StoreError> {
+        self.store.export(after, limit).await
     }
 
     async fn purge_events(&self, before: DateTime<Utc>, limit: usize) -> Result<usize, StoreError> {

@@ -4,15 +4,16 @@
 //! Records are found in a [`Table`], without a lock, each with what a verification decides on beside its id. Changes and
 //! lists share one lock over the indexes, which say where in the table records lie and hold nothing of them.
 
+mod events;
 mod indexes;
 
+use events::Events;
 use indexes::{HashedPlaces, IdList, merged};
 
 use super::{
-    Ahead, AuditLog, Change, ChangeBatch, Conflict, EventPage, Found, ListBy, ListQuery, Page, StoreError,
-    TokenCounts, TokenStore, Touch,
+    Ahead, AuditLog, Change, ChangeBatch, Conflict, EventPage, EventQuery, ExportCursor, ExportPage, Found,
+    ListBy, ListQuery, Page, StoreError, TokenCounts, TokenStore, Touch,
 };
-use crate::audit::AuditEvent;
 use crate::clock::{micros, plausible_until};
 use crate::owner::{OwnerId, Realm};
 use crate::permission::Scope;
@@ -113,7 +114,7 @@ impl TokenStore for MemoryStore {
             batch.changes.iter().map(|change| self.records.find(change.id())).collect();
         self.check(&indexes, batch, &old)?;
         if let Some((realm, owner)) = &batch.erase {
-            indexes.events.iter_mut().for_each(|event| event.erase(realm, owner));
+            indexes.events.erase(realm, owner);
         }
         // What goes first: a name may be handed on within the batch.
         for old in old.iter().flatten() {
@@ -130,9 +131,7 @@ impl TokenStore for MemoryStore {
             }
         }
         for event in &batch.events {
-            // By time, in the order of their coming where that is equal: at the end, but for clocks that differ.
-            let place = indexes.events.partition_point(|earlier| earlier.at <= event.at);
-            indexes.events.insert(place, event.clone());
+            indexes.events.add(event);
         }
         Ok(())
     }
@@ -212,29 +211,16 @@ impl MemoryStore {
 const MOST: usize = 1 << 29;
 
 impl AuditLog for MemoryStore {
-    async fn events(
-        &self,
-        realm: &Realm,
-        token: Option<TokenId>,
-        from: DateTime<Utc>,
-        limit: usize,
-    ) -> Result<EventPage, StoreError> {
-        let indexes = self.indexes();
-        let wanted = indexes.events.iter().filter(|event| {
-            event.realm == *realm && event.at >= from && token.is_none_or(|token| event.token == token)
-        });
-        Ok(EventPage::new(wanted.take(limit).cloned().collect(), Vec::new()))
+    async fn events(&self, query: &EventQuery) -> Result<EventPage, StoreError> {
+        Ok(self.indexes().events.page(query))
+    }
+
+    async fn export(&self, after: &ExportCursor, limit: usize) -> Result<ExportPage, StoreError> {
+        Ok(self.indexes().events.export(after, limit)?)
     }
 
     async fn purge_events(&self, before: DateTime<Utc>, limit: usize) -> Result<usize, StoreError> {
-        let mut indexes = self.indexes();
-        let mut removed = 0_usize;
-        indexes.events.retain(|event| {
-            let keep = removed >= limit || event.at >= before;
-            removed = removed.saturating_add(usize::from(!keep));
-            keep
-        });
-        Ok(removed)
+        Ok(self.indexes().events.purge(before, limit))
     }
 }
 
@@ -279,7 +265,7 @@ struct Indexes {
     names: HashedPlaces,
     /// What names are hashed with.
     name_key: RandomState,
-    events: Vec<AuditEvent>,
+    events: Events,
     /// By their entries; the one without a list by none.
     scopes: HashMap<Option<Box<str>>, Arc<Scope>>,
 }

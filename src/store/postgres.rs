@@ -56,6 +56,14 @@ pub type PostgresStore = SqlStore<Postgres>;
 
 impl Engine for Postgres {
     const DIALECT: Dialect = Dialect {
+        name: "postgres",
+        // All transactions before the snapshot's oldest open one are over, so no event of theirs is committed later.
+        export: "SELECT {columns}, event.xact, event.seq, txid_snapshot_xmax(snapshot.open) \
+             FROM (SELECT txid_current_snapshot() AS open) AS snapshot \
+             LEFT JOIN (SELECT * FROM {events} WHERE xact < txid_snapshot_xmin(txid_current_snapshot()) \
+             AND (xact, seq) > ($1, $2) ORDER BY xact, seq LIMIT $3) AS event \
+             ON TRUE ORDER BY event.xact, event.seq",
+        has_transaction_ids: true,
         // Whatever the session's default is: a compare-and-set needs no more, and more would make it fail where it could wait.
         begin: "BEGIN ISOLATION LEVEL READ COMMITTED",
         skip_locked: " FOR UPDATE SKIP LOCKED",

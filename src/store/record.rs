@@ -6,7 +6,7 @@
 //! its seal: they belong into the store and nowhere else.
 
 use super::CorruptRecord;
-use crate::audit::{AuditAction, AuditEvent};
+use crate::audit::{AuditAction, AuditEvent, EventId};
 use crate::clock::micros;
 use crate::owner::{OwnerId, OwnerKind, Realm};
 use crate::permission::{Grant, Scope};
@@ -132,8 +132,19 @@ pub const TOKEN_COLUMNS: [&str; 40] = [
 ];
 
 /// The columns of an event, in the order in which they are written and read.
-pub const EVENT_COLUMNS: [&str; 10] =
-    ["at", "realm", "action", "actor", "actor_owner", "actor_token", "token", "owner", "reason", "address"];
+pub const EVENT_COLUMNS: [&str; 11] = [
+    "id",
+    "at",
+    "realm",
+    "action",
+    "actor",
+    "actor_owner",
+    "actor_token",
+    "token",
+    "owner",
+    "reason",
+    "address",
+];
 
 /// A record as the values of [`TOKEN_COLUMNS`].
 pub fn token_values(token: &Token) -> Vec<Value> {
@@ -199,8 +210,12 @@ pub fn token_values(token: &Token) -> Vec<Value> {
 
 /// An event as the values of [`EVENT_COLUMNS`].
 pub fn event_values(event: &AuditEvent) -> Vec<Value> {
-    let mut values =
-        vec![Value::time(event.at), Value::text(event.realm.as_str()), Value::text(&event.action)];
+    let mut values = vec![
+        Value::id(event.id.uuid()),
+        Value::time(event.at),
+        Value::text(event.realm.as_str()),
+        Value::text(&event.action),
+    ];
     values.extend(actor_values(Some(&event.actor)));
     values.extend([
         Value::id(event.token),
@@ -349,7 +364,10 @@ pub fn read_token(row: &(impl Row + ?Sized), table: &str) -> Result<Token, Corru
 /// [`CorruptRecord`], which names the first column that holds what no event has.
 pub fn read_event(row: &(impl Row + ?Sized), table: &str) -> Result<AuditEvent, CorruptRecord> {
     let mut cells = Cells::new(row, table, &EVENT_COLUMNS);
+    let id = cells.required(Cells::id)?;
+    cells.row = Some(id);
     Ok(AuditEvent {
+        id: EventId::new(id),
         at: cells.required(Cells::time)?,
         realm: cells.realm()?,
         action: cells.parsed(AuditAction::from_name)?,

@@ -13,11 +13,12 @@ pub(super) use super::record::Value;
 use super::record::{
     EVENT_COLUMNS, Row, TOKEN_COLUMNS, event_values, read_event, read_id, read_token, token_values,
 };
+use crate::audit::AuditEvent;
 use crate::clock::{micros, plausible_until};
-use crate::owner::Realm;
 use crate::store::{
-    AuditLog, Change, ChangeBatch, Conflict, CorruptRecord, EventPage, Found, ListBy, ListQuery, Page,
-    StoreError, TokenCounts, TokenStore, Touch,
+    AuditLog, Change, ChangeBatch, Conflict, CorruptRecord, CursorError, EventCursor, EventOrder, EventPage,
+    EventQuery, ExportCursor, ExportPage, Found, ListBy, ListQuery, MAX_EVENTS, Page, StoreError,
+    TokenCounts, TokenStore, Touch,
 };
 use crate::token::{KeyId, TokenId, TokenState};
 use chrono::{DateTime, Utc};
@@ -113,6 +114,13 @@ mod sealed {
 #[doc(hidden)]
 #[derive(Debug, Clone, Copy)]
 pub struct Dialect {
+    /// What export cursors begin with.
+    pub(super) name: &'static str,
+    /// Reads up to `$3` events that come after the transaction `$1` and the number `$2`: their columns, their transaction, their
+    /// number, and the newest transaction or number. One row with the newest alone if there are none.
+    pub(super) export: &'static str,
+    /// Whether events are exported by the ids of their transactions.
+    pub(super) has_transaction_ids: bool,
     /// Begins a transaction that changes something.
     pub(super) begin: &'static str,
     /// Stands behind a sub-query that picks rows to be removed.
@@ -232,7 +240,7 @@ impl<E: Engine> SqlStoreBuilder<E> {
         if self.schema.is_some() && !E::DIALECT.has_schemas {
             return Err(SetupError::NoSchemas);
         }
-        let statements = Statements::new(self.prefix, self.schema, self.keeps);
+        let statements = Statements::new(self.prefix, self.schema, self.keeps, &E::DIALECT);
         Ok(SqlStore { pool: self.pool, statements: Arc::new(statements) })
     }
 }
@@ -260,10 +268,11 @@ pub(super) struct Statements {
     count_by_state: Arc<str>,
     count_by_key: Arc<str>,
     health: Arc<str>,
+    export: Arc<str>,
 }
 
 impl Statements {
-    fn new(prefix: String, schema: Option<String>, keeps: bool) -> Self {
+    fn new(prefix: String, schema: Option<String>, keeps: bool, dialect: &Dialect) -> Self {
         let table = |name: &str| match &schema {
             Some(schema) => format!("{schema}.{prefix}{name}"),
             None => format!("{prefix}{name}"),
@@ -308,6 +317,12 @@ impl Statements {
             )
             .into(),
             health: format!("SELECT 1 FROM {tokens} LIMIT 1").into(),
+            export: dialect
+                .export
+                .replace("{events_name}", &format!("'{prefix}events'"))
+                .replace("{columns}", &EVENT_COLUMNS.map(|column| format!("event.{column}")).join(", "))
+                .replace("{events}", &events)
+                .into(),
             keeps,
             prefix,
             schema,
@@ -367,6 +382,37 @@ impl Statements {
         (sql.into(), values)
     }
 
+    /// A page of events and one more, and what is to be bound to it.
+    fn events(&self, query: &EventQuery) -> (Arc<str>, Vec<Value>) {
+        let mut values = Vec::new();
+        let mut bind = |value: Value| {
+            values.push(value);
+            format!("${}", values.len())
+        };
+        let mut conditions = vec![format!("realm = {}", bind(Value::text(query.realm.as_str())))];
+        conditions.extend(query.token.map(|token| format!("token = {}", bind(Value::id(token)))));
+        conditions.extend(query.owner.as_ref().map(|owner| format!("owner = {}", bind(Value::text(owner)))));
+        conditions.extend(query.from.map(|from| format!("at >= {}", bind(Value::time(from)))));
+        conditions.extend(query.until.map(|until| format!("at < {}", bind(Value::time(until)))));
+        let (direction, is_further) = match query.order {
+            EventOrder::NewestFirst => (" DESC", "<"),
+            EventOrder::OldestFirst => ("", ">"),
+        };
+        if let Some(after) = query.after {
+            let micros = bind(Value::Int(Some(after.micros())));
+            let id = bind(Value::Bytes(Some(after.id_bytes().to_vec())));
+            conditions.push(format!("(at, id) {is_further} ({micros}, {id})"));
+        }
+        let limit = bind(Value::count(query.limit.max(1).saturating_add(1)));
+        let sql = format!(
+            "SELECT {} FROM {} WHERE {} ORDER BY at{direction}, id{direction} LIMIT {limit}",
+            EVENT_COLUMNS.join(", "),
+            self.events,
+            conditions.join(" AND ")
+        );
+        (sql.into(), values)
+    }
+
     /// The channel that changes are told on; its name is short whatever the table's is. Two stores that share it forget a record
     /// too many now and then.
     #[cfg_attr(not(feature = "postgres"), allow(dead_code, reason = "the other engine has none"))]
@@ -397,7 +443,7 @@ impl Statements {
         let events = &self.events;
         format!(
             "DELETE FROM {events} WHERE seq IN (SELECT seq FROM {events} WHERE at < {before} \
-             ORDER BY at, seq LIMIT {limit}{skip_locked})"
+             ORDER BY at, id LIMIT {limit}{skip_locked})"
         )
     }
 
@@ -409,6 +455,7 @@ impl Statements {
             // Writing to a text cannot fail.
             let _ = write!(sql, "{comma}({})", places(first, EVENT_COLUMNS.len()));
         }
+        sql.push_str(" ON CONFLICT (id) DO NOTHING");
         sql
     }
 }
@@ -892,6 +939,18 @@ impl<E: Engine> TokenStore for SqlStore<E> {
     }
 }
 
+/// The events in these rows, and where those are that cannot be read.
+fn read_events<E: Engine>(rows: &[E::Row], table: &str) -> (Vec<AuditEvent>, Vec<CorruptRecord>) {
+    let (mut events, mut corrupt) = (Vec::with_capacity(rows.len()), Vec::new());
+    for row in rows {
+        match read_event(&Read::<E>(row), table) {
+            Ok(event) => events.push(event),
+            Err(record) => corrupt.push(record),
+        }
+    }
+    (events, corrupt)
+}
+
 /// What a notification says: ids, or that they are too many for one.
 fn told(ids: impl Iterator<Item = TokenId>) -> String {
     let ids: BTreeSet<TokenId> = ids.collect();
@@ -903,33 +962,48 @@ fn told(ids: impl Iterator<Item = TokenId>) -> String {
 }
 
 impl<E: Engine> AuditLog for SqlStore<E> {
-    async fn events(
-        &self,
-        realm: &Realm,
-        token: Option<TokenId>,
-        from: DateTime<Utc>,
-        limit: usize,
-    ) -> Result<EventPage, StoreError> {
-        let mut values = vec![Value::text(realm.as_str()), Value::time(from), Value::count(limit)];
-        let of_token = if token.is_some() { " AND token = $4" } else { "" };
-        values.extend(token.map(Value::id));
-        let events = &self.statements.events;
-        let sql = format!(
-            "SELECT {}, seq FROM {events} WHERE realm = $1 AND at >= $2{of_token} ORDER BY at, seq LIMIT $3",
-            EVENT_COLUMNS.join(", ")
-        );
-        let rows = self.fetch(&sql.into(), values).await?;
-        let mut page = EventPage::default();
-        for row in &rows {
-            match read_event(&Read::<E>(row), events) {
-                Ok(event) => page.events.push(event),
-                Err(corrupt) => {
-                    let number = E::int(row, EVENT_COLUMNS.len()).ok().flatten().unwrap_or_default();
-                    page.corrupt.push(CorruptRecord { row: number.to_string(), ..corrupt });
-                }
-            }
+    async fn events(&self, query: &EventQuery) -> Result<EventPage, StoreError> {
+        let (sql, values) = self.statements.events(query);
+        let limit = query.limit.max(1);
+        let mut rows = self.fetch(&sql, values).await?;
+        let is_last = rows.len() <= limit;
+        rows.truncate(limit);
+        let (events, corrupt) = read_events::<E>(&rows, &self.statements.events);
+        let place = |row: &E::Row| {
+            let id = E::bytes(row, 0).ok().flatten().and_then(|id| id.try_into().ok());
+            let micros = E::int(row, 1).ok().flatten();
+            let corrupt =
+                |column| StoreError::Corrupt(CorruptRecord::new(&self.statements.events, column, "?"));
+            Ok::<_, StoreError>(EventCursor::new(
+                micros.ok_or_else(|| corrupt("at"))?,
+                id.ok_or_else(|| corrupt("id"))?,
+            ))
+        };
+        let next = rows.last().filter(|_| !is_last).map(place);
+        Ok(EventPage::new(events, corrupt, next.transpose()?))
+    }
+
+    async fn export(&self, after: &ExportCursor, limit: usize) -> Result<ExportPage, StoreError> {
+        let [transaction, number] = after.numbers(E::DIALECT.name)?;
+        let limit = limit.clamp(1, MAX_EVENTS);
+        let values = [transaction, number].map(|number| Value::Int(Some(number)));
+        let values = values.into_iter().chain([Value::count(limit)]).collect();
+        let mut rows = self.fetch(&self.statements.export, values).await?;
+        let cell = |row: &E::Row, index: usize| {
+            E::int(row, EVENT_COLUMNS.len().saturating_add(index)).ok().flatten()
+        };
+        let newest = rows.first().and_then(|row| cell(row, 2));
+        let newest = newest.ok_or_else(|| StoreError::unavailable("the database tells no snapshot"))?;
+        let is_own = if E::DIALECT.has_transaction_ids { transaction < newest } else { number <= newest };
+        if !is_own {
+            return Err(CursorError::OtherDatabase.into());
         }
-        Ok(page)
+        // A row for the newest number alone.
+        rows.retain(|row| cell(row, 1).is_some());
+        let (events, corrupt) = read_events::<E>(&rows, &self.statements.events);
+        let last = rows.last().and_then(|row| Some([cell(row, 0)?, cell(row, 1)?]));
+        let next = ExportCursor::at(E::DIALECT.name, &last.unwrap_or([transaction, number]));
+        Ok(ExportPage::new(events, corrupt, next))
     }
 
     async fn purge_events(&self, before: DateTime<Utc>, limit: usize) -> Result<usize, StoreError> {

@@ -62,6 +62,13 @@ pub type SqliteStore = SqlStore<Sqlite>;
 
 impl Engine for Sqlite {
     const DIALECT: Dialect = Dialect {
+        name: "sqlite",
+        // One transaction writes at a time, so the numbers are in the order of the commits. AUTOINCREMENT gives no number twice.
+        export: "SELECT {columns}, 0, event.seq, newest.seq \
+             FROM (SELECT COALESCE(MAX(seq), 0) AS seq FROM sqlite_sequence WHERE name = {events_name}) AS newest \
+             LEFT JOIN (SELECT * FROM {events} WHERE $1 >= 0 AND seq > $2 ORDER BY seq LIMIT $3) AS event \
+             ON TRUE ORDER BY event.seq",
+        has_transaction_ids: false,
         // Takes the lock at once: a transaction that first reads and then writes cannot wait for it.
         begin: "BEGIN IMMEDIATE",
         skip_locked: "",

@@ -1,11 +1,13 @@
 //! The public id of a token: a `UUIDv7`, written as 22 base62 digits everywhere.
 
 use super::base62;
+use crate::audit::EventId;
 use crate::clock::MAX_CLOCK_ERROR;
 use crate::random::{RandomError, SecureRandom};
 use chrono::{DateTime, Utc};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::fmt;
+use std::hash::{BuildHasher, RandomState};
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -87,7 +89,7 @@ impl TokenId {
     }
 }
 
-/// Makes the ids of one service.
+/// Makes the ids of one service: of its tokens and of its audit events.
 ///
 /// Each id is greater than the one before (RFC 9562 section 6.2, method 1): the 12 bits after the milliseconds are a counter,
 /// which begins at 11 random bits in each new millisecond, and whose overflow goes on into the milliseconds. If the clock stands
@@ -98,6 +100,9 @@ pub(crate) struct IdSource {
     last: AtomicU64,
     /// The random bits of the last id. All bits are set if there is none.
     drawn: AtomicU64,
+    /// The number of events so far, and the key that it is hashed with.
+    events: AtomicU64,
+    event_key: RandomState,
 }
 
 impl IdSource {
@@ -112,8 +117,13 @@ impl IdSource {
     /// In milliseconds, as [`MAX_CLOCK_ERROR`](crate::clock::MAX_CLOCK_ERROR).
     const LONGEST_STEP_BACK: u64 = MAX_CLOCK_ERROR.num_milliseconds().unsigned_abs();
 
-    pub(crate) const fn new() -> Self {
-        Self { last: AtomicU64::new(0), drawn: AtomicU64::new(u64::MAX) }
+    pub(crate) fn new() -> Self {
+        Self {
+            last: AtomicU64::new(0),
+            drawn: AtomicU64::new(u64::MAX),
+            events: AtomicU64::new(0),
+            event_key: RandomState::new(),
+        }
     }
 
     /// Random bits. The counter makes ids differ even if the generator repeats itself, which would repeat secrets too, so
@@ -141,6 +151,19 @@ impl IdSource {
         random: &dyn SecureRandom,
     ) -> Result<TokenId, RandomError> {
         let [start, low] = self.draw(random)?;
+        Ok(self.after_last(now, start, low))
+    }
+
+    /// A new id for an audit event at `now`. The bits that tell events of several services apart need not be unpredictable:
+    /// they are a keyed hash of the event's number, so that no revocation fails with the random generator.
+    pub(crate) fn generate_event(&self, now: DateTime<Utc>) -> EventId {
+        let number = self.events.fetch_add(1, Ordering::Relaxed);
+        let hash = self.event_key.hash_one(number);
+        EventId::new(self.after_last(now, hash >> 32, hash & !TokenId::VARIANT & !(TokenId::VARIANT >> 1)))
+    }
+
+    /// The id that follows the last one and has these random bits. `start` is where the counter begins in a new millisecond.
+    fn after_last(&self, now: DateTime<Utc>, start: u64, low: u64) -> TokenId {
         let millis =
             |at: DateTime<Utc>| u64::try_from(at.timestamp_millis()).unwrap_or(0).min(Self::LAST_MILLIS);
         let own = (millis(now) << Self::COUNTER_BITS) | (start & Self::COUNTER_START);
@@ -149,7 +172,7 @@ impl IdSource {
         let last = self.last.fetch_update(Ordering::AcqRel, Ordering::Acquire, |last| Some(next(last)));
         let ordered = next(last.unwrap_or_else(|last| last));
         let (millis, counter) = (ordered >> Self::COUNTER_BITS, ordered & 0x0FFF);
-        Ok(TokenId { high: (millis << 16) | TokenId::VERSION | counter, low: TokenId::VARIANT | low })
+        TokenId { high: (millis << 16) | TokenId::VERSION | counter, low: TokenId::VARIANT | low }
     }
 }
 
@@ -291,6 +314,25 @@ mod tests {
         let (one, two) = (new_id(&source, start), new_id(&source, start));
         assert_eq!(one.created_at(), start);
         assert!(one < two);
+    }
+
+    #[test]
+    fn ids_of_events_increase_and_differ_from_those_of_other_services() {
+        let now = DateTime::from_timestamp_millis(1_777_777_777_123).unwrap();
+        let (one, other) = (IdSource::new(), IdSource::new());
+        let make = |source: &IdSource| (0..10_000).map(|_| source.generate_event(now)).collect::<Vec<_>>();
+        let (mut ids, others) = (make(&one), make(&other));
+        for ids in [&ids, &others] {
+            assert!(ids.is_sorted_by(|a, b| a < b));
+            assert!(ids.iter().all(|id| id.to_string().parse() == Ok(*id)));
+            assert!(ids.iter().all(|id| EventId::from_bytes(id.to_bytes()) == Ok(*id)));
+        }
+        ids.extend(others);
+        // A clock that was wrong for more than a day gives the same milliseconds once more, and other ids.
+        one.generate_event(now + TimeDelta::days(3));
+        ids.extend(make(&one));
+        let low: HashSet<u64> = ids.iter().map(|id| id.uuid().words()[1]).collect();
+        assert_eq!(low.len(), ids.len());
     }
 
     #[test]

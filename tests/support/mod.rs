@@ -5,7 +5,7 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 use patkit::service::{BuildError, ManageError, TokenServiceBuilder};
-use patkit::store::{AuditLog, Change, ChangeBatch, ListBy, ListQuery};
+use patkit::store::{AuditLog, Change, ChangeBatch, EventQuery, ListBy, ListQuery};
 use patkit::token::Facts;
 use patkit::{
     Actor, AuditEvent, AuditSink, Grant, IssuedToken, Keyring, ManualClock, MemoryDirectory, MemoryStore,
@@ -248,7 +248,16 @@ impl World {
 
     /// All stored events of a realm.
     pub(crate) fn events_in(&self, realm: &Realm) -> Vec<AuditEvent> {
-        ready(self.store.events(realm, None, DateTime::<Utc>::MIN_UTC, usize::MAX)).unwrap().events
+        let mut query = EventQuery::new(realm.clone()).oldest_first();
+        let mut events = Vec::new();
+        loop {
+            let page = ready(self.store.events(&query)).unwrap();
+            events.extend(page.events);
+            match page.next {
+                Some(next) => query = query.after(Some(next)),
+                None => return events,
+            }
+        }
     }
 
     /// All stored events of both realms.

@@ -11,8 +11,8 @@
 
 use patkit::service::TokenServiceBuilder;
 use patkit::{
-    Actor, Keyring, MemoryDirectory, Owner, OwnerId, OwnerKind, PostgresStore, SqliteStore, TokenService,
-    TokenStore,
+    Actor, EventId, Keyring, MemoryDirectory, Owner, OwnerId, OwnerKind, PostgresStore, SqliteStore,
+    TokenService, TokenStore,
 };
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions};
@@ -51,6 +51,14 @@ pub(crate) fn builder<S: TokenStore>(store: S) -> TokenServiceBuilder<S, MemoryD
     let keyring = Keyring::from_text("1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=").unwrap();
     let users = [ada].into_iter().collect();
     TokenService::builder(store, users).brand("acme").keyring(keyring)
+}
+
+/// An id of an event, greater than those before.
+pub(crate) fn event_id() -> EventId {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let uuid = (0x0190_0000_0000_7000_8000_u128 << 48) | u128::from(count);
+    EventId::from_bytes(uuid.to_be_bytes()).unwrap()
 }
 
 /// A name that nothing else of this run and no earlier run has.

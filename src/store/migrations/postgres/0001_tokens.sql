@@ -98,8 +98,13 @@ CREATE INDEX patkit_tokens_restorer ON patkit_tokens (restored_by_token, id) WHE
 CREATE INDEX patkit_tokens_ended ON patkit_tokens (ended_at, id) WHERE ended_at IS NOT NULL;
 
 CREATE TABLE patkit_events (
-    -- The order in which events of one instant came.
-    seq               bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    -- A UUIDv7 of the service that told of it.
+    id                bytea NOT NULL PRIMARY KEY CHECK (octet_length(id) = 16),
+    -- Counts the events as they are written, which is not the order of their commits.
+    seq               bigint GENERATED ALWAYS AS IDENTITY,
+    -- The transaction that wrote it. An export goes by it, and reads only what was written before the oldest open transaction.
+    -- After a restore into another server: UPDATE patkit_events SET xact = 0, and begin exports again.
+    xact              bigint NOT NULL DEFAULT txid_current(),
     at                bigint NOT NULL,
     realm             text NOT NULL,
     -- generated, revoked, restored and so on.
@@ -115,9 +120,14 @@ CREATE TABLE patkit_events (
     address           text
 );
 
-CREATE INDEX patkit_events_realm ON patkit_events (realm, at, seq);
-CREATE INDEX patkit_events_token ON patkit_events (token, at, seq);
-CREATE INDEX patkit_events_at ON patkit_events (at, seq);
--- To erase an owner.
-CREATE INDEX patkit_events_owner ON patkit_events (realm, owner) WHERE owner IS NOT NULL;
+-- The events of a realm, of a token and of an owner, by their time; an owner's are also found to erase it.
+CREATE INDEX patkit_events_realm ON patkit_events (realm, at, id);
+CREATE INDEX patkit_events_token ON patkit_events (token, at, id);
+CREATE INDEX patkit_events_owner ON patkit_events (realm, owner, at, id) WHERE owner IS NOT NULL;
+-- To erase what an owner did to tokens of others.
 CREATE INDEX patkit_events_actor ON patkit_events (realm, actor_owner) WHERE actor_owner IS NOT NULL;
+-- To purge the oldest ones.
+CREATE INDEX patkit_events_at ON patkit_events (at, id);
+-- To hear of new ones, and to export them.
+CREATE UNIQUE INDEX patkit_events_seq ON patkit_events (seq);
+CREATE INDEX patkit_events_xact ON patkit_events (xact, seq);

@@ -98,8 +98,10 @@ CREATE INDEX patkit_tokens_restorer ON patkit_tokens (restored_by_token, id) WHE
 CREATE INDEX patkit_tokens_ended ON patkit_tokens (ended_at, id) WHERE ended_at IS NOT NULL;
 
 CREATE TABLE patkit_events (
-    -- The order in which events of one instant came.
+    -- Counts the events in the order of their commits; an export goes by it.
     seq               INTEGER PRIMARY KEY AUTOINCREMENT,
+    -- A UUIDv7 of the service that told of it.
+    id                BLOB NOT NULL UNIQUE CHECK (length(id) = 16),
     at                INTEGER NOT NULL,
     realm             TEXT NOT NULL,
     -- generated, revoked, restored and so on.
@@ -115,9 +117,11 @@ CREATE TABLE patkit_events (
     address           TEXT
 ) STRICT;
 
-CREATE INDEX patkit_events_realm ON patkit_events (realm, at, seq);
-CREATE INDEX patkit_events_token ON patkit_events (token, at, seq);
-CREATE INDEX patkit_events_at ON patkit_events (at, seq);
--- To erase an owner.
-CREATE INDEX patkit_events_owner ON patkit_events (realm, owner) WHERE owner IS NOT NULL;
+-- The events of a realm, of a token and of an owner, by their time; an owner's are also found to erase it.
+CREATE INDEX patkit_events_realm ON patkit_events (realm, at, id);
+CREATE INDEX patkit_events_token ON patkit_events (token, at, id);
+CREATE INDEX patkit_events_owner ON patkit_events (realm, owner, at, id) WHERE owner IS NOT NULL;
+-- To erase what an owner did to tokens of others.
 CREATE INDEX patkit_events_actor ON patkit_events (realm, actor_owner) WHERE actor_owner IS NOT NULL;
+-- To purge the oldest ones.
+CREATE INDEX patkit_events_at ON patkit_events (at, id);
