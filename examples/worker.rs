@@ -71,7 +71,7 @@ async fn watch(tokens: Arc<Tokens>, every: Duration) {
         }
         let states = cache.count_by_state(SystemClock::new().now()).await.unwrap_or_default();
         let states: Vec<String> = states.iter().map(|(state, count)| format!("{count} {state}")).collect();
-        let keys = cache.count_by_key().await.unwrap_or_default();
+        let keys = cache.tokens_per_key().await.unwrap_or_default();
         let keys: Vec<String> = keys.iter().map(|(key, count)| format!("{count} under key {key}")).collect();
         let (usage, read) = (tokens.usage(), cache.stats());
         println!(
