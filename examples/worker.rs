@@ -6,7 +6,7 @@
 
 #![allow(clippy::arithmetic_side_effects, clippy::print_stdout, reason = "an example")]
 
-use patkit::store::{AuditLog, TokenCounts};
+use patkit::store::{AuditLog, KeyChecks, TokenCounts};
 use patkit::{
     Actor, CachedStore, Clock, Keyring, MemoryDirectory, NewToken, Owner, OwnerId, OwnerKind, SqliteStore,
     SystemClock, TokenPolicy, TokenService,
@@ -71,7 +71,7 @@ async fn watch(tokens: Arc<Tokens>, every: Duration) {
         }
         let states = cache.count_by_state(SystemClock::new().now()).await.unwrap_or_default();
         let states: Vec<String> = states.iter().map(|(state, count)| format!("{count} {state}")).collect();
-        let keys = cache.count_by_key().await.unwrap_or_default();
+        let keys = cache.tokens_per_key().await.unwrap_or_default();
         let keys: Vec<String> = keys.iter().map(|(key, count)| format!("{count} under key {key}")).collect();
         let (usage, read) = (tokens.usage(), cache.stats());
         println!(

@@ -13,8 +13,8 @@
 //! ```
 //!
 //! The factory is called once per check, so that no check depends on another one; it may panic when it cannot make a
-//! store. A store that also reads audit events or counts records has [`Suite::run_audit_log`] and
-//! [`Suite::run_counts`]. [`Suite::run`] brings changes into conflict by polling many futures at once, on the runtime
+//! store. A store that also reads audit events, counts records or keeps key checks has [`Suite::run_audit_log`],
+//! [`Suite::run_counts`] and [`Suite::run_key_checks`]. [`Suite::run`] brings changes into conflict by polling many futures at once, on the runtime
 //! that it is awaited on; [`Suite::run_races`] does so from many threads.
 //!
 //! A wrapper whose reads may lag behind its commits says by how much, and hands in its runtime's sleep:
@@ -43,12 +43,12 @@ use crate::clock::MAX_CLOCK_ERROR;
 use crate::owner::{OwnerId, OwnerKind, Realm};
 use crate::permission::Scope;
 use crate::store::{
-    AuditLog, Change, ChangeBatch, Conflict, EventPage, EventQuery, ExportCursor, Found, ListBy, ListQuery,
-    MAX_PAGE, StoreError, TokenCounts, TokenStore, Touch,
+    AuditLog, Change, ChangeBatch, Conflict, EventPage, EventQuery, ExportCursor, Found, KeyChecks, ListBy,
+    ListQuery, MAX_PAGE, StoreError, TokenCounts, TokenStore, Touch,
 };
 use crate::token::{
-    ActorRef, Authority, Credential, Description, Facts, ForeignDigest, KeyId, KeyedDigest, LastUse,
-    Lifetime, Networks, Reason, Revocation, Seal, Succession, Token, TokenId, TokenKind, TokenName,
+    ActorRef, Authority, Credential, Description, Facts, ForeignDigest, KeyCheck, KeyId, KeyedDigest,
+    LastUse, Lifetime, Networks, Reason, Revocation, Seal, Succession, Token, TokenId, TokenKind, TokenName,
     TokenState,
 };
 use chrono::{DateTime, Utc};
@@ -216,6 +216,7 @@ where
             pages_are_exact: "at most as many as asked for; where the next page begins, none on the last one",
             pages_hold_while_records_come_and_go: "what comes after the last one of the page before",
             only_active_ones_are_listed: "only those that are active at this instant",
+            a_list_of_a_key_holds_its_digests: "those whose digest was made with this key, in all realms",
             idle_ones_are_listed: "those whose last activity lies before an instant",
             a_touch_moves_forward_alone: "each moves its record's last use forward or does nothing, never back",
             a_touch_replaces_what_a_wrong_clock_noted: "unless the stored one was noted by a clock that was wrong",
@@ -301,7 +302,24 @@ where
     pub async fn run_counts(&self) -> Result<Report, Failure> {
         run! { self;
             states_are_counted_at_an_instant: "how many records are in each state at `now`",
-            digests_are_counted_by_key: "how many records have a digest under each key",
+        }
+    }
+}
+
+impl<F, Fut, S> Suite<F>
+where
+    F: Fn() -> Fut + Send + Sync,
+    Fut: Future<Output = S> + Send,
+    S: TokenStore + KeyChecks,
+{
+    /// Checks what [`KeyChecks`] promises.
+    ///
+    /// # Errors
+    /// [`Failure`], which names every check that failed.
+    pub async fn run_key_checks(&self) -> Result<Report, Failure> {
+        run! { self;
+            digests_are_counted_by_key: "how many records, of whatever realm and state, have a digest under each key",
+            the_first_key_check_stays: "records a check value, unless there is one for its key id",
         }
     }
 }
@@ -1107,6 +1125,35 @@ async fn a_list_holds_what_it_should<S: TokenStore>(bench: &Bench<'_, S>) -> Res
     bench.settle().await;
     bench.lists(&ListQuery::new(ListBy::Creator(id(3)?)), &[]).await?;
     bench.lists(&ListQuery::new(ListBy::Restorer(id(3)?)), &ids([6])?).await
+}
+
+async fn a_list_of_a_key_holds_its_digests<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+    let under = |key| Credential::Keyed(KeyedDigest::new(KeyId::new(key), [1; 32]));
+    let mut tokens = records(1..=6)?;
+    for (number, token) in (1..).zip(&mut tokens) {
+        token.credential = match number {
+            1 => Credential::Foreign(ForeignDigest::new("sha256", &[1; 32])),
+            2 | 5 => under(u16::MAX),
+            _ => under(0),
+        };
+    }
+    if let [_, second, third, ..] = &mut *tokens {
+        second.realm = Realm::new("elsewhere")?;
+        third.facts.revocation = Some(revocation(Reason::Owner, 0)?);
+    }
+    bench.insert(&tokens).await?;
+    bench.settle().await;
+    let by = |key| ListQuery::new(ListBy::Key(KeyId::new(key)));
+    bench.lists(&by(0), &ids([3, 4, 6])?).await?;
+    bench.lists(&by(u16::MAX), &ids([2, 5])?).await?;
+    bench.lists(&by(1), &[]).await?;
+    bench.lists(&by(0).active_at(at(0)?), &ids([4, 6])?).await?;
+    // A digest that moves to another key moves from list to list.
+    let Some(moved) = tokens.get(3) else { return Ok(()) };
+    bench.commit([update(&changed(moved, |token| token.credential = under(u16::MAX)))]).await?;
+    bench.settle().await;
+    bench.lists(&by(0), &ids([3, 6])?).await?;
+    bench.lists(&by(u16::MAX), &ids([2, 4, 5])?).await
 }
 
 async fn a_list_is_newest_first<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
@@ -2108,7 +2155,7 @@ async fn states_are_counted_at_an_instant<S: TokenStore + TokenCounts>(
     Ok(())
 }
 
-async fn digests_are_counted_by_key<S: TokenStore + TokenCounts>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+async fn digests_are_counted_by_key<S: TokenStore + KeyChecks>(bench: &Bench<'_, S>) -> Result<(), Seen> {
     let mut tokens = records(1..=6)?;
     for (number, token) in (1..).zip(&mut tokens) {
         token.credential = match number {
@@ -2116,12 +2163,53 @@ async fn digests_are_counted_by_key<S: TokenStore + TokenCounts>(bench: &Bench<'
             2 | 3 => Credential::Keyed(KeyedDigest::new(KeyId::new(u16::MAX), [1; 32])),
             _ => Credential::Keyed(KeyedDigest::new(KeyId::new(0), [1; 32])),
         };
+        match number {
+            4 => token.realm = Realm::new("elsewhere")?,
+            5 => token.facts.revocation = Some(revocation(Reason::Owner, 0)?),
+            _ => {}
+        }
     }
     bench.insert(&tokens).await?;
     bench.settle().await;
-    let mut counts = bench.store.count_by_key().await?;
+    let mut counts = bench.store.tokens_per_key().await?;
     counts.retain(|(_, count)| *count > 0);
     counts.sort_unstable();
     let expected = [(KeyId::new(0), 3), (KeyId::new(u16::MAX), 2)];
     ensure(counts == expected, || format!("the counts were {counts:?}, not {expected:?}"))
+}
+
+async fn the_first_key_check_stays<S: TokenStore + KeyChecks>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+    let check = |key, byte| KeyCheck::new(KeyId::new(key), [byte; 16]);
+    let known = async || -> Result<Vec<(KeyId, [u8; 16])>, Seen> {
+        bench.settle().await;
+        let known = bench.store.key_checks().await?;
+        let mut known: Vec<_> = known.iter().map(|check| (check.key(), *check.value())).collect();
+        known.sort_unstable();
+        Ok(known)
+    };
+    let found = known().await?;
+    ensure(found.is_empty(), || format!("an empty store has the key checks {found:?}"))?;
+    let value = [255, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14];
+    let first = KeyCheck::new(KeyId::new(u16::MAX), value);
+    bench.store.record_key_check(&first).await?;
+    bench.store.record_key_check(&check(0, 0)).await?;
+    bench.store.record_key_check(&first).await?;
+    bench.store.record_key_check(&check(u16::MAX, 7)).await?;
+    bench.store.record_key_check(&check(0, 8)).await?;
+    // Keys stay known without a record under them.
+    let token = record(1)?;
+    bench.insert(std::slice::from_ref(&token)).await?;
+    bench.commit([remove(&token)]).await?;
+    let expected = [(KeyId::new(0), [0; 16]), (KeyId::new(u16::MAX), value)];
+    let found = known().await?;
+    ensure(found == expected, || format!("the key checks were {found:?}, not {expected:?}"))?;
+    // Of many at once, one stays.
+    let writers: Vec<KeyCheck> = (1..=8).map(|byte| check(1, byte)).collect();
+    let writers =
+        writers.iter().map(|check| -> BoxedFuture<'_, _> { Box::pin(bench.store.record_key_check(check)) });
+    for result in join_all(writers.collect()).await {
+        result?;
+    }
+    let found = known().await?;
+    ensure(found.len() == 3, || format!("the key checks were {found:?}, not one per key"))
 }

@@ -44,7 +44,7 @@ pub use store::CachedStore;
 pub use store::PostgresStore;
 #[cfg(feature = "sqlite")]
 pub use store::SqliteStore;
-pub use store::{AuditLog, MemoryStore, StoreError, TokenStore};
+pub use store::{AuditLog, KeyChecks, MemoryStore, StoreError, TokenStore};
 pub use token::{Keyring, PlaintextToken, Reason, Token, TokenId, TokenKind, TokenState, TokenView};
 
 // It shows the stores in databases as well.

@@ -5,6 +5,7 @@
 //! * what the host itself does: [`TokenService::revoke_all`], [`TokenService::sweep_idle`], [`TokenService::flush`].
 
 mod actor;
+mod check;
 mod error;
 mod family;
 mod manage;
@@ -18,6 +19,7 @@ mod within;
 #[cfg(feature = "axum")]
 pub(crate) use actor::ActorCredential;
 pub use actor::{Actor, Standing};
+pub use check::{CheckError, KeyReport};
 pub use error::{
     Attenuation, InvalidInput, ManageError, PolicyRule, RejectReason, Rejected, Unavailable, VerifyError,
 };

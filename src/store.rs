@@ -36,7 +36,7 @@ use crate::snapshot::Snapshot;
 use crate::table::Place;
 use crate::token::access::Access;
 use crate::token::details::{Details, Packed};
-use crate::token::{KeyId, LastUse, Token, TokenId, TokenKind, TokenState};
+use crate::token::{Credential, KeyCheck, KeyId, LastUse, Token, TokenId, TokenKind, TokenState};
 use chrono::{DateTime, Utc};
 use std::fmt;
 use std::pin::Pin;
@@ -231,12 +231,28 @@ pub trait TokenCounts: Send + Sync {
         &self,
         now: DateTime<Utc>,
     ) -> impl Future<Output = Result<Vec<(TokenState, u64)>, StoreError>> + Send;
+}
 
-    /// How many records have a digest under each key: an old key may go when none has.
+/// Check values of the keys that digests were made with, for [`TokenService::check`](crate::TokenService::check); not every
+/// store needs it.
+pub trait KeyChecks: Send + Sync {
+    /// Returns all check values, one per key id, in any order.
     ///
     /// # Errors
-    /// [`StoreError`] when the store cannot say.
-    fn count_by_key(&self) -> impl Future<Output = Result<Vec<(KeyId, u64)>, StoreError>> + Send;
+    /// [`StoreError`] if the store cannot say.
+    fn key_checks(&self) -> impl Future<Output = Result<Vec<KeyCheck>, StoreError>> + Send;
+
+    /// Records a check value, unless there is one for its key id: the first one stays for ever.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the store cannot tell that a value is recorded for this key id.
+    fn record_key_check(&self, check: &KeyCheck) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// Returns how many records, of whatever realm and state, have a digest under each key. Keys without a record may be left out.
+    ///
+    /// # Errors
+    /// [`StoreError`] if the store cannot say.
+    fn tokens_per_key(&self) -> impl Future<Output = Result<Vec<(KeyId, u64)>, StoreError>> + Send;
 }
 
 /// Hearing of changes that others make; for caches. Not every store has it.
@@ -323,6 +339,9 @@ impl ListQuery {
             ListBy::Creator(creator) => token.creator() == Some(*creator),
             ListBy::Restorer(restorer) => token.restored_by == Some(*restorer),
             ListBy::Idle(before) => token.is_idle(*before, self.active_at),
+            ListBy::Key(key) => {
+                matches!(&token.credential, Credential::Keyed(digest) if digest.key() == *key)
+            }
         };
         is_listed
             && self.after.is_none_or(|after| token.id < after)
@@ -364,6 +383,8 @@ pub enum ListBy {
     /// [`active_at`](ListQuery::active_at), an activity later than [`MAX_CLOCK_ERROR`](crate::clock::MAX_CLOCK_ERROR) after that
     /// instant does not count, since a wrong clock noted it.
     Idle(DateTime<Utc>),
+    /// Those whose digest was made with this key, in all realms.
+    Key(KeyId),
 }
 
 /// One page of a list.
@@ -596,6 +617,32 @@ macro_rules! forward {
 forward!(&S);
 forward!(Arc<S>);
 forward!(Box<S>);
+
+/// Forwards [`KeyChecks`] through a pointer.
+macro_rules! forward_key_checks {
+    ($pointer:ty) => {
+        impl<S: KeyChecks + ?Sized> KeyChecks for $pointer {
+            fn key_checks(&self) -> impl Future<Output = Result<Vec<KeyCheck>, StoreError>> + Send {
+                (**self).key_checks()
+            }
+
+            fn record_key_check(
+                &self,
+                check: &KeyCheck,
+            ) -> impl Future<Output = Result<(), StoreError>> + Send {
+                (**self).record_key_check(check)
+            }
+
+            fn tokens_per_key(&self) -> impl Future<Output = Result<Vec<(KeyId, u64)>, StoreError>> + Send {
+                (**self).tokens_per_key()
+            }
+        }
+    };
+}
+
+forward_key_checks!(&S);
+forward_key_checks!(Arc<S>);
+forward_key_checks!(Box<S>);
 
 /// A boxed future of a [`DynTokenStore`].
 pub type BoxedStore<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;

@@ -17,7 +17,9 @@ pub use facts::{ActorRef, Authority, Facts, Reason, Revocation, Succession, Toke
 pub use format::{Brand, BrandError, MalformedToken, TokenFormat, TokenFormatError};
 pub(crate) use format::{Presented, Unreadable};
 pub use id::{TokenId, TokenIdError};
-pub use keyring::{KeyId, Keyring, KeyringEnvError, KeyringError, MAX_KEY_BYTES, MAX_KEYS, MIN_KEY_BYTES};
+pub use keyring::{
+    KeyCheck, KeyId, Keyring, KeyringEnvError, KeyringError, MAX_KEY_BYTES, MAX_KEYS, MIN_KEY_BYTES,
+};
 pub use name::{Description, MAX_DESCRIPTION_CHARS, MAX_NAME_CHARS, NameError, TokenName};
 pub use network::{MAX_NETWORKS, Network, NetworkError, Networks, NetworksError};
 pub use secret::PlaintextToken;

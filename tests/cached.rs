@@ -164,6 +164,7 @@ async fn a_store_behind_the_cache_is_right() {
     suite.run().await.unwrap();
     suite.run_audit_log().await.unwrap();
     suite.run_counts().await.unwrap();
+    suite.run_key_checks().await.unwrap();
     let suite = Suite::new(|| async {
         let store: Arc<dyn DynTokenStore> =
             Arc::new(CachedStore::builder(MemoryStore::new()).build().unwrap());

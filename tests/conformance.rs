@@ -16,9 +16,10 @@ use patkit::conformance::{Failure, Suite};
 use patkit::owner::Realm;
 use patkit::store::{
     Ahead, AuditLog, Change, ChangeBatch, Conflict, CursorError, DynTokenStore, EventCursor, EventOrder,
-    EventPage, EventQuery, ExportCursor, ExportPage, Found, ListBy, ListQuery, Page, TokenCounts, Touch,
+    EventPage, EventQuery, ExportCursor, ExportPage, Found, KeyChecks, ListBy, ListQuery, Page, TokenCounts,
+    Touch,
 };
-use patkit::token::{ActorRef, Credential, KeyId};
+use patkit::token::{ActorRef, Credential, KeyCheck, KeyId};
 use patkit::{MemoryStore, StoreError, Token, TokenId, TokenState, TokenStore};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -32,6 +33,7 @@ async fn the_memory_store_is_right() {
     assert!(report.passed.len() > 30);
     suite.run_audit_log().await.unwrap();
     suite.run_counts().await.unwrap();
+    suite.run_key_checks().await.unwrap();
 }
 
 #[test]
@@ -61,6 +63,7 @@ fn the_futures_of_the_suite_and_of_every_store_can_be_sent() {
     can_be_sent(suite.run());
     can_be_sent(suite.run_audit_log());
     can_be_sent(suite.run_counts());
+    can_be_sent(suite.run_key_checks());
     let store: Arc<dyn DynTokenStore> = Arc::new(MemoryStore::new());
     can_be_sent(TokenStore::touch(&store, &[]));
     can_be_sent(store.commit(&ChangeBatch::new()));
@@ -74,6 +77,7 @@ async fn a_plain_store_that_shares_no_code_with_the_shipped_one_is_right() {
     suite.run().await.unwrap();
     suite.run_audit_log().await.unwrap();
     suite.run_counts().await.unwrap();
+    suite.run_key_checks().await.unwrap();
 }
 
 #[tokio::test]
@@ -112,6 +116,8 @@ async fn every_broken_store_is_caught_by_the_check_named_for_it() {
         (F::ListIgnoresKinds, "a_list_holds_what_it_should"),
         (F::ListForgetsCreators, "a_list_holds_what_it_should"),
         (F::ListForgetsRestorers, "a_list_holds_what_it_should"),
+        (F::ListOfKeyHoldsForeign, "a_list_of_a_key_holds_its_digests"),
+        (F::ListOfKeyForgetsRevoked, "a_list_of_a_key_holds_its_digests"),
         (F::OldestFirst, "a_list_is_newest_first"),
         (F::ByTimeAlone, "a_list_is_newest_first"),
         (F::PageDropsOne, "pages_are_exact"),
@@ -192,13 +198,26 @@ async fn every_broken_audit_log_is_caught_by_the_check_named_for_it() {
 
 #[tokio::test]
 async fn every_broken_count_is_caught_by_the_check_named_for_it() {
-    let table = [
-        (Fault::CountsRevokedFirst, "states_are_counted_at_an_instant"),
-        (Fault::CountsForeignDigests, "digests_are_counted_by_key"),
-    ];
+    let table = [(Fault::CountsRevokedFirst, "states_are_counted_at_an_instant")];
     for (fault, check) in table {
         let suite = Suite::new(|| async move { Model::broken(fault) });
         assert_caught(suite.run_counts().await, fault, check);
+    }
+}
+
+#[tokio::test]
+async fn every_broken_key_check_is_caught_by_the_check_named_for_it() {
+    let table = [
+        (Fault::CountsForeignDigests, "digests_are_counted_by_key"),
+        (Fault::CountsOneRealm, "digests_are_counted_by_key"),
+        (Fault::CountsActiveKeys, "digests_are_counted_by_key"),
+        (Fault::KeyChecksOverwrite, "the_first_key_check_stays"),
+        (Fault::KeyChecksRepeat, "the_first_key_check_stays"),
+        (Fault::KeyChecksCut, "the_first_key_check_stays"),
+    ];
+    for (fault, check) in table {
+        let suite = Suite::new(|| async move { Model::broken(fault) });
+        assert_caught(suite.run_key_checks().await, fault, check);
     }
 }
 
@@ -358,6 +377,13 @@ enum Fault {
     PurgeEventsWithoutLimit,
     CountsRevokedFirst,
     CountsForeignDigests,
+    CountsOneRealm,
+    CountsActiveKeys,
+    KeyChecksOverwrite,
+    KeyChecksRepeat,
+    KeyChecksCut,
+    ListOfKeyHoldsForeign,
+    ListOfKeyForgetsRevoked,
     Down,
 }
 
@@ -375,6 +401,7 @@ struct State {
     /// With the numbers of their coming.
     events: Vec<(usize, AuditEvent)>,
     numbered: usize,
+    key_checks: Vec<KeyCheck>,
     offsets: BTreeMap<TokenId, usize>,
 }
 
@@ -562,6 +589,13 @@ impl Model {
             ListBy::Restorer(restorer) => {
                 !self.is(Fault::ListForgetsRestorers) && token.restored_by == Some(*restorer)
             }
+            ListBy::Key(key) => match &token.credential {
+                Credential::Keyed(digest) => {
+                    let is_revoked = token.facts.revocation.is_some();
+                    digest.key() == *key && !(is_revoked && self.is(Fault::ListOfKeyForgetsRevoked))
+                }
+                _ => *key == KeyId::new(0) && self.is(Fault::ListOfKeyHoldsForeign),
+            },
             ListBy::Idle(before) => {
                 let last = match token.last_used {
                     Some(used) if self.is(Fault::IdleIgnoresRestoring) => used.at,
@@ -921,8 +955,33 @@ impl TokenCounts for Model {
         }
         Ok(counts)
     }
+}
 
-    async fn count_by_key(&self) -> Result<Vec<(KeyId, u64)>, StoreError> {
+impl KeyChecks for Model {
+    async fn key_checks(&self) -> Result<Vec<KeyCheck>, StoreError> {
+        Ok(self.state().key_checks.clone())
+    }
+
+    async fn record_key_check(&self, check: &KeyCheck) -> Result<(), StoreError> {
+        let mut state = self.state();
+        let place = state.key_checks.iter().position(|known| known.key() == check.key());
+        match place {
+            Some(place) if self.is(Fault::KeyChecksOverwrite) => {
+                state.key_checks.remove(place);
+                state.key_checks.push(*check);
+            }
+            Some(_) if !self.is(Fault::KeyChecksRepeat) => {}
+            _ if self.is(Fault::KeyChecksCut) => {
+                let mut value = *check.value();
+                value[15] = 0;
+                state.key_checks.push(KeyCheck::new(check.key(), value));
+            }
+            _ => state.key_checks.push(*check),
+        }
+        Ok(())
+    }
+
+    async fn tokens_per_key(&self) -> Result<Vec<(KeyId, u64)>, StoreError> {
         let state = self.state();
         let mut counts: BTreeMap<KeyId, u64> = BTreeMap::new();
         for token in state.records.values() {
@@ -931,6 +990,12 @@ impl TokenCounts for Model {
                 _ if self.is(Fault::CountsForeignDigests) => KeyId::new(0),
                 _ => continue,
             };
+            let is_active = token.facts.revocation.is_none();
+            if (self.is(Fault::CountsOneRealm) && token.realm != Realm::default())
+                || (self.is(Fault::CountsActiveKeys) && !is_active)
+            {
+                continue;
+            }
             *counts.entry(key).or_default() += 1;
         }
         Ok(counts.into_iter().collect())

@@ -22,6 +22,7 @@ async fn sqlite_in_a_file_is_right() {
     assert!(suite.run().await.unwrap().passed.len() > 30);
     suite.run_audit_log().await.unwrap();
     suite.run_counts().await.unwrap();
+    suite.run_key_checks().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -32,6 +33,7 @@ async fn sqlite_in_shared_memory_is_right() {
     suite.run().await.unwrap();
     suite.run_audit_log().await.unwrap();
     suite.run_counts().await.unwrap();
+    suite.run_key_checks().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -41,6 +43,7 @@ async fn postgres_is_right() {
     assert!(suite.run().await.unwrap().passed.len() > 30);
     suite.run_audit_log().await.unwrap();
     suite.run_counts().await.unwrap();
+    suite.run_key_checks().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -55,6 +58,7 @@ async fn postgres_behind_a_pooler_in_transaction_mode_is_right() {
     assert!(suite.run().await.unwrap().passed.len() > 30);
     suite.run_audit_log().await.unwrap();
     suite.run_counts().await.unwrap();
+    suite.run_key_checks().await.unwrap();
 }
 
 #[test]
@@ -90,6 +94,7 @@ async fn databases_behind_pointers_are_right() {
     let pool = postgres_pool(8).await;
     let suite = Suite::new(|| async { Arc::new(postgres_store(&pool).await) });
     suite.run().await.unwrap();
+    suite.run_key_checks().await.unwrap();
     let folder = Folder::new();
     let file = || folder.path().join(unique("db"));
     let suite = Suite::new(|| async {

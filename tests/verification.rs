@@ -19,7 +19,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use patkit::audit::AuditAction;
 use patkit::random::{RandomError, SecureRandom};
 use patkit::service::{RejectReason, Rejected, Unavailable, VerifyError};
-use patkit::store::{ChangeBatch, Found, ListQuery, Page, TokenCounts, Touch};
+use patkit::store::{ChangeBatch, Found, KeyChecks, ListQuery, Page, Touch};
 use patkit::token::{Brand, Credential, ForeignDigest, KeyId, TokenFormat};
 use patkit::{
     Actor, Clock, Directory, DirectoryError, Grant, IssuedToken, Keyring, ManualClock, MemoryDirectory,
@@ -305,7 +305,7 @@ fn a_verification_moves_a_token_to_the_primary_key_and_the_old_one_may_go() {
     let world = World::new();
     let (used, idle) = (world.issue("ann", named("used")), world.issue("ann", named("idle")));
     let counts = || {
-        let mut counts = ready(world.store.count_by_key()).unwrap();
+        let mut counts = ready(world.store.tokens_per_key()).unwrap();
         counts.sort_unstable();
         counts
     };
@@ -366,10 +366,10 @@ fn a_change_between_a_verification_and_the_move_of_its_digest_is_not_undone() {
     ready(service.rename(&session("ann"), token, "other")).unwrap();
     ready(service.flush()).unwrap();
     assert_eq!(world.stored(token).name.as_str(), "other");
-    assert_eq!(ready(world.store.count_by_key()).unwrap(), [(KeyId::new(1), 1)]);
+    assert_eq!(ready(world.store.tokens_per_key()).unwrap(), [(KeyId::new(1), 1)]);
     ready(service.verify(text(&issued), None)).unwrap();
     ready(service.flush()).unwrap();
-    assert_eq!(ready(world.store.count_by_key()).unwrap(), [(KeyId::new(2), 1)]);
+    assert_eq!(ready(world.store.tokens_per_key()).unwrap(), [(KeyId::new(2), 1)]);
 
     ready(with_keys(&world, &[KEY_1, KEY_2]).verify(text(&issued), None)).unwrap();
     ready(service.revoke(&Actor::system(), token, Reason::System)).unwrap();

@@ -129,8 +129,15 @@ pub enum Unavailable {
     #[error("the directory of owners did not answer")]
     Directory(#[source] DirectoryError),
     /// The key that a token's digest was made with is not in the keyring.
-    #[error("the keyring has no key {0}, which a token needs")]
+    #[error("the keyring has no key {0}, which a token needs; add key {0} to the keyring")]
     KeyMissing(KeyId),
+    /// The last [`check`](super::TokenService::check) found that this key of the keyring is not the key which the store knows
+    /// under its id.
+    #[error(
+        "key {0} of the keyring is not the key that this store knows as key {0}; restore its secret, or give the new secret an \
+         id that was never used"
+    )]
+    WrongKey(KeyId),
 }
 
 /// Why a management operation was not done.

@@ -463,6 +463,10 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         kind: TokenKind,
         now: chrono::DateTime<chrono::Utc>,
     ) -> Result<(TokenId, Credential, PlaintextToken), ManageError> {
+        let key = self.keyring.primary();
+        if self.keyring.is_wrong(key) {
+            return Err(super::Unavailable::WrongKey(key).into());
+        }
         let id = self.ids.generate(now, &*self.random)?;
         let message = Message::generate(kind, id, &*self.random)?;
         let digest = self.keyring.digest(&message);
@@ -526,7 +530,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
 
     /// A page with what the directory says of the owners, asked once for each. One that it cannot answer for does not fail the
     /// page.
-    async fn shown(&self, acting: &Acting, Page { tokens, corrupt, next }: Page) -> TokenPage {
+    pub(super) async fn shown(&self, acting: &Acting, Page { tokens, corrupt, next }: Page) -> TokenPage {
         let mut owners: HashMap<OwnerId, OwnerAnswer> = HashMap::new();
         let mut items = Vec::with_capacity(tokens.len());
         for token in tokens {

@@ -351,6 +351,10 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     }
 
     async fn move_digest(&self, token: &Token, redigest: Redigest) -> Result<(), ManageError> {
+        if self.keyring.is_wrong(redigest.digest.key()) {
+            // It stays under the key that it works with, and moves after a verification under the right one.
+            return Ok(());
+        }
         let after = changed(token, |token| {
             token.credential = Credential::Keyed(redigest.digest);
         });

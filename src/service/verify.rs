@@ -466,10 +466,16 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     /// primary costs a second digest.
     ///
     /// # Errors
-    /// Unavailable when the keyring has no such key as the token's digest was made with.
+    /// Unavailable when the keyring has no such key as the token's digest was made with, or another one under its id.
     #[inline(always)]
     fn is_proven(&self, claim: &Claim<'_>, access: Option<&Access>) -> Result<bool, Unavailable> {
         let stored = access.and_then(|access| Some((access.key(claim.presented.kind)?, access.digest())));
+        // Also if the digests are equal: what one node accepts, another one with the right key would reject.
+        if let Some((key, _)) = stored
+            && self.keyring.is_wrong(key)
+        {
+            return Err(Unavailable::WrongKey(key));
+        }
         let under_its_key = match stored {
             Some((key, _)) if key != claim.computed.key() => Some(self.digest_under(key, &claim.presented)?),
             _ => None,

@@ -11,14 +11,14 @@ use kept::Kept;
 
 use super::{
     Ahead, AuditLog, ChangeBatch, ChangeFeed, EventPage, EventQuery, ExportCursor, ExportPage, Feed,
-    FeedEvent, Found, ListQuery, Page, StoreError, TokenCounts, TokenStore, Touch,
+    FeedEvent, Found, KeyChecks, ListQuery, Page, StoreError, TokenCounts, TokenStore, Touch,
 };
 use crate::clock::{Clock, SystemClock};
 use crate::snapshot::Snapshot;
 use crate::table::Place;
 use crate::token::access::Access;
 use crate::token::details::{Details, Packed};
-use crate::token::{KeyId, Reason, TokenId, TokenState};
+use crate::token::{KeyCheck, KeyId, Reason, TokenId, TokenState};
 use arc_swap::Guard;
 use async_lock::{Mutex as AsyncMutex, MutexGuardArc, Semaphore};
 use chrono::{DateTime, Utc};
@@ -518,9 +518,19 @@ impl<S: TokenStore + TokenCounts> TokenCounts for CachedStore<S> {
     async fn count_by_state(&self, now: DateTime<Utc>) -> Result<Vec<(TokenState, u64)>, StoreError> {
         self.store.count_by_state(now).await
     }
+}
 
-    async fn count_by_key(&self) -> Result<Vec<(KeyId, u64)>, StoreError> {
-        self.store.count_by_key().await
+impl<S: TokenStore + KeyChecks> KeyChecks for CachedStore<S> {
+    async fn key_checks(&self) -> Result<Vec<KeyCheck>, StoreError> {
+        self.store.key_checks().await
+    }
+
+    async fn record_key_check(&self, check: &KeyCheck) -> Result<(), StoreError> {
+        self.store.record_key_check(check).await
+    }
+
+    async fn tokens_per_key(&self) -> Result<Vec<(KeyId, u64)>, StoreError> {
+        self.store.tokens_per_key().await
     }
 }
 

@@ -12,7 +12,7 @@ use indexes::{HashedPlaces, IdList, merged};
 
 use super::{
     Ahead, AuditLog, Change, ChangeBatch, Conflict, EventPage, EventQuery, ExportCursor, ExportPage, Found,
-    ListBy, ListQuery, Page, StoreError, TokenCounts, TokenStore, Touch,
+    KeyChecks, ListBy, ListQuery, Page, StoreError, TokenCounts, TokenStore, Touch,
 };
 use crate::clock::{micros, plausible_until};
 use crate::owner::{OwnerId, Realm};
@@ -21,7 +21,7 @@ use crate::snapshot::Snapshot;
 use crate::table::{Entry, Growing, Key, Place, Table};
 use crate::token::access::Access;
 use crate::token::details::{Account, Details, Packed};
-use crate::token::{KeyId, Token, TokenId, TokenKind, TokenState};
+use crate::token::{KeyCheck, KeyId, Token, TokenId, TokenKind, TokenState};
 use arc_swap::Guard;
 use chrono::{DateTime, Utc};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -236,8 +236,19 @@ impl TokenCounts for MemoryStore {
         }
         Ok(counts.to_vec())
     }
+}
 
-    async fn count_by_key(&self) -> Result<Vec<(KeyId, u64)>, StoreError> {
+impl KeyChecks for MemoryStore {
+    async fn key_checks(&self) -> Result<Vec<KeyCheck>, StoreError> {
+        Ok(self.indexes().key_checks.values().copied().collect())
+    }
+
+    async fn record_key_check(&self, check: &KeyCheck) -> Result<(), StoreError> {
+        self.indexes().key_checks.entry(check.key()).or_insert(*check);
+        Ok(())
+    }
+
+    async fn tokens_per_key(&self) -> Result<Vec<(KeyId, u64)>, StoreError> {
         let mut counts: BTreeMap<KeyId, u64> = BTreeMap::new();
         for packed in self.indexes().all().filter_map(|place| self.records.at(place)) {
             if let Some(key) = packed.access.key(packed.access.kind()) {
@@ -266,6 +277,7 @@ struct Indexes {
     /// What names are hashed with.
     name_key: RandomState,
     events: Events,
+    key_checks: BTreeMap<KeyId, KeyCheck>,
     /// By their entries; the one without a list by none.
     scopes: HashMap<Option<Box<str>>, Arc<Scope>>,
 }
@@ -297,7 +309,11 @@ fn may_hold(query: &ListQuery, access: &Access) -> bool {
         }),
         _ => true,
     };
-    is_active && may_be_idle
+    let may_be_under_key = match query.by {
+        ListBy::Key(key) => access.key(access.kind()) == Some(key),
+        _ => true,
+    };
+    is_active && may_be_idle && may_be_under_key
 }
 
 impl Indexes {
@@ -388,7 +404,7 @@ impl Records {
             ListBy::Kind { realm, kind } => indexes.by_kind.get(&(realm.clone(), *kind)),
             ListBy::Creator(creator) => indexes.by_creator.get(creator),
             ListBy::Restorer(restorer) => indexes.by_restorer.get(restorer),
-            ListBy::Idle(_) => {
+            ListBy::Idle(_) | ListBy::Key(_) => {
                 let with_key = |place| (self.key_at(place), place);
                 let lists = indexes.by_kind.values().map(move |list| below(list).map(with_key));
                 return Box::new(merged(lists));

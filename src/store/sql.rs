@@ -17,10 +17,10 @@ use crate::audit::AuditEvent;
 use crate::clock::{micros, plausible_until};
 use crate::store::{
     AuditLog, Change, ChangeBatch, Conflict, CorruptRecord, CursorError, EventCursor, EventOrder, EventPage,
-    EventQuery, ExportCursor, ExportPage, Found, ListBy, ListQuery, MAX_EVENTS, Page, StoreError,
+    EventQuery, ExportCursor, ExportPage, Found, KeyChecks, ListBy, ListQuery, MAX_EVENTS, Page, StoreError,
     TokenCounts, TokenStore, Touch,
 };
-use crate::token::{KeyId, TokenId, TokenState};
+use crate::token::{KeyCheck, KeyId, TokenId, TokenState};
 use chrono::{DateTime, Utc};
 use error::Violation;
 pub(super) use error::unavailable;
@@ -266,7 +266,10 @@ pub(super) struct Statements {
     remove: Arc<str>,
     erase: Arc<str>,
     count_by_state: Arc<str>,
-    count_by_key: Arc<str>,
+    tokens_per_key: Arc<str>,
+    key_checks: String,
+    read_key_checks: Arc<str>,
+    record_key_check: Arc<str>,
     health: Arc<str>,
     export: Arc<str>,
 }
@@ -277,7 +280,7 @@ impl Statements {
             Some(schema) => format!("{schema}.{prefix}{name}"),
             None => format!("{prefix}{name}"),
         };
-        let (tokens, events) = (table("tokens"), table("events"));
+        let (tokens, events, key_checks) = (table("tokens"), table("events"), table("key_checks"));
         let columns = TOKEN_COLUMNS.join(", ");
         // All columns but the id and, at the end, those of the last use.
         let assignments: Vec<String> = TOKEN_COLUMNS
@@ -311,9 +314,14 @@ impl Statements {
                  COUNT(*) FILTER (WHERE expires_at <= $1) FROM {tokens}"
             )
             .into(),
-            count_by_key: format!(
+            tokens_per_key: format!(
                 "SELECT digest_key, COUNT(*) FROM {tokens} WHERE digest_key IS NOT NULL \
                  GROUP BY digest_key ORDER BY digest_key"
+            )
+            .into(),
+            read_key_checks: format!("SELECT key_id, check_value FROM {key_checks} ORDER BY key_id").into(),
+            record_key_check: format!(
+                "INSERT INTO {key_checks} (key_id, check_value) VALUES ($1, $2) ON CONFLICT (key_id) DO NOTHING"
             )
             .into(),
             health: format!("SELECT 1 FROM {tokens} LIMIT 1").into(),
@@ -328,6 +336,7 @@ impl Statements {
             schema,
             tokens,
             events,
+            key_checks,
         }
     }
 
@@ -355,6 +364,7 @@ impl Statements {
             ListBy::Restorer(restorer) => {
                 conditions.push(format!("restored_by_token = {}", bind(Value::id(*restorer))));
             }
+            ListBy::Key(key) => conditions.push(format!("digest_key = {}", bind(Value::count(key.get())))),
             ListBy::Idle(before) => {
                 let before = bind(Value::time(*before));
                 let latest = query.active_at.map(|now| bind(Value::time(plausible_until(now))));
@@ -1028,9 +1038,36 @@ impl<E: Engine> TokenCounts for SqlStore<E> {
         let states = [TokenState::Active, TokenState::Revoked, TokenState::Expired];
         Ok(states.into_iter().enumerate().map(|(index, state)| (state, count(index))).collect())
     }
+}
 
-    async fn count_by_key(&self) -> Result<Vec<(KeyId, u64)>, StoreError> {
-        let rows = self.fetch(&self.statements.count_by_key, Vec::new()).await?;
+impl<E: Engine> KeyChecks for SqlStore<E> {
+    async fn key_checks(&self) -> Result<Vec<KeyCheck>, StoreError> {
+        let rows = self.fetch(&self.statements.read_key_checks, Vec::new()).await?;
+        let read = |row: &E::Row| {
+            let number = E::int(row, 0).ok().flatten();
+            let row_name = number.map_or_else(|| "?".into(), |number| number.to_string());
+            let corrupt = |column| {
+                let table = &self.statements.key_checks;
+                StoreError::Corrupt(CorruptRecord::new(table, column, &row_name))
+            };
+            let key = number.and_then(|number| number.try_into().ok()).ok_or_else(|| corrupt("key_id"))?;
+            let value = E::bytes(row, 1).ok().flatten().and_then(|bytes| bytes.try_into().ok());
+            Ok(KeyCheck::new(KeyId::new(key), value.ok_or_else(|| corrupt("check_value"))?))
+        };
+        rows.iter().map(read).collect()
+    }
+
+    async fn record_key_check(&self, check: &KeyCheck) -> Result<(), StoreError> {
+        let values = vec![Value::count(check.key().get()), Value::Bytes(Some(check.value().to_vec()))];
+        let sql = self.statements.record_key_check.clone();
+        let mut session = Session::<E>::acquire(&self.pool).await.map_err(unavailable)?;
+        let mut transaction = session.begin(E::DIALECT.begin).await.map_err(unavailable)?;
+        E::execute(&mut transaction, false, sql, values).await.map_err(unavailable)?;
+        transaction.commit().await.map_err(unavailable)
+    }
+
+    async fn tokens_per_key(&self) -> Result<Vec<(KeyId, u64)>, StoreError> {
+        let rows = self.fetch(&self.statements.tokens_per_key, Vec::new()).await?;
         let number = |row, index| E::int(row, index).ok().flatten();
         let counts = rows.iter().filter_map(|row| {
             let key = KeyId::new(number(row, 0)?.try_into().ok()?);

@@ -220,7 +220,7 @@ pub(crate) fn derive(key: &[u8], usage: &[u8]) -> Zeroizing<[u8; 32]> {
     Zeroizing::new(hmac_sha256(&*extracted, &[usage, &[1]]))
 }
 
-fn hmac_sha256(key: &[u8], parts: &[&[u8]]) -> [u8; 32] {
+pub(crate) fn hmac_sha256(key: &[u8], parts: &[&[u8]]) -> [u8; 32] {
     // HMAC takes a key of any length, so this never is an error; were it one, the zeros would not be used as a key
     // that anybody holds: the same function checks what it made.
     let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(key) else {

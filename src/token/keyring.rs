@@ -1,12 +1,13 @@
 //! The keys that digests are made with.
 
-use super::digest::{DigestKey, KeyedDigest, Message, derive};
+use super::digest::{DigestKey, KeyedDigest, Message, derive, hmac_sha256};
 use crate::random::{RandomError, SecureRandom, SystemRandom};
 use base64::Engine;
 use base64::alphabet::STANDARD;
 use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use std::env::VarError;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
@@ -43,8 +44,9 @@ impl fmt::Display for KeyId {
 ///
 /// To change keys: add the new one in the second place and deploy everywhere, so that every node can verify with it;
 /// then put it first and deploy again. Give the new key a greater id than the old one, since a record moves only to a
-/// greater id. Then wait until no record is left under the old one (a verification moves its token; a count per key tells), then drop the old one. A token whose
-/// key is missing does not verify and is reported as an operational error.
+/// greater id. A verification moves its token to the primary key. [`TokenService::check`](crate::TokenService::check) counts the
+/// tokens that are left under each key, and [`TokenService::list_under_key`](crate::TokenService::list_under_key) lists them; drop
+/// the old key once none is left. A token whose key is missing does not verify and is reported as an operational error.
 ///
 /// The key material is wiped when the keyring is dropped; `Debug` shows the ids alone.
 pub struct Keyring {
@@ -56,6 +58,40 @@ struct Key {
     id: KeyId,
     material: Zeroizing<Vec<u8>>,
     digest: DigestKey,
+    /// Whether the last check found another key's check value under this id.
+    is_wrong: AtomicBool,
+}
+
+/// A value that shows whether two nodes, or two starts, have the same key under an id. A store keeps the first one of each id.
+///
+/// It is an HMAC under a sub-key of its own, cut to 16 bytes, and tells nothing of the key.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct KeyCheck {
+    key: KeyId,
+    value: [u8; 16],
+}
+
+impl KeyCheck {
+    /// Creates a check value as a store gives it back.
+    pub const fn new(key: KeyId, value: [u8; 16]) -> Self {
+        Self { key, value }
+    }
+
+    /// Returns the id of the key.
+    pub const fn key(&self) -> KeyId {
+        self.key
+    }
+
+    /// Returns the 16 bytes that a store keeps.
+    pub const fn value(&self) -> &[u8; 16] {
+        &self.value
+    }
+}
+
+impl fmt::Debug for KeyCheck {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "KeyCheck(key {}, …)", self.key)
+    }
 }
 
 impl Keyring {
@@ -159,6 +195,30 @@ impl Keyring {
         self.keys().find(|each| each.id == key).map(|key| key.digest(message))
     }
 
+    /// Returns the check value of each key, the primary's first.
+    pub(crate) fn checks(&self) -> impl Iterator<Item = KeyCheck> + '_ {
+        self.keys().map(Key::check)
+    }
+
+    /// Remembers which keys are wrong: all of these, and no others.
+    pub(crate) fn set_wrong(&self, wrong: &[KeyId]) {
+        for key in self.keys() {
+            key.is_wrong.store(wrong.contains(&key.id), Ordering::Relaxed);
+        }
+    }
+
+    /// Returns whether the last check found this key wrong. A key that the keyring lacks is not wrong but missing.
+    #[inline]
+    pub(crate) fn is_wrong(&self, key: KeyId) -> bool {
+        let found = if key == self.primary.id { Some(&self.primary) } else { self.other(key) };
+        found.is_some_and(|key| key.is_wrong.load(Ordering::Relaxed))
+    }
+
+    #[cold]
+    fn other(&self, id: KeyId) -> Option<&Key> {
+        self.others.iter().find(|key| key.id == id)
+    }
+
     fn keys(&self) -> impl Iterator<Item = &Key> + '_ {
         std::iter::once(&self.primary).chain(&self.others)
     }
@@ -176,7 +236,15 @@ impl Key {
 
     fn ready(id: KeyId, material: &[u8]) -> Self {
         let digest = DigestKey::new(&derive(material, b"token digest"));
-        Self { id, material: Zeroizing::new(material.to_vec()), digest }
+        Self { id, material: Zeroizing::new(material.to_vec()), digest, is_wrong: AtomicBool::new(false) }
+    }
+
+    /// The id is in the message, so that equal keys under two ids do not show in the store.
+    fn check(&self) -> KeyCheck {
+        let mac = hmac_sha256(&*derive(&self.material, b"key check"), &[&self.id.get().to_be_bytes()]);
+        let mut value = [0; 16];
+        value.iter_mut().zip(mac).for_each(|(place, byte)| *place = byte);
+        KeyCheck { key: self.id, value }
     }
 
     fn digest(&self, message: &Message) -> KeyedDigest {

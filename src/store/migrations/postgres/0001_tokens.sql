@@ -96,6 +96,15 @@ CREATE INDEX patkit_tokens_creator ON patkit_tokens (created_by_token, id) WHERE
 CREATE INDEX patkit_tokens_restorer ON patkit_tokens (restored_by_token, id) WHERE restored_by_token IS NOT NULL;
 -- Ended tokens, those that ended first in front: the order in which they are pruned.
 CREATE INDEX patkit_tokens_ended ON patkit_tokens (ended_at, id) WHERE ended_at IS NOT NULL;
+-- The tokens under a key, newest first: what is left of a key that is to go.
+CREATE INDEX patkit_tokens_key ON patkit_tokens (digest_key, id) WHERE digest_key IS NOT NULL;
+
+-- One value per key of the keyring, to notice another key under the same number. The first one stays.
+CREATE TABLE patkit_key_checks (
+    key_id      bigint NOT NULL PRIMARY KEY CHECK (key_id BETWEEN 0 AND 65535),
+    -- An HMAC that tells nothing of the key.
+    check_value bytea NOT NULL CHECK (octet_length(check_value) = 16)
+);
 
 CREATE TABLE patkit_events (
     -- A UUIDv7 of the service that told of it.
