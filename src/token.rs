@@ -269,6 +269,8 @@ pub enum Lifetime {
     Default,
     /// Whole days.
     Days(u32),
+    /// Seconds.
+    Seconds(u64),
     /// No end.
     Never,
 }

@@ -514,7 +514,10 @@ pub(super) fn refused_by_service(input: &InvalidInput) -> (Option<FieldError>, S
 fn of_lifetime(error: LifetimeError) -> String {
     match error {
         LifetimeError::TooShort => "choose 1 day or more".to_owned(),
-        LifetimeError::TooLong { most } => format!("choose {most} days at most"),
+        LifetimeError::TooLong { most } if most.num_days() == 0 => {
+            "leave the field out: no token may live as long as a day".to_owned()
+        }
+        LifetimeError::TooLong { most } => format!("choose {} days at most", most.num_days()),
         LifetimeError::NeverNotAllowed => "choose a day on which the token expires".to_owned(),
         LifetimeError::OutlivesCreator => {
             "choose an earlier day: the token cannot outlive the one that makes it".to_owned()

@@ -58,6 +58,12 @@ impl NewToken {
         self
     }
 
+    /// That lives for so many seconds, 60 or more.
+    pub fn expires_in_seconds(mut self, seconds: i64) -> Self {
+        self.lifetime = Lifetime::seconds(seconds);
+        self
+    }
+
     /// That lives without end.
     pub fn never_expires(mut self) -> Self {
         self.lifetime = Ok(Lifetime::Never);
