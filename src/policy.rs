@@ -27,6 +27,7 @@ pub const MIN_LIFETIME_SECONDS: u32 = 60;
 /// | [`tokens_managing_tokens`](TokenPolicyBuilder::tokens_managing_tokens) | attenuated | |
 /// | [`oversight`](TokenPolicyBuilder::oversight) | hidden | |
 /// | [`last_used_granularity`](TokenPolicyBuilder::last_used_granularity) | 60 s | 0 s or more, not above the idle limit |
+/// | [`unknown_scopes`](TokenPolicyBuilder::unknown_scopes) | refused | |
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenPolicy {
     shown_lifetimes: Vec<Lifetime>,
@@ -41,6 +42,7 @@ pub struct TokenPolicy {
     tokens_managing_tokens: TokenManagement,
     oversight: Oversight,
     last_used_granularity: TimeDelta,
+    unknown_scopes: UnknownScopes,
 }
 
 /// What happens when the right secret of a rotated token is presented after its overlap. It is refused in any case.
@@ -78,6 +80,18 @@ pub enum Oversight {
     Hidden,
     /// They may list them and revoke them.
     RevokeOnly,
+}
+
+/// What becomes of a scope entry that covers no permission that the [role catalogue](crate::RoleCatalog) knows or that the
+/// token's owner holds. A token that has such an entry already is rotated and restored with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum UnknownScopes {
+    /// The token is not generated, and the error names the entry.
+    #[default]
+    Refused,
+    /// The entry is taken as it is.
+    Allowed,
 }
 
 /// Why a policy was refused.
@@ -279,6 +293,11 @@ impl TokenPolicy {
         self.last_used_granularity
     }
 
+    /// What becomes of unknown scope entries.
+    pub fn unknown_scopes(&self) -> UnknownScopes {
+        self.unknown_scopes
+    }
+
     /// When a token made at `now` with this lifetime ends. `through` is the expiry of the token that it is made through,
     /// where one is: the outer `None` means no token, the inner one that the token has no end.
     ///
@@ -350,6 +369,7 @@ impl Default for TokenPolicy {
             tokens_managing_tokens: TokenManagement::Attenuated,
             oversight: Oversight::Hidden,
             last_used_granularity: TimeDelta::seconds(60),
+            unknown_scopes: UnknownScopes::Refused,
         }
     }
 }
@@ -450,6 +470,12 @@ impl TokenPolicyBuilder {
     /// waits so much longer.
     pub fn last_used_granularity(mut self, granularity: Duration) -> Self {
         self.policy.last_used_granularity = span(granularity);
+        self
+    }
+
+    /// What becomes of a scope entry that covers no known permission.
+    pub fn unknown_scopes(mut self, rule: UnknownScopes) -> Self {
+        self.policy.unknown_scopes = rule;
         self
     }
 
