@@ -4,6 +4,7 @@
 //! called after the commit, once, best effort: a crash in between loses the call, not the event.
 
 use crate::owner::{OwnerId, Realm};
+use crate::role::UnknownName;
 use crate::token::{ActorRef, Reason, TokenId};
 use chrono::{DateTime, Utc};
 use std::borrow::Cow;
@@ -196,11 +197,20 @@ impl AuditEvent {
 pub trait AuditSink: Send + Sync {
     /// This happened.
     fn record(&self, event: &AuditEvent);
+
+    /// An owner has a role, or a route demands a permission, that the role catalogue does not know. It is called once for each
+    /// name while a service lives, for up to [`MAX_REPORTED_NAMES`](crate::role::MAX_REPORTED_NAMES) roles and as many
+    /// permissions. Does nothing unless it is implemented.
+    fn unknown_name(&self, _name: UnknownName<'_>) {}
 }
 
 impl<S: AuditSink + ?Sized> AuditSink for Arc<S> {
     fn record(&self, event: &AuditEvent) {
         (**self).record(event);
+    }
+
+    fn unknown_name(&self, name: UnknownName<'_>) {
+        (**self).unknown_name(name);
     }
 }
 

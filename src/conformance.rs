@@ -633,7 +633,14 @@ fn every_kind_of_record() -> Result<Vec<Token>, Seen> {
         Some(Networks::parse(["10.0.0.0/8", "192.0.2.1/32"])?),
         Some(Networks::parse(["2001:db8::/32", "::/0", "0.0.0.0/0", "::1"])?),
     ];
-    let lifetimes = [Lifetime::Default, Lifetime::Days(1), Lifetime::Days(u32::MAX), Lifetime::Never];
+    let lifetimes = [
+        Lifetime::Default,
+        Lifetime::Days(1),
+        Lifetime::Days(u32::MAX),
+        Lifetime::Seconds(60),
+        Lifetime::Seconds(u64::MAX),
+        Lifetime::Never,
+    ];
     let credentials = [
         Credential::Keyed(KeyedDigest::new(KeyId::new(0), [0; 32])),
         Credential::Keyed(KeyedDigest::new(KeyId::new(u16::MAX), [0xff; 32])),

@@ -13,6 +13,7 @@ pub mod docs;
 #[cfg(feature = "tower")]
 pub mod http;
 pub mod lifecycle;
+mod likely;
 pub mod owner;
 pub mod permission;
 pub mod policy;
@@ -32,7 +33,7 @@ pub use owner::cache::OwnerCache;
 pub use owner::{Directory, DirectoryError, MemoryDirectory, Owner, OwnerId, OwnerKind, Realm};
 pub use permission::{Grant, Permission, PermissionSet, Scope};
 pub use policy::TokenPolicy;
-pub use role::RoleCatalog;
+pub use role::{DeclaredPermission, RoleCatalog};
 pub use service::{
     Actor, InvalidInput, IssuedToken, ManageError, NewToken, PermissionDenied, RejectReason, Rejected,
     TokenEdit, TokenPage, TokenService, Unavailable, Verified, VerifyError,

@@ -363,9 +363,9 @@ impl Owner {
         Arc::ptr_eq(by, catalog).then_some(permissions)
     }
 
-    /// The permissions under the catalogue that asked first.
-    pub(crate) fn resolved(&self) -> Option<&PermissionSet> {
-        self.resolved.get().map(|(_, permissions)| permissions)
+    /// The permissions under the catalogue that asked first, and that catalogue.
+    pub(crate) fn resolved(&self) -> Option<&(Arc<RoleCatalog>, PermissionSet)> {
+        self.resolved.get()
     }
 
     /// An owner that may do nothing: stands where there always is one, should there be none.

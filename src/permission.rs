@@ -116,7 +116,7 @@ enum Narrowing {
 }
 
 /// Why a list of entries is no [`Scope`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ScopeError {
     /// The list has more than [`MAX_SCOPE_ENTRIES`] entries, repeated ones included.
@@ -130,6 +130,57 @@ pub enum ScopeError {
         /// What is wrong with it.
         source: PermissionError,
     },
+    /// Entries cover no permission that is known: [`RoleCatalog`](crate::RoleCatalog) says which are.
+    #[error("{}", Entries(entries))]
+    Unknown {
+        /// All such entries.
+        entries: Vec<UnknownEntry>,
+    },
+}
+
+/// An entry of a scope that covers no known permission.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct UnknownEntry {
+    /// Which entry, counted from 0.
+    pub index: usize,
+    /// The entry.
+    pub entry: Grant,
+    /// What it was likely meant to be.
+    pub likely: Option<Grant>,
+}
+
+impl UnknownEntry {
+    pub(crate) fn new(index: usize, entry: Grant, likely: Option<Grant>) -> Self {
+        Self { index, entry, likely }
+    }
+}
+
+impl fmt::Display for UnknownEntry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the scope entry {} covers no known permission; ", self.entry)?;
+        match &self.likely {
+            Some(likely) => write!(f, "write {likely} if that was meant"),
+            None => f.write_str("correct the entry, or declare the permission in the role catalogue"),
+        }
+    }
+}
+
+/// Shows unknown entries. Many in part: their error may end up in one line of a log.
+struct Entries<'a>(&'a [UnknownEntry]);
+
+impl fmt::Display for Entries<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const SHOWN: usize = 3;
+        for (place, entry) in self.0.iter().take(SHOWN).enumerate() {
+            let separator = if place == 0 { "" } else { "; " };
+            write!(f, "{separator}{entry}")?;
+        }
+        match self.0.len().checked_sub(SHOWN) {
+            Some(left) if left > 0 => write!(f, "; and {left} more entries"),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Permission {
@@ -187,6 +238,11 @@ impl Grant {
     /// Whether it ends in `*`.
     pub fn is_wildcard(&self) -> bool {
         self.0.ends_with('*')
+    }
+
+    /// Whether it is `*`.
+    pub(crate) fn is_everything(&self) -> bool {
+        &*self.0 == "*"
     }
 
     /// Whether it gives `permission`.
@@ -272,6 +328,17 @@ impl PermissionSet {
     pub fn names(&self, grant: &Grant) -> bool {
         let key = grant.key().as_bytes();
         self.has(hash_of(key), key)
+    }
+
+    /// Whether a grant other than `*` covers what `entry` covers, or some of it.
+    pub(crate) fn makes_known(&self, entry: &Grant) -> bool {
+        let mut grants = self.iter().filter(|grant| !grant.is_everything());
+        grants.any(|grant| grant.covers_grant(entry) || entry.covers_grant(grant))
+    }
+
+    /// Whether it allows everything, by `*`.
+    pub(crate) fn is_everything(&self) -> bool {
+        self.everything
     }
 
     /// What both sets allow: exactly that, in the fewest entries.

@@ -1,32 +1,38 @@
-//! What a host allows: a value with defaults and bounds. A bad one is refused when it is built.
+//! What a host allows: a value with defaults and bounds. A bad or contradictory one is refused when it is built.
 
+use crate::clock::cut;
 use crate::token::Lifetime;
 use chrono::{DateTime, TimeDelta, Utc};
+use std::fmt;
 use std::time::Duration;
 
 /// Most days of any lifetime or limit in a policy: a thousand years, so that no sum of two dates overflows by mistake.
 pub const MAX_DAYS: u32 = 365_000;
 
+/// The shortest lifetime of a token, in seconds.
+pub const MIN_LIFETIME_SECONDS: u32 = 60;
+
 /// What a host allows.
 ///
 /// | setting | default | bounds |
 /// |---|---|---|
-/// | [`shown_lifetimes`](TokenPolicyBuilder::shown_lifetimes) | 30, 60, 90, 365 days, never | hints for a page; 1 to [`MAX_DAYS`] days |
-/// | [`default_lifetime_days`](TokenPolicyBuilder::default_lifetime_days) | 90 | 1 to [`MAX_DAYS`]; clamped to the longest |
-/// | [`longest_lifetime_days`](TokenPolicyBuilder::longest_lifetime_days) | none | 1 to [`MAX_DAYS`]; then *never* is refused |
-/// | [`never_allowed`](TokenPolicyBuilder::never_allowed) | yes | |
+/// | [`shown_lifetimes`](TokenPolicyBuilder::shown_lifetimes) | those of 30, 60, 90, 365 days and never that are allowed | hints for a page; each must be allowed |
+/// | [`default_lifetime`](TokenPolicyBuilder::default_lifetime) | 90 days, or the longest if that is less | [`MIN_LIFETIME_SECONDS`] to [`MAX_DAYS`], not above the longest |
+/// | [`longest_lifetime`](TokenPolicyBuilder::longest_lifetime) | none | [`MIN_LIFETIME_SECONDS`] to [`MAX_DAYS`]; then *never* is refused |
+/// | [`never_allowed`](TokenPolicyBuilder::never_allowed) | yes, unless there is a longest lifetime | not `true` beside a longest lifetime |
 /// | [`live_tokens_per_owner`](TokenPolicyBuilder::live_tokens_per_owner) | none | 1 or more |
-/// | [`idle_limit_days`](TokenPolicyBuilder::idle_limit_days) | none | 1 to [`MAX_DAYS`] |
-/// | [`longest_overlap`](TokenPolicyBuilder::longest_overlap) | 7 days | 0 to [`MAX_DAYS`] days |
-/// | [`reuse`](TokenPolicyBuilder::reuse) | alert, window 30 days | window up to [`MAX_DAYS`] days |
+/// | [`idle_limit_days`](TokenPolicyBuilder::idle_limit_days) | none | 1 to [`MAX_DAYS`], not below the granularity |
+/// | [`longest_overlap`](TokenPolicyBuilder::longest_overlap) | 7 days, or the longest lifetime if that is less | 0 to [`MAX_DAYS`] days, not above the longest lifetime |
+/// | [`reuse`](TokenPolicyBuilder::reuse) | alert, window 30 days | window up to [`MAX_DAYS`] days; to revoke, 1 day or more and above the overlap |
 /// | [`tokens_managing_tokens`](TokenPolicyBuilder::tokens_managing_tokens) | attenuated | |
 /// | [`oversight`](TokenPolicyBuilder::oversight) | hidden | |
-/// | [`last_used_granularity`](TokenPolicyBuilder::last_used_granularity) | 60 s | 0 s or more |
+/// | [`last_used_granularity`](TokenPolicyBuilder::last_used_granularity) | 60 s | 0 s or more, not above the idle limit |
+/// | [`unknown_scopes`](TokenPolicyBuilder::unknown_scopes) | refused | |
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenPolicy {
     shown_lifetimes: Vec<Lifetime>,
-    default_lifetime_days: u32,
-    longest_lifetime_days: Option<u32>,
+    default_lifetime: TimeDelta,
+    longest_lifetime: Option<TimeDelta>,
     never_allowed: bool,
     live_tokens_per_owner: Option<u32>,
     idle_limit_days: Option<u32>,
@@ -36,6 +42,7 @@ pub struct TokenPolicy {
     tokens_managing_tokens: TokenManagement,
     oversight: Oversight,
     last_used_granularity: TimeDelta,
+    unknown_scopes: UnknownScopes,
 }
 
 /// What happens when the right secret of a rotated token is presented after its overlap. It is refused in any case.
@@ -75,39 +82,89 @@ pub enum Oversight {
     RevokeOnly,
 }
 
+/// What becomes of a scope entry that covers no permission that the [role catalogue](crate::RoleCatalog) knows or that the
+/// token's owner holds. A token that has such an entry already is rotated and restored with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum UnknownScopes {
+    /// The token is not generated, and the error names the entry.
+    #[default]
+    Refused,
+    /// The entry is taken as it is.
+    Allowed,
+}
+
 /// Why a policy was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the policy's {setting} must be {bounds}")]
 #[non_exhaustive]
-pub struct PolicyError {
-    /// The setting, by the name of its method.
-    pub setting: &'static str,
-    /// What it may be.
-    pub bounds: &'static str,
+pub enum PolicyError {
+    /// A setting is out of its bounds.
+    #[error("the policy's {setting} is out of bounds; set it to {bounds}")]
+    OutOfBounds {
+        /// The setting, by the name of its method.
+        setting: &'static str,
+        /// What it may be.
+        bounds: &'static str,
+    },
+    /// Two settings contradict each other, and the host set the first one itself.
+    #[error("the policy's {setting} contradicts its {other}; {cure}")]
+    Contradiction {
+        /// The setting, by the name of its method.
+        setting: &'static str,
+        /// The setting that it contradicts.
+        other: &'static str,
+        /// What to change.
+        cure: &'static str,
+    },
+}
+
+impl PolicyError {
+    /// The setting that is refused, by the name of its method.
+    pub const fn setting(&self) -> &'static str {
+        match self {
+            Self::OutOfBounds { setting, .. } | Self::Contradiction { setting, .. } => setting,
+        }
+    }
 }
 
 /// Why a lifetime was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum LifetimeError {
-    /// It is less than a day.
-    #[error("a lifetime is 1 day or more")]
+    /// The lifetime is less than [`MIN_LIFETIME_SECONDS`].
+    #[error("the lifetime is too short; ask for {MIN_LIFETIME_SECONDS} s or more")]
     TooShort,
-    /// It is longer than the policy's longest, or than any policy's.
-    #[error("a lifetime is {most} days at most")]
+    /// The lifetime is longer than the policy's longest, or than any policy's.
+    #[error("the lifetime is too long; ask for {} at most", Span(*most))]
     TooLong {
-        /// The longest, in days.
-        most: u32,
+        /// The longest.
+        most: TimeDelta,
     },
     /// The policy wants an end.
-    #[error("a lifetime without end is not allowed")]
+    #[error("a lifetime without end is not allowed; ask for a number of days or seconds")]
     NeverNotAllowed,
-    /// It would outlive the token through which it is made.
-    #[error("a token made through a token ends no later than that one")]
+    /// The token would outlive the one through which it is made.
+    #[error(
+        "the lifetime ends after that of the token through which the new token is made; ask for a shorter one"
+    )]
     OutlivesCreator,
     /// The date is beyond the calendar.
-    #[error("the expiry is beyond the last representable date")]
+    #[error("the lifetime ends after the last date that can be represented; ask for a shorter one")]
     Overflow,
+}
+
+/// A span of time in a text: whole days as days, anything else in seconds.
+struct Span(TimeDelta);
+
+impl fmt::Display for Span {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (days, seconds) = (self.0.num_days(), self.0.num_seconds());
+        match days {
+            1 if self.0 == TimeDelta::days(1) => f.write_str("1 day"),
+            1.. if TimeDelta::try_days(days) == Some(self.0) => write!(f, "{days} days"),
+            _ => write!(f, "{seconds} s"),
+        }
+    }
 }
 
 impl Lifetime {
@@ -121,15 +178,59 @@ impl Lifetime {
         }
         match u32::try_from(days) {
             Ok(days @ 1..=MAX_DAYS) => Ok(Self::Days(days)),
-            _ => Err(LifetimeError::TooLong { most: MAX_DAYS }),
+            _ => Err(LifetimeError::TooLong { most: longest() }),
         }
+    }
+
+    /// A lifetime of seconds.
+    ///
+    /// # Errors
+    /// [`LifetimeError`] for less than [`MIN_LIFETIME_SECONDS`] or more than [`MAX_DAYS`].
+    pub fn seconds(seconds: i64) -> Result<Self, LifetimeError> {
+        match u64::try_from(seconds) {
+            Ok(seconds) => bounded(span_of_seconds(seconds)).map(|_| Self::Seconds(seconds)),
+            Err(_) => Err(LifetimeError::TooShort),
+        }
+    }
+
+    /// How long it is, if it says so itself.
+    fn span(self) -> Option<TimeDelta> {
+        match self {
+            Self::Days(count) => Some(days(count)),
+            Self::Seconds(count) => Some(span_of_seconds(count)),
+            Self::Default | Self::Never => None,
+        }
+    }
+}
+
+/// The longest lifetime that any policy allows.
+fn longest() -> TimeDelta {
+    days(MAX_DAYS)
+}
+
+fn shortest() -> TimeDelta {
+    TimeDelta::seconds(MIN_LIFETIME_SECONDS.into())
+}
+
+fn span_of_seconds(seconds: u64) -> TimeDelta {
+    i64::try_from(seconds).ok().and_then(TimeDelta::try_seconds).unwrap_or(TimeDelta::MAX)
+}
+
+/// A lifetime within the bounds of every policy.
+fn bounded(lifetime: TimeDelta) -> Result<TimeDelta, LifetimeError> {
+    if lifetime < shortest() {
+        Err(LifetimeError::TooShort)
+    } else if lifetime > longest() {
+        Err(LifetimeError::TooLong { most: longest() })
+    } else {
+        Ok(lifetime)
     }
 }
 
 impl TokenPolicy {
     /// A builder with the defaults.
     pub fn builder() -> TokenPolicyBuilder {
-        TokenPolicyBuilder { policy: Self::default() }
+        TokenPolicyBuilder::default()
     }
 
     /// The lifetimes that a page offers; others may be asked for.
@@ -137,20 +238,19 @@ impl TokenPolicy {
         &self.shown_lifetimes
     }
 
-    /// The lifetime in days when none is asked for.
-    pub fn default_lifetime_days(&self) -> u32 {
-        self.longest_lifetime_days
-            .map_or(self.default_lifetime_days, |most| most.min(self.default_lifetime_days))
+    /// The lifetime when none is asked for.
+    pub fn default_lifetime(&self) -> TimeDelta {
+        self.default_lifetime
     }
 
-    /// The longest lifetime in days.
-    pub fn longest_lifetime_days(&self) -> Option<u32> {
-        self.longest_lifetime_days
+    /// The longest lifetime.
+    pub fn longest_lifetime(&self) -> Option<TimeDelta> {
+        self.longest_lifetime
     }
 
     /// Whether a token may live without end.
     pub fn is_never_allowed(&self) -> bool {
-        self.never_allowed && self.longest_lifetime_days.is_none()
+        self.never_allowed
     }
 
     /// Most active tokens of one owner.
@@ -193,6 +293,11 @@ impl TokenPolicy {
         self.last_used_granularity
     }
 
+    /// What becomes of unknown scope entries.
+    pub fn unknown_scopes(&self) -> UnknownScopes {
+        self.unknown_scopes
+    }
+
     /// When a token made at `now` with this lifetime ends. `through` is the expiry of the token that it is made through,
     /// where one is: the outer `None` means no token, the inner one that the token has no end.
     ///
@@ -205,20 +310,20 @@ impl TokenPolicy {
         through: Option<Option<DateTime<Utc>>>,
     ) -> Result<Option<DateTime<Utc>>, LifetimeError> {
         let creator = through.flatten();
-        let expires_at = match lifetime {
-            Lifetime::Default => {
-                let end = after_days(now, self.default_lifetime_days())?;
-                return Ok(Some(creator.map_or(end, |creator| creator.min(end))));
-            }
-            Lifetime::Never if !self.is_never_allowed() => return Err(LifetimeError::NeverNotAllowed),
-            Lifetime::Never => None,
-            Lifetime::Days(0) => return Err(LifetimeError::TooShort),
-            Lifetime::Days(days) => {
-                let most = self.longest_lifetime_days.unwrap_or(MAX_DAYS);
-                if days > most {
+        let expires_at = match (lifetime, lifetime.span()) {
+            (_, Some(span)) => {
+                let span = bounded(span)?;
+                let most = self.longest_lifetime.unwrap_or_else(longest);
+                if span > most {
                     return Err(LifetimeError::TooLong { most });
                 }
-                Some(after_days(now, days)?)
+                Some(after(now, span)?)
+            }
+            (Lifetime::Never, None) if !self.never_allowed => return Err(LifetimeError::NeverNotAllowed),
+            (Lifetime::Never, None) => None,
+            (_, None) => {
+                let end = after(now, self.default_lifetime)?;
+                return Ok(Some(creator.map_or(end, |creator| creator.min(end))));
             }
         };
         match creator {
@@ -238,32 +343,23 @@ impl TokenPolicy {
         lifetime: Lifetime,
         now: DateTime<Utc>,
     ) -> Result<Option<DateTime<Utc>>, LifetimeError> {
-        match (lifetime, self.longest_lifetime_days) {
-            (Lifetime::Never, None) if self.never_allowed => Ok(None),
-            (Lifetime::Default | Lifetime::Never, None) => {
-                after_days(now, self.default_lifetime_days).map(Some)
-            }
-            (Lifetime::Never, Some(most)) => after_days(now, most).map(Some),
-            (Lifetime::Default, Some(_)) => after_days(now, self.default_lifetime_days()).map(Some),
-            (Lifetime::Days(days), most) => {
-                after_days(now, days.clamp(1, most.unwrap_or(MAX_DAYS))).map(Some)
-            }
-        }
+        let most = self.longest_lifetime.unwrap_or_else(longest);
+        let span = match (lifetime, lifetime.span()) {
+            (_, Some(span)) => span.clamp(shortest(), most),
+            (Lifetime::Never, None) if self.never_allowed => return Ok(None),
+            (Lifetime::Never, None) => self.longest_lifetime.unwrap_or(self.default_lifetime),
+            (_, None) => self.default_lifetime,
+        };
+        after(now, span).map(Some)
     }
 }
 
 impl Default for TokenPolicy {
     fn default() -> Self {
         Self {
-            shown_lifetimes: vec![
-                Lifetime::Days(30),
-                Lifetime::Days(60),
-                Lifetime::Days(90),
-                Lifetime::Days(365),
-                Lifetime::Never,
-            ],
-            default_lifetime_days: 90,
-            longest_lifetime_days: None,
+            shown_lifetimes: SHOWN.to_vec(),
+            default_lifetime: days(90),
+            longest_lifetime: None,
             never_allowed: true,
             live_tokens_per_owner: None,
             idle_limit_days: None,
@@ -273,38 +369,60 @@ impl Default for TokenPolicy {
             tokens_managing_tokens: TokenManagement::Attenuated,
             oversight: Oversight::Hidden,
             last_used_granularity: TimeDelta::seconds(60),
+            unknown_scopes: UnknownScopes::Refused,
         }
     }
 }
 
-/// Makes a [`TokenPolicy`].
-#[derive(Debug, Clone)]
+const SHOWN: [Lifetime; 5] =
+    [Lifetime::Days(30), Lifetime::Days(60), Lifetime::Days(90), Lifetime::Days(365), Lifetime::Never];
+
+/// Makes a [`TokenPolicy`]. A default gives way to the settings that it would contradict; two settings that the host made and
+/// that contradict each other are refused.
+#[derive(Debug, Clone, Default)]
 pub struct TokenPolicyBuilder {
+    /// The settings that contradict no other, and the defaults of all.
     policy: TokenPolicy,
+    shown_lifetimes: Option<Vec<Lifetime>>,
+    default_lifetime: Option<TimeDelta>,
+    never_allowed: Option<bool>,
+    longest_overlap: Option<TimeDelta>,
 }
 
 impl TokenPolicyBuilder {
     /// The lifetimes that a page offers.
     pub fn shown_lifetimes(mut self, lifetimes: impl IntoIterator<Item = Lifetime>) -> Self {
-        self.policy.shown_lifetimes = lifetimes.into_iter().collect();
+        self.shown_lifetimes = Some(lifetimes.into_iter().collect());
         self
     }
 
-    /// The lifetime, in days, when none is asked for.
-    pub fn default_lifetime_days(mut self, days: u32) -> Self {
-        self.policy.default_lifetime_days = days;
+    /// The lifetime when none is asked for.
+    pub fn default_lifetime(mut self, lifetime: Duration) -> Self {
+        self.default_lifetime = Some(span(lifetime));
         self
     }
 
-    /// The longest lifetime, in days. With it, a lifetime without end is refused.
-    pub fn longest_lifetime_days(mut self, days: u32) -> Self {
-        self.policy.longest_lifetime_days = Some(days);
+    /// [`default_lifetime`](Self::default_lifetime) in whole days.
+    pub fn default_lifetime_days(mut self, count: u32) -> Self {
+        self.default_lifetime = Some(days(count));
+        self
+    }
+
+    /// The longest lifetime. With it, a lifetime without end is refused.
+    pub fn longest_lifetime(mut self, lifetime: Duration) -> Self {
+        self.policy.longest_lifetime = Some(span(lifetime));
+        self
+    }
+
+    /// [`longest_lifetime`](Self::longest_lifetime) in whole days.
+    pub fn longest_lifetime_days(mut self, count: u32) -> Self {
+        self.policy.longest_lifetime = Some(days(count));
         self
     }
 
     /// Whether a token may live without end.
     pub fn never_allowed(mut self, allowed: bool) -> Self {
-        self.policy.never_allowed = allowed;
+        self.never_allowed = Some(allowed);
         self
     }
 
@@ -324,13 +442,12 @@ impl TokenPolicyBuilder {
 
     /// The longest overlap that a rotation may ask for.
     pub fn longest_overlap(mut self, overlap: Duration) -> Self {
-        // What chrono cannot hold is over the bound too, and refused by it.
-        self.policy.longest_overlap = TimeDelta::from_std(overlap).unwrap_or(TimeDelta::MAX);
+        self.longest_overlap = Some(span(overlap));
         self
     }
 
     /// What happens when a rotated token is presented after its overlap, and for how many days after the rotation
-    /// [`ReuseSignal::RevokeFamily`] revokes.
+    /// [`ReuseSignal::RevokeFamily`] revokes. The window must be longer than the overlaps, since reuse begins when one is over.
     pub fn reuse(mut self, signal: ReuseSignal, window_days: u32) -> Self {
         self.policy.reuse = signal;
         self.policy.reuse_window_days = window_days;
@@ -352,37 +469,130 @@ impl TokenPolicyBuilder {
     /// How finely the last use is recorded: uses within this much of the recorded one are not written. The sweep of idle tokens
     /// waits so much longer.
     pub fn last_used_granularity(mut self, granularity: Duration) -> Self {
-        self.policy.last_used_granularity = TimeDelta::from_std(granularity).unwrap_or(TimeDelta::MAX);
+        self.policy.last_used_granularity = span(granularity);
+        self
+    }
+
+    /// What becomes of a scope entry that covers no known permission.
+    pub fn unknown_scopes(mut self, rule: UnknownScopes) -> Self {
+        self.policy.unknown_scopes = rule;
         self
     }
 
     /// The policy.
     ///
     /// # Errors
-    /// [`PolicyError`], which names the setting that is out of its bounds.
+    /// [`PolicyError`], which names the setting that is out of its bounds, or two settings that contradict each other.
     pub fn build(self) -> Result<TokenPolicy, PolicyError> {
-        const DAYS: &str = "1 to 365000 days";
-        let Self { policy } = self;
-        let in_days = |days: u32| (1..=MAX_DAYS).contains(&days);
+        self.check_bounds()?;
+        self.check_contradictions()?;
+        let Self { mut policy, shown_lifetimes, default_lifetime, never_allowed, longest_overlap } = self;
+        let most = policy.longest_lifetime.unwrap_or_else(longest);
+        policy.never_allowed = never_allowed.unwrap_or(policy.longest_lifetime.is_none());
+        policy.default_lifetime = default_lifetime.unwrap_or_else(|| policy.default_lifetime.min(most));
+        policy.longest_overlap = longest_overlap.unwrap_or_else(|| policy.longest_overlap.min(most));
+        policy.shown_lifetimes = shown_lifetimes.unwrap_or_else(|| {
+            let is_allowed = |shown: &Lifetime| match shown.span() {
+                Some(span) => span <= most,
+                None => *shown != Lifetime::Never || policy.never_allowed,
+            };
+            SHOWN.into_iter().filter(is_allowed).collect()
+        });
+        Ok(policy)
+    }
+
+    fn check_bounds(&self) -> Result<(), PolicyError> {
+        const LIFETIME: &str = "60 s to 365000 days";
+        let Self { policy, shown_lifetimes, default_lifetime, longest_overlap, .. } = self;
+        let is_lifetime = |span: TimeDelta| bounded(span).is_ok();
+        let mut shown = shown_lifetimes.iter().flatten();
+        let window = match policy.reuse {
+            ReuseSignal::RevokeFamily => (1, "a window of 1 to 365000 days, to revoke the family within"),
+            ReuseSignal::Off | ReuseSignal::Alert => (0, "a window of 0 to 365000 days"),
+        };
         let checks = [
             (
                 "shown_lifetimes",
-                DAYS,
-                policy.shown_lifetimes.iter().all(|shown| match shown {
-                    Lifetime::Days(days) => in_days(*days),
-                    Lifetime::Default | Lifetime::Never => true,
-                }),
+                "lifetimes of 60 s to 365000 days",
+                shown.all(|shown| shown.span().is_none_or(is_lifetime)),
             ),
-            ("default_lifetime_days", DAYS, in_days(policy.default_lifetime_days)),
-            ("longest_lifetime_days", DAYS, policy.longest_lifetime_days.is_none_or(in_days)),
+            ("default_lifetime", LIFETIME, default_lifetime.is_none_or(is_lifetime)),
+            ("longest_lifetime", LIFETIME, policy.longest_lifetime.is_none_or(is_lifetime)),
             ("live_tokens_per_owner", "1 or more", policy.live_tokens_per_owner != Some(0)),
-            ("idle_limit_days", DAYS, policy.idle_limit_days.is_none_or(in_days)),
-            ("longest_overlap", "0 to 365000 days", policy.longest_overlap <= days(MAX_DAYS)),
-            ("reuse", "a window of 0 to 365000 days", policy.reuse_window_days <= MAX_DAYS),
+            (
+                "idle_limit_days",
+                "1 to 365000 days",
+                policy.idle_limit_days.is_none_or(|limit| (1..=MAX_DAYS).contains(&limit)),
+            ),
+            (
+                "longest_overlap",
+                "0 to 365000 days",
+                longest_overlap.is_none_or(|overlap| overlap <= days(MAX_DAYS)),
+            ),
+            ("reuse", window.1, (window.0..=MAX_DAYS).contains(&policy.reuse_window_days)),
         ];
         match checks.into_iter().find(|(_, _, fits)| !fits) {
-            Some((setting, bounds, _)) => Err(PolicyError { setting, bounds }),
-            None => Ok(policy),
+            Some((setting, bounds, _)) => Err(PolicyError::OutOfBounds { setting, bounds }),
+            None => Ok(()),
+        }
+    }
+
+    fn check_contradictions(&self) -> Result<(), PolicyError> {
+        let Self { policy, shown_lifetimes, default_lifetime, never_allowed, longest_overlap } = self;
+        let exceeds_longest = |span: TimeDelta| policy.longest_lifetime.is_some_and(|most| span > most);
+        let is_shown = |is_meant: &dyn Fn(&Lifetime) -> bool| shown_lifetimes.iter().flatten().any(is_meant);
+        let shows_never = is_shown(&|shown| *shown == Lifetime::Never);
+        let revokes_within =
+            (policy.reuse == ReuseSignal::RevokeFamily).then(|| days(policy.reuse_window_days));
+        let idle_limit = policy.idle_limit_days.map(days);
+        let contradictions = [
+            (
+                "never_allowed",
+                "longest_lifetime",
+                "leave out one of the two, because a token without end outlives every longest lifetime",
+                *never_allowed == Some(true) && policy.longest_lifetime.is_some(),
+            ),
+            (
+                "default_lifetime",
+                "longest_lifetime",
+                "set a default lifetime that is not above the longest",
+                default_lifetime.is_some_and(exceeds_longest),
+            ),
+            (
+                "shown_lifetimes",
+                "longest_lifetime",
+                "show no lifetime that is above the longest",
+                is_shown(&|shown| shown.span().is_some_and(exceeds_longest))
+                    || (shows_never && policy.longest_lifetime.is_some()),
+            ),
+            (
+                "shown_lifetimes",
+                "never_allowed",
+                "show no lifetime without end, or allow it",
+                shows_never && *never_allowed == Some(false),
+            ),
+            (
+                "longest_overlap",
+                "longest_lifetime",
+                "set an overlap that is not above the longest lifetime, because no token lives longer than that",
+                longest_overlap.is_some_and(exceeds_longest),
+            ),
+            (
+                "reuse",
+                "longest_overlap",
+                "set a window that is longer than the overlap, because reuse begins when the overlap is over",
+                longest_overlap.zip(revokes_within).is_some_and(|(overlap, window)| overlap >= window),
+            ),
+            (
+                "idle_limit_days",
+                "last_used_granularity",
+                "set a granularity that is not above the idle limit, because a token in use would count as idle",
+                idle_limit.is_some_and(|limit| policy.last_used_granularity > limit),
+            ),
+        ];
+        match contradictions.into_iter().find(|(_, _, _, is_so)| *is_so) {
+            Some((setting, other, cure, _)) => Err(PolicyError::Contradiction { setting, other, cure }),
+            None => Ok(()),
         }
     }
 }
@@ -391,8 +601,13 @@ pub(crate) fn days(days: u32) -> TimeDelta {
     TimeDelta::try_days(i64::from(days)).unwrap_or(TimeDelta::MAX)
 }
 
-fn after_days(now: DateTime<Utc>, count: u32) -> Result<DateTime<Utc>, LifetimeError> {
-    now.checked_add_signed(days(count)).ok_or(LifetimeError::Overflow)
+/// A duration that chrono cannot represent is over every bound, so that the greatest span stands for it.
+fn span(duration: Duration) -> TimeDelta {
+    TimeDelta::from_std(duration).unwrap_or(TimeDelta::MAX)
+}
+
+fn after(now: DateTime<Utc>, span: TimeDelta) -> Result<DateTime<Utc>, LifetimeError> {
+    now.checked_add_signed(span).map(cut).ok_or(LifetimeError::Overflow)
 }
 
 #[cfg(test)]
@@ -420,36 +635,176 @@ mod tests {
         let build = TokenPolicy::builder;
         let century = Duration::from_secs(86_400 * 365_001);
         let table = [
-            (build().default_lifetime_days(0), "default_lifetime_days"),
-            (build().default_lifetime_days(365_001), "default_lifetime_days"),
-            (build().longest_lifetime_days(0), "longest_lifetime_days"),
-            (build().longest_lifetime_days(u32::MAX), "longest_lifetime_days"),
+            (build().default_lifetime_days(0), "default_lifetime"),
+            (build().default_lifetime_days(365_001), "default_lifetime"),
+            (build().default_lifetime(Duration::from_micros(59_999_999)), "default_lifetime"),
+            (build().longest_lifetime_days(0), "longest_lifetime"),
+            (build().longest_lifetime_days(u32::MAX), "longest_lifetime"),
+            (build().longest_lifetime(Duration::from_secs(59)), "longest_lifetime"),
+            (build().longest_lifetime(Duration::MAX), "longest_lifetime"),
             (build().live_tokens_per_owner(0), "live_tokens_per_owner"),
             (build().idle_limit_days(0), "idle_limit_days"),
             (build().longest_overlap(century), "longest_overlap"),
             (build().longest_overlap(Duration::MAX), "longest_overlap"),
             (build().reuse(ReuseSignal::Alert, 365_001), "reuse"),
+            (build().reuse(ReuseSignal::RevokeFamily, 0), "reuse"),
             (build().shown_lifetimes([Lifetime::Days(0)]), "shown_lifetimes"),
+            (build().shown_lifetimes([Lifetime::Seconds(59)]), "shown_lifetimes"),
+            (build().shown_lifetimes([Lifetime::Seconds(u64::MAX)]), "shown_lifetimes"),
         ];
         for (builder, setting) in table {
-            assert_eq!(builder.build().unwrap_err().setting, setting);
+            let error = builder.build().unwrap_err();
+            assert!(matches!(error, PolicyError::OutOfBounds { .. }), "{error}");
+            assert_eq!(error.setting(), setting);
         }
         assert_eq!(build().build(), Ok(TokenPolicy::default()));
         assert!(
             build().longest_overlap(Duration::ZERO).last_used_granularity(Duration::ZERO).build().is_ok()
                 && build().last_used_granularity(Duration::MAX).build().is_ok()
+                && build().reuse(ReuseSignal::Off, 0).build().is_ok()
         );
+    }
+
+    /// Each pair of settings in both orders, just beyond the edge and at it.
+    #[test]
+    fn settings_that_contradict_each_other_are_refused() {
+        use Lifetime::{Days, Never, Seconds};
+        type Set = fn(TokenPolicyBuilder) -> TokenPolicyBuilder;
+        const DAY: Duration = Duration::from_secs(86_400);
+        const MORE: Duration = Duration::from_secs(86_401);
+        let table: [(&str, &str, Set, Set, Set); 10] = [
+            (
+                "never_allowed",
+                "longest_lifetime",
+                |b| b.longest_lifetime(DAY),
+                |b| b.never_allowed(true),
+                |b| b.never_allowed(false),
+            ),
+            (
+                "default_lifetime",
+                "longest_lifetime",
+                |b| b.longest_lifetime(DAY),
+                |b| b.default_lifetime(MORE),
+                |b| b.default_lifetime(DAY),
+            ),
+            (
+                "default_lifetime",
+                "longest_lifetime",
+                |b| b.longest_lifetime_days(30),
+                |b| b.default_lifetime_days(31),
+                |b| b.default_lifetime_days(30),
+            ),
+            (
+                "shown_lifetimes",
+                "longest_lifetime",
+                |b| b.longest_lifetime(DAY),
+                |b| b.shown_lifetimes([Days(1), Seconds(86_401)]),
+                |b| b.shown_lifetimes([Days(1), Seconds(86_400)]),
+            ),
+            (
+                "shown_lifetimes",
+                "longest_lifetime",
+                |b| b.longest_lifetime(DAY),
+                |b| b.shown_lifetimes([Never]),
+                |b| b.shown_lifetimes([]),
+            ),
+            (
+                "shown_lifetimes",
+                "never_allowed",
+                |b| b.never_allowed(false),
+                |b| b.shown_lifetimes([Days(1), Never]),
+                |b| b.shown_lifetimes([Days(1)]),
+            ),
+            (
+                "longest_overlap",
+                "longest_lifetime",
+                |b| b.longest_lifetime(DAY),
+                |b| b.longest_overlap(MORE),
+                |b| b.longest_overlap(DAY),
+            ),
+            (
+                "reuse",
+                "longest_overlap",
+                |b| b.longest_overlap(DAY),
+                |b| b.reuse(ReuseSignal::RevokeFamily, 1),
+                |b| b.reuse(ReuseSignal::RevokeFamily, 2),
+            ),
+            (
+                "reuse",
+                "longest_overlap",
+                |b| b.longest_overlap(DAY),
+                |b| b.reuse(ReuseSignal::RevokeFamily, 1),
+                |b| b.reuse(ReuseSignal::Alert, 1),
+            ),
+            (
+                "idle_limit_days",
+                "last_used_granularity",
+                |b| b.idle_limit_days(1),
+                |b| b.last_used_granularity(MORE),
+                |b| b.last_used_granularity(DAY),
+            ),
+        ];
+        for (setting, other, one, contradiction, fits) in table {
+            let build = TokenPolicy::builder;
+            for error in [contradiction(one(build())), one(contradiction(build()))].map(|set| set.build()) {
+                let error = error.unwrap_err();
+                let PolicyError::Contradiction { setting: found, other: against, cure } = error else {
+                    panic!("{setting}: {error}");
+                };
+                assert_eq!((found, against), (setting, other));
+                let text = error.to_string();
+                assert!([setting, other, cure].iter().all(|part| text.contains(part)), "{text}");
+            }
+            for each in [one, contradiction, fits] {
+                assert!(each(build()).build().is_ok(), "{setting} alone");
+            }
+            for both in [fits(one(build())), one(fits(build()))] {
+                assert!(both.build().is_ok(), "{setting} beside {other}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_default_gives_way_to_what_the_host_sets() {
+        let hour = TokenPolicy::builder().longest_lifetime(Duration::from_secs(3_600)).build().unwrap();
+        assert_eq!(hour.default_lifetime(), TimeDelta::hours(1));
+        assert_eq!(hour.longest_overlap(), TimeDelta::hours(1));
+        assert_eq!(hour.shown_lifetimes(), []);
+        assert!(!hour.is_never_allowed());
+        let quarter = TokenPolicy::builder().longest_lifetime_days(90).build().unwrap();
+        assert_eq!(quarter.default_lifetime(), days(90));
+        assert_eq!(quarter.longest_overlap(), days(7));
+        assert_eq!(quarter.shown_lifetimes(), [30, 60, 90].map(Lifetime::Days));
+        let ending = TokenPolicy::builder().never_allowed(false).build().unwrap();
+        assert_eq!(ending.shown_lifetimes(), [30, 60, 90, 365].map(Lifetime::Days));
     }
 
     #[test]
     fn lifetimes_of_any_number_are_a_lifetime_or_an_error() {
+        let too_long = LifetimeError::TooLong { most: days(MAX_DAYS) };
         assert_eq!(Lifetime::days(1), Ok(Lifetime::Days(1)));
         assert_eq!(Lifetime::days(365_000), Ok(Lifetime::Days(365_000)));
         for few in [0, -1, i64::MIN] {
             assert_eq!(Lifetime::days(few), Err(LifetimeError::TooShort));
+            assert_eq!(Lifetime::seconds(few), Err(LifetimeError::TooShort));
         }
         for many in [365_001, 1_000_000_000_000_000_000, i64::MAX] {
-            assert_eq!(Lifetime::days(many), Err(LifetimeError::TooLong { most: MAX_DAYS }));
+            assert_eq!(Lifetime::days(many), Err(too_long));
+        }
+        assert_eq!(Lifetime::seconds(59), Err(LifetimeError::TooShort));
+        assert_eq!(Lifetime::seconds(60), Ok(Lifetime::Seconds(60)));
+        assert_eq!(Lifetime::seconds(86_400 * 365_000), Ok(Lifetime::Seconds(86_400 * 365_000)));
+        for many in [86_400 * 365_000 + 1, 1_000_000_000_000_000_000, i64::MAX] {
+            assert_eq!(Lifetime::seconds(many), Err(too_long));
+        }
+        for (most, text) in [
+            (days(1), "1 day"),
+            (days(30), "30 days"),
+            (TimeDelta::hours(25), "90000 s"),
+            (TimeDelta::seconds(60), "60 s"),
+        ] {
+            let shown = LifetimeError::TooLong { most }.to_string();
+            assert_eq!(shown, format!("the lifetime is too long; ask for {text} at most"));
         }
     }
 
@@ -464,7 +819,14 @@ mod tests {
             (&open, Lifetime::Default, None, Ok(Some(in_days(90)))),
             (&open, Lifetime::Days(365), None, Ok(Some(in_days(365)))),
             (&open, Lifetime::Days(0), None, Err(E::TooShort)),
-            (&open, Lifetime::Days(u32::MAX), None, Err(E::TooLong { most: MAX_DAYS })),
+            (&open, Lifetime::Days(u32::MAX), None, Err(E::TooLong { most: days(MAX_DAYS) })),
+            (&open, Lifetime::Seconds(59), None, Err(E::TooShort)),
+            (&open, Lifetime::Seconds(60), None, Ok(Some(now() + TimeDelta::seconds(60)))),
+            (&open, Lifetime::Seconds(u64::MAX), None, Err(E::TooLong { most: days(MAX_DAYS) })),
+            (&open, Lifetime::Seconds(864_000), soon, Ok(Some(in_days(10)))),
+            (&open, Lifetime::Seconds(864_001), soon, Err(E::OutlivesCreator)),
+            (&month, Lifetime::Seconds(2_592_000), None, Ok(Some(in_days(30)))),
+            (&month, Lifetime::Seconds(2_592_001), None, Err(E::TooLong { most: days(30) })),
             (&open, Lifetime::Never, None, Ok(None)),
             (&open, Lifetime::Never, Some(None), Ok(None)),
             (&open, Lifetime::Default, soon, Ok(Some(in_days(10)))),
@@ -473,7 +835,7 @@ mod tests {
             (&open, Lifetime::Never, soon, Err(E::OutlivesCreator)),
             (&month, Lifetime::Default, None, Ok(Some(in_days(30)))),
             (&month, Lifetime::Days(30), None, Ok(Some(in_days(30)))),
-            (&month, Lifetime::Days(31), None, Err(E::TooLong { most: 30 })),
+            (&month, Lifetime::Days(31), None, Err(E::TooLong { most: days(30) })),
             (&month, Lifetime::Never, None, Err(E::NeverNotAllowed)),
             (&ending, Lifetime::Never, None, Err(E::NeverNotAllowed)),
         ];
@@ -498,6 +860,8 @@ mod tests {
             (&month, Lifetime::Days(365), Some(30)),
             (&month, Lifetime::Days(7), Some(7)),
             (&month, Lifetime::Default, Some(30)),
+            (&month, Lifetime::Seconds(u64::MAX), Some(30)),
+            (&open, Lifetime::Seconds(86_400), Some(1)),
             (&ending, Lifetime::Never, Some(90)),
         ];
         for (policy, lifetime, expected) in table {

@@ -17,12 +17,15 @@
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
-use crate::permission::{Grant, PermissionError, PermissionSet};
+use crate::likely::likely;
+use crate::permission::{Grant, Permission, PermissionError, PermissionSet};
 use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
+use std::hash::{BuildHasher, RandomState};
 use std::str::FromStr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 /// The longest the name of a role may be, in bytes.
 pub const MAX_ROLE_NAME_BYTES: usize = 64;
@@ -32,7 +35,13 @@ pub const MAX_ROLES: usize = 10_000;
 
 /// The most distinct grants one catalogue may have over all its roles. A role takes a bit for each, so that this and
 /// [`MAX_ROLES`] together keep a catalogue below 13 MB however its roles inherit.
+///
+/// The declared permissions are as many at most.
 pub const MAX_CATALOG_GRANTS: usize = 10_000;
+
+/// The most unknown roles, and the most unknown permissions, that one service reports to its operator. A directory may give any
+/// number of names, and the memory of those that were reported is bounded.
+pub const MAX_REPORTED_NAMES: usize = 1_024;
 
 /// The name of a role: 1 to [`MAX_ROLE_NAME_BYTES`] of `[a-z0-9_-]`. A clone shares the text.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -59,16 +68,54 @@ pub enum RoleNameError {
     },
 }
 
-/// The roles of a host, checked, with all that each gives worked out. Immutable.
+/// The roles of a host, checked, with all that each gives worked out, and the permissions that the host knows. Immutable.
+///
+/// The catalogue knows the permissions that its roles grant, those that are [declared](RoleCatalogBuilder::permission), those of
+/// this crate and everything below `scim:`. A grant such as `datastores:*` makes everything below `datastores:` known; a grant of
+/// `*` makes nothing known. A scope entry that covers no known permission is most often a typing error:
+/// [`UnknownScopes`](crate::policy::UnknownScopes) says what becomes of it.
 #[derive(Debug, Clone)]
 pub struct RoleCatalog {
     roles: BTreeMap<RoleName, PermissionSet>,
+    declared: Vec<DeclaredPermission>,
+    /// Without `*`.
+    known: PermissionSet,
+    reports: Option<Arc<Reports>>,
+}
+
+/// A permission that a host has, and what a page shows of it.
+///
+/// ```
+/// # use patkit::{DeclaredPermission, RoleCatalog};
+/// let catalog = RoleCatalog::standard()
+///     .permission("deployments:read")
+///     .permission(DeclaredPermission::new("deployments:write").label("Deploy").group("Deployments"))
+///     .build()?;
+/// # Ok::<(), patkit::role::RoleError>(())
+/// ```
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeclaredPermission {
+    name: String,
+    label: Option<String>,
+    group: Option<String>,
+    description: Option<String>,
+}
+
+/// A name that the catalogue does not know, which most often is a typing error. It is cut after 128 bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum UnknownName<'a> {
+    /// The directory gave this role to an owner.
+    Role(&'a str),
+    /// A route demanded this permission.
+    Permission(&'a str),
 }
 
 /// Collects roles for a [`RoleCatalog`]. The order of the calls does not matter; mistakes come up in
 /// [`build`](Self::build).
 #[derive(Debug, Clone, Default)]
 pub struct RoleCatalogBuilder {
+    declared: Vec<DeclaredPermission>,
     roles: Vec<String>,
     /// Which role, and its parent.
     parents: Vec<(String, String)>,
@@ -125,6 +172,26 @@ pub enum RoleError {
         grant: String,
         /// What is wrong with it.
         source: PermissionError,
+    },
+    /// A declared permission is not a concrete one.
+    #[error("the declared permission {permission:?} is not a permission")]
+    BadPermission {
+        /// The permission, as it was declared.
+        permission: String,
+        /// What is wrong with it.
+        source: PermissionError,
+    },
+    /// A permission is declared twice.
+    #[error("the permission {permission} is declared twice; leave out one of the two")]
+    DuplicatePermission {
+        /// Which.
+        permission: String,
+    },
+    /// More than [`MAX_CATALOG_GRANTS`] permissions are declared.
+    #[error("the catalogue declares {count} permissions; declare {MAX_CATALOG_GRANTS} at most")]
+    TooManyPermissions {
+        /// How many there are.
+        count: usize,
     },
     /// There are more than [`MAX_ROLES`].
     #[error("a catalogue has at most {MAX_ROLES} roles, this one has {count}")]
@@ -200,7 +267,13 @@ impl RoleCatalog {
         // Sets of one catalogue share a table, so that joining them first is cheap.
         roles
             .into_iter()
-            .filter_map(|role| self.permissions_of(role.as_ref()))
+            .filter_map(|role| {
+                let permissions = self.permissions_of(role.as_ref());
+                if permissions.is_none() {
+                    self.report(UnknownName::Role(role.as_ref()));
+                }
+                permissions
+            })
             .fold(PermissionSet::empty(), |held, role| held.union(role))
             .union(direct)
     }
@@ -208,6 +281,196 @@ impl RoleCatalog {
     /// The names of the roles, sorted.
     pub fn roles(&self) -> impl Iterator<Item = &RoleName> {
         self.roles.keys()
+    }
+
+    /// The declared permissions, in the order in which they were declared.
+    pub fn declared(&self) -> &[DeclaredPermission] {
+        &self.declared
+    }
+
+    /// Whether the catalogue knows a permission.
+    pub fn knows(&self, permission: &Permission) -> bool {
+        self.known.allows(permission)
+    }
+
+    /// [`knows`](Self::knows) for a permission given as text. Allocates nothing.
+    pub(crate) fn knows_text(&self, permission: &str) -> bool {
+        self.known.allows_str(permission).unwrap_or(false)
+    }
+
+    /// Whether a scope entry covers a permission that the catalogue knows, or that somebody holds who has the permissions `held`.
+    pub(crate) fn knows_entry(&self, entry: &Grant, held: &PermissionSet) -> bool {
+        self.known.makes_known(entry) || held.makes_known(entry)
+    }
+
+    /// What an unknown scope entry was likely meant to be: a grant that the catalogue knows or somebody holds. It is covered by
+    /// `held`, so that nobody learns of a permission that they do not hold.
+    pub(crate) fn likely_entry(&self, entry: &Grant, held: &PermissionSet) -> Option<Grant> {
+        let known = self.known.iter().filter(|known| held.covers_grant(known));
+        likely(entry.as_str(), known.chain(held.iter())).cloned()
+    }
+
+    /// Calls `listener` once for each name that the catalogue does not know, up to [`MAX_REPORTED_NAMES`] of a kind.
+    pub(crate) fn reporting_to(self, listener: impl Fn(UnknownName<'_>) + Send + Sync + 'static) -> Self {
+        Self { reports: Some(Arc::new(Reports::new(Box::new(listener)))), ..self }
+    }
+
+    /// Reports a name that the catalogue does not know.
+    #[cold]
+    pub(crate) fn report(&self, name: UnknownName<'_>) {
+        if let Some(reports) = &self.reports {
+            reports.report(name);
+        }
+    }
+}
+
+impl DeclaredPermission {
+    /// A concrete permission, such as `datastores:read`. [`RoleCatalogBuilder::build`] refuses a text that is not one.
+    pub fn new(name: &str) -> Self {
+        Self { name: name.to_owned(), label: None, group: None, description: None }
+    }
+
+    /// Sets what a page calls the permission.
+    pub fn label(mut self, label: &str) -> Self {
+        self.label = Some(label.to_owned());
+        self
+    }
+
+    /// Sets the heading under which a page shows the permission.
+    pub fn group(mut self, group: &str) -> Self {
+        self.group = Some(group.to_owned());
+        self
+    }
+
+    /// Sets what a page says of the permission.
+    pub fn description(mut self, description: &str) -> Self {
+        self.description = Some(description.to_owned());
+        self
+    }
+
+    /// The permission, as text.
+    pub fn as_str(&self) -> &str {
+        &self.name
+    }
+
+    /// What a page calls the permission.
+    pub fn label_text(&self) -> Option<&str> {
+        self.label.as_deref()
+    }
+
+    /// The heading under which a page shows the permission.
+    pub fn group_text(&self) -> Option<&str> {
+        self.group.as_deref()
+    }
+
+    /// What a page says of the permission.
+    pub fn description_text(&self) -> Option<&str> {
+        self.description.as_deref()
+    }
+}
+
+impl From<&str> for DeclaredPermission {
+    fn from(name: &str) -> Self {
+        Self::new(name)
+    }
+}
+
+impl UnknownName<'_> {
+    /// The name.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Self::Role(name) | Self::Permission(name) => name,
+        }
+    }
+}
+
+impl fmt::Display for UnknownName<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Role(name) => write!(
+                f,
+                "the role catalogue does not know the role {name:?} of an owner, so that the role grants nothing; correct the \
+                 directory, or define the role with RoleCatalogBuilder::role"
+            ),
+            Self::Permission(name) => write!(
+                f,
+                "the role catalogue does not know the permission {name:?}, which a route demands; correct the route, or declare \
+                 the permission with RoleCatalogBuilder::permission"
+            ),
+        }
+    }
+}
+
+type Listener = Box<dyn Fn(UnknownName<'_>) + Send + Sync>;
+
+/// Reports each unknown name once.
+struct Reports {
+    listener: Listener,
+    /// Its keys are random, so that nobody can choose a name that hides another one.
+    hasher: RandomState,
+    roles: Seen,
+    permissions: Seen,
+}
+
+/// The hashes of the names that were reported. A reader takes no lock.
+struct Seen {
+    /// Zero where there is none.
+    hashes: Box<[AtomicU64]>,
+    is_full: AtomicBool,
+}
+
+impl Reports {
+    fn new(listener: Listener) -> Self {
+        Self { listener, hasher: RandomState::new(), roles: Seen::new(), permissions: Seen::new() }
+    }
+
+    fn report(&self, name: UnknownName<'_>) {
+        let seen = match name {
+            UnknownName::Role(_) => &self.roles,
+            UnknownName::Permission(_) => &self.permissions,
+        };
+        if seen.is_full.load(Ordering::Relaxed) || !seen.insert(self.hasher.hash_one(name.as_str()).max(1)) {
+            return;
+        }
+        (self.listener)(match name {
+            UnknownName::Role(name) => UnknownName::Role(beginning(name)),
+            UnknownName::Permission(name) => UnknownName::Permission(beginning(name)),
+        });
+    }
+}
+
+impl Seen {
+    fn new() -> Self {
+        let hashes = (0..MAX_REPORTED_NAMES).map(|_| AtomicU64::new(0)).collect();
+        Self { hashes, is_full: AtomicBool::new(false) }
+    }
+
+    /// Returns whether the hash was not there and has been added.
+    fn insert(&self, hash: u64) -> bool {
+        let room = self.hashes.len();
+        let first = usize::try_from(hash % u64::try_from(room).unwrap_or(1)).unwrap_or(0);
+        // Every name is looked for along the same places, so that no two threads add one twice.
+        for slot in self.hashes.iter().cycle().skip(first).take(room) {
+            match slot.compare_exchange(0, hash, Ordering::Relaxed, Ordering::Relaxed) {
+                Ok(_) => return true,
+                Err(found) if found == hash => return false,
+                Err(_) => {}
+            }
+        }
+        self.is_full.store(true, Ordering::Relaxed);
+        false
+    }
+}
+
+/// The first 128 bytes of a name: a directory or a route may have one of any length.
+pub(crate) fn beginning(name: &str) -> &str {
+    let end = (0..=name.len().min(128)).rev().find(|end| name.is_char_boundary(*end));
+    end.and_then(|end| name.get(..end)).unwrap_or_default()
+}
+
+impl fmt::Debug for Reports {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reports").finish_non_exhaustive()
     }
 }
 
@@ -236,12 +499,20 @@ impl RoleCatalogBuilder {
         self
     }
 
+    /// Declares a permission that the host has, whether or not a role grants it.
+    pub fn permission(mut self, permission: impl Into<DeclaredPermission>) -> Self {
+        self.declared.push(permission.into());
+        self
+    }
+
     /// Checks the roles and works out all that each gives.
     ///
     /// # Errors
     /// The first [`RoleError`] found: a bad or repeated name, an unknown role or parent, a bad grant, too many of
     /// either, or roles that inherit in a ring.
-    pub fn build(self) -> Result<RoleCatalog, RoleError> {
+    pub fn build(mut self) -> Result<RoleCatalog, RoleError> {
+        let declared = std::mem::take(&mut self.declared);
+        let mut known = checked(&declared)?;
         let drafts = self.drafts()?;
         // Each role is a selection from this set and joining two is joining bits, so that a long line of roles,
         // each with a grant of its own, does not copy its grants over and over.
@@ -257,7 +528,9 @@ impl RoleCatalogBuilder {
             let closure = parents.fold(own, |held, parent| held.union(parent));
             roles.insert(name.clone(), closure);
         }
-        Ok(RoleCatalog { roles })
+        known.extend(all.iter().filter(|grant| !grant.is_everything()).cloned());
+        known.extend(OWN.into_iter().filter_map(|text| Grant::parse(text).ok()));
+        Ok(RoleCatalog { roles, declared, known: known.into_iter().collect(), reports: None })
     }
 
     /// Everything parsed, and every name in it that of a defined role.
@@ -333,6 +606,26 @@ impl TryFrom<&str> for RoleName {
     fn try_from(text: &str) -> Result<Self, RoleNameError> {
         Self::parse(text)
     }
+}
+
+/// What every catalogue knows: the permissions of this crate, and those of SCIM (RFC 7644).
+const OWN: [&str; 5] = ["tokens:manage", "service-tokens:manage", "tokens:scim", "tokens:oversee", "scim:*"];
+
+/// The declared permissions as grants.
+fn checked(declared: &[DeclaredPermission]) -> Result<BTreeSet<Grant>, RoleError> {
+    let count = declared.len();
+    if count > MAX_CATALOG_GRANTS {
+        return Err(RoleError::TooManyPermissions { count });
+    }
+    let mut known = BTreeSet::new();
+    for DeclaredPermission { name, .. } in declared {
+        let permission = Permission::parse(name)
+            .map_err(|source| RoleError::BadPermission { permission: name.clone(), source })?;
+        if !known.insert(Grant::from(permission)) {
+            return Err(RoleError::DuplicatePermission { permission: name.clone() });
+        }
+    }
+    Ok(known)
 }
 
 /// A role before its parents are followed.

@@ -36,7 +36,7 @@ use crate::clock::{Clock, SystemClock, cut};
 use crate::owner::{Directory, DirectoryError, Owner, OwnerId, Realm};
 use crate::policy::TokenPolicy;
 use crate::random::{SecureRandom, SystemRandom};
-use crate::role::{RoleCatalog, RoleError};
+use crate::role::{RoleCatalog, RoleError, UnknownName};
 use crate::snapshot::Snapshot;
 use crate::store::{Change, ChangeBatch, StoreError, TokenStore};
 use crate::token::id::IdSource;
@@ -125,6 +125,11 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     /// The policy.
     pub fn policy(&self) -> &TokenPolicy {
         &self.policy
+    }
+
+    /// The roles, and the permissions that the host knows.
+    pub fn roles(&self) -> &RoleCatalog {
+        &self.catalog
     }
 
     /// The format of the tokens' text: for secret scanners and for checking a text without the store.
@@ -352,7 +357,7 @@ impl<S: TokenStore, D: Directory> TokenServiceBuilder<S, D> {
             directory: self.directory,
             format,
             keyring: Arc::new(keyring),
-            catalog: Arc::new(catalog),
+            catalog: Arc::new(catalog.reporting_to(reporter(self.sink.clone()))),
             policy: self.policy,
             clock: self.clock,
             random: self.random,
@@ -368,6 +373,17 @@ impl<S: TokenStore, D: Directory> TokenServiceBuilder<S, D> {
 impl<S, D> fmt::Debug for TokenServiceBuilder<S, D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TokenServiceBuilder").field("brand", &self.brand).finish_non_exhaustive()
+    }
+}
+
+/// Tells the operator of names that the role catalogue does not know.
+fn reporter(sink: Option<Arc<dyn AuditSink>>) -> impl Fn(UnknownName<'_>) + Send + Sync + 'static {
+    move |name| {
+        #[cfg(feature = "tracing")]
+        tracing::warn!(target: "patkit::role", name = ?name.as_str(), "{name}");
+        if let Some(sink) = &sink {
+            sink.unknown_name(name);
+        }
     }
 }
 

@@ -271,6 +271,8 @@ pub enum Lifetime {
     Default,
     /// Whole days.
     Days(u32),
+    /// Seconds.
+    Seconds(u64),
     /// No end.
     Never,
 }

@@ -41,7 +41,8 @@ fn ada() -> OwnerId {
 }
 
 fn service<S: TokenStore, D: Directory>(store: S, directory: D) -> TokenService<S, D> {
-    let roles = RoleCatalog::standard().grant("member", ["datastores:read"]).build().unwrap();
+    let roles = RoleCatalog::standard().grant("member", ["datastores:read"]);
+    let roles = roles.role("storage", &[], &["datastores:*"]).build().unwrap();
     let builder = TokenService::builder(store, directory).brand("acme").roles(roles);
     builder.keyring(Keyring::ephemeral().unwrap()).build().unwrap()
 }
@@ -82,6 +83,29 @@ fn a_verification_allocates_nothing_once_warm() {
     let verified = verify(&headers[0]);
     assert_eq!(allocations(|| drop(ready(service.recheck(&verified)).unwrap())), 0, "a recheck");
     assert_eq!(allocations(|| drop(verified.clone())), 0, "a clone");
+}
+
+#[test]
+fn names_that_the_catalogue_does_not_know_cost_no_memory() {
+    for role in ["member", "everything"] {
+        let ada = Owner::new(ada(), OwnerKind::Human).role("member").role(role).role("memer");
+        let roles = RoleCatalog::standard().role("everything", &[], &["*"]).permission("datastores:read");
+        let builder = TokenService::builder(MemoryStore::new(), MemoryDirectory::from_iter([ada]));
+        let builder = builder.brand("acme").roles(roles.build().unwrap());
+        let service = builder.keyring(Keyring::ephemeral().unwrap()).build().unwrap();
+        let header = headers(&service, 1).remove(0);
+        let peer = Some([10, 1, 2, 3].into());
+        let odd = Permission::parse("datastores:raed").unwrap();
+        let demand = || {
+            let verified = ready(service.verify_header(Some(&header), peer)).unwrap();
+            assert_eq!(verified.allows(&odd), role == "everything");
+            assert_eq!(verified.require("datastores:read").is_ok(), role == "everything");
+        };
+        demand();
+        // A refusal names the permission, in memory of its own.
+        let expected = u64::from(role == "member");
+        assert_eq!(allocations(demand), expected, "{role}");
+    }
 }
 
 #[test]

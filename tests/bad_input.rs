@@ -353,10 +353,10 @@ fn policies() {
     let table = [
         (build().shown_lifetimes([Lifetime::Days(30), Lifetime::Days(0)]), "shown_lifetimes"),
         (build().shown_lifetimes([Lifetime::Days(MAX_DAYS + 1)]), "shown_lifetimes"),
-        (build().default_lifetime_days(0), "default_lifetime_days"),
-        (build().default_lifetime_days(u32::MAX), "default_lifetime_days"),
-        (build().longest_lifetime_days(0), "longest_lifetime_days"),
-        (build().longest_lifetime_days(MAX_DAYS + 1), "longest_lifetime_days"),
+        (build().default_lifetime_days(0), "default_lifetime"),
+        (build().default_lifetime_days(u32::MAX), "default_lifetime"),
+        (build().longest_lifetime_days(0), "longest_lifetime"),
+        (build().longest_lifetime_days(MAX_DAYS + 1), "longest_lifetime"),
         (build().live_tokens_per_owner(0), "live_tokens_per_owner"),
         (build().idle_limit_days(0), "idle_limit_days"),
         (build().idle_limit_days(MAX_DAYS + 1), "idle_limit_days"),
@@ -366,7 +366,7 @@ fn policies() {
     ];
     for (builder, setting) in table {
         let error = builder.build().unwrap_err();
-        assert_eq!(error.setting, setting);
+        assert_eq!(error.setting(), setting);
         assert!(error.to_string().contains(setting));
     }
     let least = build()
@@ -376,7 +376,7 @@ fn policies() {
         .live_tokens_per_owner(1)
         .idle_limit_days(1)
         .longest_overlap(Duration::ZERO)
-        .reuse(ReuseSignal::RevokeFamily, 0)
+        .reuse(ReuseSignal::RevokeFamily, 1)
         .last_used_granularity(Duration::ZERO);
     assert!(least.build().is_ok());
 }
@@ -389,10 +389,10 @@ fn lifetimes() {
         (0, Err(LifetimeError::TooShort)),
         (1, Ok(Lifetime::Days(1))),
         (i64::from(MAX_DAYS), Ok(Lifetime::Days(MAX_DAYS))),
-        (i64::from(MAX_DAYS) + 1, Err(LifetimeError::TooLong { most: MAX_DAYS })),
-        (i64::from(u32::MAX) + 1, Err(LifetimeError::TooLong { most: MAX_DAYS })),
-        (1_000_000_000_000_000_000, Err(LifetimeError::TooLong { most: MAX_DAYS })),
-        (i64::MAX, Err(LifetimeError::TooLong { most: MAX_DAYS })),
+        (i64::from(MAX_DAYS) + 1, Err(LifetimeError::TooLong { most: TimeDelta::days(MAX_DAYS.into()) })),
+        (i64::from(u32::MAX) + 1, Err(LifetimeError::TooLong { most: TimeDelta::days(MAX_DAYS.into()) })),
+        (1_000_000_000_000_000_000, Err(LifetimeError::TooLong { most: TimeDelta::days(MAX_DAYS.into()) })),
+        (i64::MAX, Err(LifetimeError::TooLong { most: TimeDelta::days(MAX_DAYS.into()) })),
     ] {
         assert_eq!(Lifetime::days(days), expected, "{days}");
     }
@@ -521,6 +521,10 @@ fn generating_names_the_field_that_is_refused() {
         (&open, new().expires_in_days(i64::MAX), "lifetime"),
         (&open, new().expires_in_days(1_000_000_000_000_000_000), "lifetime"),
         (&open, new().expires_in_days(365_001), "lifetime"),
+        (&open, new().expires_in_seconds(59), "lifetime"),
+        (&open, new().expires_in_seconds(-1), "lifetime"),
+        (&open, new().expires_in_seconds(i64::MAX), "lifetime"),
+        (&month, new().expires_in_seconds(30 * 86_400 + 1), "lifetime"),
         (&month, new().expires_in_days(31), "lifetime"),
         (&month, new().never_expires(), "lifetime"),
         (&ending, new().never_expires(), "lifetime"),
@@ -545,6 +549,24 @@ fn generating_names_the_field_that_is_refused() {
         let label: String = format!("{new:?}").chars().take(300).collect();
         let error = unchanged(&world, || world.generate(&session("ada"), new).map(drop), &label);
         assert_eq!(field(&error, &label), expected, "{label}");
+    }
+}
+
+#[test]
+fn a_token_lives_for_a_minute_or_more() {
+    let hour = TokenPolicy::builder().longest_lifetime(Duration::from_secs(3_600)).build().unwrap();
+    let world = World::with(hour);
+    let new = |seconds| NewToken::named(&format!("n{seconds}")).expires_in_seconds(seconds);
+    for seconds in [60, 61, 3_600] {
+        let made = world.generate(&session("ann"), new(seconds)).unwrap();
+        assert_eq!(made.token.expires_at(), Some(world.now() + TimeDelta::seconds(seconds)));
+    }
+    let made = world.generate(&session("ann"), NewToken::named("default")).unwrap();
+    assert_eq!(made.token.expires_at(), Some(world.now() + TimeDelta::hours(1)));
+    for refused in [new(i64::MIN), new(0), new(59), new(3_601), NewToken::named("a").expires_in_days(1)] {
+        let label = format!("{refused:?}");
+        let error = unchanged(&world, || world.generate(&session("ann"), refused).map(drop), &label);
+        assert_eq!(field(&error, &label), "lifetime", "{label}");
     }
 }
 

@@ -1568,6 +1568,18 @@ async fn every_refused_field_is_told_at_once_by_its_pointer_and_unknown_query_fi
     let answer = host.call(&mel, Method::POST, "/user-tokens", Some(body)).await;
     assert_eq!(answer.pointers(), ["/scopes/1", "/scopes/2", "/allowed_networks"], "{answer:?}");
     assert!(!answer.body.contains("entry") && !answer.body.contains("grant"), "{answer:?}");
+    let body = json!({"name": "a", "scopes": ["dta:read", "data:read", "other:thing", "data:*"]});
+    let answer = host.call(&mel, Method::POST, "/user-tokens", Some(body)).await;
+    assert_eq!(
+        (answer.status, answer.pointers()),
+        (422, vec!["/scopes/0".to_owned(), "/scopes/2".to_owned()])
+    );
+    let details: Vec<String> = answer.problem().errors.into_iter().map(|error| error.detail).collect();
+    let expected = [
+        "there is no permission dta:read: write data:read if that was meant",
+        "there is no permission other:thing",
+    ];
+    assert_eq!(details, expected);
     let many = json!({"name": "a", "scopes": vec![1; 20_000]});
     let answer = host.call(&mel, Method::POST, "/user-tokens", Some(many)).await;
     assert!(answer.status == 422 && answer.body.len() < 20_000, "{}", answer.body.len());

@@ -475,9 +475,9 @@ fn of_network(error: NetworkError) -> String {
     }
 }
 
-/// Returns the field that the service refused, and why in a user's words; no field if the whole request is meant.
-pub(super) fn refused_by_service(input: &InvalidInput) -> (Option<FieldError>, String) {
-    let of = |path: &[&str], detail: String| (Some(FieldError::new(path, detail.clone())), detail);
+/// Returns the fields that the service refused, and why in a user's words; no field if the whole request is meant.
+pub(super) fn refused_by_service(input: &InvalidInput) -> (Vec<FieldError>, String) {
+    let of = |path: &[&str], detail: String| (vec![FieldError::new(path, detail.clone())], detail);
     match input {
         InvalidInput::Name(error) => {
             of(&["name"], of_text(*error, "write a name with at least one character that shows"))
@@ -491,6 +491,18 @@ pub(super) fn refused_by_service(input: &InvalidInput) -> (Option<FieldError>, S
         }
         InvalidInput::Scope(ScopeError::BadEntry { index, .. }) => {
             of(&["scopes", &index.to_string()], NO_GRANT.to_owned())
+        }
+        InvalidInput::Scope(ScopeError::Unknown { entries }) => {
+            let errors = entries.iter().map(|unknown| {
+                let detail = match &unknown.likely {
+                    Some(likely) => {
+                        format!("there is no permission {}: write {likely} if that was meant", unknown.entry)
+                    }
+                    None => format!("there is no permission {}", unknown.entry),
+                };
+                FieldError::new(&["scopes", &unknown.index.to_string()], detail)
+            });
+            (errors.collect(), "there are no such permissions".to_owned())
         }
         InvalidInput::Networks(NetworksError::Empty) => of(&["allowed_networks"], NO_NETWORKS.to_owned()),
         InvalidInput::Networks(NetworksError::TooMany) => {
@@ -506,7 +518,7 @@ pub(super) fn refused_by_service(input: &InvalidInput) -> (Option<FieldError>, S
         InvalidInput::OwnerDisabled => of(&["user_id"], "this user is disabled".to_owned()),
         InvalidInput::OwnerKind(_) => of(&["user_id"], "this user cannot have such a token".to_owned()),
         InvalidInput::NothingToChange => {
-            (None, "name at least one field to change: active, name or description".to_owned())
+            (Vec::new(), "name at least one field to change: active, name or description".to_owned())
         }
     }
 }
@@ -514,7 +526,10 @@ pub(super) fn refused_by_service(input: &InvalidInput) -> (Option<FieldError>, S
 fn of_lifetime(error: LifetimeError) -> String {
     match error {
         LifetimeError::TooShort => "choose 1 day or more".to_owned(),
-        LifetimeError::TooLong { most } => format!("choose {most} days at most"),
+        LifetimeError::TooLong { most } if most.num_days() == 0 => {
+            "leave the field out: no token may live as long as a day".to_owned()
+        }
+        LifetimeError::TooLong { most } => format!("choose {} days at most", most.num_days()),
         LifetimeError::NeverNotAllowed => "choose a day on which the token expires".to_owned(),
         LifetimeError::OutlivesCreator => {
             "choose an earlier day: the token cannot outlive the one that makes it".to_owned()

@@ -222,8 +222,8 @@ struct May {
 #[derive(Serialize)]
 struct Policy {
     lifetimes: Vec<Option<i64>>,
-    default_days: Option<u32>,
-    longest_days: Option<u32>,
+    default_days: Option<i64>,
+    longest_days: Option<i64>,
     never: bool,
     longest_overlap_seconds: i64,
 }
@@ -233,12 +233,13 @@ impl Policy {
         let days = |lifetime: &Lifetime| match lifetime {
             Lifetime::Days(days) => Some(Some(i64::from(*days))),
             Lifetime::Never => Some(None),
-            Lifetime::Default => None,
+            // The page offers whole days.
+            Lifetime::Seconds(_) | Lifetime::Default => None,
         };
         Self {
             lifetimes: policy.shown_lifetimes().iter().filter_map(days).collect(),
-            default_days: Some(policy.default_lifetime_days()),
-            longest_days: policy.longest_lifetime_days(),
+            default_days: Some(policy.default_lifetime().num_days()),
+            longest_days: policy.longest_lifetime().map(|longest| longest.num_days()),
             never: policy.is_never_allowed(),
             longest_overlap_seconds: policy.longest_overlap().num_seconds(),
         }

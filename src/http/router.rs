@@ -550,8 +550,10 @@ impl<S: TokenStore, D: Directory, A: Sessions> Api<S, D, A> {
                 problem(StatusCode::UNPROCESSABLE_ENTITY, "invalid").of_field("reason")
             }
             ManageError::Invalid(input) => match refused_by_service(input) {
-                (Some(error), _) => Problem::invalid(vec![error]),
-                (None, detail) => Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", detail),
+                (errors, detail) if errors.is_empty() => {
+                    Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", detail)
+                }
+                (errors, _) => Problem::invalid(errors),
             },
             ManageError::OutcomeUnknown { .. } => {
                 problem(StatusCode::SERVICE_UNAVAILABLE, "outcome_unknown").retried()

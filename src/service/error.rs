@@ -271,20 +271,20 @@ impl fmt::Display for Attenuation {
 #[non_exhaustive]
 pub enum InvalidInput {
     /// The name.
-    #[error("the name is refused")]
-    Name(#[source] NameError),
+    #[error("the name is refused: {0}")]
+    Name(NameError),
     /// The description.
-    #[error("the description is refused")]
-    Description(#[source] NameError),
+    #[error("the description is refused: {0}")]
+    Description(NameError),
     /// The lifetime.
-    #[error("the lifetime is refused")]
-    Lifetime(#[source] LifetimeError),
+    #[error("the lifetime is refused: {0}")]
+    Lifetime(LifetimeError),
     /// The scope.
-    #[error("the scope is refused")]
-    Scope(#[source] ScopeError),
+    #[error("the scope is refused: {0}")]
+    Scope(ScopeError),
     /// The networks.
-    #[error("the networks are refused")]
-    Networks(#[source] NetworksError),
+    #[error("the networks are refused: {0}")]
+    Networks(NetworksError),
     /// The overlap is over the policy's.
     #[error("the overlap is {} s at most", most.num_seconds())]
     Overlap {

@@ -9,6 +9,7 @@ use super::{MAX_REVOKE_TRIES, MAX_TRIES, TokenService};
 use crate::audit::AuditAction;
 use crate::lifecycle;
 use crate::owner::{Directory, Owner, OwnerId};
+use crate::policy::UnknownScopes;
 use crate::store::{
     Change, ChangeBatch, Conflict, CorruptRecord, ListBy, ListQuery, MAX_PAGE, Page, StoreError, TokenStore,
 };
@@ -87,6 +88,9 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
                 return Err(ManageError::NotFound);
             };
             acting.demand_scim(&checked.scope)?;
+            if self.policy.unknown_scopes() == UnknownScopes::Refused {
+                new.demand_known_scope(&self.catalog, &owner.permissions(&self.catalog))?;
+            }
 
             let (token, plaintext) = self.make(&acting, kind, &owner, checked)?;
             acting.demand_attenuated(&token)?;

@@ -2,8 +2,9 @@
 
 use super::error::InvalidInput;
 use crate::owner::OwnerId;
-use crate::permission::Scope;
+use crate::permission::{Grant, PermissionSet, Scope, ScopeError, UnknownEntry};
 use crate::policy::LifetimeError;
+use crate::role::RoleCatalog;
 use crate::token::{Description, Lifetime, Networks, Reason, TokenName};
 
 /// A token to be made. What is out of bounds is refused by [`TokenService::generate`](super::TokenService::generate),
@@ -22,6 +23,9 @@ pub struct NewToken {
     networks: Option<Vec<String>>,
     pub(super) service_owner: Option<OwnerId>,
 }
+
+/// For the first so many unknown scope entries of a request, the likely ones are looked for: each costs a pass over the catalogue.
+const MAX_GUESSES: usize = 4;
 
 /// The request after its bounds were checked.
 pub(super) struct CheckedToken {
@@ -58,6 +62,12 @@ impl NewToken {
         self
     }
 
+    /// That lives for so many seconds, 60 or more.
+    pub fn expires_in_seconds(mut self, seconds: i64) -> Self {
+        self.lifetime = Lifetime::seconds(seconds);
+        self
+    }
+
     /// That lives without end.
     pub fn never_expires(mut self) -> Self {
         self.lifetime = Ok(Lifetime::Never);
@@ -85,6 +95,25 @@ impl NewToken {
     pub fn for_service(mut self, owner: OwnerId) -> Self {
         self.service_owner = Some(owner);
         self
+    }
+
+    /// Refuses entries that cover no permission which the catalogue knows or the owner holds.
+    pub(super) fn demand_known_scope(
+        &self,
+        catalog: &RoleCatalog,
+        held: &PermissionSet,
+    ) -> Result<(), InvalidInput> {
+        let mut entries = Vec::new();
+        for (index, text) in self.scope.iter().flatten().enumerate() {
+            let entry = Grant::parse(text)
+                .map_err(|source| InvalidInput::Scope(ScopeError::BadEntry { index, source }))?;
+            if !catalog.knows_entry(&entry, held) {
+                let is_guessed = entries.len() < MAX_GUESSES;
+                let likely = is_guessed.then(|| catalog.likely_entry(&entry, held)).flatten();
+                entries.push(UnknownEntry::new(index, entry, likely));
+            }
+        }
+        if entries.is_empty() { Ok(()) } else { Err(InvalidInput::Scope(ScopeError::Unknown { entries })) }
     }
 
     pub(super) fn checked(&self) -> Result<CheckedToken, InvalidInput> {

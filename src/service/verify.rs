@@ -14,8 +14,8 @@ use super::error::{RejectReason, Rejected, Unavailable, VerifyError};
 use crate::bearer::{self, BearerError};
 use crate::clock::at_micros;
 use crate::owner::{Directory, DirectoryError, Owner, Realm};
-use crate::permission::{Permission, PermissionSet};
-use crate::role::RoleCatalog;
+use crate::permission::{Permission, PermissionError, PermissionSet};
+use crate::role::{RoleCatalog, UnknownName, beginning};
 use crate::snapshot::Snapshot;
 use crate::store::{Found, StoreError, TokenStore};
 use crate::token::access::Access;
@@ -37,8 +37,8 @@ use std::task::{Context, Poll};
 #[derive(Clone)]
 pub struct Verified {
     token: TokenView,
-    /// The owner's permissions, where the owner does not hold them itself.
-    permissions: Option<Arc<PermissionSet>>,
+    /// The owner's permissions, and the catalogue that they are of, where the owner does not hold them itself.
+    permissions: Option<Arc<(Arc<RoleCatalog>, PermissionSet)>>,
     peer: Peer,
     /// In microseconds since 1970.
     at: i64,
@@ -74,11 +74,22 @@ impl Peer {
 
 /// The token does not allow this. The text of this error names the permission.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the permission {permission:?} is not granted")]
 #[non_exhaustive]
-pub struct PermissionDenied {
-    /// What was asked for.
-    pub permission: String,
+pub enum PermissionDenied {
+    /// The owner does not hold the permission, or the token's scope does not let it through.
+    #[error("the token does not have the permission {permission}")]
+    NotGranted {
+        /// What was asked for.
+        permission: String,
+    },
+    /// The text is not a concrete permission, and so nobody ever has it: an error in the host's code.
+    #[error("the text {text:?}, which a route demands, is not a permission")]
+    NotAPermission {
+        /// What was asked for.
+        text: String,
+        /// What is wrong with it.
+        source: PermissionError,
+    },
 }
 
 impl Verified {
@@ -92,7 +103,7 @@ impl Verified {
     ) -> Self {
         let permissions = match owner.resolved_by(catalog) {
             Some(_) => None,
-            None => Some(Arc::new(owner.permissions(catalog))),
+            None => Some(Arc::new((catalog.clone(), owner.permissions(catalog)))),
         };
         let (id, terms) = (found.id(), found.access().terms());
         let token = TokenView::active(id, terms, found.into_details(), owner);
@@ -127,31 +138,44 @@ impl Verified {
 
     /// Whether both the owner and the token's scope allow this. It allocates nothing.
     pub fn allows(&self, permission: &Permission) -> bool {
-        self.granted().is_some_and(|granted| granted.allows(permission))
-            && self.token.scope().allows(permission)
+        let Some((catalog, granted)) = self.granted() else { return false };
+        let is_allowed = granted.allows(permission) && self.token.scope().allows(permission);
+        // Whoever holds everything would not notice a typing error.
+        if (!is_allowed || granted.is_everything()) && !catalog.knows(permission) {
+            catalog.report(UnknownName::Permission(permission.as_str()));
+        }
+        is_allowed
     }
 
-    /// Demands a permission given as text, such as `datastores:read`. Text that is no concrete permission is denied.
+    /// Demands a permission given as text, such as `datastores:read`.
     ///
     /// # Errors
-    /// [`PermissionDenied`] when the owner or the token's scope does not allow it.
+    /// [`PermissionDenied`] when the owner or the token's scope does not allow it, or the text is not a concrete permission.
     pub fn require(&self, permission: &str) -> Result<(), PermissionDenied> {
-        let granted = self.granted().is_some_and(|granted| granted.allows_str(permission) == Ok(true));
-        if granted && self.token.scope().allows_str(permission) == Ok(true) {
-            Ok(())
-        } else {
-            Err(PermissionDenied { permission: permission.to_owned() })
+        let denied = || PermissionDenied::NotGranted { permission: permission.to_owned() };
+        let (catalog, granted) = self.granted().ok_or_else(denied)?;
+        let allowed = granted.allows_str(permission);
+        let allowed = allowed.and_then(|held| Ok(held && self.token.scope().allows_str(permission)?));
+        if (allowed != Ok(true) || granted.is_everything()) && !catalog.knows_text(permission) {
+            catalog.report(UnknownName::Permission(permission));
+        }
+        match allowed {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(denied()),
+            Err(source) => {
+                Err(PermissionDenied::NotAPermission { text: beginning(permission).to_owned(), source })
+            }
         }
     }
 
     /// All that it allows: what the owner has and the scope lets through.
     pub fn effective_permissions(&self) -> PermissionSet {
-        let granted = self.granted().cloned().unwrap_or_else(PermissionSet::empty);
+        let granted = self.granted().map_or_else(PermissionSet::empty, |(_, granted)| granted.clone());
         self.token.scope().as_set().map_or_else(|| granted.clone(), |scope| granted.intersection(scope))
     }
 
-    /// What the owner may do.
-    fn granted(&self) -> Option<&PermissionSet> {
+    /// What the owner may do, and the catalogue that says so.
+    fn granted(&self) -> Option<&(Arc<RoleCatalog>, PermissionSet)> {
         self.permissions.as_deref().or_else(|| self.owner().resolved())
     }
 }

@@ -18,6 +18,7 @@ use chrono::{DateTime, Utc};
 use std::borrow::Cow;
 use std::fmt;
 use std::net::IpAddr;
+use std::str::FromStr;
 
 /// A value in a row; a null knows its type.
 #[derive(Clone, PartialEq, Eq)]
@@ -188,6 +189,7 @@ pub fn token_values(token: &Token) -> Vec<Value> {
             Lifetime::Default => "default".to_owned(),
             Lifetime::Never => "never".to_owned(),
             Lifetime::Days(days) => days.to_string(),
+            Lifetime::Seconds(seconds) => format!("{seconds}s"),
         }),
         Value::text(if token.scope.is_inherit() { "inherit" } else { "only" }),
         opt_text(token.scope.as_set().map(|grants| joined(grants.iter().map(Grant::as_str)))),
@@ -233,6 +235,11 @@ fn actor_values(actor: Option<&ActorRef>) -> [Value; 3] {
         Value::Text(actor.and_then(ActorRef::owner).map(ToString::to_string)),
         opt_id(actor.and_then(ActorRef::token)),
     ]
+}
+
+/// Reads a number that is written as this crate writes it.
+fn canonical<N: FromStr + ToString>(text: &str) -> Option<N> {
+    text.parse().ok().filter(|number: &N| number.to_string() == text)
 }
 
 fn opt_id(id: Option<TokenId>) -> Value {
@@ -298,7 +305,10 @@ pub fn read_token(row: &(impl Row + ?Sized), table: &str) -> Result<Token, Corru
     let lifetime = cells.parsed(|text| match text {
         "default" => Some(Lifetime::Default),
         "never" => Some(Lifetime::Never),
-        days => days.parse().ok().filter(|days: &u32| days.to_string() == text).map(Lifetime::Days),
+        _ => match text.strip_suffix('s') {
+            Some(seconds) => canonical(seconds).map(Lifetime::Seconds),
+            None => canonical(text).map(Lifetime::Days),
+        },
     })?;
     let inherits = cells.parsed(|text| match text {
         "inherit" => Some(true),

@@ -124,6 +124,7 @@ impl Details {
             Lifetime::Default => Some(0),
             Lifetime::Never => Some(NEVER),
             Lifetime::Days(days) => u16::try_from(days).ok().filter(|days| *days != 0 && *days != NEVER),
+            Lifetime::Seconds(_) => None,
         };
         let version = u16::try_from(token.version).ok();
         let (address, rare_address) = packed(token.last_used.and_then(|used| used.address));
@@ -333,7 +334,8 @@ mod tests {
 
     fn lifetime() -> impl Strategy<Value = Lifetime> {
         let days = prop_oneof![0_u32..3, 65_533_u32..65_538, any::<u32>()];
-        prop_oneof![Just(Lifetime::Default), Just(Lifetime::Never), days.prop_map(Lifetime::Days)]
+        let seconds = any::<u64>().prop_map(Lifetime::Seconds);
+        prop_oneof![Just(Lifetime::Default), Just(Lifetime::Never), days.prop_map(Lifetime::Days), seconds]
     }
 
     fn version() -> impl Strategy<Value = u64> {

@@ -4,6 +4,8 @@
 #![allow(dead_code, reason = "each test file uses a part of it")]
 
 use chrono::{DateTime, TimeDelta, Utc};
+use patkit::policy::UnknownScopes;
+use patkit::role::RoleCatalogBuilder;
 use patkit::service::{BuildError, ManageError, TokenServiceBuilder};
 use patkit::store::{AuditLog, Change, ChangeBatch, EventQuery, ListBy, ListQuery};
 use patkit::token::Facts;
@@ -122,6 +124,7 @@ pub(crate) fn builder(
 ) -> Builder {
     TokenService::builder(store, directory)
         .brand("acme")
+        .roles(catalog())
         .keyring(Keyring::from_text(KEYS).unwrap())
         .clock(clock)
 }
@@ -144,7 +147,8 @@ impl World {
         let plain = builder(store.clone(), directory.clone(), clock.clone()).audit_sink(heard.clone());
         let service = more(plain).build()?;
         let admins = Arc::new(owners(true).collect::<MemoryDirectory>());
-        let issuer = builder(store.clone(), admins, clock.clone()).build()?;
+        let open = TokenPolicy::builder().unknown_scopes(UnknownScopes::Allowed).build().unwrap();
+        let issuer = builder(store.clone(), admins, clock.clone()).policy(open).build()?;
         Ok(Self { store, directory, clock, heard, service, issuer })
     }
 
@@ -284,6 +288,17 @@ pub(crate) fn nowhere() -> TokenId {
     TokenId::from_bytes(bytes).unwrap()
 }
 
+/// The standard roles, and the permissions of a host.
 pub(crate) fn catalog() -> RoleCatalog {
-    RoleCatalog::standard().build().unwrap()
+    let permissions = [
+        "a",
+        "anything:at:all",
+        "buckets:read",
+        "datastores",
+        "datastores:read",
+        "datastores:write",
+        "scim",
+        "scimitar:read",
+    ];
+    permissions.into_iter().fold(RoleCatalog::standard(), RoleCatalogBuilder::permission).build().unwrap()
 }

@@ -41,7 +41,7 @@ CREATE TABLE patkit_tokens (
     predecessor       BLOB CHECK (length(predecessor) = 16),
     -- The token through which it was last restored; it is of that token's family as well.
     restored_by_token BLOB CHECK (length(restored_by_token) = 16),
-    -- The lifetime that was asked for: default, never, or a number of days.
+    -- The lifetime that was asked for: default, never, a number of days, or of seconds with an s behind it.
     lifetime          TEXT NOT NULL,
     -- inherit: all that its owner may do. only: what scope_grants lists, separated by spaces; empty allows nothing.
     scope             TEXT NOT NULL CHECK (scope IN ('inherit', 'only')),
