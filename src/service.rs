@@ -181,10 +181,10 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
                     let found = Token { last_used: token.last_used, seal: token.seal, ..Token::clone(found) };
                     found == **token && found.name.as_str() == token.name.as_str()
                 };
-                let found = self.store.find(token.id).await;
+                let found = self.store.find_current(token.id).await;
                 found.is_ok_and(|found| found.is_some_and(|found| is_ours(&found.into_token())))
             }
-            Some(Change::Remove { id, .. }) => matches!(self.store.find(*id).await, Ok(None)),
+            Some(Change::Remove { id, .. }) => matches!(self.store.find_current(*id).await, Ok(None)),
             None => false,
         }
     }

@@ -12,16 +12,17 @@
 
 use chrono::{DateTime, TimeDelta, Utc};
 use patkit::conformance::Suite;
-use patkit::service::{RejectReason, VerifyError};
+use patkit::service::{ManageError, RejectReason, TokenEdit, VerifyError};
 use patkit::store::{Change, ChangeBatch, DynTokenStore, Found, ListQuery, Page, Touch};
 use patkit::token::{ActorRef, Authority, LastUse, Revocation};
 use patkit::{
     Actor, CachedStore, Clock, IssuedToken, Keyring, ManualClock, MemoryDirectory, MemoryStore, NewToken,
-    Owner, OwnerId, OwnerKind, Reason, StoreError, Token, TokenId, TokenService, TokenStore,
+    Owner, OwnerId, OwnerKind, Realm, Reason, StoreError, Token, TokenId, TokenService, TokenState,
+    TokenStore, TokenView,
 };
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -30,7 +31,12 @@ use tokio::sync::Semaphore;
 #[derive(Default)]
 struct Behind {
     inner: MemoryStore,
+    /// Look-ups for verifications.
     reads: AtomicUsize,
+    /// Look-ups of the current record.
+    current_reads: AtomicUsize,
+    /// The next commit says that its outcome is unknown, after it was done or not.
+    unknown: Mutex<Option<Done>>,
     at_once: AtomicUsize,
     most_at_once: AtomicUsize,
     down: AtomicBool,
@@ -38,9 +44,15 @@ struct Behind {
     gate: Option<Semaphore>,
 }
 
-impl TokenStore for Behind {
-    async fn find(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
-        self.reads.fetch_add(1, Ordering::SeqCst);
+/// Whether a commit whose outcome is unknown was done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Done {
+    Yes,
+    No,
+}
+
+impl Behind {
+    async fn look_up(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
         if self.down.load(Ordering::SeqCst) {
             return Err(StoreError::unavailable("unplugged"));
         }
@@ -54,15 +66,33 @@ impl TokenStore for Behind {
         }
         Ok(found.map(Found::from))
     }
+}
+
+impl TokenStore for Behind {
+    async fn find(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+        self.reads.fetch_add(1, Ordering::SeqCst);
+        self.look_up(id).await
+    }
+
+    async fn find_current(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+        self.current_reads.fetch_add(1, Ordering::SeqCst);
+        self.look_up(id).await
+    }
 
     async fn list(&self, query: &ListQuery) -> Result<Page, StoreError> {
         self.inner.list(query).await
     }
 
     async fn commit(&self, batch: &ChangeBatch) -> Result<(), StoreError> {
-        self.inner.commit(batch).await?;
+        let unknown = self.unknown.lock().unwrap().take();
+        if unknown != Some(Done::No) {
+            self.inner.commit(batch).await?;
+        }
         tokio::task::yield_now().await;
-        Ok(())
+        match unknown {
+            Some(_) => Err(StoreError::OutcomeUnknown("the connection was lost".into())),
+            None => Ok(()),
+        }
     }
 
     async fn touch(&self, uses: &[Touch]) -> Result<(), StoreError> {
@@ -659,6 +689,228 @@ fn settings_have_bounds() {
     assert_eq!(refused(build().negative_capacity(0)), "negative_capacity");
     assert_eq!(refused(build().reads_at_once(0)), "reads_at_once");
     build().lifetime(second * 3_600).negative_lifetime(Duration::ZERO).build().unwrap();
+}
+
+/// What another process does to a token while this one has it in its cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Elsewhere {
+    Nothing,
+    Erased,
+    Revoked,
+    Compromised,
+    /// It was revoked when it was kept.
+    Restored,
+    Renamed,
+    Rotated,
+    Expired,
+}
+
+const ELSEWHERE: [Elsewhere; 8] = [
+    Elsewhere::Nothing,
+    Elsewhere::Erased,
+    Elsewhere::Revoked,
+    Elsewhere::Compromised,
+    Elsewhere::Restored,
+    Elsewhere::Renamed,
+    Elsewhere::Rotated,
+    Elsewhere::Expired,
+];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Manages {
+    Get,
+    Rename,
+    /// Changes nothing.
+    RenameToItsName,
+    Describe,
+    /// Changes nothing of an active token.
+    Activate,
+    Deactivate,
+    Revoke,
+    Compromise,
+    Restore,
+    Rotate,
+    Delete,
+    GenerateThrough,
+    GetThrough,
+    RevokeItself,
+    RotateItself,
+    StandingThrough,
+    RevokeByTheHost,
+    RevokeAll,
+    Sweep,
+    Prune,
+    Erase,
+}
+
+const MANAGES: [Manages; 21] = [
+    Manages::Get,
+    Manages::Rename,
+    Manages::RenameToItsName,
+    Manages::Describe,
+    Manages::Activate,
+    Manages::Deactivate,
+    Manages::Revoke,
+    Manages::Compromise,
+    Manages::Restore,
+    Manages::Rotate,
+    Manages::Delete,
+    Manages::GenerateThrough,
+    Manages::GetThrough,
+    Manages::RevokeItself,
+    Manages::RotateItself,
+    Manages::StandingThrough,
+    Manages::RevokeByTheHost,
+    Manages::RevokeAll,
+    Manages::Sweep,
+    Manages::Prune,
+    Manages::Erase,
+];
+
+/// What an operation answered, without what differs from one run to the next.
+async fn answer<S: TokenStore>(
+    service: &TokenService<S, MemoryDirectory>,
+    manages: Manages,
+    id: TokenId,
+    itself: &Actor,
+) -> String {
+    let ada = ada();
+    let (realm, owner) = (Realm::default(), OwnerId::new("ada").unwrap());
+    let view = |view: Result<TokenView, ManageError>| {
+        view.map(|view| format!("{} {:?} version {}", view.name(), view.state(), view.version()))
+    };
+    let issued =
+        |issued: Result<IssuedToken, ManageError>| issued.map(|issued| issued.token.name().to_string());
+    let count = |count: Result<u64, ManageError>| count.map(|count| count.to_string());
+    let edit = |edit| service.edit(&ada, id, edit);
+    let answer = match manages {
+        Manages::Get => view(service.get(&ada, id).await),
+        Manages::Rename => view(service.rename(&ada, id, "b").await),
+        Manages::RenameToItsName => view(service.rename(&ada, id, "a").await),
+        Manages::Describe => view(edit(TokenEdit::new().description("of the build")).await),
+        Manages::Activate => view(edit(TokenEdit::new().active(true)).await),
+        Manages::Deactivate => view(edit(TokenEdit::new().active(false)).await),
+        Manages::Revoke => view(service.revoke(&ada, id, Reason::Owner).await),
+        Manages::Compromise => view(service.revoke(&ada, id, Reason::Compromised).await),
+        Manages::Restore => view(service.restore(&ada, id).await),
+        Manages::Rotate => issued(service.rotate(&ada, id, Duration::ZERO).await),
+        Manages::Delete => service.delete(&ada, id).await.map(|()| "deleted".to_owned()),
+        Manages::GenerateThrough => issued(service.generate(itself, NewToken::named("child")).await),
+        Manages::GetThrough => view(service.get(itself, id).await),
+        Manages::RevokeItself => view(service.revoke(itself, id, Reason::Owner).await),
+        Manages::RotateItself => issued(service.rotate(itself, id, Duration::ZERO).await),
+        Manages::StandingThrough => {
+            service.standing(itself).await.map(|standing| standing.manages_tokens.to_string())
+        }
+        Manages::RevokeByTheHost => view(service.revoke(&Actor::system(), id, Reason::System).await),
+        Manages::RevokeAll => count(service.revoke_all(&realm, &owner).await),
+        Manages::Sweep => count(service.sweep_idle().await),
+        Manages::Prune => count(service.prune(Duration::ZERO).await),
+        Manages::Erase => count(service.erase_owner(&realm, &owner).await),
+    };
+    // Without ids, which are 22 characters: a successor has one of its own.
+    let error = |error: ManageError| {
+        let text = format!("{error:?}");
+        let mut parts = text.split("TokenId(");
+        let first = parts.next().unwrap_or_default().to_owned();
+        parts.fold(first, |text, part| text + "TokenId" + &part[22..])
+    };
+    answer.unwrap_or_else(error)
+}
+
+/// A token that this process has in its cache, and that another one then did something to; with an actor that was verified
+/// by it before.
+async fn kept_and_changed(elsewhere: Elsewhere) -> (World, TokenId, Actor) {
+    let world = world();
+    let issued = world.issue("a").await;
+    let id = issued.token.id();
+    let itself = Actor::token(&world.service.verify(issued.plaintext.expose_secret(), None).await.unwrap());
+    if elsewhere == Elsewhere::Restored {
+        world.service.revoke(&ada(), id, Reason::Owner).await.unwrap();
+        assert_eq!(world.refusal(&issued).await, Some(RejectReason::Revoked));
+    }
+    let ada = ada();
+    let revoke = |reason| world.elsewhere.revoke(&ada, id, reason);
+    match elsewhere {
+        Elsewhere::Nothing => {}
+        Elsewhere::Erased => {
+            let removed = ChangeBatch::new().change(Change::Remove { id, version: 1 });
+            world.behind.inner.commit(&removed).await.unwrap();
+        }
+        Elsewhere::Revoked => drop(revoke(Reason::Owner).await.unwrap()),
+        Elsewhere::Compromised => drop(revoke(Reason::Compromised).await.unwrap()),
+        Elsewhere::Restored => drop(world.elsewhere.restore(&ada, id).await.unwrap()),
+        Elsewhere::Renamed => drop(world.elsewhere.rename(&ada, id, "c").await.unwrap()),
+        Elsewhere::Rotated => drop(world.elsewhere.rotate(&ada, id, Duration::ZERO).await.unwrap()),
+        Elsewhere::Expired => {
+            let found = world.behind.inner.find(id).await.unwrap().unwrap();
+            let mut record = Token::clone(&found.into_token());
+            record.version += 1;
+            record.facts.expires_at = Some(world.clock.now());
+            let expired = ChangeBatch::new().change(Change::Update(Arc::new(record)));
+            world.behind.inner.commit(&expired).await.unwrap();
+        }
+    }
+    world.reads();
+    world.behind.current_reads.store(0, Ordering::SeqCst);
+    (world, id, itself)
+}
+
+#[tokio::test]
+async fn no_management_call_is_answered_by_the_cache() {
+    for elsewhere in ELSEWHERE {
+        for manages in MANAGES {
+            let (without, id, itself) = kept_and_changed(elsewhere).await;
+            let expected = answer(&without.elsewhere, manages, id, &itself).await;
+            let current_reads = without.behind.current_reads.swap(0, Ordering::SeqCst);
+            let (world, id, itself) = kept_and_changed(elsewhere).await;
+            let answered = answer(&world.service, manages, id, &itself).await;
+            assert_eq!(answered, expected, "{manages:?} after {elsewhere:?}");
+            let counted = (world.reads(), world.behind.current_reads.load(Ordering::SeqCst));
+            assert_eq!(counted, (0, current_reads), "{manages:?} after {elsewhere:?}");
+        }
+    }
+}
+
+/// The fault that this file is for was an edit of this kind.
+#[tokio::test]
+async fn an_edit_that_changes_nothing_finds_that_the_token_was_erased_elsewhere() {
+    let (world, id, _) = kept_and_changed(Elsewhere::Erased).await;
+    let edited = world.service.edit(&ada(), id, TokenEdit::new().active(true)).await;
+    assert!(matches!(edited, Err(ManageError::NotFound)), "{edited:?}");
+}
+
+#[tokio::test]
+async fn what_management_read_is_what_verifications_see_from_then_on() {
+    for elsewhere in [Elsewhere::Erased, Elsewhere::Expired] {
+        let (world, id, _) = kept_and_changed(elsewhere).await;
+        let is_active = |found: Option<Found<'_>>| {
+            found.is_some_and(|found| found.into_token().state(world.clock.now()) == TokenState::Active)
+        };
+        assert!(is_active(world.cache.find(id).await.unwrap()), "it is kept as it was");
+        drop(world.service.get(&ada(), id).await);
+        assert!(!is_active(world.cache.find(id).await.unwrap()), "{elsewhere:?}");
+        assert_eq!(world.reads(), 0);
+    }
+}
+
+/// The record is read again where the store cannot say whether a commit happened.
+#[tokio::test]
+async fn an_unknown_outcome_is_looked_up_in_the_store() {
+    for done in [Done::Yes, Done::No] {
+        for manages in [Manages::Rename, Manages::Revoke, Manages::Rotate, Manages::GenerateThrough] {
+            let (without, id, itself) = kept_and_changed(Elsewhere::Nothing).await;
+            *without.behind.unknown.lock().unwrap() = Some(done);
+            let expected = answer(&without.elsewhere, manages, id, &itself).await;
+            let current_reads = without.behind.current_reads.load(Ordering::SeqCst);
+            let (world, id, itself) = kept_and_changed(Elsewhere::Nothing).await;
+            *world.behind.unknown.lock().unwrap() = Some(done);
+            assert_eq!(answer(&world.service, manages, id, &itself).await, expected, "{manages:?}");
+            assert_eq!(expected.contains("OutcomeUnknown"), done == Done::No, "{expected}");
+            let counted = (world.reads(), world.behind.current_reads.load(Ordering::SeqCst));
+            assert_eq!(counted, (0, current_reads), "{manages:?}");
+        }
+    }
 }
 
 /// Revocations on one thread, verifications on others: none that starts after a revocation was acknowledged succeeds.

@@ -329,7 +329,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             lock(&self.usage.redigests).iter().map(|(id, redigest)| (*id, *redigest)).collect();
         let mut corrupt = Ok(());
         for (id, redigest) in waiting {
-            let done = match self.find(id).await {
+            let done = match self.find_current(id).await {
                 Ok(Some(token)) if token.version == redigest.version => {
                     self.move_digest(&token, redigest).await
                 }

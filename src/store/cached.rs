@@ -95,6 +95,15 @@ struct Now {
 /// What a read came to; none while it is under way, and when it failed or was dropped.
 type Landed = Option<Option<Packed>>;
 
+/// Which answers of the store behind the cache will do.
+#[derive(Clone, Copy)]
+enum Source {
+    /// Also those of another cache in there.
+    Any,
+    /// The database's own.
+    Current,
+}
+
 /// Makes a [`CachedStore`].
 pub struct CachedStoreBuilder<S> {
     store: S,
@@ -256,14 +265,14 @@ impl<S: TokenStore> CachedStore<S> {
             // A read that failed or was dropped tells nothing: each reads for itself then, unless another one has by now.
             return match landed.or_else(|| Some(self.known(id, None)?.map(Found::into_packed))) {
                 Some(found) => Ok(found),
-                None => self.read(id).await,
+                None => self.read(id, Source::Any).await,
             };
         };
         // Since it was looked for, another read may have landed.
         let known = self.known(id, None).map(|known| known.map(Found::into_packed));
         let result = match known {
             Some(found) => Ok(found),
-            None => self.read(id).await,
+            None => self.read(id, Source::Any).await,
         };
         if let Ok(found) = &result {
             *landing.outcome = Some(found.clone());
@@ -283,12 +292,16 @@ impl<S: TokenStore> CachedStore<S> {
         (flight, landing)
     }
 
-    async fn read(&self, id: TokenId) -> Result<Option<Packed>, StoreError> {
+    async fn read(&self, id: TokenId, source: Source) -> Result<Option<Packed>, StoreError> {
         let _permit = self.reads.acquire().await;
         let epoch = *self.epoch(id);
         let number = self.reads_begun.fetch_add(1, Ordering::SeqCst).saturating_add(1);
         let asked = Asked { at: self.now().at, number };
-        let found = self.store.find(id).await?.map(Found::into_packed);
+        let found = match source {
+            Source::Any => self.store.find(id).await?,
+            Source::Current => self.store.find_current(id).await?,
+        };
+        let found = found.map(Found::into_packed);
         let mut epoch_now = self.epoch(id);
         // Neither what was changed meanwhile nor what a later read found is covered by what an earlier one did.
         if *epoch_now == epoch && !self.has_later(id, asked) {
@@ -467,6 +480,10 @@ impl<S: TokenStore> TokenStore for CachedStore<S> {
             Some(known) => Ok(known),
             None => Ok(self.read_once(id).await?.map(Found::kept)),
         }
+    }
+
+    async fn find_current(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+        Ok(self.read(id, Source::Current).await?.map(Found::kept))
     }
 
     #[inline]
