@@ -40,8 +40,9 @@ use crate::store::{Change, ChangeBatch, StoreError, TokenStore};
 use crate::token::id::IdSource;
 use crate::token::{Brand, BrandError, Keyring, Token, TokenFormat, TokenFormatError};
 use chrono::{DateTime, TimeDelta, Utc};
+use rotate::ReuseMemory;
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use usage::Usage;
 
@@ -83,6 +84,8 @@ pub struct TokenService<S, D> {
     ids: Arc<IdSource>,
     sink: Option<Arc<dyn AuditSink>>,
     usage: Usage,
+    /// Reuse that needs nothing more to be done for now.
+    reuse: ReuseMemory,
     flush_interval: Duration,
     /// Where it works within a transaction of the host's: what it put there, to be told after the host's commit.
     uncommitted: Option<Mutex<Uncommitted>>,
@@ -357,6 +360,7 @@ impl<S: TokenStore, D: Directory> TokenServiceBuilder<S, D> {
             ids: Arc::new(IdSource::new()),
             sink: self.sink,
             usage,
+            reuse: ReuseMemory::default(),
             flush_interval: self.flush_interval,
             uncommitted: None,
         })
@@ -367,6 +371,11 @@ impl<S, D> fmt::Debug for TokenServiceBuilder<S, D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("TokenServiceBuilder").field("brand", &self.brand).finish_non_exhaustive()
     }
+}
+
+/// A panic elsewhere leaves what the service keeps in memory whole: nothing panics while it holds one of these locks.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A span of chrono's for one of std's; what chrono cannot hold is longer than anything here.

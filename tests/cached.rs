@@ -11,14 +11,16 @@
 )]
 
 use chrono::{DateTime, TimeDelta, Utc};
+use patkit::audit::AuditAction;
 use patkit::conformance::Suite;
+use patkit::policy::ReuseSignal;
 use patkit::service::{ManageError, RejectReason, TokenEdit, VerifyError};
-use patkit::store::{Change, ChangeBatch, DynTokenStore, Found, ListQuery, Page, Touch};
-use patkit::token::{ActorRef, Authority, LastUse, Revocation};
+use patkit::store::{AuditLog, Change, ChangeBatch, DynTokenStore, Found, ListQuery, Page, Touch};
+use patkit::token::{ActorRef, Authority, Credential, KeyId, KeyedDigest, LastUse, Revocation};
 use patkit::{
-    Actor, CachedStore, Clock, IssuedToken, Keyring, ManualClock, MemoryDirectory, MemoryStore, NewToken,
-    Owner, OwnerId, OwnerKind, Realm, Reason, StoreError, Token, TokenId, TokenService, TokenState,
-    TokenStore, TokenView,
+    Actor, CachedStore, Clock, Directory, DirectoryError, IssuedToken, Keyring, ManualClock, MemoryDirectory,
+    MemoryStore, NewToken, Owner, OwnerCache, OwnerId, OwnerKind, Realm, Reason, Snapshot, StoreError, Token,
+    TokenId, TokenPolicy, TokenService, TokenState, TokenStore, TokenView,
 };
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -35,6 +37,8 @@ struct Behind {
     reads: AtomicUsize,
     /// Look-ups of the current record.
     current_reads: AtomicUsize,
+    /// All other calls.
+    others: AtomicUsize,
     /// The next commit says that its outcome is unknown, after it was done or not.
     unknown: Mutex<Option<Done>>,
     at_once: AtomicUsize,
@@ -80,10 +84,12 @@ impl TokenStore for Behind {
     }
 
     async fn list(&self, query: &ListQuery) -> Result<Page, StoreError> {
+        self.others.fetch_add(1, Ordering::SeqCst);
         self.inner.list(query).await
     }
 
     async fn commit(&self, batch: &ChangeBatch) -> Result<(), StoreError> {
+        self.others.fetch_add(1, Ordering::SeqCst);
         let unknown = self.unknown.lock().unwrap().take();
         if unknown != Some(Done::No) {
             self.inner.commit(batch).await?;
@@ -96,10 +102,12 @@ impl TokenStore for Behind {
     }
 
     async fn touch(&self, uses: &[Touch]) -> Result<(), StoreError> {
+        self.others.fetch_add(1, Ordering::SeqCst);
         self.inner.touch(uses).await
     }
 
     async fn list_ended(&self, before: DateTime<Utc>, limit: usize) -> Result<Page, StoreError> {
+        self.others.fetch_add(1, Ordering::SeqCst);
         self.inner.list_ended(before, limit).await
     }
 }
@@ -882,7 +890,7 @@ async fn an_edit_that_changes_nothing_finds_that_the_token_was_erased_elsewhere(
 
 #[tokio::test]
 async fn what_management_read_is_what_verifications_see_from_then_on() {
-    for elsewhere in [Elsewhere::Erased, Elsewhere::Expired] {
+    for elsewhere in [Elsewhere::Erased, Elsewhere::Revoked, Elsewhere::Expired] {
         let (world, id, _) = kept_and_changed(elsewhere).await;
         let is_active = |found: Option<Found<'_>>| {
             found.is_some_and(|found| found.into_token().state(world.clock.now()) == TokenState::Active)
@@ -910,6 +918,219 @@ async fn an_unknown_outcome_is_looked_up_in_the_store() {
             let counted = (world.reads(), world.behind.current_reads.load(Ordering::SeqCst));
             assert_eq!(counted, (0, current_reads), "{manages:?}");
         }
+    }
+}
+
+/// A directory that counts its questions.
+#[derive(Default)]
+struct Asked {
+    inner: MemoryDirectory,
+    questions: AtomicUsize,
+}
+
+impl Directory for Asked {
+    async fn find(&self, realm: &Realm, id: &OwnerId) -> Result<Option<Snapshot<Owner>>, DirectoryError> {
+        self.questions.fetch_add(1, Ordering::SeqCst);
+        self.inner.find(realm, id).await
+    }
+}
+
+/// Why a token is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refused {
+    Revoked(Reason),
+    /// Revoked by rotation, under each reuse signal.
+    Rotated(ReuseSignal),
+    /// Its overlap is over.
+    OverlapOver(ReuseSignal),
+    Expired,
+    WrongSecret,
+    Unknown,
+    OtherRealm,
+    KeyMissing,
+    OwnerDisabled,
+    OwnerUnknown,
+    OwnerKind,
+    BeforeValidAfter,
+    Address,
+}
+
+const REFUSED: [Refused; 19] = [
+    Refused::Revoked(Reason::Owner),
+    Refused::Revoked(Reason::Offboarding),
+    Refused::Revoked(Reason::Compromised),
+    Refused::Rotated(ReuseSignal::Off),
+    Refused::Rotated(ReuseSignal::Alert),
+    Refused::Rotated(ReuseSignal::RevokeFamily),
+    Refused::OverlapOver(ReuseSignal::Off),
+    Refused::OverlapOver(ReuseSignal::Alert),
+    Refused::OverlapOver(ReuseSignal::RevokeFamily),
+    Refused::Expired,
+    Refused::WrongSecret,
+    Refused::Unknown,
+    Refused::OtherRealm,
+    Refused::KeyMissing,
+    Refused::OwnerDisabled,
+    Refused::OwnerUnknown,
+    Refused::OwnerKind,
+    Refused::BeforeValidAfter,
+    Refused::Address,
+];
+
+/// A token that is refused, over caches of tokens and of owners.
+struct Refusing {
+    behind: Arc<Behind>,
+    directory: Arc<OwnerCache<Asked>>,
+    clock: Arc<ManualClock>,
+    service: TokenService<Cached, Arc<OwnerCache<Asked>>>,
+    text: String,
+    id: TokenId,
+}
+
+impl Refusing {
+    async fn new(refused: Refused) -> Self {
+        let (behind, clock) = (
+            Arc::new(Behind::default()),
+            Arc::new(ManualClock::at(DateTime::UNIX_EPOCH + TimeDelta::days(20_000))),
+        );
+        let cache = CachedStore::builder(behind.clone()).clock(clock.clone()).build().unwrap();
+        let ada = || Owner::new(OwnerId::new("ada").unwrap(), OwnerKind::Human).role("member");
+        let directory = OwnerCache::new(Asked::default(), Duration::from_secs(30), 100).unwrap();
+        let directory = Arc::new(directory.clock(clock.clone()));
+        let users = &directory.directory().inner;
+        users.put(ada());
+        let signal = match refused {
+            Refused::Rotated(signal) | Refused::OverlapOver(signal) => signal,
+            _ => ReuseSignal::Alert,
+        };
+        let keyring = Keyring::from_text("1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=").unwrap();
+        let service = TokenService::builder(Arc::new(cache), directory.clone())
+            .brand("acme")
+            .keyring(keyring)
+            .clock(clock.clone())
+            .policy(TokenPolicy::builder().reuse(signal, 30).build().unwrap())
+            .build()
+            .unwrap();
+        let new = NewToken::named("a").expires_in_days(1);
+        let new = if refused == Refused::Address { new.networks(["10.0.0.0/8"]) } else { new };
+        let issued = service.generate(&self::ada(), new).await.unwrap();
+        let id = issued.token.id();
+        let text = issued.plaintext.expose_secret().to_owned();
+        let force = async |change: &dyn Fn(&mut Token)| {
+            let mut record = Token::clone(&behind.inner.find(id).await.unwrap().unwrap().into_token());
+            record.version += 1;
+            change(&mut record);
+            let batch = ChangeBatch::new().change(Change::Update(Arc::new(record)));
+            behind.inner.commit(&batch).await.unwrap();
+        };
+        let digest = |key| Credential::Keyed(KeyedDigest::new(KeyId::new(key), [7; 32]));
+        match refused {
+            Refused::Revoked(Reason::Offboarding) => {
+                service.revoke_all(&Realm::default(), &OwnerId::new("ada").unwrap()).await.map(drop).unwrap();
+            }
+            Refused::Revoked(reason) => drop(service.revoke(&self::ada(), id, reason).await.unwrap()),
+            Refused::Rotated(_) => drop(service.rotate(&self::ada(), id, Duration::ZERO).await.unwrap()),
+            Refused::OverlapOver(_) => {
+                drop(service.rotate(&self::ada(), id, Duration::from_secs(60)).await.unwrap());
+                clock.advance(TimeDelta::seconds(60));
+            }
+            Refused::Expired => clock.advance(TimeDelta::days(1)),
+            Refused::WrongSecret => force(&|record| record.credential = digest(1)).await,
+            Refused::KeyMissing => force(&|record| record.credential = digest(9)).await,
+            Refused::Unknown => {
+                let removed = ChangeBatch::new().change(Change::Remove { id, version: 1 });
+                behind.inner.commit(&removed).await.unwrap();
+            }
+            Refused::OwnerDisabled => users.put(ada().enabled(false)),
+            Refused::OwnerUnknown => drop(users.remove(&Realm::default(), &OwnerId::new("ada").unwrap())),
+            Refused::OwnerKind => users.put(Owner::new(OwnerId::new("ada").unwrap(), OwnerKind::Service)),
+            Refused::BeforeValidAfter => users.put(ada().valid_after(clock.now() + TimeDelta::seconds(1))),
+            Refused::OtherRealm | Refused::Address => {}
+        }
+        directory.invalidate_all();
+        Self { behind, directory, clock, service, text, id }
+    }
+
+    /// The error of one presentation, and how many calls of the store and of the directory it cost.
+    async fn present(&self, refused: Refused) -> (String, usize) {
+        let counts = [
+            &self.behind.reads,
+            &self.behind.current_reads,
+            &self.behind.others,
+            &self.directory.directory().questions,
+        ];
+        counts.iter().for_each(|count| count.store(0, Ordering::SeqCst));
+        let realm = Realm::new("elsewhere").unwrap();
+        let verified = match refused {
+            Refused::OtherRealm => self.service.verify_in(&realm, &self.text, None).await,
+            _ => self.service.verify(&self.text, None).await,
+        };
+        let answer = verified.map_or_else(|error| format!("{error:?}"), |_| "accepted".to_owned());
+        (answer, counts.iter().map(|count| count.load(Ordering::SeqCst)).sum())
+    }
+}
+
+#[tokio::test]
+async fn a_refused_token_that_is_presented_again_costs_no_query() {
+    for refused in REFUSED {
+        let refusing = Refusing::new(refused).await;
+        let (first, calls) = refusing.present(refused).await;
+        assert!(calls > 0 && first != "accepted", "{refused:?}: {first} after {calls} calls");
+        for _ in 0..5 {
+            assert_eq!(refusing.present(refused).await, (first.clone(), 0), "{refused:?}");
+            refusing.clock.advance(TimeDelta::milliseconds(900));
+        }
+    }
+}
+
+/// For an hour, and then it is told again.
+#[tokio::test]
+async fn reuse_costs_a_read_in_a_lifetime_of_the_cache_and_is_told_once_an_hour() {
+    for signal in [ReuseSignal::Alert, ReuseSignal::RevokeFamily] {
+        let refused = Refused::Rotated(signal);
+        let refusing = Refusing::new(refused).await;
+        let told = async || {
+            let events = refusing
+                .behind
+                .inner
+                .events(&Realm::default(), Some(refusing.id), DateTime::UNIX_EPOCH, 100)
+                .await;
+            events.unwrap().events.iter().filter(|event| event.action == AuditAction::Reuse).count()
+        };
+        refusing.present(refused).await;
+        assert_eq!(told().await, 1);
+        for minute in 1..60 {
+            refusing.clock.advance(TimeDelta::minutes(1));
+            let (_, calls) = refusing.present(refused).await;
+            // The record's lifetime in the cache is over by then.
+            assert_eq!(calls, 1, "{signal:?} after {minute} minutes");
+        }
+        assert_eq!(told().await, 1);
+        refusing.clock.advance(TimeDelta::minutes(1));
+        refusing.present(refused).await;
+        assert_eq!(told().await, 2, "{signal:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_refused_token_works_again_at_once_when_it_is_restored_here_and_soon_when_elsewhere() {
+    for here in [true, false] {
+        let world = world();
+        let issued = world.issue("a").await;
+        world.service.revoke(&ada(), issued.token.id(), Reason::Owner).await.unwrap();
+        for _ in 0..2 {
+            assert_eq!(world.refusal(&issued).await, Some(RejectReason::Revoked));
+        }
+        assert_eq!(world.reads(), 1);
+        if here {
+            world.service.restore(&ada(), issued.token.id()).await.unwrap();
+        } else {
+            world.elsewhere.restore(&ada(), issued.token.id()).await.unwrap();
+            world.clock.advance(TimeDelta::milliseconds(29_999));
+            assert_eq!(world.refusal(&issued).await, Some(RejectReason::Revoked), "not yet seen");
+            world.clock.advance(TimeDelta::milliseconds(1));
+        }
+        assert_eq!(world.refusal(&issued).await, None);
     }
 }
 

@@ -19,7 +19,7 @@ use crate::snapshot::Snapshot;
 use crate::table::Place;
 use crate::token::access::Access;
 use crate::token::details::{Details, Packed};
-use crate::token::{KeyId, Reason, TokenId, TokenState};
+use crate::token::{KeyId, TokenId, TokenState};
 use arc_swap::Guard;
 use async_lock::{Mutex as AsyncMutex, MutexGuardArc, Semaphore};
 use chrono::{DateTime, Utc};
@@ -49,8 +49,11 @@ const STRIPES: usize = 1_024;
 /// lately goes, but never more than 64 are looked past (second chance, an approximation of "least recently used"); what is too old goes bit by bit as others come.
 ///
 /// Of many look-ups of one cold id one reads, and the others wait for it; none that starts after an invalidation waits for a
-/// read from before it, and such a read is not kept. What was looked up in vain is kept apart, so that floods of unknown ids push
-/// out no token. Lists, changes and last uses go to the store; so does each look-up of a token that is revoked and may be restored.
+/// read from before it, and such a read is not kept. Unknown ids are kept apart, so that floods of them push out no token.
+///
+/// **What it answers.** Verifications alone. Records that will be refused are kept as well, so that a client that goes on
+/// presenting a revoked or expired token costs no query. Lists, changes, last uses and every look-up of a management operation
+/// ([`find_current`](TokenStore::find_current)) go to the store.
 pub struct CachedStore<S> {
     store: S,
     /// The records, with their [`Access`] and when they were asked for.
@@ -306,7 +309,7 @@ impl<S: TokenStore> CachedStore<S> {
         // Neither what was changed meanwhile nor what a later read found is covered by what an earlier one did.
         if *epoch_now == epoch && !self.has_later(id, asked) {
             match &found {
-                Some(packed) if !may_be_restored(&packed.details) => {
+                Some(packed) => {
                     self.missing.remove(id.words());
                     self.keep(packed.clone(), asked);
                 }
@@ -314,7 +317,7 @@ impl<S: TokenStore> CachedStore<S> {
                     self.found.remove(id.words());
                     self.keep_missing(id, asked);
                 }
-                Some(_) | None => {
+                None => {
                     self.found.remove(id.words());
                     self.missing.remove(id.words());
                     // Nothing that is kept tells an earlier read of this one, so the epoch does.
@@ -406,14 +409,6 @@ impl Drop for Following<'_> {
     fn drop(&mut self) {
         self.0.store(false, Ordering::Relaxed);
     }
-}
-
-/// Whether it is revoked in a way that is not for good. Such a record is not kept: were it restored on another node and revoked
-/// again here, it would look as if there were nothing to do.
-fn may_be_restored(details: &Details) -> bool {
-    let is_for_good = |reason| matches!(reason, Reason::Compromised | Reason::Reuse | Reason::Rotated);
-    details.succession().is_none()
-        && details.revocation().is_some_and(|revocation| !is_for_good(revocation.reason))
 }
 
 impl Asked {
