@@ -231,6 +231,10 @@ impl TokenStore for Made {
         Ok(None)
     }
 
+    async fn find_current(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+        self.find(id).await
+    }
+
     async fn list(&self, _query: &ListQuery) -> Result<Page, StoreError> {
         Ok(Page::default())
     }

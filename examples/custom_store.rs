@@ -114,6 +114,10 @@ impl TokenStore for RedbStore {
         Ok(row.map(|row| decode(row.value())).transpose().map_err(StoreError::Corrupt)?.map(Found::from))
     }
 
+    async fn find_current(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+        self.find(id).await
+    }
+
     async fn list(&self, query: &ListQuery) -> Result<Page, StoreError> {
         let (mut tokens, mut corrupt) = (Vec::new(), Vec::new());
         for record in self.all().map_err(down)? {

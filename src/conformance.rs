@@ -198,6 +198,7 @@ where
             an_inserted_record_comes_back_unchanged: "times and all other fields come back unchanged",
             an_updated_record_comes_back_unchanged: "an update puts a record in the place of the one with its id",
             what_is_not_there_is_not_found: "the record with this id",
+            a_change_is_current_at_once: "the record as the database has it now",
             an_insert_never_overwrites: "an insert with an id that is there is a conflict",
             a_kind_fits_its_owner: "a record whose kind does not fit its owner's is refused",
             an_update_needs_the_version_before: "an update whose expected version is not the record's is a conflict, and so is one whose record is gone",
@@ -776,6 +777,30 @@ async fn what_is_not_there_is_not_found<S: TokenStore>(bench: &Bench<'_, S>) -> 
         bench.lacks(id(number)?).await?;
     }
     Ok(())
+}
+
+/// Without any waiting, however stale other reads may be.
+async fn a_change_is_current_at_once<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+    let mut token = record(1)?;
+    let is_current =
+        async |expected: Option<&Token>| match (bench.store.find_current(id(1)?).await?, expected) {
+            (Some(found), Some(expected)) => same(expected, &found.into_token()),
+            (None, None) => Ok(()),
+            (found, _) => Err(Seen(format!("the record was {found:?} instead of {expected:?}"))),
+        };
+    is_current(None).await?;
+    bench.insert(std::slice::from_ref(&token)).await?;
+    is_current(Some(&token)).await?;
+    // Asked for before each change, so that whatever keeps answers has the one from before.
+    for lifetime in [Lifetime::Never, Lifetime::Days(7)] {
+        drop(bench.store.find(token.id).await?);
+        token = Token { lifetime, version: token.version.saturating_add(1), ..token };
+        bench.commit([update(&token)]).await?;
+        is_current(Some(&token)).await?;
+    }
+    drop(bench.store.find(token.id).await?);
+    bench.commit([Change::Remove { id: token.id, version: token.version }]).await?;
+    is_current(None).await
 }
 
 async fn an_insert_never_overwrites<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {

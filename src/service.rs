@@ -42,8 +42,9 @@ use crate::store::{Change, ChangeBatch, StoreError, TokenStore};
 use crate::token::id::IdSource;
 use crate::token::{Brand, BrandError, Keyring, Token, TokenFormat, TokenFormatError};
 use chrono::{DateTime, TimeDelta, Utc};
+use rotate::ReuseMemory;
 use std::fmt;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use usage::Usage;
 
@@ -85,6 +86,8 @@ pub struct TokenService<S, D> {
     ids: Arc<IdSource>,
     sink: Option<Arc<dyn AuditSink>>,
     usage: Usage,
+    /// Reuse that needs nothing more to be done for now.
+    reuse: ReuseMemory,
     flush_interval: Duration,
     /// Where it works within a transaction of the host's: what it put there, to be told after the host's commit.
     uncommitted: Option<Mutex<Uncommitted>>,
@@ -188,10 +191,10 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
                     let found = Token { last_used: token.last_used, seal: token.seal, ..Token::clone(found) };
                     found == **token && found.name.as_str() == token.name.as_str()
                 };
-                let found = self.store.find(token.id).await;
+                let found = self.store.find_current(token.id).await;
                 found.is_ok_and(|found| found.is_some_and(|found| is_ours(&found.into_token())))
             }
-            Some(Change::Remove { id, .. }) => matches!(self.store.find(*id).await, Ok(None)),
+            Some(Change::Remove { id, .. }) => matches!(self.store.find_current(*id).await, Ok(None)),
             None => false,
         }
     }
@@ -364,6 +367,7 @@ impl<S: TokenStore, D: Directory> TokenServiceBuilder<S, D> {
             ids: Arc::new(IdSource::new()),
             sink: self.sink,
             usage,
+            reuse: ReuseMemory::default(),
             flush_interval: self.flush_interval,
             uncommitted: None,
         })
@@ -385,6 +389,11 @@ fn reporter(sink: Option<Arc<dyn AuditSink>>) -> impl Fn(UnknownName<'_>) + Send
             sink.unknown_name(name);
         }
     }
+}
+
+/// A panic elsewhere leaves what the service keeps in memory whole: nothing panics while it holds one of these locks.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A span of chrono's for one of std's; what chrono cannot hold is longer than anything here.

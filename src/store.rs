@@ -76,6 +76,17 @@ pub trait TokenStore: Send + Sync {
     /// [`StoreError`] when the store cannot say.
     fn find(&self, id: TokenId) -> impl Future<Output = Result<Option<Found<'_>>, StoreError>> + Send;
 
+    /// The record with this id as the database has it now, in whatever realm. A cache never answers this: it asks the store
+    /// behind it.
+    ///
+    /// Every management operation decides on what this returns. Only verifications use [`find`](Self::find). A store without a
+    /// cache does the same for both.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store cannot say.
+    fn find_current(&self, id: TokenId)
+    -> impl Future<Output = Result<Option<Found<'_>>, StoreError>> + Send;
+
     /// What [`find`](Self::find) would give, where the store has it at hand and need not wait for anything; `None` where it
     /// does. A verification asks this first, with what [`prefetch`](Self::prefetch) gave for this id, or with nothing.
     ///
@@ -571,7 +582,7 @@ impl CorruptRecord {
     }
 }
 
-/// Forwards a store through a pointer. A macro, since the same five methods stand behind three of them.
+/// Forwards a store through a pointer. A macro, since the same methods stand behind three of them.
 macro_rules! forward {
     ($pointer:ty) => {
         #[deny(clippy::missing_trait_methods)]
@@ -581,6 +592,13 @@ macro_rules! forward {
                 id: TokenId,
             ) -> impl Future<Output = Result<Option<Found<'_>>, StoreError>> + Send {
                 (**self).find(id)
+            }
+
+            fn find_current(
+                &self,
+                id: TokenId,
+            ) -> impl Future<Output = Result<Option<Found<'_>>, StoreError>> + Send {
+                (**self).find_current(id)
             }
 
             fn find_now(&self, id: TokenId, ahead: Ahead) -> Option<Result<Option<Found<'_>>, StoreError>> {
@@ -652,6 +670,8 @@ pub type BoxedStore<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> 
 pub trait DynTokenStore: Send + Sync {
     /// [`TokenStore::find`], boxed.
     fn find_boxed(&self, id: TokenId) -> BoxedStore<'_, Option<Found<'_>>>;
+    /// [`TokenStore::find_current`], boxed.
+    fn find_current_boxed(&self, id: TokenId) -> BoxedStore<'_, Option<Found<'_>>>;
     /// [`TokenStore::find_now`].
     fn find_now_dyn(&self, id: TokenId, ahead: Ahead) -> Option<Result<Option<Found<'_>>, StoreError>>;
     /// [`TokenStore::prefetch`].
@@ -669,6 +689,10 @@ pub trait DynTokenStore: Send + Sync {
 impl<S: TokenStore> DynTokenStore for S {
     fn find_boxed(&self, id: TokenId) -> BoxedStore<'_, Option<Found<'_>>> {
         Box::pin(self.find(id))
+    }
+
+    fn find_current_boxed(&self, id: TokenId) -> BoxedStore<'_, Option<Found<'_>>> {
+        Box::pin(self.find_current(id))
     }
 
     fn find_now_dyn(&self, id: TokenId, ahead: Ahead) -> Option<Result<Option<Found<'_>>, StoreError>> {
@@ -700,6 +724,10 @@ impl<S: TokenStore> DynTokenStore for S {
 impl TokenStore for dyn DynTokenStore + '_ {
     async fn find(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
         self.find_boxed(id).await
+    }
+
+    async fn find_current(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+        self.find_current_boxed(id).await
     }
 
     fn find_now(&self, id: TokenId, ahead: Ahead) -> Option<Result<Option<Found<'_>>, StoreError>> {

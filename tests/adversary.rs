@@ -42,6 +42,10 @@ impl TokenStore for Watched {
         self.inner.find(id).await
     }
 
+    async fn find_current(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+        self.find(id).await
+    }
+
     async fn list(&self, query: &ListQuery) -> Result<Page, StoreError> {
         let page = self.inner.list(query).await;
         if let Some(act) = self.after_list.lock().unwrap().as_mut() {

@@ -11,17 +11,20 @@
 )]
 
 use chrono::{DateTime, TimeDelta, Utc};
+use patkit::audit::AuditAction;
 use patkit::conformance::Suite;
-use patkit::service::{RejectReason, VerifyError};
-use patkit::store::{Change, ChangeBatch, DynTokenStore, Found, ListQuery, Page, Touch};
-use patkit::token::{ActorRef, Authority, LastUse, Revocation};
+use patkit::policy::ReuseSignal;
+use patkit::service::{ManageError, RejectReason, TokenEdit, VerifyError};
+use patkit::store::{AuditLog, Change, ChangeBatch, DynTokenStore, Found, ListQuery, Page, Touch};
+use patkit::token::{ActorRef, Authority, Credential, KeyId, KeyedDigest, LastUse, Revocation};
 use patkit::{
-    Actor, CachedStore, Clock, IssuedToken, Keyring, ManualClock, MemoryDirectory, MemoryStore, NewToken,
-    Owner, OwnerId, OwnerKind, Reason, StoreError, Token, TokenId, TokenService, TokenStore,
+    Actor, CachedStore, Clock, Directory, DirectoryError, IssuedToken, Keyring, ManualClock, MemoryDirectory,
+    MemoryStore, NewToken, Owner, OwnerCache, OwnerId, OwnerKind, Realm, Reason, Snapshot, StoreError, Token,
+    TokenId, TokenPolicy, TokenService, TokenState, TokenStore, TokenView,
 };
 use std::pin::{Pin, pin};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::sync::Semaphore;
@@ -30,7 +33,14 @@ use tokio::sync::Semaphore;
 #[derive(Default)]
 struct Behind {
     inner: MemoryStore,
+    /// Look-ups for verifications.
     reads: AtomicUsize,
+    /// Look-ups of the current record.
+    current_reads: AtomicUsize,
+    /// All other calls.
+    others: AtomicUsize,
+    /// The next commit says that its outcome is unknown, after it was done or not.
+    unknown: Mutex<Option<Done>>,
     at_once: AtomicUsize,
     most_at_once: AtomicUsize,
     down: AtomicBool,
@@ -38,9 +48,15 @@ struct Behind {
     gate: Option<Semaphore>,
 }
 
-impl TokenStore for Behind {
-    async fn find(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
-        self.reads.fetch_add(1, Ordering::SeqCst);
+/// Whether a commit whose outcome is unknown was done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Done {
+    Yes,
+    No,
+}
+
+impl Behind {
+    async fn look_up(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
         if self.down.load(Ordering::SeqCst) {
             return Err(StoreError::unavailable("unplugged"));
         }
@@ -54,22 +70,44 @@ impl TokenStore for Behind {
         }
         Ok(found.map(Found::from))
     }
+}
+
+impl TokenStore for Behind {
+    async fn find(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+        self.reads.fetch_add(1, Ordering::SeqCst);
+        self.look_up(id).await
+    }
+
+    async fn find_current(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+        self.current_reads.fetch_add(1, Ordering::SeqCst);
+        self.look_up(id).await
+    }
 
     async fn list(&self, query: &ListQuery) -> Result<Page, StoreError> {
+        self.others.fetch_add(1, Ordering::SeqCst);
         self.inner.list(query).await
     }
 
     async fn commit(&self, batch: &ChangeBatch) -> Result<(), StoreError> {
-        self.inner.commit(batch).await?;
+        self.others.fetch_add(1, Ordering::SeqCst);
+        let unknown = self.unknown.lock().unwrap().take();
+        if unknown != Some(Done::No) {
+            self.inner.commit(batch).await?;
+        }
         tokio::task::yield_now().await;
-        Ok(())
+        match unknown {
+            Some(_) => Err(StoreError::OutcomeUnknown("the connection was lost".into())),
+            None => Ok(()),
+        }
     }
 
     async fn touch(&self, uses: &[Touch]) -> Result<(), StoreError> {
+        self.others.fetch_add(1, Ordering::SeqCst);
         self.inner.touch(uses).await
     }
 
     async fn list_ended(&self, before: DateTime<Utc>, limit: usize) -> Result<Page, StoreError> {
+        self.others.fetch_add(1, Ordering::SeqCst);
         self.inner.list_ended(before, limit).await
     }
 }
@@ -660,6 +698,441 @@ fn settings_have_bounds() {
     assert_eq!(refused(build().negative_capacity(0)), "negative_capacity");
     assert_eq!(refused(build().reads_at_once(0)), "reads_at_once");
     build().lifetime(second * 3_600).negative_lifetime(Duration::ZERO).build().unwrap();
+}
+
+/// What another process does to a token while this one has it in its cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Elsewhere {
+    Nothing,
+    Erased,
+    Revoked,
+    Compromised,
+    /// It was revoked when it was kept.
+    Restored,
+    Renamed,
+    Rotated,
+    Expired,
+}
+
+const ELSEWHERE: [Elsewhere; 8] = [
+    Elsewhere::Nothing,
+    Elsewhere::Erased,
+    Elsewhere::Revoked,
+    Elsewhere::Compromised,
+    Elsewhere::Restored,
+    Elsewhere::Renamed,
+    Elsewhere::Rotated,
+    Elsewhere::Expired,
+];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Manages {
+    Get,
+    Rename,
+    /// Changes nothing.
+    RenameToItsName,
+    Describe,
+    /// Changes nothing of an active token.
+    Activate,
+    Deactivate,
+    Revoke,
+    Compromise,
+    Restore,
+    Rotate,
+    Delete,
+    GenerateThrough,
+    GetThrough,
+    RevokeItself,
+    RotateItself,
+    StandingThrough,
+    RevokeByTheHost,
+    RevokeAll,
+    Sweep,
+    Prune,
+    Erase,
+}
+
+const MANAGES: [Manages; 21] = [
+    Manages::Get,
+    Manages::Rename,
+    Manages::RenameToItsName,
+    Manages::Describe,
+    Manages::Activate,
+    Manages::Deactivate,
+    Manages::Revoke,
+    Manages::Compromise,
+    Manages::Restore,
+    Manages::Rotate,
+    Manages::Delete,
+    Manages::GenerateThrough,
+    Manages::GetThrough,
+    Manages::RevokeItself,
+    Manages::RotateItself,
+    Manages::StandingThrough,
+    Manages::RevokeByTheHost,
+    Manages::RevokeAll,
+    Manages::Sweep,
+    Manages::Prune,
+    Manages::Erase,
+];
+
+/// What an operation answered, without what differs from one run to the next.
+async fn answer<S: TokenStore>(
+    service: &TokenService<S, MemoryDirectory>,
+    manages: Manages,
+    id: TokenId,
+    itself: &Actor,
+) -> String {
+    let ada = ada();
+    let (realm, owner) = (Realm::default(), OwnerId::new("ada").unwrap());
+    let view = |view: Result<TokenView, ManageError>| {
+        view.map(|view| format!("{} {:?} version {}", view.name(), view.state(), view.version()))
+    };
+    let issued =
+        |issued: Result<IssuedToken, ManageError>| issued.map(|issued| issued.token.name().to_string());
+    let count = |count: Result<u64, ManageError>| count.map(|count| count.to_string());
+    let edit = |edit| service.edit(&ada, id, edit);
+    let answer = match manages {
+        Manages::Get => view(service.get(&ada, id).await),
+        Manages::Rename => view(service.rename(&ada, id, "b").await),
+        Manages::RenameToItsName => view(service.rename(&ada, id, "a").await),
+        Manages::Describe => view(edit(TokenEdit::new().description("of the build")).await),
+        Manages::Activate => view(edit(TokenEdit::new().active(true)).await),
+        Manages::Deactivate => view(edit(TokenEdit::new().active(false)).await),
+        Manages::Revoke => view(service.revoke(&ada, id, Reason::Owner).await),
+        Manages::Compromise => view(service.revoke(&ada, id, Reason::Compromised).await),
+        Manages::Restore => view(service.restore(&ada, id).await),
+        Manages::Rotate => issued(service.rotate(&ada, id, Duration::ZERO).await),
+        Manages::Delete => service.delete(&ada, id).await.map(|()| "deleted".to_owned()),
+        Manages::GenerateThrough => issued(service.generate(itself, NewToken::named("child")).await),
+        Manages::GetThrough => view(service.get(itself, id).await),
+        Manages::RevokeItself => view(service.revoke(itself, id, Reason::Owner).await),
+        Manages::RotateItself => issued(service.rotate(itself, id, Duration::ZERO).await),
+        Manages::StandingThrough => {
+            service.standing(itself).await.map(|standing| standing.manages_tokens.to_string())
+        }
+        Manages::RevokeByTheHost => view(service.revoke(&Actor::system(), id, Reason::System).await),
+        Manages::RevokeAll => count(service.revoke_all(&realm, &owner).await),
+        Manages::Sweep => count(service.sweep_idle().await),
+        Manages::Prune => count(service.prune(Duration::ZERO).await),
+        Manages::Erase => count(service.erase_owner(&realm, &owner).await),
+    };
+    // Without ids, which are 22 characters: a successor has one of its own.
+    let error = |error: ManageError| {
+        let text = format!("{error:?}");
+        let mut parts = text.split("TokenId(");
+        let first = parts.next().unwrap_or_default().to_owned();
+        parts.fold(first, |text, part| text + "TokenId" + &part[22..])
+    };
+    answer.unwrap_or_else(error)
+}
+
+/// A token that this process has in its cache, and that another one then did something to; with an actor that was verified
+/// by it before.
+async fn kept_and_changed(elsewhere: Elsewhere) -> (World, TokenId, Actor) {
+    let world = world();
+    let issued = world.issue("a").await;
+    let id = issued.token.id();
+    let itself = Actor::token(&world.service.verify(issued.plaintext.expose_secret(), None).await.unwrap());
+    if elsewhere == Elsewhere::Restored {
+        world.service.revoke(&ada(), id, Reason::Owner).await.unwrap();
+        assert_eq!(world.refusal(&issued).await, Some(RejectReason::Revoked));
+    }
+    let ada = ada();
+    let revoke = |reason| world.elsewhere.revoke(&ada, id, reason);
+    match elsewhere {
+        Elsewhere::Nothing => {}
+        Elsewhere::Erased => {
+            let removed = ChangeBatch::new().change(Change::Remove { id, version: 1 });
+            world.behind.inner.commit(&removed).await.unwrap();
+        }
+        Elsewhere::Revoked => drop(revoke(Reason::Owner).await.unwrap()),
+        Elsewhere::Compromised => drop(revoke(Reason::Compromised).await.unwrap()),
+        Elsewhere::Restored => drop(world.elsewhere.restore(&ada, id).await.unwrap()),
+        Elsewhere::Renamed => drop(world.elsewhere.rename(&ada, id, "c").await.unwrap()),
+        Elsewhere::Rotated => drop(world.elsewhere.rotate(&ada, id, Duration::ZERO).await.unwrap()),
+        Elsewhere::Expired => {
+            let found = world.behind.inner.find(id).await.unwrap().unwrap();
+            let mut record = Token::clone(&found.into_token());
+            record.version += 1;
+            record.facts.expires_at = Some(world.clock.now());
+            let expired = ChangeBatch::new().change(Change::Update(Arc::new(record)));
+            world.behind.inner.commit(&expired).await.unwrap();
+        }
+    }
+    world.reads();
+    world.behind.current_reads.store(0, Ordering::SeqCst);
+    (world, id, itself)
+}
+
+#[tokio::test]
+async fn no_management_call_is_answered_by_the_cache() {
+    for elsewhere in ELSEWHERE {
+        for manages in MANAGES {
+            let (without, id, itself) = kept_and_changed(elsewhere).await;
+            let expected = answer(&without.elsewhere, manages, id, &itself).await;
+            let current_reads = without.behind.current_reads.swap(0, Ordering::SeqCst);
+            let (world, id, itself) = kept_and_changed(elsewhere).await;
+            let answered = answer(&world.service, manages, id, &itself).await;
+            assert_eq!(answered, expected, "{manages:?} after {elsewhere:?}");
+            let counted = (world.reads(), world.behind.current_reads.load(Ordering::SeqCst));
+            assert_eq!(counted, (0, current_reads), "{manages:?} after {elsewhere:?}");
+        }
+    }
+}
+
+/// The fault that this file is for was an edit of this kind.
+#[tokio::test]
+async fn an_edit_that_changes_nothing_finds_that_the_token_was_erased_elsewhere() {
+    let (world, id, _) = kept_and_changed(Elsewhere::Erased).await;
+    let edited = world.service.edit(&ada(), id, TokenEdit::new().active(true)).await;
+    assert!(matches!(edited, Err(ManageError::NotFound)), "{edited:?}");
+}
+
+#[tokio::test]
+async fn what_management_read_is_what_verifications_see_from_then_on() {
+    for elsewhere in [Elsewhere::Erased, Elsewhere::Revoked, Elsewhere::Expired] {
+        let (world, id, _) = kept_and_changed(elsewhere).await;
+        let is_active = |found: Option<Found<'_>>| {
+            found.is_some_and(|found| found.into_token().state(world.clock.now()) == TokenState::Active)
+        };
+        assert!(is_active(world.cache.find(id).await.unwrap()), "it is kept as it was");
+        drop(world.service.get(&ada(), id).await);
+        assert!(!is_active(world.cache.find(id).await.unwrap()), "{elsewhere:?}");
+        assert_eq!(world.reads(), 0);
+    }
+}
+
+/// The record is read again where the store cannot say whether a commit happened.
+#[tokio::test]
+async fn an_unknown_outcome_is_looked_up_in_the_store() {
+    for done in [Done::Yes, Done::No] {
+        for manages in [Manages::Rename, Manages::Revoke, Manages::Rotate, Manages::GenerateThrough] {
+            let (without, id, itself) = kept_and_changed(Elsewhere::Nothing).await;
+            *without.behind.unknown.lock().unwrap() = Some(done);
+            let expected = answer(&without.elsewhere, manages, id, &itself).await;
+            let current_reads = without.behind.current_reads.load(Ordering::SeqCst);
+            let (world, id, itself) = kept_and_changed(Elsewhere::Nothing).await;
+            *world.behind.unknown.lock().unwrap() = Some(done);
+            assert_eq!(answer(&world.service, manages, id, &itself).await, expected, "{manages:?}");
+            assert_eq!(expected.contains("OutcomeUnknown"), done == Done::No, "{expected}");
+            let counted = (world.reads(), world.behind.current_reads.load(Ordering::SeqCst));
+            assert_eq!(counted, (0, current_reads), "{manages:?}");
+        }
+    }
+}
+
+/// A directory that counts its questions.
+#[derive(Default)]
+struct Asked {
+    inner: MemoryDirectory,
+    questions: AtomicUsize,
+}
+
+impl Directory for Asked {
+    async fn find(&self, realm: &Realm, id: &OwnerId) -> Result<Option<Snapshot<Owner>>, DirectoryError> {
+        self.questions.fetch_add(1, Ordering::SeqCst);
+        self.inner.find(realm, id).await
+    }
+}
+
+/// Why a token is refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Refused {
+    Revoked(Reason),
+    /// Revoked by rotation, under each reuse signal.
+    Rotated(ReuseSignal),
+    /// Its overlap is over.
+    OverlapOver(ReuseSignal),
+    Expired,
+    WrongSecret,
+    Unknown,
+    OtherRealm,
+    KeyMissing,
+    OwnerDisabled,
+    OwnerUnknown,
+    OwnerKind,
+    BeforeValidAfter,
+    Address,
+}
+
+const REFUSED: [Refused; 19] = [
+    Refused::Revoked(Reason::Owner),
+    Refused::Revoked(Reason::Offboarding),
+    Refused::Revoked(Reason::Compromised),
+    Refused::Rotated(ReuseSignal::Off),
+    Refused::Rotated(ReuseSignal::Alert),
+    Refused::Rotated(ReuseSignal::RevokeFamily),
+    Refused::OverlapOver(ReuseSignal::Off),
+    Refused::OverlapOver(ReuseSignal::Alert),
+    Refused::OverlapOver(ReuseSignal::RevokeFamily),
+    Refused::Expired,
+    Refused::WrongSecret,
+    Refused::Unknown,
+    Refused::OtherRealm,
+    Refused::KeyMissing,
+    Refused::OwnerDisabled,
+    Refused::OwnerUnknown,
+    Refused::OwnerKind,
+    Refused::BeforeValidAfter,
+    Refused::Address,
+];
+
+/// A token that is refused, over caches of tokens and of owners.
+struct Refusing {
+    behind: Arc<Behind>,
+    directory: Arc<OwnerCache<Asked>>,
+    clock: Arc<ManualClock>,
+    service: TokenService<Cached, Arc<OwnerCache<Asked>>>,
+    text: String,
+    id: TokenId,
+}
+
+impl Refusing {
+    async fn new(refused: Refused) -> Self {
+        let (behind, clock) = (
+            Arc::new(Behind::default()),
+            Arc::new(ManualClock::at(DateTime::UNIX_EPOCH + TimeDelta::days(20_000))),
+        );
+        let cache = CachedStore::builder(behind.clone()).clock(clock.clone()).build().unwrap();
+        let ada = || Owner::new(OwnerId::new("ada").unwrap(), OwnerKind::Human).role("member");
+        let directory = OwnerCache::new(Asked::default(), Duration::from_secs(30), 100).unwrap();
+        let directory = Arc::new(directory.clock(clock.clone()));
+        let users = &directory.directory().inner;
+        users.put(ada());
+        let signal = match refused {
+            Refused::Rotated(signal) | Refused::OverlapOver(signal) => signal,
+            _ => ReuseSignal::Alert,
+        };
+        let keyring = Keyring::from_text("1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=").unwrap();
+        let service = TokenService::builder(Arc::new(cache), directory.clone())
+            .brand("acme")
+            .keyring(keyring)
+            .clock(clock.clone())
+            .policy(TokenPolicy::builder().reuse(signal, 30).build().unwrap())
+            .build()
+            .unwrap();
+        let new = NewToken::named("a").expires_in_days(1);
+        let new = if refused == Refused::Address { new.networks(["10.0.0.0/8"]) } else { new };
+        let issued = service.generate(&self::ada(), new).await.unwrap();
+        let id = issued.token.id();
+        let text = issued.plaintext.expose_secret().to_owned();
+        let force = async |change: &dyn Fn(&mut Token)| {
+            let mut record = Token::clone(&behind.inner.find(id).await.unwrap().unwrap().into_token());
+            record.version += 1;
+            change(&mut record);
+            let batch = ChangeBatch::new().change(Change::Update(Arc::new(record)));
+            behind.inner.commit(&batch).await.unwrap();
+        };
+        let digest = |key| Credential::Keyed(KeyedDigest::new(KeyId::new(key), [7; 32]));
+        match refused {
+            Refused::Revoked(Reason::Offboarding) => {
+                service.revoke_all(&Realm::default(), &OwnerId::new("ada").unwrap()).await.map(drop).unwrap();
+            }
+            Refused::Revoked(reason) => drop(service.revoke(&self::ada(), id, reason).await.unwrap()),
+            Refused::Rotated(_) => drop(service.rotate(&self::ada(), id, Duration::ZERO).await.unwrap()),
+            Refused::OverlapOver(_) => {
+                drop(service.rotate(&self::ada(), id, Duration::from_secs(60)).await.unwrap());
+                clock.advance(TimeDelta::seconds(60));
+            }
+            Refused::Expired => clock.advance(TimeDelta::days(1)),
+            Refused::WrongSecret => force(&|record| record.credential = digest(1)).await,
+            Refused::KeyMissing => force(&|record| record.credential = digest(9)).await,
+            Refused::Unknown => {
+                let removed = ChangeBatch::new().change(Change::Remove { id, version: 1 });
+                behind.inner.commit(&removed).await.unwrap();
+            }
+            Refused::OwnerDisabled => users.put(ada().enabled(false)),
+            Refused::OwnerUnknown => drop(users.remove(&Realm::default(), &OwnerId::new("ada").unwrap())),
+            Refused::OwnerKind => users.put(Owner::new(OwnerId::new("ada").unwrap(), OwnerKind::Service)),
+            Refused::BeforeValidAfter => users.put(ada().valid_after(clock.now() + TimeDelta::seconds(1))),
+            Refused::OtherRealm | Refused::Address => {}
+        }
+        directory.invalidate_all();
+        Self { behind, directory, clock, service, text, id }
+    }
+
+    /// The error of one presentation, and how many calls of the store and of the directory it cost.
+    async fn present(&self, refused: Refused) -> (String, usize) {
+        let counts = [
+            &self.behind.reads,
+            &self.behind.current_reads,
+            &self.behind.others,
+            &self.directory.directory().questions,
+        ];
+        counts.iter().for_each(|count| count.store(0, Ordering::SeqCst));
+        let realm = Realm::new("elsewhere").unwrap();
+        let verified = match refused {
+            Refused::OtherRealm => self.service.verify_in(&realm, &self.text, None).await,
+            _ => self.service.verify(&self.text, None).await,
+        };
+        let answer = verified.map_or_else(|error| format!("{error:?}"), |_| "accepted".to_owned());
+        (answer, counts.iter().map(|count| count.load(Ordering::SeqCst)).sum())
+    }
+}
+
+#[tokio::test]
+async fn a_refused_token_that_is_presented_again_costs_no_query() {
+    for refused in REFUSED {
+        let refusing = Refusing::new(refused).await;
+        let (first, calls) = refusing.present(refused).await;
+        assert!(calls > 0 && first != "accepted", "{refused:?}: {first} after {calls} calls");
+        for _ in 0..5 {
+            assert_eq!(refusing.present(refused).await, (first.clone(), 0), "{refused:?}");
+            refusing.clock.advance(TimeDelta::milliseconds(900));
+        }
+    }
+}
+
+/// For an hour, and then it is told again.
+#[tokio::test]
+async fn reuse_costs_a_read_in_a_lifetime_of_the_cache_and_is_told_once_an_hour() {
+    for signal in [ReuseSignal::Alert, ReuseSignal::RevokeFamily] {
+        let refused = Refused::Rotated(signal);
+        let refusing = Refusing::new(refused).await;
+        let told = async || {
+            let events = refusing
+                .behind
+                .inner
+                .events(&Realm::default(), Some(refusing.id), DateTime::UNIX_EPOCH, 100)
+                .await;
+            events.unwrap().events.iter().filter(|event| event.action == AuditAction::Reuse).count()
+        };
+        refusing.present(refused).await;
+        assert_eq!(told().await, 1);
+        for minute in 1..60 {
+            refusing.clock.advance(TimeDelta::minutes(1));
+            let (_, calls) = refusing.present(refused).await;
+            // The record's lifetime in the cache is over by then.
+            assert_eq!(calls, 1, "{signal:?} after {minute} minutes");
+        }
+        assert_eq!(told().await, 1);
+        refusing.clock.advance(TimeDelta::minutes(1));
+        refusing.present(refused).await;
+        assert_eq!(told().await, 2, "{signal:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_refused_token_works_again_at_once_when_it_is_restored_here_and_soon_when_elsewhere() {
+    for here in [true, false] {
+        let world = world();
+        let issued = world.issue("a").await;
+        world.service.revoke(&ada(), issued.token.id(), Reason::Owner).await.unwrap();
+        for _ in 0..2 {
+            assert_eq!(world.refusal(&issued).await, Some(RejectReason::Revoked));
+        }
+        assert_eq!(world.reads(), 1);
+        if here {
+            world.service.restore(&ada(), issued.token.id()).await.unwrap();
+        } else {
+            world.elsewhere.restore(&ada(), issued.token.id()).await.unwrap();
+            world.clock.advance(TimeDelta::milliseconds(29_999));
+            assert_eq!(world.refusal(&issued).await, Some(RejectReason::Revoked), "not yet seen");
+            world.clock.advance(TimeDelta::milliseconds(1));
+        }
+        assert_eq!(world.refusal(&issued).await, None);
+    }
 }
 
 /// Revocations on one thread, verifications on others: none that starts after a revocation was acknowledged succeeds.

@@ -111,6 +111,8 @@ async fn every_broken_store_is_caught_by_the_check_named_for_it() {
         (F::NamesAreFolded, "an_inserted_record_comes_back_unchanged"),
         (F::NowNeverFinds, "an_inserted_record_comes_back_unchanged"),
         (F::NowFindsTheRemoved, "a_remove_needs_its_version"),
+        (F::CurrentIsOneChangeBehind, "a_change_is_current_at_once"),
+        (F::CurrentFindsTheRemoved, "a_change_is_current_at_once"),
         (F::FindsTheNextId, "what_is_not_there_is_not_found"),
         (F::ListIgnoresRealms, "a_list_holds_what_it_should"),
         (F::ListIgnoresKinds, "a_list_holds_what_it_should"),
@@ -317,6 +319,8 @@ enum Fault {
     NamesAreFolded,
     NowNeverFinds,
     NowFindsTheRemoved,
+    CurrentIsOneChangeBehind,
+    CurrentFindsTheRemoved,
     FindsTheNextId,
     ListIgnoresRealms,
     ListIgnoresKinds,
@@ -402,6 +406,8 @@ struct State {
     events: Vec<(usize, AuditEvent)>,
     numbered: usize,
     key_checks: Vec<KeyCheck>,
+    /// As they were before they were updated the last time.
+    replaced: BTreeMap<TokenId, Arc<Token>>,
     offsets: BTreeMap<TokenId, usize>,
 }
 
@@ -558,7 +564,8 @@ impl Model {
                         after.description = after.description.or_else(|| stored.description.clone());
                     }
                 }
-                state.records.insert(token.id, Arc::new(after));
+                let before = state.records.insert(token.id, Arc::new(after));
+                state.replaced.extend(before.map(|before| (token.id, before)));
             }
             Change::Remove { id, .. } => {
                 if let Some(token) = state.records.remove(id) {
@@ -682,6 +689,23 @@ impl TokenStore for Model {
                 Some(Ok(found.cloned().map(Found::from)))
             }
             _ => None,
+        }
+    }
+
+    async fn find_current(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+        let from_before = {
+            let state = self.state();
+            match self.fault {
+                Some(Fault::CurrentIsOneChangeBehind) => state.replaced.get(&id).cloned(),
+                Some(Fault::CurrentFindsTheRemoved) if !state.records.contains_key(&id) => {
+                    state.removed.get(&id).cloned()
+                }
+                _ => None,
+            }
+        };
+        match from_before {
+            Some(token) => Ok(Some(token.into())),
+            None => self.find(id).await,
         }
     }
 
@@ -1033,6 +1057,10 @@ impl TokenStore for Lagging {
     async fn find(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
         let found = self.seen().find(id).await?.map(Found::into_token);
         Ok(found.map(Found::from))
+    }
+
+    async fn find_current(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+        self.inner.find(id).await
     }
 
     async fn list(&self, query: &ListQuery) -> Result<Page, StoreError> {

@@ -98,6 +98,10 @@ impl TokenStore for FaultyStore {
         found
     }
 
+    async fn find_current(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+        self.find(id).await
+    }
+
     async fn list(&self, query: &ListQuery) -> Result<Page, StoreError> {
         self.enter().await?;
         let mut page = self.inner.list(query).await?;

@@ -338,6 +338,10 @@ impl TokenStore for Shaky {
         self.inner.find(id).await
     }
 
+    async fn find_current(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+        self.inner.find_current(id).await
+    }
+
     fn find_now(&self, id: TokenId, ahead: Ahead) -> Option<Result<Option<Found<'_>>, StoreError>> {
         self.inner.find_now(id, ahead)
     }

@@ -1396,6 +1396,10 @@ impl TokenStore for Counting {
         self.store.find(id).await
     }
 
+    async fn find_current(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+        self.find(id).await
+    }
+
     async fn list(&self, query: &ListQuery) -> Result<Page, StoreError> {
         self.store.list(query).await
     }

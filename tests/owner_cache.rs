@@ -272,14 +272,46 @@ fn what_is_over_makes_room_before_what_lives() {
 }
 
 #[test]
-fn an_owner_that_is_not_there_is_asked_for_each_time() {
-    let (cache, _) = cache(100);
+fn that_there_is_no_such_owner_is_kept_for_the_lifetime_or_until_it_is_invalidated() {
+    let (cache, clock) = cache(100);
     for _ in 0..3 {
         assert!(find_in(&cache, &home(), "bob").is_none());
-        assert_eq!((cache.directory().asked(), cache.len()), (1, 0));
+        assert_eq!(cache.len(), 1);
     }
+    assert!(matches!(cache.find_now(&home(), &id("bob")), Some(Ok(None))));
+    assert!(cache.find_now(&beta(), &id("bob")).is_none(), "nothing is known of another realm");
+    assert_eq!(cache.directory().asked(), 1);
     cache.directory().inner.put(human("bob"));
-    assert!(find_in(&cache, &home(), "bob").is_some(), "new owners work at once");
+    clock.advance(seconds(10) - TimeDelta::microseconds(1));
+    assert!(find_in(&cache, &home(), "bob").is_none());
+    clock.advance(TimeDelta::microseconds(1));
+    assert!(find_in(&cache, &home(), "bob").is_some(), "over at the instant itself");
+    cache.directory().inner.remove(&home(), &id("bob"));
+    cache.invalidate_owner(&home(), &id("bob"));
+    assert!(find_in(&cache, &home(), "bob").is_none());
+    cache.directory().inner.put(human("bob"));
+    cache.invalidate_owner(&home(), &id("bob"));
+    assert!(find_in(&cache, &home(), "bob").is_some(), "the host told of it");
+}
+
+#[test]
+fn ids_that_nobody_has_push_out_no_owner() {
+    let (cache, clock) = cache(160);
+    for number in 0..40 {
+        let name = format!("owner {number}");
+        cache.directory().inner.put(human(&name));
+        find_in(&cache, &home(), &name).unwrap();
+    }
+    clock.advance(seconds(1));
+    for number in 0..2_000 {
+        assert!(find_in(&cache, &home(), &format!("nobody {number}")).is_none());
+    }
+    cache.directory().asked();
+    for number in 0..40 {
+        find_in(&cache, &home(), &format!("owner {number}")).unwrap();
+    }
+    assert_eq!(cache.directory().asked(), 0);
+    assert!(cache.len() <= 160);
 }
 
 #[test]
@@ -291,7 +323,7 @@ fn realms_are_kept_apart() {
         assert_eq!(find_in(&cache, &beta(), "ann").unwrap().name(), Some("another"));
         assert!(find_in(&cache, &Realm::new("gamma").unwrap(), "ann").is_none());
     }
-    assert_eq!((cache.directory().asked(), cache.len()), (4, 2));
+    assert_eq!((cache.directory().asked(), cache.len()), (3, 3));
     cache.directory().inner.put(human("ann").in_realm(beta()).named("changed"));
     rename(&cache, "new");
     cache.invalidate_owner(&beta(), &id("ann"));
@@ -317,12 +349,16 @@ fn an_error_is_told_and_not_kept_and_hits_go_on_through_it() {
 }
 
 #[test]
-fn an_answer_for_somebody_else_is_no_such_owner_and_not_kept() {
+fn an_answer_for_somebody_else_is_kept_as_no_such_owner_and_not_as_somebody_else() {
     let (cache, _) = cache(100);
     cache.directory().inner.put(human("eve"));
     *cache.directory().instead.lock().unwrap() = Some(id("eve"));
-    assert!(find_in(&cache, &home(), "ann").is_none());
-    assert!(cache.is_empty());
+    for _ in 0..2 {
+        assert!(find_in(&cache, &home(), "ann").is_none());
+    }
+    assert_eq!((cache.directory().asked(), cache.len()), (1, 1));
+    find_in(&cache, &home(), "eve").unwrap();
+    assert_eq!(cache.directory().asked(), 1);
 }
 
 #[test]
@@ -381,6 +417,7 @@ fn a_token_follows_its_owner_through_the_cache_within_its_lifetime_or_at_once() 
     assert_eq!(verify().unwrap_err().reject_reason(), Some(RejectReason::OwnerDisabled));
     world.advance(seconds(10));
     assert_eq!(verify().unwrap_err().reject_reason(), Some(RejectReason::OwnerUnknown));
+    world.advance(seconds(10));
     cache.directory().down.store(true, Ordering::SeqCst);
     assert!(matches!(verify(), Err(VerifyError::Unavailable(Unavailable::Directory(_)))));
     cache.directory().down.store(false, Ordering::SeqCst);

@@ -844,6 +844,10 @@ impl TokenStore for Counted {
         self.inner.find(id).await
     }
 
+    async fn find_current(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+        self.find(id).await
+    }
+
     async fn list(&self, query: &ListQuery) -> Result<Page, StoreError> {
         self.others.fetch_add(1, Ordering::Relaxed);
         self.inner.list(query).await

@@ -17,7 +17,9 @@ const LONGEST: Duration = Duration::from_secs(86_400);
 ///
 /// A change of an owner is seen after at most the `lifetime`, counted from the moment when the directory was asked; at once
 /// after [`invalidate_owner`](Self::invalidate_owner), in this process: answers that were asked for before that are not kept.
-/// It keeps at most `capacity` owners, and no answer that there is no such owner.
+///
+/// It also keeps that there is no such owner, for the same lifetime, so that a token whose owner is gone costs no question. It
+/// keeps at most `capacity` answers. If it is full, answers that there is no such owner are evicted first.
 pub struct OwnerCache<D> {
     directory: D,
     lifetime: Duration,
@@ -36,7 +38,8 @@ struct Shard {
 }
 
 struct Entry {
-    owner: Arc<Owner>,
+    /// `None` if there is no such owner.
+    owner: Option<Arc<Owner>>,
     asked_at: Duration,
 }
 
@@ -54,7 +57,7 @@ pub enum OwnerCacheError {
 }
 
 impl<D> OwnerCache<D> {
-    /// A cache of up to `capacity` owners (rounded up to a multiple of 16), each for `lifetime`.
+    /// A cache of up to `capacity` answers (rounded up to a multiple of 16), each for `lifetime`.
     ///
     /// # Errors
     /// [`OwnerCacheError`] when the capacity is zero, or the lifetime zero or over a day.
@@ -86,7 +89,8 @@ impl<D> OwnerCache<D> {
         &self.directory
     }
 
-    /// Forgets an owner: the next question goes to the directory. Call it after every change of an owner.
+    /// Forgets an owner: the next question goes to the directory. Call it after every change of an owner, also after its
+    /// creation.
     pub fn invalidate_owner(&self, realm: &Realm, id: &OwnerId) {
         let mut shard = self.shard(realm, id);
         shard.epoch = shard.epoch.wrapping_add(1);
@@ -101,7 +105,7 @@ impl<D> OwnerCache<D> {
         }
     }
 
-    /// How many owners it keeps.
+    /// How many answers it keeps, including those that there is no such owner.
     pub fn len(&self) -> usize {
         let len = |shard: &Mutex<Shard>| shard.lock().unwrap_or_else(PoisonError::into_inner).len;
         self.shards.iter().map(len).sum()
@@ -118,30 +122,26 @@ impl<D> OwnerCache<D> {
         self.shards.get(number).unwrap_or(first).lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn cached(&self, realm: &Realm, id: &OwnerId, now: Duration) -> Result<Arc<Owner>, u64> {
+    /// What is known of an owner; otherwise the epoch to keep an answer by.
+    fn cached(&self, realm: &Realm, id: &OwnerId, now: Duration) -> Result<Option<Arc<Owner>>, u64> {
         let mut shard = self.shard(realm, id);
         let entry = shard.owners.get(realm).and_then(|owners| owners.get(id));
-        let live = entry.filter(|entry| entry.is_live(now, self.lifetime)).map(|entry| entry.owner.clone());
-        if let Some(owner) = live {
-            return Ok(owner);
+        if let Some(entry) = entry.filter(|entry| entry.is_live(now, self.lifetime)) {
+            return Ok(entry.owner.clone());
         }
         shard.remove(realm, id);
         Err(shard.epoch)
     }
 
-    fn keep(&self, owner: &Arc<Owner>, asked_at: Duration, epoch: u64) {
-        let (realm, id) = (&owner.realm, &owner.id);
+    fn keep(&self, realm: &Realm, id: &OwnerId, entry: Entry, epoch: u64) {
         let mut shard = self.shard(realm, id);
-        let newer = |entry: &Entry| entry.asked_at > asked_at;
-        if shard.epoch != epoch
-            || shard.owners.get(realm).and_then(|owners| owners.get(id)).is_some_and(newer)
-        {
+        let known = shard.owners.get(realm).and_then(|owners| owners.get(id));
+        if shard.epoch != epoch || known.is_some_and(|known| known.asked_at > entry.asked_at) {
             return;
         }
         if shard.len >= self.shard_capacity {
-            shard.make_room(asked_at, self.lifetime);
+            shard.make_room(entry.asked_at, self.lifetime);
         }
-        let entry = Entry { owner: owner.clone(), asked_at };
         if shard.owners.entry(realm.clone()).or_default().insert(id.clone(), entry).is_none() {
             shard.len = shard.len.saturating_add(1);
         }
@@ -167,7 +167,8 @@ impl Shard {
         }
     }
 
-    /// Drops what is over; if nothing is, the owner that was asked for the longest ago.
+    /// Removes expired answers. If there are none, removes the oldest answer that there is no such owner, or else the oldest
+    /// answer.
     fn make_room(&mut self, now: Duration, lifetime: Duration) {
         for owners in self.owners.values_mut() {
             owners.retain(|_, entry| entry.is_live(now, lifetime));
@@ -178,10 +179,13 @@ impl Shard {
             self.owners.retain(|_, owners| !owners.is_empty());
             return;
         }
-        let all = self.owners.values().flat_map(HashMap::values);
-        let oldest = all.min_by_key(|entry| entry.asked_at).map(|entry| entry.owner.clone());
-        if let Some(oldest) = oldest {
-            self.remove(&oldest.realm, &oldest.id);
+        let all = self
+            .owners
+            .iter()
+            .flat_map(|(realm, owners)| owners.iter().map(move |(id, entry)| (realm, id, entry)));
+        let oldest = all.min_by_key(|(_, _, entry)| (entry.owner.is_some(), entry.asked_at));
+        if let Some((realm, id)) = oldest.map(|(realm, id, _)| (realm.clone(), id.clone())) {
+            self.remove(&realm, &id);
         }
     }
 }
@@ -190,15 +194,14 @@ impl<D: Directory> Directory for OwnerCache<D> {
     async fn find(&self, realm: &Realm, id: &OwnerId) -> Result<Option<Snapshot<Owner>>, DirectoryError> {
         let asked_at = self.clock.monotonic();
         let epoch = match self.cached(realm, id, asked_at) {
-            Ok(owner) => return Ok(Some(owner.into())),
+            Ok(owner) => return Ok(owner.map(Snapshot::from)),
             Err(epoch) => epoch,
         };
         let answer = self.directory.find(realm, id).await?;
-        // An answer for another owner is none.
-        let Some(owner) = answer.filter(|owner| owner.is(realm, id)) else { return Ok(None) };
-        let owner = owner.into_arc();
-        self.keep(&owner, asked_at, epoch);
-        Ok(Some(owner.into()))
+        // A directory that answers for another owner has not found this one.
+        let owner = answer.filter(|owner| owner.is(realm, id)).map(Snapshot::into_arc);
+        self.keep(realm, id, Entry { owner: owner.clone(), asked_at }, epoch);
+        Ok(owner.map(Snapshot::from))
     }
 
     fn find_now(
@@ -207,7 +210,7 @@ impl<D: Directory> Directory for OwnerCache<D> {
         id: &OwnerId,
     ) -> Option<Result<Option<Snapshot<Owner>>, DirectoryError>> {
         let owner = self.cached(realm, id, self.clock.monotonic()).ok()?;
-        Some(Ok(Some(owner.into())))
+        Some(Ok(owner.map(Snapshot::from)))
     }
 }
 

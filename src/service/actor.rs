@@ -182,7 +182,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         let rejected = |reason| Err(ManageError::ActorRejected(Rejected { reason, token: id }));
         let via = match id {
             None => None,
-            Some(id) => match self.find(id).await? {
+            Some(id) => match self.find_current(id).await? {
                 None => return rejected(RejectReason::Unknown),
                 Some(token) => match token.state(now) {
                     TokenState::Active => Some(token),
@@ -246,8 +246,8 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         })
     }
 
-    pub(super) async fn find(&self, id: TokenId) -> Result<Option<Arc<Token>>, Unavailable> {
-        let found = self.store.find(id).await.map_err(Unavailable::Store)?;
+    pub(super) async fn find_current(&self, id: TokenId) -> Result<Option<Arc<Token>>, Unavailable> {
+        let found = self.store.find_current(id).await.map_err(Unavailable::Store)?;
         Ok(found.map(|found| found.into_token().into_arc()))
     }
 }

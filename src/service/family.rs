@@ -75,11 +75,11 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     async fn successor_of(&self, token: &Token) -> Result<Option<Arc<Token>>, StoreError> {
         let mut named = successor(token);
         while let Some(next) = named {
-            if let Some(found) = self.store.find(next).await? {
+            if let Some(found) = self.store.find_current(next).await? {
                 return Ok(Some(found.into_token().into_arc()));
             }
             // Deleted: this one names the next of the line by now, or goes on naming the one that is gone where there is none.
-            let renamed = self.store.find(token.id).await?;
+            let renamed = self.store.find_current(token.id).await?;
             let renamed = renamed.and_then(|found| successor(&found.into_token()));
             named = renamed.filter(|id| *id != next);
         }
@@ -122,7 +122,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
                 .event(event.because(revocation.reason));
             match self.commit(batch).await {
                 Ok(()) => return Ok(Some(after)),
-                Err(StoreError::Conflict(Conflict::Version(_))) => match self.find(id).await? {
+                Err(StoreError::Conflict(Conflict::Version(_))) => match self.find_current(id).await? {
                     Some(found) => token = found,
                     None => return Ok(None),
                 },
@@ -151,7 +151,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     pub(super) async fn kin(&self, token: &Token) -> Result<Listed, Unavailable> {
         let mut kin = self.children(token.id).await?;
         for id in [token.predecessor, successor(token)].into_iter().flatten() {
-            match self.find(id).await {
+            match self.find_current(id).await {
                 Err(Unavailable::Store(StoreError::Corrupt(record))) => kin.corrupt = Some(record),
                 found => kin.tokens.extend(found?),
             }

@@ -317,7 +317,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             }
             // Fields out of bounds are named for a token that the actor may not see as for one that is not there.
             let unseen = |error| edit.judged().err().map_or(error, ManageError::from);
-            let Some(token) = self.find(id).await? else {
+            let Some(token) = self.find_current(id).await? else {
                 return Err(unseen(ManageError::NotFound));
             };
             let mut relation = None;
@@ -416,7 +416,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         id: TokenId,
     ) -> Result<(Arc<Token>, Relation), ManageError> {
         acting.demand_any(operation, id)?;
-        let token = self.find(id).await?.ok_or(ManageError::NotFound)?;
+        let token = self.find_current(id).await?.ok_or(ManageError::NotFound)?;
         let relation = acting.relation(operation, &token)?;
         Ok((token, relation))
     }

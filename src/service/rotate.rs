@@ -3,7 +3,7 @@
 use super::actor::{Actor, Operation, Relation, check_owner};
 use super::error::{InvalidInput, ManageError, store_error};
 use super::manage::{IssuedToken, changed, with_creator};
-use super::{MAX_TRIES, TokenService, to_delta};
+use super::{MAX_TRIES, TokenService, lock, to_delta};
 use crate::audit::{AuditAction, AuditEvent};
 use crate::clock::plausible_until;
 use crate::lifecycle;
@@ -12,8 +12,9 @@ use crate::policy::{ReuseSignal, days};
 use crate::store::{Change, ChangeBatch, Conflict, StoreError, TokenStore};
 use crate::token::{ActorRef, Authority, Facts, Reason, Revocation, Token, TokenId, TokenView};
 use chrono::{DateTime, TimeDelta, Utc};
+use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 /// Reuse of one token is told at most this often.
@@ -98,8 +99,8 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     }
 
     /// The right secret of a rotated token was presented after its overlap, and refused. Tells it once an hour; under
-    /// [`ReuseSignal::RevokeFamily`], and within the window after the rotation, its living descendants are revoked: at each
-    /// presentation, so that one which is cut off half way keeps none of them alive.
+    /// [`ReuseSignal::RevokeFamily`], and within the window after the rotation, its living descendants are revoked. Until that
+    /// was done whole, each presentation goes on with it, so that one which is cut off half way keeps none of them alive.
     ///
     /// # Errors
     /// When it could not be stored: the refusal stands, and the next presentation goes on.
@@ -109,13 +110,18 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         peer: Option<IpAddr>,
         now: DateTime<Utc>,
     ) -> Result<(), ManageError> {
+        if self.reuse.is_dealt_with(presented.id, now) {
+            return Ok(());
+        }
         let mut current = Some(presented);
         for _ in 0..MAX_TRIES {
             let Some(token) = current.filter(|token| self.is_reuse(token, now)) else {
                 return Ok(());
             };
-            if is_told(&token, now) {
-                return self.revoke_replaced(&token, peer, now).await;
+            if let Some(at) = token.reuse_reported_at.filter(|at| is_recent(*at, now)) {
+                self.revoke_replaced(&token, peer, now).await?;
+                self.reuse.note(token.id, at, now);
+                return Ok(());
             }
             let told = changed(&token, |token| token.reuse_reported_at = Some(now));
             let event = AuditEvent {
@@ -130,8 +136,17 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
                 address: peer,
             };
             match self.commit(ChangeBatch::new().change(Change::Update(told.clone())).event(event)).await {
-                Ok(()) => return self.revoke_replaced(&told, peer, now).await,
-                Err(StoreError::Conflict(Conflict::Version(_))) => current = self.find(token.id).await?,
+                Ok(()) => {
+                    self.revoke_replaced(&told, peer, now).await?;
+                    self.reuse.note(token.id, now, now);
+                    // Fills a cache, which has just forgotten the record, so that the next presentation costs no query. If it
+                    // fails, the next presentation reads the record.
+                    drop(self.store.find(token.id).await);
+                    return Ok(());
+                }
+                Err(StoreError::Conflict(Conflict::Version(_))) => {
+                    current = self.find_current(token.id).await?
+                }
                 Err(error) => return Err(store_error(error, token.id)),
             }
         }
@@ -164,7 +179,64 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     }
 }
 
-/// Whether its reuse was told within the hour, by this clock or by one of another node that is ahead by less than that.
-fn is_told(token: &Token, now: DateTime<Utc>) -> bool {
-    token.reuse_reported_at.is_some_and(|at| now.signed_duration_since(at).abs() < REUSE_EVERY)
+/// Whether reuse that was told at `at` was told within the hour, by this clock or by one of another node that is ahead by less
+/// than that.
+fn is_recent(at: DateTime<Utc>, now: DateTime<Utc>) -> bool {
+    now.signed_duration_since(at).abs() < REUSE_EVERY
+}
+
+/// Predecessors whose reuse was told within the hour, and whose family was revoked if the policy says so: until the hour is
+/// over, presenting one again needs no look-up and changes nothing.
+#[derive(Default)]
+pub(super) struct ReuseMemory(Mutex<HashMap<TokenId, DateTime<Utc>>>);
+
+/// Most predecessors that are remembered. Presenting any beyond these looks their family up each time.
+const MAX_REMEMBERED: usize = 10_000;
+
+impl ReuseMemory {
+    fn is_dealt_with(&self, id: TokenId, now: DateTime<Utc>) -> bool {
+        lock(&self.0).get(&id).is_some_and(|at| is_recent(*at, now))
+    }
+
+    /// Remembers that reuse of this token was told at `at`.
+    fn note(&self, id: TokenId, at: DateTime<Utc>, now: DateTime<Utc>) {
+        let mut told = lock(&self.0);
+        if told.len() >= MAX_REMEMBERED {
+            told.retain(|_, at| is_recent(*at, now));
+        }
+        if told.len() < MAX_REMEMBERED || told.contains_key(&id) {
+            told.insert(id, at);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn so_many_predecessors_are_remembered_and_for_an_hour() {
+        let memory = ReuseMemory::default();
+        let now = DateTime::UNIX_EPOCH;
+        let id = |number: u64| {
+            let mut bytes = [0; 16];
+            bytes[6] = 0x70;
+            bytes[8] = 0x80;
+            bytes[9..].copy_from_slice(&number.to_be_bytes()[1..]);
+            TokenId::from_bytes(bytes).unwrap()
+        };
+        let most = u64::try_from(MAX_REMEMBERED).unwrap();
+        for number in 0..most + 5 {
+            memory.note(id(number), now, now);
+        }
+        memory.note(id(0), now, now);
+        assert_eq!(lock(&memory.0).len(), MAX_REMEMBERED);
+        assert!(memory.is_dealt_with(id(most - 1), now) && !memory.is_dealt_with(id(most), now));
+        let later = now + REUSE_EVERY;
+        assert!(memory.is_dealt_with(id(0), later - TimeDelta::microseconds(1)));
+        assert!(!memory.is_dealt_with(id(0), later));
+        memory.note(id(most), later, later);
+        assert!(memory.is_dealt_with(id(most), later), "those of the hour before make room");
+        assert_eq!(lock(&memory.0).len(), 1);
+    }
 }

@@ -4,7 +4,7 @@
 use super::error::{ManageError, RejectReason, Unavailable, store_error};
 use super::manage::changed;
 use super::verify::Peer;
-use super::{MAX_TRIES, TokenService};
+use super::{MAX_TRIES, TokenService, lock};
 use crate::audit::{AuditAction, AuditEvent};
 use crate::clock::{MAX_CLOCK_ERROR, at_micros};
 use crate::owner::{Directory, OwnerId, Realm};
@@ -17,7 +17,7 @@ use std::future::poll_fn;
 use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
@@ -329,7 +329,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             lock(&self.usage.redigests).iter().map(|(id, redigest)| (*id, *redigest)).collect();
         let mut corrupt = Ok(());
         for (id, redigest) in waiting {
-            let done = match self.find(id).await {
+            let done = match self.find_current(id).await {
                 Ok(Some(token)) if token.version == redigest.version => {
                     self.move_digest(&token, redigest).await
                 }
@@ -470,8 +470,4 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         self.tell(std::slice::from_ref(&event));
         drop(RefusalsInFlight { usage: &self.usage, events: vec![event] });
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

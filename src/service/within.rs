@@ -1,6 +1,7 @@
 //! The service within a transaction of the host's own.
 
 use super::TokenService;
+use super::rotate::ReuseMemory;
 use crate::audit::AuditEvent;
 use crate::owner::Directory;
 use crate::store::{Change, ChangeBatch, TokenStore};
@@ -58,6 +59,8 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             ids: self.ids.clone(),
             sink: self.sink.clone(),
             usage: self.usage.anew(),
+            // Its own, since the host may roll back what was done about reuse.
+            reuse: ReuseMemory::default(),
             flush_interval: self.flush_interval,
             uncommitted: Some(Mutex::default()),
         }

@@ -18,7 +18,7 @@ use crate::snapshot::Snapshot;
 use crate::table::Place;
 use crate::token::access::Access;
 use crate::token::details::{Details, Packed};
-use crate::token::{KeyCheck, KeyId, Reason, TokenId, TokenState};
+use crate::token::{KeyCheck, KeyId, TokenId, TokenState};
 use arc_swap::Guard;
 use async_lock::{Mutex as AsyncMutex, MutexGuardArc, Semaphore};
 use chrono::{DateTime, Utc};
@@ -48,8 +48,11 @@ const STRIPES: usize = 1_024;
 /// lately goes, but never more than 64 are looked past (second chance, an approximation of "least recently used"); what is too old goes bit by bit as others come.
 ///
 /// Of many look-ups of one cold id one reads, and the others wait for it; none that starts after an invalidation waits for a
-/// read from before it, and such a read is not kept. What was looked up in vain is kept apart, so that floods of unknown ids push
-/// out no token. Lists, changes and last uses go to the store; so does each look-up of a token that is revoked and may be restored.
+/// read from before it, and such a read is not kept. Unknown ids are kept apart, so that floods of them push out no token.
+///
+/// **What it answers.** Verifications alone. Records that will be refused are kept as well, so that a client that goes on
+/// presenting a revoked or expired token costs no query. Lists, changes, last uses and every look-up of a management operation
+/// ([`find_current`](TokenStore::find_current)) go to the store.
 pub struct CachedStore<S> {
     store: S,
     /// The records, with their [`Access`] and when they were asked for.
@@ -93,6 +96,15 @@ struct Now {
 
 /// What a read came to; none while it is under way, and when it failed or was dropped.
 type Landed = Option<Option<Packed>>;
+
+/// Which answers of the store behind the cache will do.
+#[derive(Clone, Copy)]
+enum Source {
+    /// Also those of another cache in there.
+    Any,
+    /// The database's own.
+    Current,
+}
 
 /// Makes a [`CachedStore`].
 pub struct CachedStoreBuilder<S> {
@@ -255,14 +267,14 @@ impl<S: TokenStore> CachedStore<S> {
             // A read that failed or was dropped tells nothing: each reads for itself then, unless another one has by now.
             return match landed.or_else(|| Some(self.known(id, None)?.map(Found::into_packed))) {
                 Some(found) => Ok(found),
-                None => self.read(id).await,
+                None => self.read(id, Source::Any).await,
             };
         };
         // Since it was looked for, another read may have landed.
         let known = self.known(id, None).map(|known| known.map(Found::into_packed));
         let result = match known {
             Some(found) => Ok(found),
-            None => self.read(id).await,
+            None => self.read(id, Source::Any).await,
         };
         if let Ok(found) = &result {
             *landing.outcome = Some(found.clone());
@@ -282,17 +294,21 @@ impl<S: TokenStore> CachedStore<S> {
         (flight, landing)
     }
 
-    async fn read(&self, id: TokenId) -> Result<Option<Packed>, StoreError> {
+    async fn read(&self, id: TokenId, source: Source) -> Result<Option<Packed>, StoreError> {
         let _permit = self.reads.acquire().await;
         let epoch = *self.epoch(id);
         let number = self.reads_begun.fetch_add(1, Ordering::SeqCst).saturating_add(1);
         let asked = Asked { at: self.now().at, number };
-        let found = self.store.find(id).await?.map(Found::into_packed);
+        let found = match source {
+            Source::Any => self.store.find(id).await?,
+            Source::Current => self.store.find_current(id).await?,
+        };
+        let found = found.map(Found::into_packed);
         let mut epoch_now = self.epoch(id);
         // Neither what was changed meanwhile nor what a later read found is covered by what an earlier one did.
         if *epoch_now == epoch && !self.has_later(id, asked) {
             match &found {
-                Some(packed) if !may_be_restored(&packed.details) => {
+                Some(packed) => {
                     self.missing.remove(id.words());
                     self.keep(packed.clone(), asked);
                 }
@@ -300,7 +316,7 @@ impl<S: TokenStore> CachedStore<S> {
                     self.found.remove(id.words());
                     self.keep_missing(id, asked);
                 }
-                Some(_) | None => {
+                None => {
                     self.found.remove(id.words());
                     self.missing.remove(id.words());
                     // Nothing that is kept tells an earlier read of this one, so the epoch does.
@@ -394,14 +410,6 @@ impl Drop for Following<'_> {
     }
 }
 
-/// Whether it is revoked in a way that is not for good. Such a record is not kept: were it restored on another node and revoked
-/// again here, it would look as if there were nothing to do.
-fn may_be_restored(details: &Details) -> bool {
-    let is_for_good = |reason| matches!(reason, Reason::Compromised | Reason::Reuse | Reason::Rotated);
-    details.succession().is_none()
-        && details.revocation().is_some_and(|revocation| !is_for_good(revocation.reason))
-}
-
 impl Asked {
     fn from_words([at, number]: [u64; 2]) -> Self {
         Self { at, number }
@@ -466,6 +474,10 @@ impl<S: TokenStore> TokenStore for CachedStore<S> {
             Some(known) => Ok(known),
             None => Ok(self.read_once(id).await?.map(Found::kept)),
         }
+    }
+
+    async fn find_current(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+        Ok(self.read(id, Source::Current).await?.map(Found::kept))
     }
 
     #[inline]

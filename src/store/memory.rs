@@ -88,6 +88,10 @@ impl TokenStore for MemoryStore {
         Ahead(self.records.table.seek(id.words()))
     }
 
+    async fn find_current(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+        self.find(id).await
+    }
+
     async fn list(&self, query: &ListQuery) -> Result<Page, StoreError> {
         let indexes = self.indexes();
         let mut tokens: Vec<Arc<Token>> = Vec::new();

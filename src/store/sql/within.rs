@@ -81,6 +81,10 @@ impl<E: Engine> TokenStore for SqlStoreWithin<'_, E> {
         find(self, id).await
     }
 
+    async fn find_current(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+        self.find(id).await
+    }
+
     async fn list(&self, query: &ListQuery) -> Result<Page, StoreError> {
         list(self, query).await
     }
