@@ -15,7 +15,9 @@ use patkit::audit::AuditAction;
 use patkit::conformance::Suite;
 use patkit::policy::ReuseSignal;
 use patkit::service::{ManageError, RejectReason, TokenEdit, VerifyError};
-use patkit::store::{AuditLog, Change, ChangeBatch, DynTokenStore, Found, ListQuery, Page, Touch};
+use patkit::store::{
+    AuditLog, Change, ChangeBatch, DynTokenStore, EventQuery, Found, ListQuery, Page, Touch,
+};
 use patkit::token::{ActorRef, Authority, Credential, KeyId, KeyedDigest, LastUse, Revocation};
 use patkit::{
     Actor, CachedStore, Clock, Directory, DirectoryError, IssuedToken, Keyring, ManualClock, MemoryDirectory,
@@ -1091,11 +1093,8 @@ async fn reuse_costs_a_read_in_a_lifetime_of_the_cache_and_is_told_once_an_hour(
         let refused = Refused::Rotated(signal);
         let refusing = Refusing::new(refused).await;
         let told = async || {
-            let events = refusing
-                .behind
-                .inner
-                .events(&Realm::default(), Some(refusing.id), DateTime::UNIX_EPOCH, 100)
-                .await;
+            let query = EventQuery::new(Realm::default()).token(refusing.id);
+            let events = refusing.behind.inner.events(&query).await;
             events.unwrap().events.iter().filter(|event| event.action == AuditAction::Reuse).count()
         };
         refusing.present(refused).await;
