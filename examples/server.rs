@@ -158,7 +158,10 @@ async fn serve<S: TokenStore + ChangeFeed + 'static>(store: S, listener: TcpList
     // Last uses are written every few seconds, and changes of other processes are heard.
     let flusher = tokens.clone();
     tokio::spawn(async move { flusher.run_flusher(tokio::time::sleep).await });
-    tokio::spawn(async move { cache.run_following(Duration::from_millis(500), tokio::time::sleep).await });
+    tokio::spawn(async move {
+        let Err(error) = cache.run_following(Duration::from_millis(500), tokio::time::sleep).await;
+        eprintln!("changes of other processes are not followed: {error}");
+    });
 
     let url = format!("http://{}", listener.local_addr()?);
     println!("listening on {url}\n\nOpen it in a browser, or try:\n{}", curl_lines(&url));

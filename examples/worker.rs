@@ -81,7 +81,11 @@ async fn watch(tokens: Arc<Tokens>, every: Duration) {
             usage.pending,
             usage.dropped,
             read.reads,
-            if read.is_following { "heard" } else { "seen within 30 s" }
+            match (read.is_following, read.is_polling_instead) {
+                (true, _) => "heard",
+                (false, true) => "polled, since notifications do not arrive",
+                (false, false) => "seen within 30 s",
+            }
         );
     }
 }
@@ -114,7 +118,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let flusher = tokens.clone();
     let jobs = [
         tokio::spawn(async move { flusher.run_flusher(sleep).await }),
-        tokio::spawn(async move { cache.run_following(Duration::from_millis(500), sleep).await }),
+        tokio::spawn(async move {
+            let Err(error) = cache.run_following(Duration::from_millis(500), sleep).await;
+            println!("changes of others are not followed: {error}");
+        }),
         tokio::spawn(sweep(tokens.clone(), schedule.sweep)),
         tokio::spawn(prune(tokens.clone(), schedule)),
         tokio::spawn(watch(tokens.clone(), Duration::from_millis(900))),

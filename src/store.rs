@@ -268,34 +268,45 @@ pub trait KeyChecks: Send + Sync {
 
 /// Hearing of changes that others make; for caches. Not every store has it.
 pub trait ChangeFeed: Send + Sync {
-    /// What hears of them.
+    /// What tells of the changes.
     type Feed: Feed;
 
-    /// Begins to listen: whatever is committed after this has returned is told by the feed.
+    /// Whether the store can be followed as it is set up; asked once, before following begins.
+    ///
+    /// # Errors
+    /// [`FollowError`], which names the bound and the cure.
+    fn check_following(&self) -> Result<(), FollowError>;
+
+    /// Begins to listen to notifications: whatever is committed after this has returned is told by the feed, whose
+    /// [`next`](Feed::next) waits for it. `None` if the store has no notifications.
     ///
     /// # Errors
     /// [`StoreError`] when the store cannot.
-    fn follow(&self) -> impl Future<Output = Result<Self::Feed, StoreError>> + Send;
+    fn listen(&self) -> impl Future<Output = Result<Option<Self::Feed>, StoreError>> + Send;
+
+    /// Sends a notification in the way of those that tell of changes, over another connection than those that listen. Every
+    /// feed that hears it tells [`FeedEvent::Proven`] with this nonce.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store cannot.
+    fn probe(&self, nonce: u64) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// Begins to poll: whatever is committed after this has returned is told by the feed, whose [`next`](Feed::next) asks the
+    /// store and answers at once. It must work through a pooler that passes on no notifications.
+    ///
+    /// # Errors
+    /// [`StoreError`] when the store cannot.
+    fn poll(&self) -> impl Future<Output = Result<Self::Feed, StoreError>> + Send;
 }
 
-/// Tells of changes, from [`ChangeFeed::follow`].
+/// Tells of changes, from [`ChangeFeed::listen`] or [`ChangeFeed::poll`].
 pub trait Feed: Send {
-    /// Whether [`next`](Self::next) answers at once and is to be asked now and then, instead of waiting for a change.
-    fn is_polled(&self) -> bool;
-
-    /// The records that were changed since the last time; some of them may be told twice. Where its future is dropped, what it
-    /// would have told is told by the next one.
+    /// What happened since the last time; a change may be told twice. If the future is dropped, the next one tells what it
+    /// would have told.
     ///
     /// # Errors
     /// [`StoreError`] when the feed is at its end: what comes afterwards is not told.
     fn next(&mut self) -> impl Future<Output = Result<FeedEvent, StoreError>> + Send;
-
-    /// Whether a change would still be heard: for feeds that wait, asked when there was none for a while. A connection that is cut
-    /// without a word looks like silence.
-    ///
-    /// # Errors
-    /// [`StoreError`] when the feed is at its end.
-    fn check(&mut self) -> impl Future<Output = Result<(), StoreError>> + Send;
 }
 
 /// What a [`Feed`] tells.
@@ -304,8 +315,27 @@ pub trait Feed: Send {
 pub enum FeedEvent {
     /// These were changed.
     Changed(Vec<TokenId>),
-    /// The connection was lost for a while: any may have been changed.
+    /// Any may have been changed.
     Missed,
+    /// A notification with this nonce arrived ([`ChangeFeed::probe`]).
+    Proven(u64),
+}
+
+/// Why a store cannot be followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum FollowError {
+    /// Listening takes a connection of the pool for itself, and the store would wait for it for ever.
+    #[error(
+        "the pool has at most {connections} connection, and following the store takes one for itself; set \
+         `.max_connections({needed})` or more on the pool"
+    )]
+    PoolTooSmall {
+        /// Most connections of the pool.
+        connections: u32,
+        /// How many it must have at least.
+        needed: u32,
+    },
 }
 
 /// What a list holds, and which page of it.

@@ -15,8 +15,10 @@ use patkit::audit::AuditAction;
 use patkit::conformance::Suite;
 use patkit::policy::ReuseSignal;
 use patkit::service::{ManageError, RejectReason, TokenEdit, VerifyError};
+use patkit::store::cached::CacheStats;
 use patkit::store::{
-    AuditLog, Change, ChangeBatch, DynTokenStore, EventQuery, Found, ListQuery, Page, Touch,
+    AuditLog, Change, ChangeBatch, ChangeFeed, DynTokenStore, EventQuery, Feed, FeedEvent, FollowError,
+    Found, ListQuery, Page, Touch,
 };
 use patkit::token::{ActorRef, Authority, Credential, KeyId, KeyedDigest, LastUse, Revocation};
 use patkit::{
@@ -30,6 +32,7 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use tokio::sync::Semaphore;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 /// A store that can be slow, down, and counts its reads. What a slow read gives is what was there when it began.
 #[derive(Default)]
@@ -1132,6 +1135,336 @@ async fn a_refused_token_works_again_at_once_when_it_is_restored_here_and_soon_w
         }
         assert_eq!(world.refusal(&issued).await, None);
     }
+}
+
+/// A store whose notifications may be swallowed.
+#[derive(Default)]
+struct Notifying {
+    inner: MemoryStore,
+    listeners: Mutex<Vec<UnboundedSender<FeedEvent>>>,
+    /// The records that were changed, for those that poll.
+    changed: Mutex<Vec<TokenId>>,
+    swallows: AtomicBool,
+    /// What is told beside the next probe.
+    beside: Mutex<Option<FeedEvent>>,
+    probes_fail: AtomicBool,
+    polls_fail: AtomicBool,
+    has_no_channel: bool,
+    is_too_small: bool,
+    listened: AtomicUsize,
+    polled: AtomicUsize,
+}
+
+impl Notifying {
+    fn tell(&self, event: &FeedEvent) {
+        if !self.swallows.load(Ordering::SeqCst) {
+            self.listeners.lock().unwrap().retain(|listener| listener.send(event.clone()).is_ok());
+        }
+    }
+}
+
+/// Shared with the test. A type of its own, since the trait cannot be implemented for an `Arc` here.
+#[derive(Clone, Default)]
+struct Notified(Arc<Notifying>);
+
+enum NotifyingFeed {
+    Listens(UnboundedReceiver<FeedEvent>),
+    Polls(Arc<Notifying>, usize),
+}
+
+impl TokenStore for Notified {
+    async fn find(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+        self.0.inner.find(id).await
+    }
+
+    async fn find_current(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+        self.0.inner.find_current(id).await
+    }
+
+    async fn list(&self, query: &ListQuery) -> Result<Page, StoreError> {
+        self.0.inner.list(query).await
+    }
+
+    async fn commit(&self, batch: &ChangeBatch) -> Result<(), StoreError> {
+        self.0.inner.commit(batch).await?;
+        let ids: Vec<TokenId> = batch.changes.iter().map(Change::id).collect();
+        self.0.changed.lock().unwrap().extend(&ids);
+        self.0.tell(&FeedEvent::Changed(ids));
+        Ok(())
+    }
+
+    async fn touch(&self, uses: &[Touch]) -> Result<(), StoreError> {
+        self.0.inner.touch(uses).await
+    }
+
+    async fn list_ended(&self, before: DateTime<Utc>, limit: usize) -> Result<Page, StoreError> {
+        self.0.inner.list_ended(before, limit).await
+    }
+}
+
+impl ChangeFeed for Notified {
+    type Feed = NotifyingFeed;
+
+    fn check_following(&self) -> Result<(), FollowError> {
+        if self.0.is_too_small {
+            return Err(FollowError::PoolTooSmall { connections: 1, needed: 2 });
+        }
+        Ok(())
+    }
+
+    async fn listen(&self) -> Result<Option<NotifyingFeed>, StoreError> {
+        if self.0.has_no_channel {
+            return Ok(None);
+        }
+        self.0.listened.fetch_add(1, Ordering::SeqCst);
+        let (sender, receiver) = unbounded_channel();
+        self.0.listeners.lock().unwrap().push(sender);
+        Ok(Some(NotifyingFeed::Listens(receiver)))
+    }
+
+    async fn probe(&self, nonce: u64) -> Result<(), StoreError> {
+        if self.0.probes_fail.load(Ordering::SeqCst) {
+            return Err(StoreError::unavailable("unplugged"));
+        }
+        let beside = self.0.beside.lock().unwrap().take();
+        beside.iter().for_each(|event| self.0.tell(event));
+        self.0.tell(&FeedEvent::Proven(nonce));
+        Ok(())
+    }
+
+    async fn poll(&self) -> Result<NotifyingFeed, StoreError> {
+        if self.0.polls_fail.load(Ordering::SeqCst) {
+            return Err(StoreError::unavailable("unplugged"));
+        }
+        let seen = self.0.changed.lock().unwrap().len();
+        Ok(NotifyingFeed::Polls(self.0.clone(), seen))
+    }
+}
+
+impl Feed for NotifyingFeed {
+    async fn next(&mut self) -> Result<FeedEvent, StoreError> {
+        match self {
+            Self::Listens(receiver) => {
+                receiver.recv().await.ok_or_else(|| StoreError::unavailable("unplugged"))
+            }
+            Self::Polls(store, seen) => {
+                if store.polls_fail.load(Ordering::SeqCst) {
+                    return Err(StoreError::unavailable("unplugged"));
+                }
+                store.polled.fetch_add(1, Ordering::SeqCst);
+                let ids = store.changed.lock().unwrap().split_off(*seen);
+                store.changed.lock().unwrap().extend(&ids);
+                *seen += ids.len();
+                Ok(FeedEvent::Changed(ids))
+            }
+        }
+    }
+}
+
+/// A cache that follows such a store, at twenty times the speed.
+struct Followed {
+    store: Notified,
+    cache: Arc<CachedStore<Notified>>,
+    service: TokenService<Arc<CachedStore<Notified>>, MemoryDirectory>,
+    elsewhere: TokenService<Notified, MemoryDirectory>,
+    runner: tokio::task::JoinHandle<Result<std::convert::Infallible, FollowError>>,
+}
+
+impl Followed {
+    fn new(store: Notifying) -> Self {
+        let store = Notified(Arc::new(store));
+        let clock = Arc::new(ManualClock::at(DateTime::UNIX_EPOCH + TimeDelta::days(20_000)));
+        let cache = CachedStore::builder(store.clone()).clock(clock.clone()).build().unwrap();
+        let cache = Arc::new(cache);
+        let following = cache.clone();
+        let sleep = |time: Duration| tokio::time::sleep(time / 20);
+        let runner =
+            tokio::spawn(async move { following.run_following(Duration::from_millis(500), sleep).await });
+        Self {
+            service: service(cache.clone(), clock.clone()),
+            elsewhere: service(store.clone(), clock),
+            store,
+            cache,
+            runner,
+        }
+    }
+
+    async fn until(&self, what: &str, is_so: impl Fn(CacheStats) -> bool) {
+        for _ in 0..30_000 {
+            if is_so(self.cache.stats()) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        panic!("{what}: {:?}", self.cache.stats());
+    }
+
+    /// A token that is kept.
+    async fn kept(&self) -> IssuedToken {
+        let name = format!("token {}", self.store.0.inner.len());
+        let issued = self.service.generate(&ada(), NewToken::named(&name)).await.unwrap();
+        // Until the cache was told of its own change.
+        for _ in 0..10 {
+            self.service.verify(issued.plaintext.expose_secret(), None).await.unwrap();
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        issued
+    }
+
+    /// Whether a verification is answered without the store.
+    async fn is_kept(&self, issued: &IssuedToken) -> bool {
+        let reads = self.cache.stats().reads;
+        self.service.verify(issued.plaintext.expose_secret(), None).await.unwrap();
+        self.cache.stats().reads == reads
+    }
+
+    /// Returns when a revocation made elsewhere is seen.
+    async fn sees(&self, issued: &IssuedToken) {
+        self.elsewhere.revoke(&ada(), issued.token.id(), Reason::Owner).await.unwrap();
+        for _ in 0..30_000 {
+            if self.service.verify(issued.plaintext.expose_secret(), None).await.is_err() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        panic!("it is not seen: {:?}", self.cache.stats());
+    }
+}
+
+impl Drop for Followed {
+    fn drop(&mut self) {
+        self.runner.abort();
+    }
+}
+
+#[tokio::test]
+async fn a_cache_follows_while_it_is_proven_and_polls_while_it_is_not() {
+    let world = Followed::new(Notifying::default());
+    world.until("it is not proven", |stats| stats.is_following).await;
+    let issued = world.kept().await;
+    assert!(world.is_kept(&issued).await);
+    world.sees(&issued).await;
+    assert_eq!(world.store.0.polled.load(Ordering::SeqCst), 0);
+
+    // A firewall, say, that swallows notifications from now on.
+    let issued = world.kept().await;
+    world.store.0.swallows.store(true, Ordering::SeqCst);
+    world.until("it is not found out", |stats| !stats.is_following).await;
+    world.until("it does not poll", |stats| stats.is_polling_instead && !stats.is_following).await;
+    let other = world.kept().await;
+    assert!(world.is_kept(&other).await);
+    world.sees(&issued).await;
+    world.sees(&other).await;
+
+    // And no longer: it is found out when listening is tried again, and all is forgotten.
+    let issued = world.kept().await;
+    world.store.0.swallows.store(false, Ordering::SeqCst);
+    world.until("it is not proven again", |stats| stats.is_following && !stats.is_polling_instead).await;
+    assert!(!world.is_kept(&issued).await);
+    world.sees(&issued).await;
+}
+
+#[tokio::test]
+async fn a_cache_that_is_deaf_from_the_start_never_says_that_it_follows() {
+    let world = Followed::new(Notifying { swallows: true.into(), ..Notifying::default() });
+    for _ in 0..1_000 {
+        assert!(!world.cache.stats().is_following);
+        if world.store.0.listened.load(Ordering::SeqCst) > 2 {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert!(world.store.0.listened.load(Ordering::SeqCst) > 2, "listening is tried again");
+    assert!(world.cache.stats().is_polling_instead);
+    let issued = world.kept().await;
+    world.sees(&issued).await;
+}
+
+#[tokio::test]
+async fn probes_of_others_prove_nothing() {
+    let world = Followed::new(Notifying { swallows: true.into(), ..Notifying::default() });
+    // Those of another node, which reaches the listeners.
+    let store = world.store.clone();
+    let others = tokio::spawn(async move {
+        for nonce in 0.. {
+            let told = FeedEvent::Proven(nonce);
+            store.0.listeners.lock().unwrap().retain(|listener| listener.send(told.clone()).is_ok());
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    });
+    world.until("it is not found out", |stats| stats.is_polling_instead).await;
+    assert!(!world.cache.stats().is_following);
+    others.abort();
+}
+
+#[tokio::test]
+async fn a_store_that_is_down_is_neither_followed_nor_polled_and_tried_again() {
+    let world = Followed::new(Notifying { probes_fail: true.into(), ..Notifying::default() });
+    let listened = || world.store.0.listened.load(Ordering::SeqCst);
+    world.until("it is not tried again", |_| listened() > 3).await;
+    let stats = world.cache.stats();
+    assert!(!stats.is_following && !stats.is_polling_instead);
+    assert_eq!(world.store.0.polled.load(Ordering::SeqCst), 0);
+    world.store.0.probes_fail.store(false, Ordering::SeqCst);
+    world.until("it is not proven", |stats| stats.is_following).await;
+    // The loss is noticed at the next probe, and everything is forgotten at once.
+    let issued = world.kept().await;
+    world.store.0.probes_fail.store(true, Ordering::SeqCst);
+    world.until("the loss is not noticed", |stats| !stats.is_following).await;
+    assert!(!world.is_kept(&issued).await);
+    // The same where the feed ends.
+    world.store.0.probes_fail.store(false, Ordering::SeqCst);
+    world.until("it is not proven", |stats| stats.is_following).await;
+    let issued = world.kept().await;
+    world.store.0.probes_fail.store(true, Ordering::SeqCst);
+    world.store.0.listeners.lock().unwrap().clear();
+    world.until("the loss is not noticed", |stats| !stats.is_following).await;
+    assert!(!world.is_kept(&issued).await);
+}
+
+#[tokio::test]
+async fn a_store_without_notifications_is_polled_and_that_is_following() {
+    let world = Followed::new(Notifying { has_no_channel: true, ..Notifying::default() });
+    world.until("it does not follow", |stats| stats.is_following && !stats.is_polling_instead).await;
+    let issued = world.kept().await;
+    assert!(world.is_kept(&issued).await);
+    world.sees(&issued).await;
+    let issued = world.kept().await;
+    world.store.0.polls_fail.store(true, Ordering::SeqCst);
+    world.until("the loss is not noticed", |stats| !stats.is_following).await;
+    assert!(!world.is_kept(&issued).await);
+    world.store.0.polls_fail.store(false, Ordering::SeqCst);
+    world.until("it does not follow again", |stats| stats.is_following).await;
+    world.runner.abort();
+    world.until("somebody follows", |stats| !stats.is_following).await;
+}
+
+/// Neither is lost for being told while something else is waited for.
+#[tokio::test]
+async fn what_is_told_beside_a_probe_is_followed() {
+    let world = Followed::new(Notifying::default());
+    world.until("it is not proven", |stats| stats.is_following).await;
+    let (changed, missed) = (world.kept().await, world.kept().await);
+    *world.store.0.beside.lock().unwrap() = Some(FeedEvent::Changed(vec![changed.token.id()]));
+    world.until("it is not probed", |_| world.store.0.beside.lock().unwrap().is_none()).await;
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert!(world.is_kept(&missed).await);
+    assert!(!world.is_kept(&changed).await);
+    *world.store.0.beside.lock().unwrap() = Some(FeedEvent::Missed);
+    world.until("it is not probed", |_| world.store.0.beside.lock().unwrap().is_none()).await;
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    assert!(!world.is_kept(&missed).await && !world.is_kept(&changed).await);
+    assert!(world.cache.stats().is_following);
+}
+
+#[tokio::test]
+async fn a_store_that_cannot_be_followed_is_refused_at_once() {
+    let store = Notified(Arc::new(Notifying { is_too_small: true, ..Notifying::default() }));
+    let cache = CachedStore::builder(store.clone()).build().unwrap();
+    let Err(error) = cache.run_following(Duration::from_millis(500), tokio::time::sleep).await;
+    assert_eq!(error, FollowError::PoolTooSmall { connections: 1, needed: 2 });
+    assert!(error.to_string().contains("at most 1 connection"), "{error}");
+    assert_eq!(store.0.listened.load(Ordering::SeqCst), 0);
 }
 
 /// Revocations on one thread, verifications on others: none that starts after a revocation was acknowledged succeeds.

@@ -203,7 +203,7 @@ async fn a_channel_that_is_lost_and_found_leaves_nothing_stale() {
         // Every connection that listens is cut, and the revocation is made in the meantime.
         sqlx::raw_sql(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
-             WHERE (query LIKE 'LISTEN%' OR query LIKE '%patkit listens%') AND pid <> pg_backend_pid()",
+             WHERE query LIKE 'LISTEN%' AND pid <> pg_backend_pid()",
         )
         .execute(&pool)
         .await

@@ -5,13 +5,15 @@
     reason = "measured, as in the table: what is moved between functions is a tenth"
 )]
 
+mod follow;
 mod kept;
 
+use follow::Follower;
 use kept::Kept;
 
 use super::{
     Ahead, AuditLog, ChangeBatch, ChangeFeed, EventPage, EventQuery, ExportCursor, ExportPage, Feed,
-    FeedEvent, Found, KeyChecks, ListQuery, Page, StoreError, TokenCounts, TokenStore, Touch,
+    FeedEvent, FollowError, Found, KeyChecks, ListQuery, Page, StoreError, TokenCounts, TokenStore, Touch,
 };
 use crate::clock::{Clock, SystemClock};
 use crate::snapshot::Snapshot;
@@ -23,13 +25,11 @@ use arc_swap::Guard;
 use async_lock::{Mutex as AsyncMutex, MutexGuardArc, Semaphore};
 use chrono::{DateTime, Utc};
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::fmt;
-use std::future::poll_fn;
 use std::hash::{BuildHasher, RandomState};
-use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::task::Poll;
 use std::time::Duration;
 
 /// Stripes of epochs. Two ids that share one cost a fill that is not kept, now and then.
@@ -74,6 +74,7 @@ pub struct CachedStore<S> {
     reads: Semaphore,
     reads_begun: AtomicU64,
     is_following: AtomicBool,
+    is_polling_instead: AtomicBool,
 }
 
 /// When the store was asked for what is kept.
@@ -138,8 +139,13 @@ pub struct CacheStats {
     pub kept: u64,
     /// Ids that were looked up in vain and are kept, about.
     pub missing: u64,
-    /// Whether [`CachedStore::run_following`] hears of changes made elsewhere. Where it does not, the lifetimes are the bound.
+    /// Whether [`CachedStore::run_following`] hears of changes made elsewhere: a notification of its own arrived within the last
+    /// 10 s or, where the store has no notifications, the last poll was answered. If not, the lifetimes are the bound.
     pub is_following: bool,
+    /// Whether changes are polled because the store's notifications do not arrive. Then they show after the interval of
+    /// [`CachedStore::run_following`]. Declare the pooler in between
+    /// (`SqlStoreBuilder::pooler`), or connect the pool to the database itself.
+    pub is_polling_instead: bool,
 }
 
 impl<S: TokenStore> CachedStore<S> {
@@ -200,6 +206,7 @@ impl<S: TokenStore> CachedStore<S> {
             kept: self.found.len(),
             missing: self.missing.len(),
             is_following: self.is_following.load(Ordering::Relaxed),
+            is_polling_instead: self.is_polling_instead.load(Ordering::Relaxed),
         }
     }
 
@@ -338,75 +345,62 @@ impl<S: TokenStore> CachedStore<S> {
 impl<S: TokenStore + ChangeFeed> CachedStore<S> {
     /// Follows the changes that others make, for ever: spawn it. `sleep` waits, as `tokio::time::sleep` does.
     ///
-    /// A store with a channel is listened to; one without is asked each `interval`. While the channel is lost,
-    /// [`stats`](Self::stats) say so, the lifetimes are the bound, and it is tried again each interval; when it is back, all that is
-    /// kept is forgotten. A connection that was cut without a word is noticed within 10 s: after 5 s of silence it is asked
-    /// whether it is there, and has 5 s to answer, as has each poll.
+    /// Where the store has notifications, it is listened to. That they arrive is proven by a notification of its own, at the
+    /// start and then every 5 s, which must arrive within 5 s. If it does not, as through a pooler in transaction mode that was
+    /// not declared, changes are polled instead each `interval`, [`CacheStats::is_polling_instead`] says so, and listening is
+    /// tried again every 60 s. A store without notifications is polled each `interval`.
+    ///
+    /// Whenever following begins or ends, all that is kept is forgotten. While nothing is heard, [`stats`](Self::stats) say so, the
+    /// lifetimes are the bound, and it is tried again each `interval`.
+    ///
+    /// # Errors
+    /// [`FollowError`] at once if the store cannot be followed as it is set up. Otherwise it never returns.
     pub async fn run_following<F: Future<Output = ()> + Send>(
         &self,
         interval: Duration,
         sleep: impl Fn(Duration) -> F + Send + Sync,
-    ) {
-        let following = Following(&self.is_following);
+    ) -> Result<Infallible, FollowError> {
+        self.store.check_following()?;
+        let _ended = Ended(self);
+        let follower = Follower::new(self, interval, sleep);
         loop {
-            if let Ok(mut feed) = self.store.follow().await {
-                // What was changed before is not told.
-                self.invalidate_all();
-                self.is_following.store(true, Ordering::Relaxed);
-                while let Some(event) = hear(&mut feed, &sleep).await {
-                    match event {
-                        FeedEvent::Changed(ids) => ids.into_iter().for_each(|id| self.invalidate(id)),
-                        FeedEvent::Missed => self.invalidate_all(),
-                    }
-                    if feed.is_polled() {
-                        sleep(interval).await;
-                    }
-                }
-            }
-            following.0.store(false, Ordering::Relaxed);
-            sleep(interval).await;
+            follower.follow().await;
         }
     }
 }
 
-/// How long a channel may be silent, and how long it may take to answer whether it is there.
-const PATIENCE: Duration = Duration::from_secs(5);
+impl<S: TokenStore> CachedStore<S> {
+    /// Changes are heard from now on, or polled instead of that.
+    fn begin_following(&self, is_heard: bool) {
+        // What was changed before is not told.
+        self.invalidate_all();
+        self.is_following.store(is_heard, Ordering::Relaxed);
+        self.is_polling_instead.store(!is_heard, Ordering::Relaxed);
+    }
 
-/// What a feed tells; none when it is at its end or out of reach.
-async fn hear<F: Future<Output = ()> + Send>(
-    feed: &mut impl Feed,
-    sleep: &(impl Fn(Duration) -> F + Sync),
-) -> Option<FeedEvent> {
-    loop {
-        if let Some(told) = before(feed.next(), sleep(PATIENCE)).await {
-            return told.ok();
+    /// Changes are no longer heard. Any may have been missed by now.
+    fn stop_following(&self) {
+        let was_following = self.is_following.swap(false, Ordering::Relaxed);
+        if self.is_polling_instead.swap(false, Ordering::Relaxed) || was_following {
+            self.invalidate_all();
         }
-        if feed.is_polled() {
-            return None;
+    }
+
+    fn hear(&self, event: FeedEvent) {
+        match event {
+            FeedEvent::Changed(ids) => ids.into_iter().for_each(|id| self.invalidate(id)),
+            FeedEvent::Missed => self.invalidate_all(),
+            FeedEvent::Proven(_) => {}
         }
-        before(feed.check(), sleep(PATIENCE)).await?.ok()?;
     }
 }
 
-/// What a future comes to; none where the other one does first.
-async fn before<T>(
-    future: impl Future<Output = T> + Send,
-    end: impl Future<Output = ()> + Send,
-) -> Option<T> {
-    let (mut future, mut end) = (pin!(future), pin!(end));
-    poll_fn(|context| match future.as_mut().poll(context) {
-        Poll::Ready(done) => Poll::Ready(Some(done)),
-        Poll::Pending => end.as_mut().poll(context).map(|()| None),
-    })
-    .await
-}
+/// Nobody follows any more when it is dropped.
+struct Ended<'a, S: TokenStore>(&'a CachedStore<S>);
 
-/// No longer, when it is dropped.
-struct Following<'a>(&'a AtomicBool);
-
-impl Drop for Following<'_> {
+impl<S: TokenStore> Drop for Ended<'_, S> {
     fn drop(&mut self) {
-        self.0.store(false, Ordering::Relaxed);
+        self.0.stop_following();
     }
 }
 
@@ -627,6 +621,7 @@ impl<S: TokenStore> CachedStoreBuilder<S> {
             reads: Semaphore::new(self.reads),
             reads_begun: AtomicU64::new(0),
             is_following: AtomicBool::new(false),
+            is_polling_instead: AtomicBool::new(false),
         })
     }
 }

@@ -32,9 +32,9 @@
 //! ```
 
 use super::sql::{
-    Dialect, Engine, Migration, Place, Session, SetupError, SqlStore, Value, bound, read_changed, unavailable,
+    Dialect, Engine, Migration, Session, SetupError, SqlStore, Value, bound, read_changed, unavailable,
 };
-use super::{ChangeFeed, Feed, FeedEvent, StoreError, Touch};
+use super::{ChangeFeed, Feed, FeedEvent, FollowError, StoreError, Touch};
 use crate::clock::micros;
 use crate::token::TokenId;
 use sqlx::{AssertSqlSafe, Pool, Row, raw_sql};
@@ -182,8 +182,8 @@ impl Engine for Postgres {
     }
 }
 
-/// Hears of changes: by LISTEN, on a connection of the pool that it takes for itself; or, behind a pooler in transaction
-/// mode, which passes on no notification, by asking for the events that are new.
+/// Hears of changes: by LISTEN, on a connection of the pool that it takes for itself; or, where notifications do not arrive, as
+/// behind a pooler in transaction mode, by polling for the events that are new.
 ///
 /// **No late commit is skipped.** An event has its number before its transaction commits, so one with a lower number
 /// may come to light after one with a higher. Whoever asks keeps the numbers that are missing below the highest, and
@@ -207,46 +207,61 @@ enum Hearing {
 impl ChangeFeed for PostgresStore {
     type Feed = PostgresFeed;
 
-    async fn follow(&self) -> Result<PostgresFeed, StoreError> {
+    fn check_following(&self) -> Result<(), FollowError> {
+        let connections = self.pool.options().get_max_connections();
+        let needed = if self.statements.keeps { MIN_CONNECTIONS } else { 1 };
+        if connections < needed { Err(FollowError::PoolTooSmall { connections, needed }) } else { Ok(()) }
+    }
+
+    async fn listen(&self) -> Result<Option<PostgresFeed>, StoreError> {
         if !self.statements.keeps {
-            let seen = begin_to_poll(self).await?;
-            return Ok(PostgresFeed(Hearing::Polls(self.clone(), seen)));
+            return Ok(None);
         }
         let mut listener = PgListener::connect_with(&self.pool).await.map_err(unavailable)?;
         listener.eager_reconnect(false);
         listener.listen(&self.statements.channel()).await.map_err(unavailable)?;
-        Ok(PostgresFeed(Hearing::Listens(listener)))
+        Ok(Some(PostgresFeed(Hearing::Listens(listener))))
+    }
+
+    async fn probe(&self, nonce: u64) -> Result<(), StoreError> {
+        let mut connection = self.pool.acquire().await.map_err(unavailable)?;
+        // One message to the server, which passes through every pooler.
+        let sql = format!("NOTIFY \"{}\", '{PROBE}{nonce:016x}'", self.statements.channel());
+        Postgres::script(&mut connection, sql).await.map_err(unavailable)
+    }
+
+    async fn poll(&self) -> Result<PostgresFeed, StoreError> {
+        let seen = begin_to_poll(self).await?;
+        Ok(PostgresFeed(Hearing::Polls(self.clone(), seen)))
     }
 }
 
-impl Feed for PostgresFeed {
-    fn is_polled(&self) -> bool {
-        matches!(self.0, Hearing::Polls(..))
-    }
+/// One listens, and at least one other commits and probes.
+const MIN_CONNECTIONS: u32 = 2;
+/// What a notification begins with that proves that notifications arrive.
+const PROBE: &str = "probe ";
 
+impl Feed for PostgresFeed {
     async fn next(&mut self) -> Result<FeedEvent, StoreError> {
         let listener = match &mut self.0 {
             Hearing::Listens(listener) => listener,
             Hearing::Polls(store, seen) => return poll(store, seen).await,
         };
-        // None: the connection was lost. Whoever follows begins anew.
-        let told = listener.try_recv().await.map_err(unavailable)?;
-        let told = told.ok_or_else(|| StoreError::unavailable("the connection that listens was lost"))?;
-        // What is no list of ids says that there were too many, or was sent by somebody else: better all than none.
-        let ids = told.payload().split(' ').map(str::parse).collect::<Result<Vec<_>, _>>();
-        Ok(ids.map_or(FeedEvent::Missed, FeedEvent::Changed))
+        // `None` if the connection was lost. Whoever follows begins again.
+        let notification = listener.try_recv().await.map_err(unavailable)?;
+        let lost = || StoreError::unavailable("the connection that listens was lost");
+        Ok(read_notification(notification.ok_or_else(lost)?.payload()))
     }
+}
 
-    async fn check(&mut self) -> Result<(), StoreError> {
-        match &mut self.0 {
-            // What is notified meanwhile is kept for `next`. The text is what an operator sees of the connection.
-            Hearing::Listens(listener) => {
-                let checked = raw_sql("SELECT 1 /* patkit listens */").execute(listener).await;
-                checked.map(drop).map_err(unavailable)
-            }
-            Hearing::Polls(..) => Ok(()),
-        }
+/// A payload that is neither a probe nor a list of ids says that there were too many ids, or was sent by somebody else: then any
+/// record may have been changed.
+fn read_notification(payload: &str) -> FeedEvent {
+    if let Some(nonce) = payload.strip_prefix(PROBE) {
+        return u64::from_str_radix(nonce, 16).map_or(FeedEvent::Missed, FeedEvent::Proven);
     }
+    let ids = payload.split(' ').map(str::parse).collect::<Result<Vec<_>, _>>();
+    ids.map_or(FeedEvent::Missed, FeedEvent::Changed)
 }
 
 /// What was seen of the events by their numbers.
@@ -292,7 +307,7 @@ async fn begin_to_poll(store: &PostgresStore) -> Result<Seen, StoreError> {
         "SELECT txid_snapshot_xmax(open), (SELECT COUNT(*) FROM txid_snapshot_xip(open)), \
          (SELECT COALESCE(MAX(seq), 0) FROM {events}) FROM {SNAPSHOT}"
     );
-    let rows = store.fetch(&sql.into(), Vec::new()).await?;
+    let rows = store.fetch_unprepared(&sql.into(), Vec::new()).await?;
     let number = |index| rows.first().and_then(|row| Postgres::int(row, index).ok().flatten());
     match (number(0), number(1), number(2)) {
         (Some(first), Some(open), Some(newest)) => Ok(Seen { newest, gaps: Vec::new(), first, open }),
@@ -302,7 +317,7 @@ async fn begin_to_poll(store: &PostgresStore) -> Result<Seen, StoreError> {
 
 async fn poll(store: &PostgresStore, seen: &mut Seen) -> Result<FeedEvent, StoreError> {
     let events = &store.statements.events;
-    let rows = store.fetch(&seen.statement(events).into(), Vec::new()).await?;
+    let rows = store.fetch_unprepared(&seen.statement(events).into(), Vec::new()).await?;
     let mut open = None;
     let mut told = Vec::with_capacity(rows.len());
     for row in &rows {
@@ -391,6 +406,35 @@ mod tests {
 
     fn told(numbers: impl IntoIterator<Item = i64>) -> Vec<(i64, TokenId)> {
         numbers.into_iter().map(|number| (number, TokenId::VACANT)).collect()
+    }
+
+    #[test]
+    fn a_notification_that_cannot_be_read_says_that_any_record_may_have_been_changed() {
+        let id = TokenId::VACANT;
+        for ids in [vec![id], vec![id; 300]] {
+            let payload = ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
+            assert_eq!(read_notification(&payload), FeedEvent::Changed(ids));
+        }
+        for nonce in [0, 1, u64::MAX] {
+            assert_eq!(read_notification(&format!("{PROBE}{nonce:016x}")), FeedEvent::Proven(nonce));
+        }
+        let unreadable = [
+            "*",
+            "",
+            " ",
+            "probe",
+            "probe ",
+            "probe x",
+            "probe 10000000000000000",
+            "PROBE 1",
+            &format!("{id} "),
+            &format!("{id} *"),
+            &format!("{id}{id}"),
+            &format!("{id} {PROBE}1"),
+        ];
+        for payload in unreadable {
+            assert_eq!(read_notification(payload), FeedEvent::Missed, "{payload:?}");
+        }
     }
 
     #[test]

@@ -164,6 +164,20 @@ impl<E: Engine> SqlStore<E> {
         &self.pool
     }
 
+    /// Runs one statement that gives rows, in a transaction of its own and without keeping it prepared: a pooler in transaction
+    /// mode gives one connection for one transaction.
+    pub(super) async fn fetch_unprepared(
+        &self,
+        sql: &Arc<str>,
+        values: Vec<Value>,
+    ) -> Result<Vec<E::Row>, StoreError> {
+        let mut session = Session::<E>::acquire(&self.pool).await.map_err(unavailable)?;
+        let mut transaction = session.begin("BEGIN").await.map_err(unavailable)?;
+        let rows = E::fetch(&mut transaction, false, sql.clone(), values).await.map_err(unavailable)?;
+        transaction.commit().await.map_err(unavailable)?;
+        Ok(rows)
+    }
+
     /// Whether the database answers and its tables are there.
     ///
     /// # Errors
@@ -199,8 +213,16 @@ impl<E: Engine> SqlStoreBuilder<E> {
         self
     }
 
-    /// Whether a pooler in transaction mode stands in between (PgBouncer, say) that does not keep prepared statements: then none is
-    /// kept, and each statement is a transaction, which costs two more trips to the server. Not by default.
+    /// Whether a pooler in transaction mode is between the pool and the database: PgBouncer of any version, and others like it.
+    /// Defaults to `false`.
+    ///
+    /// Such a pooler passes on no notifications, so a cache polls for changes instead of listening. It may also give each
+    /// statement another connection, so no statement is kept prepared and each is a transaction of its own, which costs two more
+    /// round trips to the server.
+    ///
+    /// Declare it. If it is not declared, a cache finds out within 10 s that no notification arrives, polls, and says so
+    /// (`CacheStats::is_polling_instead`); but it goes on trying to listen, and every statement fails through a pooler that does
+    /// not track prepared statements (PgBouncer before 1.21, or with `max_prepared_statements` 0).
     pub fn pooler(mut self, is_between: bool) -> Self {
         self.keeps = !is_between;
         self
@@ -735,12 +757,7 @@ impl<E: Engine> Place<E> for SqlStore<E> {
             let mut connection = self.pool.acquire().await.map_err(unavailable)?;
             return E::fetch(&mut connection, true, sql.clone(), values).await.map_err(unavailable);
         }
-        // What a pooler gives is one connection for one transaction.
-        let mut session = Session::<E>::acquire(&self.pool).await.map_err(unavailable)?;
-        let mut transaction = session.begin("BEGIN").await.map_err(unavailable)?;
-        let rows = E::fetch(&mut transaction, false, sql.clone(), values).await.map_err(unavailable)?;
-        transaction.commit().await.map_err(unavailable)?;
-        Ok(rows)
+        self.fetch_unprepared(sql, values).await
     }
 
     async fn fetch_one(&self, sql: &Arc<str>, values: Vec<Value>) -> Result<Option<E::Row>, StoreError> {

@@ -44,7 +44,7 @@
 //! ```
 
 use super::sql::{Dialect, Engine, Migration, SetupError, SqlStore, Value, bound, read_changed, unavailable};
-use super::{ChangeFeed, Feed, FeedEvent, StoreError, Touch};
+use super::{ChangeFeed, Feed, FeedEvent, FollowError, StoreError, Touch};
 use sqlx::{Pool, Row, raw_sql};
 use sqlx_sqlite::{Sqlite, SqliteConnection, SqliteRow};
 use std::sync::Arc;
@@ -232,7 +232,20 @@ pub struct SqliteFeed {
 impl ChangeFeed for SqliteStore {
     type Feed = SqliteFeed;
 
-    async fn follow(&self) -> Result<SqliteFeed, StoreError> {
+    fn check_following(&self) -> Result<(), FollowError> {
+        // Polling takes a connection for the time of a statement.
+        Ok(())
+    }
+
+    async fn listen(&self) -> Result<Option<SqliteFeed>, StoreError> {
+        Ok(None)
+    }
+
+    async fn probe(&self, _nonce: u64) -> Result<(), StoreError> {
+        Ok(())
+    }
+
+    async fn poll(&self) -> Result<SqliteFeed, StoreError> {
         let events = &self.statements.events;
         let mut feed = SqliteFeed {
             pool: self.pool.clone(),
@@ -255,10 +268,6 @@ impl SqliteFeed {
 }
 
 impl Feed for SqliteFeed {
-    fn is_polled(&self) -> bool {
-        true
-    }
-
     async fn next(&mut self) -> Result<FeedEvent, StoreError> {
         let rows = self.ask(self.since.clone(), vec![Value::Int(Some(self.seen))]).await?;
         let mut ids = Vec::with_capacity(rows.len());
@@ -269,11 +278,6 @@ impl Feed for SqliteFeed {
             }
         }
         Ok(FeedEvent::Changed(ids))
-    }
-
-    async fn check(&mut self) -> Result<(), StoreError> {
-        // Each `next` asks the database.
-        Ok(())
     }
 }
 
