@@ -76,7 +76,7 @@ pub enum Oversight {
 }
 
 /// Why a policy was refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the policy's {setting} must be {bounds}")]
 #[non_exhaustive]
 pub struct PolicyError {
@@ -87,7 +87,7 @@ pub struct PolicyError {
 }
 
 /// Why a lifetime was refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum LifetimeError {
     /// It is less than a day.

@@ -67,14 +67,14 @@ impl fmt::Display for KeyReport {
 }
 
 /// Why [`TokenService::check`] did not find the keyring good.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum CheckError {
     /// Keys are wrong or missing.
     #[error("{0}")]
     Keys(KeyReport),
     /// The store did not answer; nothing is known of the keys.
-    #[error("the keys cannot be checked: the token store did not answer")]
+    #[error("the keys were not checked, because the token store did not answer; check again")]
     Store(#[source] StoreError),
 }
 

@@ -73,7 +73,7 @@ impl Peer {
 }
 
 /// The token does not allow this. The text of this error names the permission.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the permission {permission:?} is not granted")]
 #[non_exhaustive]
 pub struct PermissionDenied {

@@ -107,8 +107,8 @@ pub struct CachedStoreBuilder<S> {
 }
 
 /// A setting of a [`CachedStore`] is out of bounds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{setting} must be {bounds}")]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the {setting} of the cache must be {bounds}; set it by `.{setting}(…)` on the builder")]
 #[non_exhaustive]
 pub struct CacheError {
     /// Which.
