@@ -180,6 +180,11 @@ impl<S: TokenStore + 'static, D: Directory + 'static, A: Sessions> ManagementApi
         })
     }
 
+    /// Returns the authenticator that the API was made with.
+    pub fn authenticator(&self) -> &Authenticator<S, D> {
+        &self.0.authenticator
+    }
+
     /// The routes, with answers of this API for unknown paths below its own.
     ///
     /// Mount them with `nest_service`, which also passes on the base path with a slash at its end. With `nest`, that one path is the

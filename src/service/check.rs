@@ -42,18 +42,22 @@ impl fmt::Display for KeyReport {
             1 => "1 token".to_owned(),
             tokens => format!("{tokens} tokens"),
         };
+        let needed = |key| match self.tokens_under(key) {
+            1 => "1 token needs".to_owned(),
+            tokens => format!("{tokens} tokens need"),
+        };
         let wrong = self.wrong.iter().map(|key| {
             format!(
-                "key {key} of the keyring is not the key that this store knows as key {key}, which {} need: \
+                "key {key} of the keyring is not the key that this store knows as key {key}, which {}: \
                  restore the secret of key {key}, or give the new secret an id that was never used",
-                counted(*key)
+                needed(*key)
             )
         });
         let missing = self.missing.iter().map(|key| {
             format!(
-                "the keyring has no key {key}, which {} need: add key {key} to the keyring, or remove the tokens under \
+                "the keyring has no key {key}, which {}: add key {key} to the keyring, or remove the tokens under \
                  it if its secret is lost",
-                counted(*key)
+                needed(*key)
             )
         });
         let mut sentences: Vec<String> = wrong.chain(missing).collect();
