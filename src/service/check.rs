@@ -87,8 +87,8 @@ impl<S: TokenStore + KeyChecks, D: Directory> TokenService<S, D> {
     /// that a record needs. Call it at the start of the process and in the health check. It reads the number of tokens under
     /// each key, from an index in the shipped stores.
     ///
-    /// The first check that sees a key id records a check value for it, which stays for ever: an HMAC that tells nothing of the
-    /// key. Later checks, on this node and on others, compare with that value. **The first check believes the keyring**,
+    /// The first check that sees a key id records a check value for it, which stays for ever: an HMAC that reveals nothing about
+    /// the key. Later checks, on this node and on others, compare with that value. **The first check believes the keyring**,
     /// because no digest can be checked without the token's text. So call it once with keys that are known to be right before
     /// you change any.
     ///

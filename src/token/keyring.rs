@@ -64,7 +64,7 @@ struct Key {
 
 /// A value that shows whether two nodes, or two starts, have the same key under an id. A store keeps the first one of each id.
 ///
-/// It is an HMAC under a sub-key of its own, cut to 16 bytes, and tells nothing of the key.
+/// It is an HMAC under a sub-key of its own, cut to 16 bytes, and reveals nothing about the key.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct KeyCheck {
     key: KeyId,
