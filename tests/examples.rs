@@ -337,8 +337,18 @@ fn the_keyring_of_the_environment_is_used_or_refused() {
         refused.args(["--port", "0", "--database-url", "sqlite::memory:"]).env("DEMO_TOKEN_KEYS", keys);
         let output = run(refused.current_dir(&server.folder));
         assert!(!output.status.success(), "{keys}");
-        assert!(!String::from_utf8_lossy(&output.stderr).contains("AAECAwQ"), "{output:?}");
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(!told.contains("AAECAwQ"), "{output:?}");
+        assert!(told.starts_with("Error: DEMO_TOKEN_KEYS "), "{output:?}");
     }
+    let mut another = example("server");
+    another.args(["--port", "0"]).env("DEMO_TOKEN_KEYS", "1:ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8=");
+    let output = run(another.current_dir(&server.folder));
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        told.starts_with("Error: key 1 of the keyring is not the key that this store knows"),
+        "{output:?}"
+    );
 }
 
 #[test]
@@ -354,6 +364,31 @@ fn the_layer_works_over_plain_hyper() {
     let refused = server.get("/", &[]);
     assert_eq!((refused.status(), refused.challenge()), (401, r#"Bearer realm="acme""#));
     assert_eq!(refused.header("content-type"), Some("application/problem+json"));
+    #[cfg(unix)]
+    server.stop("TERM");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_server_that_is_terminated_has_written_the_last_use() {
+    for signal in ["TERM", "INT"] {
+        let mut server = Server::start(None);
+        let (text, _) = server.make_named("used");
+        server.make_named("unused");
+        assert_eq!(server.get("/demo/whoami", &[&bearer(&text)]).status(), 200);
+        // Or it would go with the server.
+        let folder = std::mem::take(&mut server.folder);
+        server.stop(signal);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let used: Vec<String> = runtime.block_on(async {
+            let options = sqlx::sqlite::SqliteConnectOptions::new().filename(folder.join("patkit-demo.db"));
+            let pool = sqlx::SqlitePool::connect_with(options).await.unwrap();
+            let query = "SELECT name FROM patkit_tokens WHERE last_used_at IS NOT NULL";
+            sqlx::query_scalar(query).fetch_all(&pool).await.unwrap()
+        });
+        std::fs::remove_dir_all(&folder).unwrap();
+        assert_eq!(used, ["used"], "{signal}");
+    }
 }
 
 /// The README's host is the example's text, is short, and runs on a real database.

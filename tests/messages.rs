@@ -13,8 +13,8 @@ use patkit::service::{BuildError, CheckError, ManageError, RejectReason, TokenSe
 use patkit::store::Conflict;
 use patkit::token::{Brand, KeyId, Network, Networks, TokenFormat};
 use patkit::{
-    Actor, CachedStore, DirectoryError, Keyring, MemoryDirectory, MemoryStore, NewToken, OwnerCache, OwnerId, Realm,
-    RoleCatalog, StoreError, TokenId, TokenPolicy, TokenService,
+    Actor, CachedStore, DirectoryError, Keyring, MemoryDirectory, MemoryStore, NewToken, OwnerCache, OwnerId,
+    Realm, RoleCatalog, StoreError, TokenId, TokenPolicy, TokenService,
 };
 use std::error::Error;
 use std::sync::Arc;
@@ -45,7 +45,7 @@ fn met_at_start() -> Vec<(Box<dyn Error>, Vec<&'static str>)> {
     let many =
         |text: String| (0..33).map(|number| text.replace('#', &number.to_string())).collect::<Vec<_>>();
     let networks = many("10.0.#.0/24".into());
-    let brand = |text| Brand::new(text).unwrap();
+    let brand = |text: &str| Brand::new(text).unwrap();
     let formers: Vec<Brand> = many("b#".into()).iter().map(|text| brand(text)).collect();
     let world = World::new();
     world.token("ann", "one");
