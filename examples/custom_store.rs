@@ -1,22 +1,24 @@
 //! A host's own store, here on redb, and the suite that proves it right: `cargo run --example custom_store`. One table of
-//! records by id, one of names, one of events. What a store must promise is said at `patkit::TokenStore`.
+//! records by id, one of names, one of events, one of check values of keys. What a store must promise is said at `patkit::TokenStore`.
 
 #![allow(clippy::expect_used, clippy::print_stdout, reason = "an example")]
 
 use chrono::{DateTime, Utc};
 use patkit::conformance::Suite;
 use patkit::store::record::{Value, event_values, read_event, read_token, token_values};
-use patkit::store::{Change, ChangeBatch, Conflict, CorruptRecord, Found, ListQuery, Page, Touch};
+use patkit::store::{Change, ChangeBatch, Conflict, CorruptRecord, Found, KeyChecks, ListQuery, Page, Touch};
+use patkit::token::{Credential, KeyCheck, KeyId};
 use patkit::{StoreError, Token, TokenId, TokenStore};
 use redb::backends::InMemoryBackend;
 use redb::{Database, Error, ReadableDatabase, ReadableTable, TableDefinition, WriteTransaction};
 use serde_json::json;
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 const TOKENS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("tokens");
 const NAMES: TableDefinition<'_, &str, ()> = TableDefinition::new("names");
 const EVENTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("events");
+const KEY_CHECKS: TableDefinition<'_, u16, [u8; 16]> = TableDefinition::new("key_checks");
 
 struct RedbStore(Database);
 
@@ -25,6 +27,7 @@ impl RedbStore {
         let store = Self(Database::builder().create_with_backend(InMemoryBackend::new())?);
         let begin = store.0.begin_write()?;
         drop((begin.open_table(TOKENS)?, begin.open_table(NAMES)?, begin.open_table(EVENTS)?));
+        begin.open_table(KEY_CHECKS)?;
         begin.commit()?;
         Ok(store)
     }
@@ -167,6 +170,43 @@ impl TokenStore for RedbStore {
     }
 }
 
+impl KeyChecks for RedbStore {
+    async fn key_checks(&self) -> Result<Vec<KeyCheck>, StoreError> {
+        let read = || -> Result<Vec<KeyCheck>, Error> {
+            let table = self.0.begin_read()?.open_table(KEY_CHECKS)?;
+            let rows = table.iter()?;
+            rows.map(|row| row.map(|(key, value)| KeyCheck::new(KeyId::new(key.value()), value.value())))
+                .map(|row| row.map_err(Error::from))
+                .collect()
+        };
+        read().map_err(down)
+    }
+
+    async fn record_key_check(&self, check: &KeyCheck) -> Result<(), StoreError> {
+        let record = || -> Result<(), Error> {
+            let begun = self.0.begin_write()?;
+            let mut table = begun.open_table(KEY_CHECKS)?;
+            if table.get(check.key().get())?.is_none() {
+                table.insert(check.key().get(), check.value())?;
+            }
+            drop(table);
+            Ok(begun.commit()?)
+        };
+        record().map_err(down)
+    }
+
+    async fn tokens_per_key(&self) -> Result<Vec<(KeyId, u64)>, StoreError> {
+        let mut counts: BTreeMap<KeyId, u64> = BTreeMap::new();
+        for token in self.all().map_err(down)?.into_iter().flatten() {
+            if let Credential::Keyed(digest) = &token.credential {
+                let count = counts.entry(digest.key()).or_default();
+                *count = count.saturating_add(1);
+            }
+        }
+        Ok(counts.into_iter().collect())
+    }
+}
+
 /// A row as JSON; a host writes what it likes, as long as it comes back as it was.
 fn encode(row: Vec<Value>) -> Vec<u8> {
     let cells = row.into_iter().map(|value| match value {
@@ -195,7 +235,7 @@ fn decode(bytes: &[u8]) -> Result<Token, CorruptRecord> {
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let suite = Suite::new(|| async { RedbStore::in_memory().expect("memory is there") });
-    let report = suite.run().await?;
-    println!("The store keeps the contract, in {} checks.", report.passed.len());
+    let passed = [suite.run().await?.passed, suite.run_key_checks().await?.passed].concat();
+    println!("The store keeps the contract, in {} checks.", passed.len());
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! The layer over plain hyper, without any framework: `cargo run --example hyper_host --features tower`.
 //!
-//! It makes a token, serves on a free port (or `-- --port 3000`), and prints the `curl` lines to try. Whatever else speaks tower,
+//! It makes a token, serves on a free port (or `-- --port 3000`) until Ctrl-C or SIGTERM, and prints the `curl` lines to try. Whatever else speaks tower,
 //! tonic for instance, takes the layer the same way.
 
 #![allow(clippy::print_stdout, reason = "an example")]
@@ -37,6 +37,9 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
         .keyring(Keyring::ephemeral()?)
         .build()?;
     let tokens = Arc::new(tokens);
+    tokens.check().await?;
+    let flusher = tokens.clone();
+    tokio::spawn(async move { flusher.run_flusher(tokio::time::sleep).await });
     let issued = tokens.generate(&Actor::session(ada), NewToken::named("try me")).await?;
 
     let port = std::env::args().skip_while(|argument| argument != "--port").nth(1);
@@ -48,8 +51,15 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let layers = ServiceBuilder::new()
         .layer(Authenticator::new(tokens.clone()).required())
         .layer(RequirePermission::new("tokens:manage")?);
+    let mut stopped = std::pin::pin!(asked_to_stop());
     loop {
-        let (stream, peer) = listener.accept().await?;
+        let (stream, peer) = tokio::select! {
+            accepted = listener.accept() => accepted?,
+            stopped = &mut stopped => {
+                stopped?;
+                break;
+            }
+        };
         // The address of the client, for tokens that are bound to networks and for the last use.
         let with_address = move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(Connection(peer.ip()));
@@ -62,5 +72,22 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
             let _ =
                 connection.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)).await;
         });
+    } // The last uses are written.
+    tokens.shutdown().await?;
+    Ok(())
+}
+
+/// Ends on Ctrl-C, and on the SIGTERM that a supervisor sends.
+async fn asked_to_stop() -> std::io::Result<()> {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        let mut terminated = signal(SignalKind::terminate())?;
+        tokio::select! {
+            interrupted = tokio::signal::ctrl_c() => interrupted,
+            _ = terminated.recv() => Ok(()),
+        }
     }
+    #[cfg(not(unix))]
+    tokio::signal::ctrl_c().await
 }

@@ -50,6 +50,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .roles(roles)
         .clock(clock.clone())
         .build()?;
+    println!("The keys are right: {}", tokens.check().await?);
     println!("Ada is an editor: she may read and write datastores. It is {start}.");
 
     step("Generate");

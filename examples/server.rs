@@ -41,8 +41,9 @@
 //! curl -i localhost:3000/demo/datastores -H "Authorization: Bearer $TOKEN"
 //! ```
 //!
-//! Digests are made with the keys of `DEMO_TOKEN_KEYS`, for example `DEMO_TOKEN_KEYS="1:$(openssl rand -base64 32)"`. Without it
-//! the key is made anew with each start and earlier tokens no longer verify.
+//! Digests are made with the keys of `DEMO_TOKEN_KEYS`, for example `DEMO_TOKEN_KEYS="1:$(openssl rand -base64 32)"`. They are checked
+//! at start: with another key under a known id the server does not start. Without the variable the key is made anew with each start,
+//! and earlier tokens no longer verify.
 
 #![allow(clippy::print_stdout, reason = "the terminal is its log")]
 
@@ -57,7 +58,7 @@ use patkit::http::{
     Authenticator, ClientAddress, Console, Incident, ManagementApi, Permitted, RequirePermission,
     RequiredPermission, openapi,
 };
-use patkit::store::{Change, ChangeBatch, ChangeFeed};
+use patkit::store::{Change, ChangeBatch, ChangeFeed, KeyChecks};
 use patkit::{
     Actor, CachedStore, Keyring, MemoryDirectory, NewToken, Owner, OwnerId, OwnerKind, PostgresStore,
     RoleCatalog, SqliteStore, Token, TokenService, TokenStore, Verified,
@@ -112,15 +113,27 @@ async fn main() -> Result<(), Failure> {
 }
 
 /// Everything between a store and the last request.
-async fn serve<S: TokenStore + ChangeFeed + 'static>(store: S, listener: TcpListener) -> Result<(), Failure> {
+async fn serve<S>(store: S, listener: TcpListener) -> Result<(), Failure>
+where
+    S: TokenStore + ChangeFeed + KeyChecks + 'static,
+{
     let cache = Arc::new(CachedStore::builder(store).build()?);
+    let lasting_keys = lasting_keys()?;
+    let keys_last = lasting_keys.is_some();
+    let keyring = match lasting_keys {
+        Some(keyring) => keyring,
+        None => Keyring::ephemeral()?,
+    };
     let tokens = TokenService::builder(cache.clone(), directory()?)
         .brand("demo")
-        .keyring(keyring()?)
+        .keyring(keyring)
         .roles(roles()?)
         .audit_refusals(1)
         .build()?;
     let tokens = Arc::new(tokens);
+    if keys_last {
+        println!("the keys are right: {}", tokens.check().await?);
+    }
     let sessions = Sessions::default();
 
     let authenticator =
@@ -189,13 +202,13 @@ fn roles() -> Result<RoleCatalog, Failure> {
     Ok(roles.build()?)
 }
 
-fn keyring() -> Result<Keyring, Failure> {
+/// The keys of the environment. A real host has no others.
+fn lasting_keys() -> Result<Option<Keyring>, Failure> {
     if std::env::var_os("DEMO_TOKEN_KEYS").is_some() {
-        Ok(Keyring::from_env("DEMO_TOKEN_KEYS")?)
-    } else {
-        println!("DEMO_TOKEN_KEYS is not set: the key is new, and tokens of an earlier start do not verify");
-        Ok(Keyring::ephemeral()?)
+        return Ok(Some(Keyring::from_env("DEMO_TOKEN_KEYS")?));
     }
+    println!("DEMO_TOKEN_KEYS is not set: the key is new, and tokens of an earlier start do not verify");
+    Ok(None)
 }
 
 /// For the operator alone. Neither an id nor a reason is a secret.

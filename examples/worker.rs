@@ -2,11 +2,11 @@
 //!
 //! Tokens in a SQLite file with a cache in front, and five jobs: last uses are written, changes of other processes are heard,
 //! idle tokens are revoked, ended ones are removed, and the operator is told how things are. A host of your own spawns the
-//! same five; here their intervals are short, and the whole ends after two seconds.
+//! same five; here their intervals are short, and the whole ends after two seconds, or earlier on Ctrl-C and SIGTERM.
 
 #![allow(clippy::arithmetic_side_effects, clippy::print_stdout, reason = "an example")]
 
-use patkit::store::{AuditLog, KeyChecks, TokenCounts};
+use patkit::store::{AuditLog, TokenCounts};
 use patkit::{
     Actor, CachedStore, Clock, Keyring, MemoryDirectory, NewToken, Owner, OwnerId, OwnerKind, SqliteStore,
     SystemClock, TokenPolicy, TokenService,
@@ -59,7 +59,8 @@ async fn prune(tokens: Arc<Tokens>, schedule: Schedule) {
     }
 }
 
-/// For the host's monitoring: is the database there, how many tokens are there under which key, does anything pile up?
+/// For the host's monitoring: whether the database answers and the keys are right, how many tokens are under which key, and
+/// whether anything piles up.
 async fn watch(tokens: Arc<Tokens>, every: Duration) {
     let mut ticks = interval(every);
     loop {
@@ -71,13 +72,15 @@ async fn watch(tokens: Arc<Tokens>, every: Duration) {
         }
         let states = cache.count_by_state(SystemClock::new().now()).await.unwrap_or_default();
         let states: Vec<String> = states.iter().map(|(state, count)| format!("{count} {state}")).collect();
-        let keys = cache.tokens_per_key().await.unwrap_or_default();
-        let keys: Vec<String> = keys.iter().map(|(key, count)| format!("{count} under key {key}")).collect();
+        let keys = match tokens.check().await {
+            Ok(report) => report.to_string(),
+            Err(error) => error.to_string(),
+        };
         let (usage, read) = (tokens.usage(), cache.stats());
         println!(
             "health: {}; {}; {} uses wait to be written, {} dropped; {} reads of the database, changes of others are {}",
             states.join(", "),
-            keys.join(", "),
+            keys,
             usage.pending,
             usage.dropped,
             read.reads,
@@ -108,6 +111,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .flush_interval(Duration::from_millis(500))
         .build()?;
     let tokens = Arc::new(tokens);
+    tokens.check().await?;
 
     let schedule = Schedule {
         sweep: Duration::from_secs(1),
@@ -133,7 +137,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
     for _ in 0..1_000 {
         tokens.verify(issued.plaintext.expose_secret(), None).await?;
     }
-    sleep(Duration::from_secs(2)).await;
+    tokio::select! {
+        () = sleep(Duration::from_secs(2)) => {}
+        stopped = asked_to_stop() => stopped?,
+    }
 
     // The end: no new requests, the last uses are written, then the jobs go.
     tokens.shutdown().await?;
@@ -150,4 +157,19 @@ async fn main() -> Result<(), Box<dyn Error>> {
         let _ = std::fs::remove_file(format!("{}{ending}", file.display()));
     }
     Ok(())
+}
+
+/// Ends on Ctrl-C, and on the SIGTERM that a supervisor sends.
+async fn asked_to_stop() -> std::io::Result<()> {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        let mut terminated = signal(SignalKind::terminate())?;
+        tokio::select! {
+            interrupted = tokio::signal::ctrl_c() => interrupted,
+            _ = terminated.recv() => Ok(()),
+        }
+    }
+    #[cfg(not(unix))]
+    tokio::signal::ctrl_c().await
 }

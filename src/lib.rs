@@ -19,6 +19,7 @@ pub mod permission;
 pub mod policy;
 pub mod random;
 pub mod role;
+mod sentence;
 pub mod service;
 pub mod snapshot;
 pub mod store;

@@ -56,7 +56,7 @@ impl fmt::Display for Action {
 }
 
 /// The token's state does not allow the action.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a token that is {state} cannot be {}: {why}", done(*action))]
 #[non_exhaustive]
 pub struct Refusal {

@@ -35,19 +35,43 @@ pub struct Realm(Arc<str>);
 /// Anew in each process.
 static HASH_KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
+/// Names what an [`IdError`] is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Identifier {
+    /// The id of an owner.
+    Owner,
+    /// The name of a realm.
+    Realm,
+}
+
+impl fmt::Display for Identifier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Owner => "owner id",
+            Self::Realm => "realm",
+        })
+    }
+}
+
 /// Why an owner's id or a realm's name was refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum IdError {
-    /// It is empty.
-    #[error("the id is empty; it must have 1 to {MAX_ID_BYTES} bytes")]
-    Empty,
-    /// It has more than [`MAX_ID_BYTES`] bytes.
-    #[error("the id is longer than {MAX_ID_BYTES} bytes")]
-    TooLong,
-    /// It has a control character.
-    #[error("the id has a control character, which is not allowed")]
-    Control,
+    /// The text is empty.
+    #[error("the {0} is empty; it needs 1 to {MAX_ID_BYTES} bytes")]
+    Empty(Identifier),
+    /// The text has more than [`MAX_ID_BYTES`] bytes.
+    #[error("the {what} has {bytes} bytes; it may have at most {MAX_ID_BYTES}")]
+    TooLong {
+        /// Which text.
+        what: Identifier,
+        /// How many bytes it has.
+        bytes: usize,
+    },
+    /// The text has a control character.
+    #[error("the {0} has a control character, such as a line feed; remove that character")]
+    Control(Identifier),
 }
 
 impl OwnerId {
@@ -56,7 +80,7 @@ impl OwnerId {
     /// # Errors
     /// [`IdError`] when the text is empty, longer than 255 bytes or has a control character.
     pub fn new(text: &str) -> Result<Self, IdError> {
-        checked_id(text).map(Self::from_checked)
+        checked_id(Identifier::Owner, text).map(Self::from_checked)
     }
 
     /// The id's text.
@@ -134,7 +158,7 @@ impl Realm {
     /// # Errors
     /// [`IdError`] when the name is empty, longer than 255 bytes or has a control character.
     pub fn new(name: &str) -> Result<Self, IdError> {
-        checked_id(name).map(Self)
+        checked_id(Identifier::Realm, name).map(Self)
     }
 
     /// The realm's name; empty for the default realm.
@@ -157,12 +181,12 @@ impl Default for Realm {
     }
 }
 
-fn checked_id(text: &str) -> Result<Arc<str>, IdError> {
+fn checked_id(what: Identifier, text: &str) -> Result<Arc<str>, IdError> {
     match text.len() {
-        0 => Err(IdError::Empty),
-        1..=MAX_ID_BYTES if text.chars().any(char::is_control) => Err(IdError::Control),
+        0 => Err(IdError::Empty(what)),
+        1..=MAX_ID_BYTES if text.chars().any(char::is_control) => Err(IdError::Control(what)),
         1..=MAX_ID_BYTES => Ok(text.into()),
-        _ => Err(IdError::TooLong),
+        bytes => Err(IdError::TooLong { what, bytes }),
     }
 }
 
@@ -445,8 +469,8 @@ pub trait Directory: Send + Sync {
 }
 
 /// The directory cannot say who the owner is.
-#[derive(Debug, Clone, thiserror::Error)]
-#[error("the directory of owners failed")]
+#[derive(Clone, thiserror::Error)]
+#[error("the directory of owners cannot tell who the owner is")]
 pub struct DirectoryError {
     source: Arc<dyn std::error::Error + Send + Sync>,
 }
@@ -639,12 +663,12 @@ mod tests {
     fn ids_have_bounds() {
         assert!(OwnerId::new(&"x".repeat(255)).is_ok());
         for (text, error) in [
-            (String::new(), IdError::Empty),
-            ("x".repeat(256), IdError::TooLong),
-            ("é".repeat(128), IdError::TooLong),
-            ("a\0".to_owned(), IdError::Control),
-            ("a\n".to_owned(), IdError::Control),
-            ("a\u{85}".to_owned(), IdError::Control),
+            (String::new(), IdError::Empty(Identifier::Owner)),
+            ("x".repeat(256), IdError::TooLong { what: Identifier::Owner, bytes: 256 }),
+            ("é".repeat(128), IdError::TooLong { what: Identifier::Owner, bytes: 256 }),
+            ("a\0".to_owned(), IdError::Control(Identifier::Owner)),
+            ("a\n".to_owned(), IdError::Control(Identifier::Owner)),
+            ("a\u{85}".to_owned(), IdError::Control(Identifier::Owner)),
         ] {
             assert_eq!(OwnerId::new(&text), Err(error), "{text:?}");
             assert_eq!(Realm::new(&text), Err(error), "{text:?}");

@@ -49,7 +49,7 @@ pub struct Grant(Arc<str>);
 
 /// Why a text is no permission or no grant. Positions are byte offsets into that text; the text itself is not
 /// repeated, since it may come from anybody.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PermissionError {
     /// The text is empty.
@@ -116,7 +116,7 @@ enum Narrowing {
 }
 
 /// Why a list of entries is no [`Scope`].
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ScopeError {
     /// The list has more than [`MAX_SCOPE_ENTRIES`] entries, repeated ones included.

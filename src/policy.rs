@@ -95,7 +95,7 @@ pub enum UnknownScopes {
 }
 
 /// Why a policy was refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PolicyError {
     /// A setting is out of its bounds.
@@ -128,7 +128,7 @@ impl PolicyError {
 }
 
 /// Why a lifetime was refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum LifetimeError {
     /// The lifetime is less than [`MIN_LIFETIME_SECONDS`].

@@ -16,8 +16,8 @@ pub trait SecureRandom: Send + Sync {
 }
 
 /// The generator gave no randomness. Nothing was made from what it had given until then.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the random generator failed")]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the random generator of the operating system failed, so that no secret was made; try again")]
 #[non_exhaustive]
 pub struct RandomError;
 

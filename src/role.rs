@@ -48,7 +48,7 @@ pub const MAX_REPORTED_NAMES: usize = 1_024;
 pub struct RoleName(Arc<str>);
 
 /// Why a text is no [`RoleName`]. Positions are byte offsets into that text, which itself is not repeated.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RoleNameError {
     /// The text is empty.
@@ -124,7 +124,7 @@ pub struct RoleCatalogBuilder {
 }
 
 /// Why roles make no [`RoleCatalog`]. Names that are no role names are shown escaped.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RoleError {
     /// A role is defined under a name that is none.

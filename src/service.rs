@@ -236,26 +236,26 @@ pub struct TokenServiceBuilder<S, D> {
 }
 
 /// Why a service was not built.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BuildError {
     /// No brand was given.
     #[error("the service has no brand; call `.brand(\"acme\")` on the builder")]
     NoBrand,
     /// A brand is out of bounds.
-    #[error("the brand {0:?} is refused")]
-    Brand(String, #[source] BrandError),
+    #[error("the brand {0:?} is refused: {1}")]
+    Brand(String, BrandError),
     /// The brands do not go together.
-    #[error("the brands are refused")]
-    Format(#[source] TokenFormatError),
+    #[error(transparent)]
+    Format(TokenFormatError),
     /// No keyring was given.
     #[error(
         "the service has no keyring; call `.keyring(Keyring::from_env(\"ACME_TOKEN_KEYS\")?)` on the builder"
     )]
     NoKeyring,
     /// The standard role catalogue is broken; give one.
-    #[error("the role catalogue is refused")]
-    Roles(#[source] RoleError),
+    #[error("the role catalogue is refused: {0}")]
+    Roles(RoleError),
     /// The flush interval is not from 1 ms to 1 hour.
     #[error("the flush interval must be 1 ms to 1 hour; set it by `.flush_interval(…)` on the builder")]
     FlushInterval,

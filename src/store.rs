@@ -539,7 +539,7 @@ impl Touch {
 }
 
 /// Why a store did not do what it was asked for.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
     /// The store is out of reach, overloaded or read-only. Nothing happened.
@@ -575,7 +575,7 @@ impl StoreError {
 }
 
 /// What a change conflicts with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Conflict {
     /// A record with this id is there already.
@@ -593,7 +593,7 @@ pub enum Conflict {
 }
 
 /// Where a record is that cannot be read.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{table}.{column} of the row {row:?}")]
 #[non_exhaustive]
 pub struct CorruptRecord {

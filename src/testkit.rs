@@ -58,7 +58,7 @@ pub struct FakeToken {
 }
 
 /// Why a verified token was not made up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum FakeTokenError {
     /// An internal owner has no tokens.

@@ -16,8 +16,8 @@ mod support;
 
 use chrono::{DateTime, TimeDelta, Utc};
 use patkit::lifecycle::RefusalReason;
-use patkit::owner::IdError;
 use patkit::owner::cache::OwnerCacheError;
+use patkit::owner::{IdError, Identifier};
 use patkit::permission::{PermissionError, ScopeError};
 use patkit::policy::{LifetimeError, MAX_DAYS, ReuseSignal};
 use patkit::role::{RoleCatalogBuilder, RoleError, RoleNameError};
@@ -142,18 +142,18 @@ fn owner_ids_and_realms() {
         assert_eq!(Realm::new(good).unwrap().as_str(), good);
     }
     for (bad, error) in [
-        (String::new(), IdError::Empty),
-        ("x".repeat(256), IdError::TooLong),
-        ("é".repeat(128), IdError::TooLong),
-        ("x".repeat(1 << 20), IdError::TooLong),
+        (String::new(), IdError::Empty as fn(_) -> _),
+        ("x".repeat(256), |what| IdError::TooLong { what, bytes: 256 }),
+        ("é".repeat(128), |what| IdError::TooLong { what, bytes: 256 }),
+        ("x".repeat(1 << 20), |what| IdError::TooLong { what, bytes: 1 << 20 }),
         ("\0".to_owned(), IdError::Control),
         ("a\nb".to_owned(), IdError::Control),
         ("a\tb".to_owned(), IdError::Control),
         ("a\u{7f}".to_owned(), IdError::Control),
         ("a\u{9b}b".to_owned(), IdError::Control),
     ] {
-        assert_eq!(OwnerId::new(&bad), Err(error), "{bad:.20?}");
-        assert_eq!(Realm::new(&bad), Err(error), "{bad:.20?}");
+        assert_eq!(OwnerId::new(&bad), Err(error(Identifier::Owner)), "{bad:.20?}");
+        assert_eq!(Realm::new(&bad), Err(error(Identifier::Realm)), "{bad:.20?}");
         assert!(serde_json::from_value::<OwnerId>(serde_json::Value::String(bad)).is_err());
     }
 }

@@ -80,22 +80,39 @@ impl Server {
     }
 
     fn run(command: &mut Command) -> Self {
+        let mut server = Self::spawn(command);
+        while server.address.is_empty() {
+            let mut line = String::new();
+            assert_ne!(server.stdout.read_line(&mut line).unwrap(), 0, "the server ended: {}", server.log);
+            server.log.push_str(&line);
+            if let Some(address) = line.trim_end().strip_prefix("listening on http://") {
+                server.address = address.to_owned();
+            }
+        }
+        server
+    }
+
+    /// A program that listens at the address in `LISTEN` and does not say so.
+    #[cfg(all(unix, feature = "postgres"))]
+    fn listening(command: &mut Command) -> Self {
+        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        let mut server = Self::spawn(command.env("LISTEN", &free));
+        while TcpStream::connect(&free).is_err() {
+            assert_eq!(server.child.try_wait().unwrap(), None, "the server ended");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        server.address = free;
+        server
+    }
+
+    fn spawn(command: &mut Command) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::SeqCst);
         let folder = std::env::temp_dir().join(format!("patkit-server-{}-{number}", std::process::id()));
         std::fs::create_dir(&folder).unwrap();
         let mut child = command.current_dir(&folder).stdout(Stdio::piped()).spawn().unwrap();
-        let mut stdout = BufReader::new(child.stdout.take().unwrap());
-        let mut log = String::new();
-        let address = loop {
-            let mut line = String::new();
-            assert_ne!(stdout.read_line(&mut line).unwrap(), 0, "the server ended: {log}");
-            log.push_str(&line);
-            if let Some(address) = line.trim_end().strip_prefix("listening on http://") {
-                break address.to_owned();
-            }
-        };
-        Self { child, stdout, address, log, folder }
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        Self { child, stdout, address: String::new(), log: String::new(), folder }
     }
 
     /// One request with these header lines and a body of JSON.
@@ -154,10 +171,10 @@ impl Server {
         (text.to_owned(), id.to_owned())
     }
 
-    /// Stops the server as ctrl-c does, and gives all that it printed.
+    /// Stops the server as ctrl-c (`INT`) or a supervisor (`TERM`) does, and gives all that it printed.
     #[cfg(unix)]
-    fn stop(mut self) -> String {
-        let kill = format!("kill -INT {}", self.child.id());
+    fn stop(mut self, signal: &str) -> String {
+        let kill = format!("kill -{signal} {}", self.child.id());
         assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
         let mut log = std::mem::take(&mut self.log);
         self.stdout.read_to_string(&mut log).unwrap();
@@ -261,7 +278,7 @@ fn the_server_stops_with_all_last_uses_written_and_logs_reasons_without_secrets(
     let offered = server.get("/api/openapi.json", &[]).json();
     assert_eq!(serde_json::from_str::<Value>(&document).unwrap(), offered);
 
-    let log = server.stop();
+    let log = server.stop("INT");
     for reason in ["revoked", "malformed"] {
         assert!(log.contains(&format!("rejected: {reason} ")), "{reason}: {log}");
     }
@@ -320,8 +337,18 @@ fn the_keyring_of_the_environment_is_used_or_refused() {
         refused.args(["--port", "0", "--database-url", "sqlite::memory:"]).env("DEMO_TOKEN_KEYS", keys);
         let output = run(refused.current_dir(&server.folder));
         assert!(!output.status.success(), "{keys}");
-        assert!(!String::from_utf8_lossy(&output.stderr).contains("AAECAwQ"), "{output:?}");
+        let told = String::from_utf8_lossy(&output.stderr);
+        assert!(!told.contains("AAECAwQ"), "{output:?}");
+        assert!(told.starts_with("Error: DEMO_TOKEN_KEYS "), "{output:?}");
     }
+    let mut another = example("server");
+    another.args(["--port", "0"]).env("DEMO_TOKEN_KEYS", "1:ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8=");
+    let output = run(another.current_dir(&server.folder));
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        told.starts_with("Error: key 1 of the keyring is not the key that this store knows"),
+        "{output:?}"
+    );
 }
 
 #[test]
@@ -337,6 +364,31 @@ fn the_layer_works_over_plain_hyper() {
     let refused = server.get("/", &[]);
     assert_eq!((refused.status(), refused.challenge()), (401, r#"Bearer realm="acme""#));
     assert_eq!(refused.header("content-type"), Some("application/problem+json"));
+    #[cfg(unix)]
+    server.stop("TERM");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_server_that_is_terminated_has_written_the_last_use() {
+    for signal in ["TERM", "INT"] {
+        let mut server = Server::start(None);
+        let (text, _) = server.make_named("used");
+        server.make_named("unused");
+        assert_eq!(server.get("/demo/whoami", &[&bearer(&text)]).status(), 200);
+        // Or it would go with the server.
+        let folder = std::mem::take(&mut server.folder);
+        server.stop(signal);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let used: Vec<String> = runtime.block_on(async {
+            let options = sqlx::sqlite::SqliteConnectOptions::new().filename(folder.join("patkit-demo.db"));
+            let pool = sqlx::SqlitePool::connect_with(options).await.unwrap();
+            let query = "SELECT name FROM patkit_tokens WHERE last_used_at IS NOT NULL";
+            sqlx::query_scalar(query).fetch_all(&pool).await.unwrap()
+        });
+        std::fs::remove_dir_all(&folder).unwrap();
+        assert_eq!(used, ["used"], "{signal}");
+    }
 }
 
 /// The README's host is the example's text, is short, and runs on a real database.
@@ -351,10 +403,10 @@ fn the_host_of_the_readme_runs_on_postgresql() {
     let url =
         std::env::var("PATKIT_TEST_POSTGRES_URL").expect("scripts/test starts a database and sets this");
     let schema = format!("host_{}", std::process::id());
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let pool = runtime.block_on(async { sqlx::PgPool::connect(&url).await.unwrap() });
     let sql = |statements: String| {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
-            let pool = sqlx::PgPool::connect(&url).await.unwrap();
             sqlx::raw_sql(sqlx::AssertSqlSafe(statements)).execute(&pool).await.unwrap();
         });
     };
@@ -362,12 +414,14 @@ fn the_host_of_the_readme_runs_on_postgresql() {
         "CREATE SCHEMA {schema}; CREATE TABLE {schema}.users (id text, role text, enabled boolean); \
          INSERT INTO {schema}.users VALUES ('ada', 'member', true)"
     ));
-    let mut command = example("axum_host");
-    command.env("DATABASE_URL", format!("{url}&options[search_path]={schema}"));
-    command
-        .env("ACME_TOKEN_KEYS", "1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=")
-        .env("LISTEN", "127.0.0.1:0");
-    let server = Server::run(&mut command);
+    let command_with = |keys: &str| {
+        let mut command = example("axum_host");
+        command.env("DATABASE_URL", format!("{url}&options[search_path]={schema}"));
+        command.env("ACME_TOKEN_KEYS", keys).env("LISTEN", "127.0.0.1:0");
+        command
+    };
+    let mut command = command_with("1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=");
+    let server = Server::listening(&mut command);
 
     let session = ["Cookie: session=ada", SAME_ORIGIN];
     let made = server.request("POST /api/user-tokens", &session, r#"{"name":"ci"}"#);
@@ -375,6 +429,24 @@ fn the_host_of_the_readme_runs_on_postgresql() {
     let text = bearer(made.json().get("bearer_token").and_then(Value::as_str).unwrap());
     let used = server.get("/whoami", &[&text]);
     assert_eq!((used.status(), used.body.as_str()), (200, "ada"));
+    // Both signals end in a flush. The service would write the use by itself only seconds later.
+    let uses = "SELECT COUNT(*) FROM {schema}.patkit_tokens WHERE last_used_at IS NOT NULL";
+    let uses = || {
+        let count = sqlx::query_scalar(sqlx::AssertSqlSafe(uses.replace("{schema}", &schema)));
+        let count: i64 = runtime.block_on(async { count.fetch_one(&pool).await.unwrap() });
+        count
+    };
+    assert_eq!(uses(), 0);
+    server.stop("TERM");
+    assert_eq!(uses(), 1);
+    let mut wrong = command_with("1:ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8=");
+    let refused = run(&mut wrong);
+    let told = String::from_utf8(refused.stderr).unwrap();
+    assert!(
+        told.starts_with("Error: key 1 of the keyring is not the key that this store knows as key 1"),
+        "{told}"
+    );
+    let server = Server::listening(&mut command);
     assert_eq!(server.get("/whoami", &[]).status(), 401);
     assert_eq!(server.get("/whoami", &session).status(), 401, "a session is no token");
     let page = server.get("/settings/tokens", &session);
@@ -385,7 +457,7 @@ fn the_host_of_the_readme_runs_on_postgresql() {
     assert_eq!(server.get("/settings/tokens/settings.json", &session).status(), 200);
     sql(format!("UPDATE {schema}.users SET enabled = false"));
     assert_eq!(server.get("/whoami", &[&text]).status(), 401);
-    server.stop();
+    server.stop("INT");
     sql(format!("DROP SCHEMA {schema} CASCADE"));
 }
 

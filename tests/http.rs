@@ -1201,7 +1201,11 @@ async fn the_operator_hears_of_sessions_that_do_not_answer() {
     let answer = app.oneshot(request).await.unwrap();
     assert_eq!((answer.status().as_u16(), &answer.headers()["retry-after"]), (503, &"1".parse().unwrap()));
     let incidents = incidents.lock().unwrap().join("\n");
-    assert!(incidents.contains("Directory") && incidents.contains("the sessions are down"), "{incidents}");
+    assert!(
+        incidents.contains("the directory of owners did not answer")
+            && incidents.contains("the sessions are down"),
+        "{incidents}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -228,7 +228,7 @@ fn keys_that_records_need_and_the_keyring_lacks_are_reported_with_their_number()
     let error = CheckError::Keys(lacking);
     assert_eq!(
         error.to_string(),
-        "the keyring has no key 1, which 1 token need: add key 1 to the keyring, or remove the tokens under it if its secret \
+        "the keyring has no key 1, which 1 token needs: add key 1 to the keyring, or remove the tokens under it if its secret \
          is lost; the keyring has no key 3, which 2 tokens need: add key 3 to the keyring, or remove the tokens under it if \
          its secret is lost"
     );

@@ -16,6 +16,7 @@ mod support_sql;
 use patkit::policy::Oversight;
 use patkit::service::TokenEdit;
 use patkit::store::{AuditLog, KeyChecks, ListBy, ListQuery, TokenCounts};
+use patkit::token::KeyId;
 use patkit::{
     Actor, Keyring, ManualClock, MemoryDirectory, NewToken, Owner, OwnerId, OwnerKind, PostgresStore, Realm,
     Reason, SqliteStore, TokenPolicy, TokenService, TokenStore,
@@ -190,6 +191,11 @@ async fn each_operation_costs_as_many_statements_as_it_must() {
     costs!("prune", 13, service.prune(Duration::from_secs(86_400))).unwrap();
     costs!("sweep_idle", 1, service.sweep_idle()).unwrap();
     costs!("tokens_per_key", 1, service.store().tokens_per_key()).unwrap();
+    // The check values, a transaction that records one, the values again, and the counts.
+    costs!("check for the first time", 6, service.check()).unwrap();
+    costs!("check", 2, service.check()).unwrap();
+    let key = KeyId::new(1);
+    costs!("list_under_key", 1, service.list_under_key(&Realm::default(), key, None, 50)).unwrap();
     costs!("count_by_state", 1, service.store().count_by_state(patkit::Clock::now(&*clock))).unwrap();
     costs!("health", 1, service.store().health()).unwrap();
     let eve = Actor::session(owner("eve"));
@@ -243,6 +249,8 @@ async fn no_statement_reads_a_whole_table_but_the_counts_and_the_sweep() {
     {
         page.unwrap();
     }
+    service.check().await.unwrap();
+    service.list_under_key(&Realm::default(), KeyId::new(1), Some(issued.token.id()), 50).await.unwrap();
     service.rotate(&ada, issued.token.id(), Duration::ZERO).await.unwrap();
     service.revoke(&ada, issued.token.id(), Reason::Compromised).await.unwrap();
     service.revoke_all(&Realm::default(), &owner("ada")).await.unwrap();
@@ -283,6 +291,8 @@ async fn no_statement_reads_a_whole_table_but_the_counts_and_the_sweep() {
     for statement in statements
         .iter()
         .filter(|statement| statement.contains("patkit_tokens") || statement.contains("patkit_events"))
+        // A count reads all that it counts.
+        .filter(|statement| !statement.contains("COUNT(*)"))
     {
         // An instant before which little has ended, as between two prunes.
         let statement = statement.replace(&format!("ended_at <= {pruned}"), "ended_at <= 100");

@@ -6,6 +6,7 @@
 
 use patkit::service::TokenEdit;
 use patkit::store::{KeyChecks, TokenCounts};
+use patkit::token::KeyId;
 use patkit::{
     Actor, Keyring, ManualClock, MemoryDirectory, NewToken, Owner, OwnerId, OwnerKind, Realm, Reason,
     SqliteStore, TokenPolicy, TokenService,
@@ -150,6 +151,11 @@ async fn each_operation_costs_as_many_statements_as_it_must() {
     // The record, what it made, what it restored, whose place it took; it goes, the other one names it no more, and the event.
     costs!("delete", 7, 1, service.delete(&ada, next_id)).unwrap();
     costs!("tokens_per_key", 1, 0, service.store().tokens_per_key()).unwrap();
+    // The check values, one that is recorded, the values again, and the counts.
+    costs!("check for the first time", 4, 1, service.check()).unwrap();
+    costs!("check", 2, 0, service.check()).unwrap();
+    let under_key = service.list_under_key(&home, KeyId::new(1), None, 50);
+    costs!("list_under_key", 1, 0, under_key).unwrap();
     costs!("count_by_state", 1, 0, service.store().count_by_state(clock_now(&clock))).unwrap();
     costs!("health", 1, 0, service.store().health()).unwrap();
     costs!("shutdown", 1, 1, service.shutdown()).unwrap();

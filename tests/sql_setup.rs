@@ -12,12 +12,13 @@
 
 mod support_sql;
 
-use patkit::service::ManageError;
+use patkit::service::{CheckError, ManageError};
 use patkit::store::{
-    AuditLog, Change, ChangeBatch, Conflict, EventQuery, ExportCursor, ListBy, ListQuery, SetupError, Touch,
+    AuditLog, Change, ChangeBatch, Conflict, EventQuery, ExportCursor, KeyChecks, ListBy, ListQuery,
+    SetupError, Touch,
 };
-use patkit::token::LastUse;
-use patkit::{NewToken, OwnerId, PostgresStore, Realm, SqliteStore, StoreError, TokenStore};
+use patkit::token::{KeyId, LastUse};
+use patkit::{Keyring, NewToken, OwnerId, PostgresStore, Realm, SqliteStore, StoreError, TokenStore};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
@@ -27,7 +28,7 @@ use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::Duration;
 use support_sql::{
-    Folder, ada, postgres_pool, postgres_store, postgres_url, schema, service, sqlite_memory_pool,
+    Folder, ada, builder, postgres_pool, postgres_store, postgres_url, schema, service, sqlite_memory_pool,
     sqlite_options, sqlite_pool, unique,
 };
 
@@ -448,6 +449,58 @@ async fn a_corrupt_event_is_named_by_its_id_and_harms_itself_alone() {
         assert!(oldest.id < row && row < newest.id, "{corrupt}");
         assert_eq!((&export.corrupt, export.events.len()), (&page.corrupt, 2));
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_corrupt_key_check_is_named_and_no_key_is_called_wrong_for_it() {
+    async fn corrupt<S: TokenStore + KeyChecks>(store: S) {
+        let Err(CheckError::Store(StoreError::Corrupt(corrupt))) = service(store).check().await else {
+            panic!("a check value of one byte passes");
+        };
+        assert!(corrupt.table.ends_with("patkit_key_checks"), "{corrupt}");
+        assert_eq!((&*corrupt.column, &*corrupt.row), ("check_value", "1"));
+    }
+    let engines = Engines::new().await;
+    service(engines.postgres().await).check().await.unwrap();
+    service(engines.sqlite().await).check().await.unwrap();
+    let unchecked = format!(
+        "ALTER TABLE {}.patkit_key_checks DROP CONSTRAINT patkit_key_checks_check_value_check",
+        engines.schema
+    );
+    raw_sql(AssertSqlSafe(unchecked)).execute(&engines.pool).await.unwrap();
+    let spoil = "UPDATE patkit_key_checks SET check_value = ID(00)";
+    engines.run(true, spoil).await;
+    engines.run(false, &format!("PRAGMA ignore_check_constraints = ON; {spoil}")).await;
+    corrupt(engines.postgres().await).await;
+    corrupt(engines.sqlite().await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_that_check_for_the_first_time_at_once_agree_on_one_key() {
+    async fn checked<S: TokenStore + KeyChecks + Clone + 'static>(store: S) {
+        let key = |number: u8| {
+            let key: Vec<u8> = (number..).take(32).collect();
+            Keyring::new(KeyId::new(7), &key).unwrap()
+        };
+        let node = |number| builder(store.clone()).keyring(key(number)).build().unwrap();
+        let nodes = (0..8).map(|number| {
+            let node = node(number);
+            tokio::spawn(async move { node.check().await })
+        });
+        let nodes: Vec<_> = nodes.collect();
+        let mut good = 0;
+        for result in nodes {
+            match result.await.unwrap() {
+                Ok(_) => good += 1,
+                Err(CheckError::Keys(report)) => assert_eq!(report.wrong, [KeyId::new(7)]),
+                Err(error) => panic!("{error}"),
+            }
+        }
+        assert_eq!(good, 1);
+    }
+    let engines = Engines::new().await;
+    checked(engines.postgres().await).await;
+    checked(engines.sqlite().await).await;
 }
 
 /// So many tokens of `ada`, oldest first.

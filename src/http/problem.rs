@@ -203,8 +203,8 @@ impl Serialize for Problem {
 pub(super) struct Challenge(HeaderValue);
 
 /// A `realm` that no challenge can have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a realm is 1 to 128 visible ASCII characters or spaces")]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the realm of a challenge has 1 to 128 visible ASCII characters or spaces, such as \"acme\"")]
 #[non_exhaustive]
 pub struct RealmError;
 

@@ -155,8 +155,8 @@ pub(super) struct Api<S, D, A> {
 type IsRecent = Box<dyn Fn(&Parts, &Actor) -> bool + Send + Sync>;
 
 /// The text is no origin.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no origin such as https://app.example.com")]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
+#[error("the origin {0:?} is refused; write scheme, host and port, such as https://app.example.com")]
 #[non_exhaustive]
 pub struct OriginError(pub String);
 
@@ -178,6 +178,11 @@ impl<S: TokenStore + 'static, D: Directory + 'static, A: Sessions> ManagementApi
             is_recent: None,
             limits: None,
         })
+    }
+
+    /// Returns the authenticator that the API was made with.
+    pub fn authenticator(&self) -> &Authenticator<S, D> {
+        &self.0.authenticator
     }
 
     /// The routes, with answers of this API for unknown paths below its own.

@@ -42,18 +42,22 @@ impl fmt::Display for KeyReport {
             1 => "1 token".to_owned(),
             tokens => format!("{tokens} tokens"),
         };
+        let needed = |key| match self.tokens_under(key) {
+            1 => "1 token needs".to_owned(),
+            tokens => format!("{tokens} tokens need"),
+        };
         let wrong = self.wrong.iter().map(|key| {
             format!(
-                "key {key} of the keyring is not the key that this store knows as key {key}, which {} need: \
+                "key {key} of the keyring is not the key that this store knows as key {key}, which {}: \
                  restore the secret of key {key}, or give the new secret an id that was never used",
-                counted(*key)
+                needed(*key)
             )
         });
         let missing = self.missing.iter().map(|key| {
             format!(
-                "the keyring has no key {key}, which {} need: add key {key} to the keyring, or remove the tokens under \
+                "the keyring has no key {key}, which {}: add key {key} to the keyring, or remove the tokens under \
                  it if its secret is lost",
-                counted(*key)
+                needed(*key)
             )
         });
         let mut sentences: Vec<String> = wrong.chain(missing).collect();
@@ -67,14 +71,14 @@ impl fmt::Display for KeyReport {
 }
 
 /// Why [`TokenService::check`] did not find the keyring good.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum CheckError {
     /// Keys are wrong or missing.
     #[error("{0}")]
     Keys(KeyReport),
     /// The store did not answer; nothing is known of the keys.
-    #[error("the keys cannot be checked: the token store did not answer")]
+    #[error("the keys were not checked, because the token store did not answer; check again")]
     Store(#[source] StoreError),
 }
 
@@ -83,8 +87,8 @@ impl<S: TokenStore + KeyChecks, D: Directory> TokenService<S, D> {
     /// that a record needs. Call it at the start of the process and in the health check. It reads the number of tokens under
     /// each key, from an index in the shipped stores.
     ///
-    /// The first check that sees a key id records a check value for it, which stays for ever: an HMAC that tells nothing of the
-    /// key. Later checks, on this node and on others, compare with that value. **The first check believes the keyring**,
+    /// The first check that sees a key id records a check value for it, which stays for ever: an HMAC that reveals nothing about
+    /// the key. Later checks, on this node and on others, compare with that value. **The first check believes the keyring**,
     /// because no digest can be checked without the token's text. So call it once with keys that are known to be right before
     /// you change any.
     ///

@@ -119,14 +119,14 @@ impl fmt::Display for RejectReason {
 }
 
 /// Something that the answer depends on did not answer: try again later.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Unavailable {
     /// The store.
-    #[error("the token store did not answer")]
+    #[error("the token store did not answer; try again")]
     Store(#[source] StoreError),
     /// The directory of owners.
-    #[error("the directory of owners did not answer")]
+    #[error("the directory of owners did not answer; try again")]
     Directory(#[source] DirectoryError),
     /// The key that a token's digest was made with is not in the keyring.
     #[error("the keyring has no key {0}, which a token needs; add key {0} to the keyring")]
@@ -141,7 +141,7 @@ pub enum Unavailable {
 }
 
 /// Why a management operation was not done.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum ManageError {
     /// The actor is not, or no longer, somebody who may act: unknown, disabled, or a token that was revoked meanwhile.
@@ -203,6 +203,17 @@ pub enum ManageError {
     /// The generator of secrets failed; no token was made.
     #[error("no secret could be made")]
     Random(#[from] RandomError),
+}
+
+/// One sentence with all causes. Of a rejected actor it has the reason, which `Display` keeps from clients.
+impl fmt::Debug for ManageError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        crate::sentence::write(self, f)?;
+        match self {
+            Self::ActorRejected(rejected) => write!(f, ": {}", rejected.reason),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl ManageError {
@@ -267,7 +278,7 @@ impl fmt::Display for Attenuation {
 }
 
 /// What was refused in a request.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidInput {
     /// The name.

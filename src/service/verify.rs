@@ -73,7 +73,7 @@ impl Peer {
 }
 
 /// The token does not allow this. The text of this error names the permission.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PermissionDenied {
     /// The owner does not hold the permission, or the token's scope does not let it through.

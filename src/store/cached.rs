@@ -12,8 +12,8 @@ use follow::Follower;
 use kept::Kept;
 
 use super::{
-    Ahead, AuditLog, ChangeBatch, ChangeFeed, EventPage, EventQuery, ExportCursor, ExportPage, Feed,
-    FeedEvent, FollowError, Found, KeyChecks, ListQuery, Page, StoreError, TokenCounts, TokenStore, Touch,
+    Ahead, AuditLog, ChangeBatch, ChangeFeed, EventPage, EventQuery, ExportCursor, ExportPage, FeedEvent,
+    FollowError, Found, KeyChecks, ListQuery, Page, StoreError, TokenCounts, TokenStore, Touch,
 };
 use crate::clock::{Clock, SystemClock};
 use crate::snapshot::Snapshot;
@@ -119,8 +119,8 @@ pub struct CachedStoreBuilder<S> {
 }
 
 /// A setting of a [`CachedStore`] is out of bounds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{setting} must be {bounds}")]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the {setting} of the cache must be {bounds}; set it by `.{setting}(…)` on the builder")]
 #[non_exhaustive]
 pub struct CacheError {
     /// Which.

@@ -33,8 +33,8 @@ pub(crate) const MAX_FORMER_BRANDS: usize = 8;
 pub struct Brand(Box<str>);
 
 /// The text is no [`Brand`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a brand is 2 to 16 characters, a-z first and then a-z or 0-9")]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("a brand has 2 to 16 characters, a letter of a-z first and then a-z or 0-9, such as \"acme\"")]
 #[non_exhaustive]
 pub struct BrandError;
 
@@ -286,14 +286,16 @@ impl TokenFormat {
 }
 
 /// What [`TokenFormat::new`] refuses.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TokenFormatError {
     /// More than eight former brands.
-    #[error("at most {MAX_FORMER_BRANDS} former brands are accepted")]
+    #[error(
+        "the service has too many former brands; it may have at most {MAX_FORMER_BRANDS}: drop those that no token has any more"
+    )]
     TooManyBrands,
     /// A brand stands there twice.
-    #[error("the brand {0} is given twice")]
+    #[error("the brand {0} is given twice; name each brand once, by `.brand(…)` or `.former_brand(…)`")]
     RepeatedBrand(Brand),
 }
 

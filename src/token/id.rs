@@ -25,7 +25,7 @@ pub struct TokenId {
 }
 
 /// The text or the bytes are no token id.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a token id is 22 characters of 0-9A-Za-z that hold a UUIDv7")]
 #[non_exhaustive]
 pub struct TokenIdError;

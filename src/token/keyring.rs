@@ -64,7 +64,7 @@ struct Key {
 
 /// A value that shows whether two nodes, or two starts, have the same key under an id. A store keeps the first one of each id.
 ///
-/// It is an HMAC under a sub-key of its own, cut to 16 bytes, and tells nothing of the key.
+/// It is an HMAC under a sub-key of its own, cut to 16 bytes, and reveals nothing about the key.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct KeyCheck {
     key: KeyId,
@@ -265,14 +265,16 @@ impl fmt::Debug for Keyring {
 }
 
 /// Why a keyring was refused. It holds nothing of any key.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum KeyringError {
     /// The text is empty.
     #[error("the keyring is empty; it needs at least one key, `1:<base64 of 32 bytes or more>`")]
     Empty,
     /// An entry does not begin with a number and a colon.
-    #[error("entry {entry} of the keyring does not begin with a key id from 0 to 65535 and a colon")]
+    #[error(
+        "entry {entry} of the keyring does not begin with a key id from 0 to 65535 and a colon; write `1:<base64 of the key>`"
+    )]
     NoId {
         /// Which entry, from 1.
         entry: usize,
@@ -293,7 +295,9 @@ pub enum KeyringError {
         bytes: usize,
     },
     /// A key has more than [`MAX_KEY_BYTES`] bytes.
-    #[error("key {key} of the keyring has {bytes} bytes; it may have at most {MAX_KEY_BYTES}")]
+    #[error(
+        "key {key} of the keyring has {bytes} bytes; it may have at most {MAX_KEY_BYTES}: make one with `openssl rand -base64 32`"
+    )]
     TooLong {
         /// Which key.
         key: KeyId,
@@ -315,8 +319,6 @@ pub enum KeyringError {
 }
 
 /// Why [`Keyring::from_env`] made no keyring. It holds nothing of any key.
-///
-/// `Debug` gives the same sentence as `Display`, since that is what a `main` that returns the error prints.
 #[derive(Clone, PartialEq, Eq)]
 pub struct KeyringEnvError {
     name: Box<str>,
@@ -349,12 +351,6 @@ impl fmt::Display for KeyringEnvError {
             }
             Some(cause) => write!(f, "{name} holds no keyring: {cause}"),
         }
-    }
-}
-
-impl fmt::Debug for KeyringEnvError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
     }
 }
 

@@ -137,7 +137,7 @@ impl Serialize for Description {
 }
 
 /// Why a name or a description was refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NameError {
     /// Nothing is left after trimming, or nothing that can be seen.

@@ -22,20 +22,24 @@ pub struct Network {
 }
 
 /// Why a network was refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NetworkError {
     /// It is no address, or no address and prefix length.
-    #[error("a network is an IPv4 or IPv6 address, or one with a prefix length, such as 10.0.0.0/8")]
+    #[error("a network is an IPv4 or IPv6 address, or an address with a prefix length, such as 10.0.0.0/8")]
     NotANetwork,
     /// The prefix length is over the address's 32 or 128 bits.
-    #[error("the prefix length is over {most}")]
+    #[error(
+        "the prefix length of a network is over {most}, the bits of its address; write 10.0.0.0/8 or 2001:db8::/32"
+    )]
     PrefixTooLong {
         /// Bits of the address.
         most: u8,
     },
     /// Bits after the prefix are set: an address was meant, or another prefix.
-    #[error("bits after the prefix length are set")]
+    #[error(
+        "the network has bits set after its prefix length; write 10.0.0.0/8 instead of 10.1.2.3/8, or the address alone"
+    )]
     HostBitsSet,
 }
 
@@ -134,17 +138,17 @@ impl Serialize for Network {
 pub struct Networks(Arc<[Network]>);
 
 /// Why a list of networks was refused.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NetworksError {
     /// The list is empty: nothing would be allowed, and "anywhere" is said by giving no list.
-    #[error("the list is empty; leave it out to allow every address")]
+    #[error("the list of networks is empty; leave it out to allow every address")]
     Empty,
     /// The list has more than [`MAX_NETWORKS`] entries.
-    #[error("there are more than {MAX_NETWORKS} networks")]
+    #[error("the list of networks has more than {MAX_NETWORKS} entries; join neighbours to a shorter prefix")]
     TooMany,
     /// An entry is no network.
-    #[error("entry {place} is refused")]
+    #[error("entry {place} of the networks is refused")]
     Entry {
         /// Which entry, from 0.
         place: usize,

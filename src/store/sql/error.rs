@@ -5,7 +5,7 @@ use sqlx::error::DatabaseError;
 use std::fmt;
 
 /// Why a store in a database was not opened.
-#[derive(Debug, thiserror::Error)]
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum SetupError {
     /// A name is refused.

@@ -102,7 +102,7 @@ CREATE INDEX patkit_tokens_key ON patkit_tokens (digest_key, id) WHERE digest_ke
 -- One value per key of the keyring, to notice another key under the same number. The first one stays.
 CREATE TABLE patkit_key_checks (
     key_id      bigint NOT NULL PRIMARY KEY CHECK (key_id BETWEEN 0 AND 65535),
-    -- An HMAC that tells nothing of the key.
+    -- An HMAC that reveals nothing about the key.
     check_value bytea NOT NULL CHECK (octet_length(check_value) = 16)
 );
 
