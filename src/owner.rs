@@ -273,12 +273,14 @@ pub struct Owner {
     realm: Realm,
     /// The permissions under the catalogue that asked first: computed once, however often the owner is handed out.
     resolved: OnceLock<(Arc<RoleCatalog>, PermissionSet)>,
+    /// The later of both instants that the host gave: no token from before it works.
     valid_after: Option<DateTime<Utc>>,
     kind: OwnerKind,
     enabled: bool,
     name: Option<Box<str>>,
     roles: Vec<Box<str>>,
     grants: PermissionSet,
+    held_since: Option<DateTime<Utc>>,
 }
 
 impl Owner {
@@ -293,6 +295,7 @@ impl Owner {
             roles: Vec::new(),
             grants: PermissionSet::empty(),
             valid_after: None,
+            held_since: None,
             resolved: OnceLock::new(),
         }
     }
@@ -329,10 +332,18 @@ impl Owner {
         self
     }
 
-    /// Tokens made before `instant` are refused: for an id that was given to another person, or "sign out
-    /// everywhere".
+    /// Tokens made before `instant` are refused: "sign out everywhere". Their owner goes on seeing them.
     pub fn valid_after(mut self, instant: DateTime<Utc>) -> Self {
-        self.valid_after = Some(crate::clock::cut(instant));
+        self.valid_after = Some(crate::clock::cut(instant)).max(self.held_since);
+        self
+    }
+
+    /// The id belongs to this owner since `instant`, and belonged to somebody else before. Tokens made before it are refused.
+    /// This owner does not see them, nor do they count for its limit or keep it from using their names; admins, overseers and
+    /// the host still see them.
+    pub fn held_since(mut self, instant: DateTime<Utc>) -> Self {
+        self.held_since = Some(crate::clock::cut(instant));
+        self.valid_after = self.valid_after.max(self.held_since);
         self
     }
 
@@ -371,9 +382,14 @@ impl Owner {
         &self.grants
     }
 
-    /// The instant before which no token was made that still works.
+    /// The instant before which no token was made that still works: the later one of *valid after* and *held since*.
     pub fn tokens_valid_after(&self) -> Option<DateTime<Utc>> {
         self.valid_after
+    }
+
+    /// Since when the id belongs to this owner, if it belonged to somebody else before.
+    pub fn id_held_since(&self) -> Option<DateTime<Utc>> {
+        self.held_since
     }
 
     /// What the owner may do: the closure of its roles under `catalog`, and its direct grants.

@@ -325,6 +325,9 @@ impl fmt::Debug for Seal {
 /// What is shown of a token: everything but its digest and its seal, with its state at one instant and, where the
 /// directory knows it, its owner.
 ///
+/// Its state is `active`, `revoked` or `expired` by what is stored, and `ended` if it is active by that and its owner's *valid
+/// after* has ended it.
+///
 /// It serializes to the form of a JSON API:
 /// `id, name, description, kind, state, active, created, expiration, last_used, last_used_address, revoked, scopes`
 /// (null: inherit), `allowed_networks, successor, user {id, name, kind}`; times are RFC 3339 in UTC. If the directory could not
@@ -349,6 +352,14 @@ pub enum OwnerAnswer {
     Unavailable,
 }
 
+impl OwnerAnswer {
+    /// Whether the owner's *valid after* has ended a token.
+    pub(crate) fn has_ended(&self, token: &Token, now: DateTime<Utc>) -> bool {
+        let Self::Known(owner) = self else { return false };
+        owner.tokens_valid_after().is_some_and(|after| token.is_older_than(after, now))
+    }
+}
+
 impl From<Option<Snapshot<Owner>>> for OwnerAnswer {
     fn from(owner: Option<Snapshot<Owner>>) -> Self {
         owner.map_or(Self::Unknown, Self::Known)
@@ -360,8 +371,10 @@ impl TokenView {
     pub fn new(token: impl Into<Snapshot<Token>>, owner: impl Into<OwnerAnswer>, now: DateTime<Utc>) -> Self {
         let token = token.into();
         let Packed { id, access, details } = Packed::of(&token);
+        let owner = owner.into();
         let terms = access.terms().seen(token.state(now));
-        let (terms, owner) = match owner.into() {
+        let terms = if owner.has_ended(&token, now) { terms.ended() } else { terms };
+        let (terms, owner) = match owner {
             OwnerAnswer::Known(owner) => (terms, Some(owner)),
             OwnerAnswer::Unknown => (terms, None),
             OwnerAnswer::Unavailable => (terms.without_answer(), None),
@@ -394,9 +407,28 @@ impl TokenView {
         self.terms.kind()
     }
 
-    /// The state at the instant of the view.
+    /// The state at the instant of the view, by what is stored.
     pub fn state(&self) -> TokenState {
         self.terms.state_seen()
+    }
+
+    /// Whether the owner's *valid after* has ended the token, or the owner's id has gone to somebody else since: it is refused,
+    /// whatever its state. False if the directory could not answer.
+    pub fn is_ended(&self) -> bool {
+        self.terms.is_ended()
+    }
+
+    /// Whether the state is active and the owner's *valid after* has not ended the token.
+    pub fn is_active(&self) -> bool {
+        self.state() == TokenState::Active && !self.is_ended()
+    }
+
+    /// The state as a page shows it: `active`, `revoked`, `expired` or `ended`.
+    pub fn shown_state(&self) -> &'static str {
+        match self.state() {
+            TokenState::Active if self.is_ended() => "ended",
+            state => state.as_str(),
+        }
     }
 
     /// The name.
@@ -476,7 +508,7 @@ impl fmt::Debug for TokenView {
         f.debug_struct("TokenView")
             .field("id", &self.id())
             .field("kind", &self.kind())
-            .field("state", &self.state())
+            .field("state", &self.shown_state())
             .field("name", self.name())
             .field("owner", self.owner_id())
             .finish_non_exhaustive()
@@ -490,8 +522,8 @@ impl Serialize for TokenView {
         view.serialize_field("name", self.name())?;
         view.serialize_field("description", &self.description())?;
         view.serialize_field("kind", self.kind().as_str())?;
-        view.serialize_field("state", self.state().as_str())?;
-        view.serialize_field("active", &(self.state() == TokenState::Active))?;
+        view.serialize_field("state", self.shown_state())?;
+        view.serialize_field("active", &self.is_active())?;
         view.serialize_field("created", &Rfc3339(self.created_at()))?;
         view.serialize_field("expiration", &self.expires_at().map(Rfc3339))?;
         view.serialize_field("last_used", &self.last_used().map(|used| Rfc3339(used.at)))?;

@@ -1611,6 +1611,25 @@ async fn every_refused_field_is_told_at_once_by_its_pointer_and_unknown_query_fi
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_token_that_was_ended_for_its_owner_is_not_shown_as_active() {
+    let host = Host::new().await;
+    let id = host.token(Target::Personal, "active").await;
+    let mel = Who::Session("mel");
+    host.clock.advance(TimeDelta::hours(1));
+    let signed_out = Owner::new(self::id("mel"), OwnerKind::Human).role("member");
+    host.users.users.put(signed_out.valid_after(start() + TimeDelta::hours(1)));
+    let path = format!("/user-tokens/{id}");
+    let shown: Value = host.call(&mel, Method::GET, &path, None).await.json();
+    assert_eq!((shown["state"].as_str(), shown["active"].as_bool()), (Some("ended"), Some(false)));
+    for (body, state) in
+        [(json!({"active": false}), "ended"), (json!({"active": false, "reason": "owner"}), "revoked")]
+    {
+        let answer = host.call(&mel, Method::PATCH, &path, Some(body)).await;
+        assert_eq!(answer.json::<Value>()["state"], state, "{answer:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_number_with_a_zero_fraction_is_an_integer_wherever_one_is_read() {
     let host = Host::new().await;
     let mut headers = Who::Session("mel").headers();

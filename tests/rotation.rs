@@ -488,8 +488,8 @@ fn nothing_is_revoked_outside_the_window() {
         (30, TimeDelta::days(30), true),
         (30, TimeDelta::days(30) + TICK, false),
         (30, TimeDelta::days(80), false),
-        (0, TimeDelta::zero(), true),
-        (0, TICK, false),
+        (1, TimeDelta::days(1), true),
+        (1, TimeDelta::days(1) + TICK, false),
     ] {
         let world = signalling(ReuseSignal::RevokeFamily, days);
         let clan = clan(&world, Duration::ZERO);

@@ -58,7 +58,8 @@ pub struct NewTokenBody {
 #[serde(deny_unknown_fields)]
 #[allow(clippy::exhaustive_structs, reason = "a request that a client makes")]
 pub struct EditBody {
-    /// `false` revokes it, `true` restores it; where it is so already, nothing changes.
+    /// `false` revokes it, `true` restores it; where it is so already, nothing changes. A token in the state `ended` is revoked by
+    /// `false` with a reason.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub active: Option<bool>,
@@ -102,7 +103,8 @@ pub struct TokenBody {
     pub description: Option<String>,
     /// `personal` or `service`.
     pub kind: String,
-    /// `active`, `revoked` or `expired`.
+    /// `active`, `revoked`, `expired` or `ended`: all tokens from before an instant were ended for their owner, such as by signing out
+    /// everywhere, and this one is no longer accepted.
     pub state: String,
     /// Whether the state is `active`.
     pub active: bool,
@@ -548,8 +550,8 @@ impl From<&TokenView> for TokenBody {
             name: token.name().to_string(),
             description: token.description().map(ToString::to_string),
             kind: token.kind().as_str().to_owned(),
-            state: token.state().as_str().to_owned(),
-            active: token.state() == crate::TokenState::Active,
+            state: token.shown_state().to_owned(),
+            active: token.is_active(),
             created: Rfc3339(token.created_at()).to_string(),
             expiration: token.expires_at().map(|at| Rfc3339(at).to_string()),
             last_used: last_used.map(|used| Rfc3339(used.at).to_string()),

@@ -377,8 +377,10 @@ impl Acting {
         }
     }
 
+    /// Whether the actor owns a token. Tokens of a former bearer of its id are somebody else's.
     pub(super) fn owns(&self, token: &Token) -> bool {
-        self.owner.as_ref().is_some_and(|owner| *owner.id() == token.owner)
+        let owner = self.owner.as_ref().filter(|owner| *owner.id() == token.owner);
+        owner.is_some_and(|owner| !is_former(owner, token, self.now))
     }
 
     pub(super) fn oversees(&self) -> bool {
@@ -476,6 +478,11 @@ impl Relation {
             }
         }
     }
+}
+
+/// Whether a token of this owner's id was made for somebody who held the id before.
+pub(super) fn is_former(owner: &Owner, token: &Token, now: DateTime<Utc>) -> bool {
+    owner.id_held_since().is_some_and(|since| token.is_older_than(since, now))
 }
 
 /// Whether an owner may have tokens of this kind made now.

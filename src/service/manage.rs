@@ -1,10 +1,11 @@
 //! Making and managing tokens, by the table of who may do what.
 
-use super::actor::{Acting, Actor, Operation, Relation, check_owner};
+use super::actor::{Acting, Actor, Operation, Relation, check_owner, is_former};
 use super::error::{Attenuation, ManageError, store_error};
 use super::family::removal;
 use super::permissions::{SERVICE_TOKENS_MANAGE, TOKENS_MANAGE};
 use super::request::{CheckedToken, NewToken, TokenEdit};
+use super::system::host_event;
 use super::{MAX_REVOKE_TRIES, MAX_TRIES, TokenService};
 use crate::audit::AuditAction;
 use crate::lifecycle;
@@ -53,6 +54,9 @@ pub struct StateCounts {
     pub revoked: u64,
     /// Expired ones.
     pub expired: u64,
+    /// Active ones that the owner's *valid after* has ended ([`TokenView::is_ended`]); they are not among the active ones here. Of
+    /// an owner's own tokens alone: for the host, which would have to ask the directory for every owner, they count as active.
+    pub ended: u64,
 }
 
 impl<S: TokenStore, D: Directory> TokenService<S, D> {
@@ -66,6 +70,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     /// [`ManageError`]: what the actor lacks, what is out of bounds, that the name is taken, that the owner has as many tokens
     /// as it may, or that it could not be done.
     pub async fn generate(&self, actor: &Actor, new: NewToken) -> Result<IssuedToken, ManageError> {
+        let mut former = None;
         for _ in 0..MAX_TRIES {
             let acting = self.acting(actor).await?;
             let kind = match new.service_owner {
@@ -94,9 +99,9 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
 
             let (token, plaintext) = self.make(&acting, kind, &owner, checked)?;
             acting.demand_attenuated(&token)?;
-            self.demand_room(&acting, &token).await?;
+            self.demand_room(&acting, &token, &OwnerAnswer::Known(owner.clone())).await?;
             let token = Arc::new(token);
-            let batch = ChangeBatch::new()
+            let batch = displacing(former.take(), &acting)
                 .change(Change::Insert(token.clone()))
                 .event(acting.event(AuditAction::Generated, &token));
             match self.commit(with_creator(batch, &acting, None)).await {
@@ -105,6 +110,10 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
                     return Ok(IssuedToken { token, plaintext });
                 }
                 Err(StoreError::Conflict(Conflict::Id(_) | Conflict::Version(_))) => {}
+                Err(StoreError::Conflict(Conflict::Name(_))) => {
+                    let owner = OwnerAnswer::Known(owner);
+                    former = Some(self.former_of_name(&acting, &token, &owner).await?);
+                }
                 Err(error) => return Err(store_error(error, token.id)),
             }
         }
@@ -130,8 +139,14 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             return self.page_of_realm(&acting, after, limit).await;
         };
         acting.demand(TOKENS_MANAGE)?;
-        let owner = owner.id().clone();
-        let by = ListBy::Owner { realm: acting.realm.clone(), owner, kind: Some(TokenKind::Personal) };
+        let by = ListBy::Owner {
+            realm: acting.realm.clone(),
+            owner: owner.id().clone(),
+            kind: Some(TokenKind::Personal),
+        };
+        if owner.id_held_since().is_some() {
+            return self.page_of_own(&acting, by, after, limit).await;
+        }
         self.page(&acting, by, after, limit).await
     }
 
@@ -196,13 +211,19 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
                 vec![ListBy::Owner { realm, owner, kind: Some(TokenKind::Personal) }]
             }
         };
+        let owner = OwnerAnswer::from(acting.owner.clone());
         let mut counts = StateCounts::default();
         for by in lists {
             let mut query = ListQuery::new(by);
             loop {
                 let page = self.store.list(&query).await.map_err(super::Unavailable::Store)?;
                 for token in page.tokens {
+                    if acting.owner.is_some() && !acting.owns(&token) {
+                        continue;
+                    }
+                    let is_ended = owner.has_ended(&token, acting.now);
                     let count = match token.state(acting.now) {
+                        TokenState::Active if is_ended => &mut counts.ended,
                         TokenState::Active => &mut counts.active,
                         TokenState::Revoked => &mut counts.revoked,
                         TokenState::Expired => &mut counts.expired,
@@ -306,6 +327,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         strict: bool,
     ) -> Result<TokenView, ManageError> {
         let tries = if edit.active == Some(false) { MAX_REVOKE_TRIES } else { MAX_TRIES };
+        let mut former = None;
         for _ in 0..tries {
             let acting = self.acting(actor).await?;
             let operations = operations_of(edit);
@@ -342,7 +364,15 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
                         return Err(ManageError::ReasonNotAllowed(reason));
                     }
                     compromised = reason == Reason::Compromised;
-                    let is_so = token.state(acting.now) == TokenState::Expired && !compromised && !strict;
+                    let is_so = !strict
+                        && match token.state(acting.now) {
+                            TokenState::Expired => !compromised,
+                            // Shown as not active. Whoever gives a reason means it all the same.
+                            TokenState::Active if edit.reason.is_none() => {
+                                self.owner_answer(&acting, &token.owner).await.has_ended(&token, acting.now)
+                            }
+                            TokenState::Active | TokenState::Revoked => false,
+                        };
                     let revocation = acting.revocation(relation, reason);
                     let facts =
                         if is_so { None } else { lifecycle::revoke(&token.facts, revocation, acting.now)? };
@@ -369,13 +399,14 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             after.description = described.unwrap_or(after.description);
 
             let mut batch = ChangeBatch::new();
+            let displaced: Option<Arc<Token>> = former.take();
             let mut shown = token.clone();
             if !events.is_empty() {
                 after.version = after.version.saturating_add(1);
                 shown = Arc::new(after);
-                batch = batch.change(Change::Update(shown.clone()));
+                batch = displacing(displaced, &acting).change(Change::Update(shown.clone()));
             }
-            batch.events = events;
+            batch.events.extend(events);
             if restores {
                 batch = with_creator(batch, &acting, None);
             }
@@ -389,10 +420,35 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
                     return self.view(&acting, shown).await;
                 }
                 Err(StoreError::Conflict(Conflict::Version(_))) => {}
+                Err(StoreError::Conflict(Conflict::Name(_))) => {
+                    let owner = self.owner_answer(&acting, &shown.owner).await;
+                    former = Some(self.former_of_name(&acting, &shown, &owner).await?);
+                }
                 Err(error) => return Err(store_error(error, id)),
             }
         }
         Err(ManageError::Contended)
+    }
+
+    /// The token of a former bearer of the owner's id that has the name of `token`.
+    ///
+    /// # Errors
+    /// The name is taken if the present bearer has it.
+    async fn former_of_name(
+        &self,
+        acting: &Acting,
+        token: &Token,
+        owner: &OwnerAnswer,
+    ) -> Result<Arc<Token>, ManageError> {
+        let OwnerAnswer::Known(owner) = owner else { return Err(ManageError::NameTaken) };
+        if owner.id_held_since().is_none() {
+            return Err(ManageError::NameTaken);
+        }
+        let (realm, id) = (token.realm.clone(), token.owner.clone());
+        let by = ListBy::Owner { realm, owner: id, kind: Some(token.kind) };
+        let listed = self.all(ListQuery::new(by)).await?.tokens.into_iter();
+        let mut former = listed.filter(|other| is_former(owner, other, acting.now) && other.id != token.id);
+        former.find(|other| other.unique_name() == token.unique_name()).ok_or(ManageError::NameTaken)
     }
 
     async fn restored(
@@ -404,7 +460,9 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         let facts = lifecycle::restore(&token.facts, relation.authority(), acting.now)?;
         acting.demand_scim(&token.scope)?;
         acting.demand_attenuated(token)?;
-        self.demand_room(acting, token).await?;
+        if self.policy.live_tokens_per_owner().is_some() {
+            self.demand_room(acting, token, &self.owner_answer(acting, &token.owner).await).await?;
+        }
         Ok(facts)
     }
 
@@ -478,14 +536,24 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     }
 
     /// Whether the owner may have one more active token. Tokens of both kinds count, since an owner whose kind the host changed
-    /// has both; a token with a successor does not.
-    async fn demand_room(&self, acting: &Acting, token: &Token) -> Result<(), ManageError> {
+    /// has both; a token with a successor does not, nor does one of a former bearer of the id.
+    async fn demand_room(
+        &self,
+        acting: &Acting,
+        token: &Token,
+        owner: &OwnerAnswer,
+    ) -> Result<(), ManageError> {
         let Some(most) = self.policy.live_tokens_per_owner() else {
             return Ok(());
         };
         let by = ListBy::Owner { realm: token.realm.clone(), owner: token.owner.clone(), kind: None };
         let live = self.all(ListQuery::new(by).active_at(acting.now)).await?;
-        let count = live.tokens.iter().filter(|token| token.facts.succession.is_none()).count();
+        let is_former = |token: &Token| match owner {
+            OwnerAnswer::Known(owner) => is_former(owner, token, acting.now),
+            OwnerAnswer::Unknown | OwnerAnswer::Unavailable => false,
+        };
+        let counts = |token: &&Arc<Token>| token.facts.succession.is_none() && !is_former(token);
+        let count = live.tokens.iter().filter(counts).count();
         if u32::try_from(count).unwrap_or(u32::MAX) < most {
             Ok(())
         } else {
@@ -503,6 +571,35 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         let query = ListQuery::new(by).after(after).limit(limit);
         let page = self.store.list(&query).await.map_err(super::Unavailable::Store)?;
         Ok(self.shown(acting, page).await)
+    }
+
+    /// As [`page`](Self::page), of the tokens that the actor owns alone. Neither the length of the page nor where the next one begins
+    /// tells of tokens of a former bearer of the actor's id.
+    async fn page_of_own(
+        &self,
+        acting: &Acting,
+        by: ListBy,
+        after: Option<TokenId>,
+        limit: usize,
+    ) -> Result<TokenPage, ManageError> {
+        let limit = limit.clamp(1, MAX_PAGE);
+        let mut own = Page::default();
+        let mut query = ListQuery::new(by).after(after).limit(limit);
+        loop {
+            let page = self.store.list(&query).await.map_err(super::Unavailable::Store)?;
+            own.tokens.extend(page.tokens.into_iter().filter(|token| acting.owns(token)));
+            own.corrupt.extend(page.corrupt);
+            if own.tokens.len() > limit {
+                own.tokens.truncate(limit);
+                own.next = own.tokens.last().map(|token| token.id);
+                break;
+            }
+            match page.next {
+                Some(next) => query = query.after(Some(next)),
+                None => break,
+            }
+        }
+        Ok(self.shown(acting, own).await)
     }
 
     /// All tokens of the realm: the lists of the two kinds in one order.
@@ -561,6 +658,17 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             _ => self.owner(&acting.realm, owner).await.map_or(OwnerAnswer::Unavailable, OwnerAnswer::from),
         }
     }
+}
+
+/// A batch that frees the name of a former bearer's token, if there is one, for another token to take.
+fn displacing(former: Option<Arc<Token>>, acting: &Acting) -> ChangeBatch {
+    let Some(former) = former else { return ChangeBatch::new() };
+    let renamed = changed(&former, |token| token.name = token.name.with_id(token.id));
+    ChangeBatch::new().change(Change::Update(renamed)).event(host_event(
+        AuditAction::Renamed,
+        &former,
+        acting.now,
+    ))
 }
 
 /// What an edit does to the token, for the rules of who may.

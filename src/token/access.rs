@@ -100,6 +100,8 @@ impl Terms {
     const SEEN_EXPIRED: u64 = 1 << 5;
     /// Of a view: the directory could not answer for the owner.
     const NO_ANSWER: u64 = 1 << 6;
+    /// Of a view: the owner's *valid after* is later than the creation.
+    const ENDED: u64 = 1 << 7;
 
     /// As a view shows them that found the token in this state.
     pub(crate) const fn seen(self, state: TokenState) -> Self {
@@ -115,6 +117,17 @@ impl Terms {
     pub(crate) const fn without_answer(self) -> Self {
         let Self([a, b, c, rest]) = self;
         Self([a, b, c, rest | Self::NO_ANSWER])
+    }
+
+    /// As a view shows them that were ended by the owner's *valid after*.
+    pub(crate) const fn ended(self) -> Self {
+        let Self([a, b, c, rest]) = self;
+        Self([a, b, c, rest | Self::ENDED])
+    }
+
+    /// Whether they were ended by the owner's *valid after*.
+    pub(crate) const fn is_ended(&self) -> bool {
+        self.has(Self::ENDED)
     }
 
     /// Whether the directory could not answer for the owner.

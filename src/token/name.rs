@@ -1,5 +1,6 @@
 //! The name and the description of a token.
 
+use super::TokenId;
 use caseless::Caseless;
 use serde::{Serialize, Serializer};
 use sha2::{Digest, Sha256};
@@ -34,18 +35,28 @@ impl TokenName {
             return Err(NameError::Empty);
         }
         let text = normalized(text, MAX_NAME_CHARS, |_| false)?;
-        let key = fold(&text);
+        let name = Self::of_normalized(&text);
         // What is invisible altogether cannot be told apart on a page.
-        if key.is_empty() {
-            return Err(NameError::Empty);
-        }
-        let text_and_key = if *key == *text { text.as_ref().into() } else { format!("{text}\0{key}").into() };
-        Ok(Self { text_and_key })
+        if name.key().is_empty() { Err(NameError::Empty) } else { Ok(name) }
+    }
+
+    fn of_normalized(text: &str) -> Self {
+        let key = fold(text);
+        Self { text_and_key: if key == text { key.into() } else { format!("{text}\0{key}").into() } }
     }
 
     /// The name of no token.
     pub(crate) fn vacant() -> Self {
         Self { text_and_key: "".into() }
+    }
+
+    /// This name, cut where need be, with the id of its token behind it: no other token has that name.
+    pub(crate) fn with_id(&self, id: TokenId) -> Self {
+        const ID_CHARS: usize = 22;
+        let kept = MAX_NAME_CHARS.saturating_sub(ID_CHARS).saturating_sub(" ()".len());
+        // The name is in form C, and so is each beginning of it.
+        let kept: String = self.as_str().chars().take(kept).collect();
+        Self::of_normalized(&format!("{kept} ({id})"))
     }
 
     /// The name as it is shown.

@@ -371,6 +371,7 @@ function actionsOf(token) {
 	const lasting = token.successor || FINAL.includes(token.revoked?.reason);
 	const all = {
 		active: [!token.successor && "rotate", "edit", "revoke"],
+		ended: ["edit", "revoke"],
 		revoked: [!lasting && "restore", "edit", "delete"],
 		expired: ["edit", "delete"],
 	};
@@ -378,7 +379,7 @@ function actionsOf(token) {
 }
 
 const LABELS = { rotate: "Rotate", edit: "Edit", revoke: "Revoke", restore: "Restore", delete: "Delete" };
-const STATES = { active: "Active", revoked: "Revoked", expired: "Expired" };
+const STATES = { active: "Active", revoked: "Revoked", expired: "Expired", ended: "No longer accepted" };
 const REASONS = {
 	owner: "by its owner",
 	admin: "by an administrator",
@@ -823,7 +824,7 @@ const CONFIRM = {
 	revoke: {
 		title: "Revoke this token?",
 		text: "Whatever uses it is refused from now on.",
-		run: (token, form) => call("PUT", tokenUrl(token), { active: false, ...(form.leaked.checked && { reason: "compromised" }) }),
+		run: (token, form) => call("PUT", tokenUrl(token), { active: false, ...reasonOf(token, form) }),
 		past: "revoked",
 	},
 	rotate: {
@@ -841,6 +842,12 @@ const CONFIRM = {
 };
 
 const OVERLAPS = [["0", "Now"], ["3600", "In 1 hour"], ["86400", "In 1 day"], ["604800", "In 7 days"]];
+
+/** An ended token is not active already, so that only a reason revokes it. */
+function reasonOf(token, form) {
+	if (form.leaked.checked) return { reason: "compromised" };
+	return token.state === "ended" ? { reason: token.kind === "service" ? "admin" : "owner" } : {};
+}
 
 function confirm(action, token) {
 	const { title, text } = CONFIRM[action];
