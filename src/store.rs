@@ -25,7 +25,7 @@ pub use memory::MemoryStore;
 #[cfg(feature = "postgres")]
 pub use postgres::PostgresStore;
 #[cfg(any(feature = "sqlite", feature = "postgres"))]
-pub use sql::{Engine, SetupError, SqlFault, SqlStore, SqlStoreBuilder, SqlStoreWithin};
+pub use sql::{Engine, NameError, SetupError, SqlFault, SqlStore, SqlStoreBuilder, SqlStoreWithin};
 #[cfg(feature = "sqlite")]
 pub use sqlite::SqliteStore;
 

@@ -389,6 +389,78 @@ async fn a_transaction_that_has_failed_does_nothing_more() {
     assert!(names(&store).await.is_empty());
 }
 
+/// A call that the database refuses ends what is done through the transaction, although the database would go on: what comes after
+/// it may rest on what was not done.
+async fn refuses_after_a_failure<E: Engine>(store: SqlStore<E>, begin: &'static str, table: &str, fails: &str)
+where
+    for<'c> &'c mut E::Connection: Executor<'c, Database = E>,
+{
+    let tokens = service(store.clone());
+    let issued = tokens.generate(&ada(), NewToken::named("before")).await.unwrap().token;
+    let record = Token::clone(&store.find(issued.id()).await.unwrap().unwrap().into_token());
+    let id = issued.id();
+    let touch = |address: &str| {
+        let last_use = LastUse::new(issued.created_at(), Some(address.parse().unwrap()));
+        Touch::new(id, last_use)
+    };
+    let bad = Token { name: patkit::token::TokenName::new("fails").unwrap(), version: 2, ..record.clone() };
+    let bad = ChangeBatch::new().change(Change::Update(Arc::new(bad)));
+    let good = ChangeBatch::new().change(Change::Update(Arc::new(Token { version: 2, ..record })));
+    for failing in ["commit", "touch", "find", "list"] {
+        let mut transaction = store.pool().begin_with(begin).await.unwrap();
+        match failing {
+            "commit" | "touch" => run::<E>(&mut transaction, fails).await,
+            _ => {
+                run::<E>(&mut transaction, &format!("ALTER TABLE {table} RENAME COLUMN name TO other")).await
+            }
+        }
+        let view = store.within(&mut transaction);
+        let failed = match failing {
+            "commit" => view.commit(&bad).await,
+            "touch" => view.touch(&[touch("192.0.2.99")]).await,
+            "find" => view.find(id).await.map(drop),
+            _ => view.list(&all()).await.map(drop),
+        };
+        assert!(matches!(failed, Err(StoreError::Unavailable(_))), "{failing}: {failed:?}");
+        let ended = view.list_ended(issued.created_at(), 10).await.map(drop);
+        let calls = [
+            ("find", view.find(id).await.map(drop)),
+            ("list", view.list(&all()).await.map(drop)),
+            ("list_ended", ended),
+            ("commit", view.commit(&good).await),
+            ("touch", view.touch(&[touch("192.0.2.1")]).await),
+        ];
+        for (call, result) in calls {
+            let refused = match &result {
+                Err(StoreError::Unavailable(source)) => source.to_string(),
+                other => panic!("{call} after a failed {failing}: {other:?}"),
+            };
+            let expected = "the transaction is in use, or has failed: roll it back";
+            assert_eq!(refused, expected, "{call} after a failed {failing}");
+        }
+        drop(view);
+        transaction.rollback().await.unwrap();
+    }
+    let token = store.find(id).await.unwrap().unwrap().into_token();
+    assert_eq!((token.version, token.last_used), (1, None));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_done_in_a_transaction_after_a_call_that_failed() {
+    let pool = postgres_pool(4).await;
+    let schema = schema(&pool).await;
+    let store = PostgresStore::builder(pool).schema(&schema).migrate().await.unwrap();
+    let table = format!("{schema}.patkit_tokens");
+    let fails =
+        format!("ALTER TABLE {table} ADD CHECK (name <> 'fails' AND last_used_address <> '192.0.2.99')");
+    refuses_after_a_failure(store, POSTGRES, &table, &fails).await;
+    let folder = Folder::new();
+    let fails = "CREATE TRIGGER fails BEFORE UPDATE ON patkit_tokens WHEN NEW.name = 'fails' \
+         OR NEW.last_used_address = '192.0.2.99' BEGIN SELECT RAISE(ABORT, 'refused'); END";
+    refuses_after_a_failure(sqlite_store(&folder.path().join("db")).await, SQLITE, "patkit_tokens", fails)
+        .await;
+}
+
 /// What a cache in front still shows until it is told.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cache_forgets_what_a_transaction_changed() {

@@ -15,6 +15,7 @@ use crate::store::{
     Change, ChangeBatch, Conflict, CorruptRecord, ListBy, ListQuery, MAX_PAGE, Page, StoreError, TokenStore,
 };
 use crate::token::digest::Message;
+use crate::token::id::IdSource;
 use crate::token::{
     Credential, Facts, OwnerAnswer, PlaintextToken, Reason, Token, TokenId, TokenKind, TokenState, TokenView,
 };
@@ -101,7 +102,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             acting.demand_attenuated(&token)?;
             self.demand_room(&acting, &token, &OwnerAnswer::Known(owner.clone())).await?;
             let token = Arc::new(token);
-            let batch = displacing(former.take(), &acting)
+            let batch = displacing(&self.ids, former.take(), &acting)
                 .change(Change::Insert(token.clone()))
                 .event(acting.event(AuditAction::Generated, &token));
             match self.commit(with_creator(batch, &acting, None)).await {
@@ -404,7 +405,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             if !events.is_empty() {
                 after.version = after.version.saturating_add(1);
                 shown = Arc::new(after);
-                batch = displacing(displaced, &acting).change(Change::Update(shown.clone()));
+                batch = displacing(&self.ids, displaced, &acting).change(Change::Update(shown.clone()));
             }
             batch.events.extend(events);
             if restores {
@@ -661,10 +662,11 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
 }
 
 /// A batch that frees the name of a former bearer's token, if there is one, for another token to take.
-fn displacing(former: Option<Arc<Token>>, acting: &Acting) -> ChangeBatch {
+fn displacing(ids: &IdSource, former: Option<Arc<Token>>, acting: &Acting) -> ChangeBatch {
     let Some(former) = former else { return ChangeBatch::new() };
     let renamed = changed(&former, |token| token.name = token.name.with_id(token.id));
     ChangeBatch::new().change(Change::Update(renamed)).event(host_event(
+        ids,
         AuditAction::Renamed,
         &former,
         acting.now,

@@ -30,7 +30,8 @@ pub trait AuditLog: Send + Sync {
 
     /// Returns up to `limit` events of all realms that were committed after those before `after`, in an order that no later
     /// commit changes: a reader that goes on from [`ExportPage::next`] gets every event exactly once, those included that are
-    /// committed long after they happened. An empty page means that there is nothing to export at present.
+    /// committed long after they happened. An empty page means that there is nothing to export at present. A store may hold an
+    /// event back as long as a transaction that was open at its commit is not over.
     ///
     /// Events that [`purge_events`](Self::purge_events) removed are not exported any more. The traces that erasing an owner
     /// takes out of stored events stay in copies that were exported before.

@@ -58,26 +58,27 @@ impl Engine for Postgres {
     const DIALECT: Dialect = Dialect {
         name: "postgres",
         // All transactions before the snapshot's oldest open one are over, so no event of theirs is committed later.
-        export: "SELECT {columns}, event.xact, event.seq, txid_snapshot_xmax(snapshot.open) \
-             FROM (SELECT txid_current_snapshot() AS open) AS snapshot \
-             LEFT JOIN (SELECT * FROM {events} WHERE xact < txid_snapshot_xmin(txid_current_snapshot()) \
-             AND (xact, seq) > ($1, $2) ORDER BY xact, seq LIMIT $3) AS event \
-             ON TRUE ORDER BY event.xact, event.seq",
+        export: |columns, events, _name| {
+            format!(
+                "SELECT {columns}, event.xact, event.seq, txid_snapshot_xmax(snapshot.open) \
+                 FROM (SELECT txid_current_snapshot() AS open) AS snapshot \
+                 LEFT JOIN (SELECT * FROM {events} WHERE xact < txid_snapshot_xmin(txid_current_snapshot()) \
+                 AND (xact, seq) > ($1, $2) ORDER BY xact, seq LIMIT $3) AS event \
+                 ON TRUE ORDER BY event.xact, event.seq"
+            )
+        },
         has_transaction_ids: true,
         // Whatever the session's default is: a compare-and-set needs no more, and more would make it fail where it could wait.
         begin: "BEGIN ISOLATION LEVEL READ COMMITTED",
         skip_locked: " FOR UPDATE SKIP LOCKED",
         lock_rows: Some(" FOR NO KEY UPDATE"),
-        has_schemas: true,
+        count_schemas: Some("SELECT COUNT(*) FROM pg_catalog.pg_namespace WHERE nspname = $1"),
+        longest_name: Some(63),
+        reserved_prefix: None,
         notifies: true,
         // Of the transaction, so that a pooler may stand in between. The result is a text, as that of every statement here.
         lock: Some("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))::text"),
-        migrations: &[Migration {
-            version: 1,
-            min_compatible: 1,
-            name: "tokens",
-            sql: include_str!("migrations/postgres/0001_tokens.sql"),
-        }],
+        migrations: &[Migration { version: 1, sql: include_str!("migrations/postgres/0001_tokens.sql") }],
     };
 
     async fn execute(
@@ -142,7 +143,7 @@ impl Engine for Postgres {
         query.execute(connection).await.map(drop)
     }
 
-    async fn check(pool: &Pool<Self>, _table: &str) -> Result<(), SetupError> {
+    async fn check(pool: &Pool<Self>, _probe: &str) -> Result<(), SetupError> {
         let mut session = Session::<Self>::acquire(pool).await?;
         let mut transaction = session.begin("BEGIN").await?;
         let sql = "SELECT current_setting('server_encoding'), current_setting('synchronous_commit')";
@@ -155,15 +156,17 @@ impl Engine for Postgres {
                 setting: "server_encoding",
                 found: encoding,
                 needed: "UTF8",
-                reason: "names are in every script",
+                cure: "create the database with `ENCODING 'UTF8'`",
+                harm: "names in some scripts cannot be stored",
             });
         }
         if commit == "off" {
             return Err(SetupError::Setting {
                 setting: "synchronous_commit",
                 found: commit,
-                needed: "on, or any other but off",
-                reason: "a revocation that was acknowledged would be lost in a crash",
+                needed: "any value but off",
+                cure: "set it for the pool's role with `ALTER ROLE … SET synchronous_commit = on`",
+                harm: "an acknowledged revocation is lost in a crash",
             });
         }
         Ok(())
@@ -327,7 +330,7 @@ async fn poll(store: &PostgresStore, seen: &mut Seen) -> Result<FeedEvent, Store
             _ => None,
         };
         // None: a row for the snapshot alone.
-        told.extend(read_changed::<Postgres>(row, 3, events)?);
+        told.extend(read_changed::<Postgres>(row, 3, &store.statements.events_shown)?);
     }
     let open = open.ok_or_else(|| StoreError::unavailable("the database tells no snapshot"))?;
     seen.hear(open, &told)

@@ -3,10 +3,12 @@
 
 mod error;
 mod migrate;
+mod names;
 mod within;
 
-pub use error::{SetupError, SqlFault};
+pub use error::{NameError, SetupError, SqlFault};
 pub(super) use migrate::Migration;
+use names::Names;
 pub use within::SqlStoreWithin;
 
 pub(super) use super::record::Value;
@@ -31,9 +33,6 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::fmt::Write;
 use std::sync::Arc;
-
-/// Most characters of a prefix: with what follows it, an index's name stays within PostgreSQL's 63 bytes.
-const MAX_PREFIX: usize = 32;
 
 /// A database engine that tokens can be kept in. It is implemented in this crate alone.
 pub trait Engine: Database<Connection: Send> + sealed::Sealed {
@@ -84,9 +83,9 @@ pub trait Engine: Database<Connection: Send> + sealed::Sealed {
         uses: &[Touch],
     ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
 
-    /// Refuses a pool that would break the contract. `table` is the name of a table of the store's, which may not be there yet.
+    /// Refuses a pool that would break the contract. `probe` is the quoted name of a table that the check may create.
     #[doc(hidden)]
-    fn check(pool: &Pool<Self>, table: &str) -> impl Future<Output = Result<(), SetupError>> + Send;
+    fn check(pool: &Pool<Self>, probe: &str) -> impl Future<Output = Result<(), SetupError>> + Send;
 
     /// The integer in a cell.
     #[doc(hidden)]
@@ -117,8 +116,9 @@ pub struct Dialect {
     /// What export cursors begin with.
     pub(super) name: &'static str,
     /// Reads up to `$3` events that come after the transaction `$1` and the number `$2`: their columns, their transaction, their
-    /// number, and the newest transaction or number. One row with the newest alone if there are none.
-    pub(super) export: &'static str,
+    /// number, and the newest transaction or number. One row with the newest alone if there are none. It is made of the columns,
+    /// the quoted name of the table of events and that name as a text.
+    pub(super) export: fn(columns: &str, events: &str, name: &str) -> String,
     /// Whether events are exported by the ids of their transactions.
     pub(super) has_transaction_ids: bool,
     /// Begins a transaction that changes something.
@@ -127,8 +127,12 @@ pub struct Dialect {
     pub(super) skip_locked: &'static str,
     /// Stands behind a query that locks the rows which it reads, where a transaction does not have the whole database.
     pub(super) lock_rows: Option<&'static str>,
-    /// Whether tables can lie in a schema of the host's choice.
-    pub(super) has_schemas: bool,
+    /// Counts the schemas with the name `$1`, where tables can lie in a schema of the host's choice.
+    pub(super) count_schemas: Option<&'static str>,
+    /// Most bytes of a name; the engine cuts longer ones.
+    pub(super) longest_name: Option<usize>,
+    /// What no name may begin with, in lower case.
+    pub(super) reserved_prefix: Option<&'static str>,
     /// Lets one node at a time migrate.
     pub(super) lock: Option<&'static str>,
     /// Whether nodes that listen are told of changes.
@@ -195,19 +199,23 @@ impl<E: Engine> Clone for SqlStore<E> {
 
 impl<E: Engine> fmt::Debug for SqlStore<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SqlStore").field("table", &self.statements.tokens).finish_non_exhaustive()
+        f.debug_struct("SqlStore").field("table", &self.statements.tokens_shown).finish_non_exhaustive()
     }
 }
 
 impl<E: Engine> SqlStoreBuilder<E> {
-    /// What the names of tables and indexes begin with: `[a-z_][a-z0-9_]*`, at most 32 characters; `patkit_` by default.
+    /// What the names of tables, indexes and constraints begin with; `patkit_` by default.
+    ///
+    /// All names are quoted, so that any text works: upper case, spaces, quotes, words of SQL. An empty prefix and one with a NUL
+    /// character are refused. In PostgreSQL a prefix has at most 48 bytes, so that no name exceeds PostgreSQL's 63; in SQLite
+    /// it must not begin with `sqlite_`, and prefixes that differ in ASCII case alone name the same tables.
     pub fn prefix(mut self, prefix: &str) -> Self {
         self.prefix = prefix.into();
         self
     }
 
-    /// The schema that the tables lie in, `[a-z_][a-z0-9_]*`; where the connections' search path leads to by default. The host
-    /// creates it. Only PostgreSQL has schemas.
+    /// The schema of the tables; by default the first one of the connections' search path. The host creates it. It is quoted,
+    /// as the prefix is, and has 1 to 63 bytes. Only PostgreSQL has schemas.
     pub fn schema(mut self, schema: &str) -> Self {
         self.schema = Some(schema.into());
         self
@@ -235,7 +243,7 @@ impl<E: Engine> SqlStoreBuilder<E> {
     /// does not go with.
     pub async fn migrate(self) -> Result<SqlStore<E>, SetupError> {
         let store = self.unchecked()?;
-        E::check(&store.pool, &store.statements.tokens).await?;
+        E::check(&store.pool, &store.statements.names.probe()).await?;
         migrate::migrate(&store).await?;
         migrate::check(&store).await?;
         Ok(store)
@@ -248,29 +256,16 @@ impl<E: Engine> SqlStoreBuilder<E> {
     /// As [`migrate`](Self::migrate); also when tables are missing or of an earlier version.
     pub async fn open(self) -> Result<SqlStore<E>, SetupError> {
         let store = self.unchecked()?;
-        E::check(&store.pool, &store.statements.tokens).await?;
+        E::check(&store.pool, &store.statements.names.probe()).await?;
         migrate::check(&store).await?;
         Ok(store)
     }
 
     fn unchecked(self) -> Result<SqlStore<E>, SetupError> {
-        for (field, name) in [("prefix", Some(&self.prefix)), ("schema", self.schema.as_ref())] {
-            if !name.is_none_or(|name| is_name(name)) {
-                return Err(SetupError::Name { field, most: MAX_PREFIX });
-            }
-        }
-        if self.schema.is_some() && !E::DIALECT.has_schemas {
-            return Err(SetupError::NoSchemas);
-        }
-        let statements = Statements::new(self.prefix, self.schema, self.keeps, &E::DIALECT);
+        let names = Names::new::<E>(self.prefix, self.schema)?;
+        let statements = Statements::new(names, self.keeps, &E::DIALECT);
         Ok(SqlStore { pool: self.pool, statements: Arc::new(statements) })
     }
-}
-
-fn is_name(name: &str) -> bool {
-    (1..=MAX_PREFIX).contains(&name.len())
-        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'_')
-        && !name.starts_with(|first: char| first.is_ascii_digit())
 }
 
 /// The texts of all statements: made once, so that connections find the prepared ones again.
@@ -278,10 +273,13 @@ fn is_name(name: &str) -> bool {
 pub(super) struct Statements {
     /// Whether connections keep them prepared.
     pub(super) keeps: bool,
-    prefix: String,
-    schema: Option<String>,
+    names: Names,
+    /// The tables, quoted.
     tokens: String,
     pub(super) events: String,
+    /// The tables, as errors name them.
+    tokens_shown: String,
+    pub(super) events_shown: String,
     find: Arc<str>,
     insert: Arc<str>,
     update: Arc<str>,
@@ -289,7 +287,7 @@ pub(super) struct Statements {
     erase: Arc<str>,
     count_by_state: Arc<str>,
     tokens_per_key: Arc<str>,
-    key_checks: String,
+    key_checks_shown: String,
     read_key_checks: Arc<str>,
     record_key_check: Arc<str>,
     health: Arc<str>,
@@ -297,12 +295,9 @@ pub(super) struct Statements {
 }
 
 impl Statements {
-    fn new(prefix: String, schema: Option<String>, keeps: bool, dialect: &Dialect) -> Self {
-        let table = |name: &str| match &schema {
-            Some(schema) => format!("{schema}.{prefix}{name}"),
-            None => format!("{prefix}{name}"),
-        };
-        let (tokens, events, key_checks) = (table("tokens"), table("events"), table("key_checks"));
+    fn new(names: Names, keeps: bool, dialect: &Dialect) -> Self {
+        let (tokens, events) = (names.table("tokens"), names.table("events"));
+        let key_checks = names.table("key_checks");
         let columns = TOKEN_COLUMNS.join(", ");
         // All columns but the id and, at the end, those of the last use.
         let assignments: Vec<String> = TOKEN_COLUMNS
@@ -347,18 +342,19 @@ impl Statements {
             )
             .into(),
             health: format!("SELECT 1 FROM {tokens} LIMIT 1").into(),
-            export: dialect
-                .export
-                .replace("{events_name}", &format!("'{prefix}events'"))
-                .replace("{columns}", &EVENT_COLUMNS.map(|column| format!("event.{column}")).join(", "))
-                .replace("{events}", &events)
-                .into(),
+            export: (dialect.export)(
+                &EVENT_COLUMNS.map(|column| format!("event.{column}")).join(", "),
+                &events,
+                &names.events_text(),
+            )
+            .into(),
+            tokens_shown: names.shown("tokens"),
+            events_shown: names.shown("events"),
+            key_checks_shown: names.shown("key_checks"),
             keeps,
-            prefix,
-            schema,
+            names,
             tokens,
             events,
-            key_checks,
         }
     }
 
@@ -774,7 +770,7 @@ async fn find<E: Engine>(place: &impl Place<E>, id: TokenId) -> Result<Option<Fo
     let Some(row) = place.fetch_one(&statements.find, vec![Value::id(id)]).await? else {
         return Ok(None);
     };
-    let token = read_token(&Read::<E>(&row), &statements.tokens).map_err(StoreError::Corrupt)?;
+    let token = read_token(&Read::<E>(&row), &statements.tokens_shown).map_err(StoreError::Corrupt)?;
     Ok(Some(token.into()))
 }
 
@@ -789,13 +785,13 @@ async fn list<E: Engine>(place: &impl Place<E>, query: &ListQuery) -> Result<Pag
         let is_last = rows.len() <= limit;
         rows.truncate(limit);
         for row in &rows {
-            match read_token(&Read::<E>(row), &statements.tokens) {
+            match read_token(&Read::<E>(row), &statements.tokens_shown) {
                 Ok(token) => {
                     page.next = Some(token.id);
                     page.tokens.push(Arc::new(token));
                 }
                 Err(record) => {
-                    page.next = read_id(&Read::<E>(row), &statements.tokens).ok().or(page.next);
+                    page.next = read_id(&Read::<E>(row), &statements.tokens_shown).ok().or(page.next);
                     page.corrupt.push(record);
                 }
             }
@@ -823,7 +819,7 @@ async fn list_ended<E: Engine>(
     let sql = statements.list_ended(micros(before), limit.min(MAX_ROWS));
     let mut page = Page::default();
     for row in place.fetch(&sql.into(), Vec::new()).await? {
-        match read_token(&Read::<E>(&row), &statements.tokens) {
+        match read_token(&Read::<E>(&row), &statements.tokens_shown) {
             Ok(token) => page.tokens.push(Arc::new(token)),
             Err(record) => page.corrupt.push(record),
         }
@@ -876,7 +872,7 @@ async fn first_conflict<E: Engine>(
     for changes in changes.chunks(MAX_VALUES) {
         let ids = changes.iter().map(|change| Value::id(change.id())).collect();
         for row in place.fetch(&statements.versions(changes.len()).into(), ids).await? {
-            let id = read_id(&Read::<E>(&row), &statements.tokens).map_err(StoreError::Corrupt)?;
+            let id = read_id(&Read::<E>(&row), &statements.tokens_shown).map_err(StoreError::Corrupt)?;
             versions.insert(id, E::int(&row, 1).ok().flatten());
         }
     }
@@ -999,12 +995,12 @@ impl<E: Engine> AuditLog for SqlStore<E> {
         let mut rows = self.fetch(&sql, values).await?;
         let is_last = rows.len() <= limit;
         rows.truncate(limit);
-        let (events, corrupt) = read_events::<E>(&rows, &self.statements.events);
+        let (events, corrupt) = read_events::<E>(&rows, &self.statements.events_shown);
         let place = |row: &E::Row| {
             let id = E::bytes(row, 0).ok().flatten().and_then(|id| id.try_into().ok());
             let micros = E::int(row, 1).ok().flatten();
             let corrupt =
-                |column| StoreError::Corrupt(CorruptRecord::new(&self.statements.events, column, "?"));
+                |column| StoreError::Corrupt(CorruptRecord::new(&self.statements.events_shown, column, "?"));
             Ok::<_, StoreError>(EventCursor::new(
                 micros.ok_or_else(|| corrupt("at"))?,
                 id.ok_or_else(|| corrupt("id"))?,
@@ -1031,7 +1027,7 @@ impl<E: Engine> AuditLog for SqlStore<E> {
         }
         // A row for the newest number alone.
         rows.retain(|row| cell(row, 1).is_some());
-        let (events, corrupt) = read_events::<E>(&rows, &self.statements.events);
+        let (events, corrupt) = read_events::<E>(&rows, &self.statements.events_shown);
         let last = rows.last().and_then(|row| Some([cell(row, 0)?, cell(row, 1)?]));
         let next = ExportCursor::at(E::DIALECT.name, &last.unwrap_or([transaction, number]));
         Ok(ExportPage::new(events, corrupt, next))
@@ -1068,7 +1064,7 @@ impl<E: Engine> KeyChecks for SqlStore<E> {
             let number = E::int(row, 0).ok().flatten();
             let row_name = number.map_or_else(|| "?".into(), |number| number.to_string());
             let corrupt = |column| {
-                let table = &self.statements.key_checks;
+                let table = &self.statements.key_checks_shown;
                 StoreError::Corrupt(CorruptRecord::new(table, column, &row_name))
             };
             let key = number.and_then(|number| number.try_into().ok()).ok_or_else(|| corrupt("key_id"))?;

@@ -64,24 +64,25 @@ impl Engine for Sqlite {
     const DIALECT: Dialect = Dialect {
         name: "sqlite",
         // One transaction writes at a time, so the numbers are in the order of the commits. AUTOINCREMENT gives no number twice.
-        export: "SELECT {columns}, 0, event.seq, newest.seq \
-             FROM (SELECT COALESCE(MAX(seq), 0) AS seq FROM sqlite_sequence WHERE name = {events_name}) AS newest \
-             LEFT JOIN (SELECT * FROM {events} WHERE $1 >= 0 AND seq > $2 ORDER BY seq LIMIT $3) AS event \
-             ON TRUE ORDER BY event.seq",
+        export: |columns, events, name| {
+            format!(
+                "SELECT {columns}, 0, event.seq, newest.seq \
+                 FROM (SELECT COALESCE(MAX(seq), 0) AS seq FROM sqlite_sequence WHERE name = {name} COLLATE NOCASE) AS newest \
+                 LEFT JOIN (SELECT * FROM {events} WHERE $1 >= 0 AND seq > $2 ORDER BY seq LIMIT $3) AS event \
+                 ON TRUE ORDER BY event.seq"
+            )
+        },
         has_transaction_ids: false,
         // Takes the lock at once: a transaction that first reads and then writes cannot wait for it.
         begin: "BEGIN IMMEDIATE",
         skip_locked: "",
         lock_rows: None,
-        has_schemas: false,
+        count_schemas: None,
+        longest_name: None,
+        reserved_prefix: Some("sqlite_"),
         notifies: false,
         lock: None,
-        migrations: &[Migration {
-            version: 1,
-            min_compatible: 1,
-            name: "tokens",
-            sql: include_str!("migrations/sqlite/0001_tokens.sql"),
-        }],
+        migrations: &[Migration { version: 1, sql: include_str!("migrations/sqlite/0001_tokens.sql") }],
     };
 
     async fn execute(
@@ -131,7 +132,7 @@ impl Engine for Sqlite {
         bound::<Self>(sql.into(), values.collect()).persistent(false).execute(connection).await.map(drop)
     }
 
-    async fn check(pool: &Pool<Self>, table: &str) -> Result<(), SetupError> {
+    async fn check(pool: &Pool<Self>, probe: &str) -> Result<(), SetupError> {
         let mut connection = pool.acquire().await?;
         let mut setting = async |name: &str| -> Result<String, sqlx::Error> {
             let rows =
@@ -153,29 +154,31 @@ impl Engine for Sqlite {
                 setting: "journal_mode",
                 found: journal,
                 needed: "WAL",
-                reason: "verifications and changes would wait for each other",
+                cure: "set `.journal_mode(SqliteJournalMode::Wal)`",
+                harm: "verifications and changes wait for each other",
             });
         }
         // FULL is 2, EXTRA is 3.
         if !is_in_memory && !matches!(&*synchronous, "2" | "3") {
             return Err(SetupError::Setting {
                 setting: "synchronous",
-                found: synchronous,
-                needed: "FULL (2) or EXTRA (3)",
-                reason: "a revocation that was acknowledged would be lost with the power",
+                found: if synchronous == "0" { "off".into() } else { "normal".into() },
+                needed: "FULL or EXTRA",
+                cure: "set `.synchronous(SqliteSynchronous::Full)`",
+                harm: "an acknowledged revocation is lost with the power",
             });
         }
         if timeout.parse::<u64>().is_ok_and(|millis| millis < 1_000) {
             return Err(SetupError::Setting {
                 setting: "busy_timeout",
-                found: timeout,
-                needed: "1,000 ms or more",
-                reason: "changes of two connections would fail instead of waiting for each other",
+                found: format!("{timeout} ms"),
+                needed: "1 s or more",
+                cure: "set `.busy_timeout(Duration::from_secs(5))`",
+                harm: "changes of two connections fail instead of waiting for each other",
             });
         }
         if is_in_memory && pool.options().get_max_connections() > 1 {
             let mut second = pool.acquire().await?;
-            let probe = format!("{table}_probe");
             Self::script(&mut connection, format!("CREATE TABLE {probe} (probe)")).await?;
             let is_shared = Self::script(&mut second, format!("SELECT 1 FROM {probe}")).await.is_ok();
             Self::script(&mut connection, format!("DROP TABLE {probe}")).await?;
@@ -183,8 +186,9 @@ impl Engine for Sqlite {
                 return Err(SetupError::Setting {
                     setting: "the database in memory",
                     found: "one for each connection".into(),
-                    needed: "shared by all connections of the pool, or a pool of one",
-                    reason: "each connection would have tokens of its own",
+                    needed: "one database for all connections",
+                    cure: "set `.max_connections(1)`, or use a file",
+                    harm: "each connection has tokens of its own",
                 });
             }
         }
@@ -222,6 +226,7 @@ fn touch_statement(table: &str, uses: usize) -> String {
 #[derive(Debug)]
 pub struct SqliteFeed {
     pool: Pool<Sqlite>,
+    /// The table, as errors name it.
     events: String,
     /// What to ask, with the number of the last one that was seen.
     newest: Arc<str>,
@@ -249,7 +254,7 @@ impl ChangeFeed for SqliteStore {
         let events = &self.statements.events;
         let mut feed = SqliteFeed {
             pool: self.pool.clone(),
-            events: events.clone(),
+            events: self.statements.events_shown.clone(),
             newest: format!("SELECT COALESCE(MAX(seq), 0) FROM {events}").into(),
             since: format!("SELECT seq, token FROM {events} WHERE seq > $1 ORDER BY seq").into(),
             seen: 0,

@@ -1,7 +1,7 @@
 //! The versions of the tables: which there are, and how one comes to the next.
 
+use super::error::is_missing_table;
 use super::{Engine, Session, SetupError, SqlStore, Value};
-use crate::clock::{Clock, SystemClock};
 use std::sync::Arc;
 
 /// One step.
@@ -11,26 +11,23 @@ use std::sync::Arc;
 pub struct Migration {
     /// What the tables' version is afterwards.
     pub(in crate::store) version: i64,
-    /// The version of the earliest program that goes with the tables afterwards: nodes of that one go on working while others are
-    /// brought to this one.
-    pub(in crate::store) min_compatible: i64,
-    pub(in crate::store) name: &'static str,
+    /// The statements. The last one notes the version, and the version of the earliest program that goes with the tables
+    /// afterwards: nodes of that one go on working while others are brought to this one.
     pub(in crate::store) sql: &'static str,
 }
 
 /// Does the steps that are missing, all in one transaction, one node at a time.
 pub(super) async fn migrate<E: Engine>(store: &SqlStore<E>) -> Result<(), SetupError> {
-    if matches!(read(store).await, Ok(found) if !found.is_behind::<E>()) {
+    if read(store).await?.is_some_and(|found| !found.is_behind::<E>()) {
         return Ok(());
     }
-    let table = table(store);
+    require_schema(store).await?;
+    let names = &store.statements.names;
+    let table = names.table("migrations");
     let mut session = Session::acquire(&store.pool).await?;
     let mut transaction = session.begin(E::DIALECT.begin).await?;
     if let Some(lock) = E::DIALECT.lock {
         E::fetch(&mut transaction, false, lock.into(), vec![Value::text(&table)]).await?;
-    }
-    if let Some(schema) = &store.statements.schema {
-        E::script(&mut transaction, format!("SET LOCAL search_path TO {schema}")).await?;
     }
     let create = format!(
         "CREATE TABLE IF NOT EXISTS {table} (version bigint NOT NULL PRIMARY KEY, \
@@ -38,18 +35,9 @@ pub(super) async fn migrate<E: Engine>(store: &SqlStore<E>) -> Result<(), SetupE
     );
     E::script(&mut transaction, create).await?;
     let found = found_in::<E>(&mut transaction, &table).await?;
+    // Each step notes its version itself, so that a host can run the files as they are.
     for step in E::DIALECT.migrations.iter().filter(|step| step.version > found.version) {
-        E::script(&mut transaction, step.sql.replace("patkit_", &store.statements.prefix)).await?;
-        let insert = format!(
-            "INSERT INTO {table} (version, min_compatible, name, applied_at) VALUES ($1, $2, $3, $4)"
-        );
-        let values = vec![
-            Value::Int(Some(step.version)),
-            Value::Int(Some(step.min_compatible)),
-            Value::text(step.name),
-            Value::Int(Some(SystemClock::new().now_micros())),
-        ];
-        E::execute(&mut transaction, false, insert.into(), values).await?;
+        E::script(&mut transaction, names.script(step.sql)).await?;
     }
     transaction.commit().await?;
     Ok(())
@@ -58,13 +46,10 @@ pub(super) async fn migrate<E: Engine>(store: &SqlStore<E>) -> Result<(), SetupE
 /// Whether this program goes with the tables.
 pub(super) async fn check<E: Engine>(store: &SqlStore<E>) -> Result<(), SetupError> {
     let own = newest::<E>();
-    let found = match read(store).await {
-        Ok(found) => found,
-        // No such table, which is told apart from a database that does not answer.
-        Err(sqlx::Error::Database(error)) if is_missing_table(&*error) => {
-            Found { version: 0, min_compatible: 0 }
-        }
-        Err(error) => return Err(error.into()),
+    let found = read(store).await?.filter(|found| found.version > 0);
+    let Some(found) = found else {
+        require_schema(store).await?;
+        return Err(SetupError::NotMigrated { table: store.statements.names.shown("migrations") });
     };
     if found.is_behind::<E>() {
         Err(SetupError::TooOld { found: found.version, needed: own })
@@ -75,9 +60,19 @@ pub(super) async fn check<E: Engine>(store: &SqlStore<E>) -> Result<(), SetupErr
     }
 }
 
-fn is_missing_table(error: &dyn sqlx::error::DatabaseError) -> bool {
-    // SQLSTATE undefined_table and invalid_schema_name; SQLite has one code for all errors in a statement.
-    matches!(error.code().as_deref(), Some("42P01" | "3F000")) || error.message().starts_with("no such table")
+/// Refuses a schema that does not exist. Asked where a table is missing, since PostgreSQL does not say which of both it is.
+async fn require_schema<E: Engine>(store: &SqlStore<E>) -> Result<(), SetupError> {
+    let (Some(schema), Some(count)) = (store.statements.names.schema(), E::DIALECT.count_schemas) else {
+        return Ok(());
+    };
+    let mut session = Session::acquire(&store.pool).await?;
+    let mut transaction = session.begin("BEGIN").await?;
+    let rows = E::fetch(&mut transaction, false, count.into(), vec![Value::text(schema)]).await?;
+    transaction.commit().await?;
+    match rows.first().map(|row| E::int(row, 0)).transpose()?.flatten() {
+        Some(0) => Err(SetupError::NoSchema { schema: schema.to_owned() }),
+        _ => Ok(()),
+    }
 }
 
 struct Found {
@@ -95,18 +90,18 @@ fn newest<E: Engine>() -> i64 {
     E::DIALECT.migrations.iter().map(|step| step.version).max().unwrap_or(0)
 }
 
-fn table<E: Engine>(store: &SqlStore<E>) -> String {
-    let tokens = &store.statements.tokens;
-    format!("{}migrations", tokens.strip_suffix("tokens").unwrap_or(tokens))
-}
-
-async fn read<E: Engine>(store: &SqlStore<E>) -> Result<Found, sqlx::Error> {
+/// The version of the tables; `None` if there is no table of versions.
+async fn read<E: Engine>(store: &SqlStore<E>) -> Result<Option<Found>, SetupError> {
     // In a transaction, which a pooler gives one connection.
     let mut session = Session::acquire(&store.pool).await?;
     let mut transaction = session.begin("BEGIN").await?;
-    let found = found_in::<E>(&mut transaction, &table(store)).await?;
+    let found = match found_in::<E>(&mut transaction, &store.statements.names.table("migrations")).await {
+        Ok(found) => found,
+        Err(error) if is_missing_table(&error) => return Ok(None),
+        Err(error) => return Err(error.into()),
+    };
     transaction.commit().await?;
-    Ok(found)
+    Ok(Some(found))
 }
 
 async fn found_in<E: Engine>(connection: &mut E::Connection, table: &str) -> Result<Found, sqlx::Error> {

@@ -118,6 +118,6 @@ impl<E: Engine> TokenStore for SqlStoreWithin<'_, E> {
 
 impl<E: Engine> fmt::Debug for SqlStoreWithin<'_, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SqlStoreWithin").field("table", &self.statements.tokens).finish_non_exhaustive()
+        f.debug_struct("SqlStoreWithin").field("table", &self.statements.tokens_shown).finish_non_exhaustive()
     }
 }

@@ -140,3 +140,13 @@ CREATE INDEX patkit_events_at ON patkit_events (at, id);
 -- To hear of new ones, and to export them.
 CREATE UNIQUE INDEX patkit_events_seq ON patkit_events (seq);
 CREATE INDEX patkit_events_xact ON patkit_events (xact, seq);
+
+-- The version of the tables, and the earliest version of a program that goes with them.
+CREATE TABLE IF NOT EXISTS patkit_migrations (
+    version        bigint NOT NULL PRIMARY KEY,
+    min_compatible bigint NOT NULL,
+    name           text NOT NULL,
+    applied_at     bigint NOT NULL
+);
+INSERT INTO patkit_migrations (version, min_compatible, name, applied_at)
+    VALUES (1, 1, 'tokens', (EXTRACT(epoch FROM now()) * 1000000)::bigint);

@@ -134,3 +134,13 @@ CREATE INDEX patkit_events_owner ON patkit_events (realm, owner, at, id) WHERE o
 CREATE INDEX patkit_events_actor ON patkit_events (realm, actor_owner) WHERE actor_owner IS NOT NULL;
 -- To purge the oldest ones.
 CREATE INDEX patkit_events_at ON patkit_events (at, id);
+
+-- The version of the tables, and the earliest version of a program that goes with them.
+CREATE TABLE IF NOT EXISTS patkit_migrations (
+    version        bigint NOT NULL PRIMARY KEY,
+    min_compatible bigint NOT NULL,
+    name           text NOT NULL,
+    applied_at     bigint NOT NULL
+);
+INSERT INTO patkit_migrations (version, min_compatible, name, applied_at)
+    VALUES (1, 1, 'tokens', CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER));

@@ -1,0 +1,123 @@
+//! The names of tables, indexes and constraints: what the host chose, quoted, and the names of the SQL files made of it.
+
+use super::{Engine, NameError, SetupError};
+
+/// What stands in the SQL files for the host's prefix.
+const PLACEHOLDER: &str = "patkit_";
+
+/// The host's prefix and schema, which were checked.
+#[derive(Debug)]
+pub(super) struct Names {
+    prefix: String,
+    schema: Option<String>,
+}
+
+impl Names {
+    /// # Errors
+    /// [`SetupError`] if the engine would refuse a name, or cut it so that two became equal.
+    pub(super) fn new<E: Engine>(prefix: String, schema: Option<String>) -> Result<Self, SetupError> {
+        let dialect = &E::DIALECT;
+        let scripts = dialect.migrations.iter().map(|step| step.sql);
+        let suffixes = scripts.flat_map(pieces).filter_map(|piece| piece.suffix);
+        let longest = suffixes.map(str::len).max().unwrap_or(0);
+        let refused = |field, reason| SetupError::Name { field, reason };
+        let most = dialect.longest_name.map(|most| most.saturating_sub(longest));
+        check(&prefix, most, dialect.reserved_prefix).map_err(|reason| refused("prefix", reason))?;
+        if let Some(schema) = &schema {
+            if dialect.count_schemas.is_none() {
+                return Err(SetupError::NoSchemas);
+            }
+            check(schema, dialect.longest_name, None).map_err(|reason| refused("schema", reason))?;
+        }
+        Ok(Self { prefix, schema })
+    }
+
+    /// A table, quoted and in its schema.
+    pub(super) fn table(&self, suffix: &str) -> String {
+        let name = self.quoted(suffix);
+        self.schema.as_ref().map_or_else(|| name.clone(), |schema| format!("{}.{name}", quoted(schema)))
+    }
+
+    /// An index or a constraint, which lies in the schema of its table.
+    fn quoted(&self, suffix: &str) -> String {
+        quoted(&format!("{}{suffix}", self.prefix))
+    }
+
+    /// A table as errors name it.
+    pub(super) fn shown(&self, suffix: &str) -> String {
+        let name = format!("{}{suffix}", self.prefix);
+        self.schema.as_ref().map_or_else(|| name.clone(), |schema| format!("{schema}.{name}"))
+    }
+
+    /// A table that nobody has.
+    pub(super) fn probe(&self) -> String {
+        self.table("probe")
+    }
+
+    /// The name of the table of events, as a text in SQL.
+    pub(super) fn events_text(&self) -> String {
+        format!("'{}events'", self.prefix.replace('\'', "''"))
+    }
+
+    pub(super) fn schema(&self) -> Option<&str> {
+        self.schema.as_deref()
+    }
+
+    /// One of the SQL files with the host's names in it, without its comments.
+    pub(super) fn script(&self, sql: &str) -> String {
+        let mut script = String::new();
+        for Piece { before, suffix } in pieces(sql) {
+            script.push_str(before);
+            match suffix {
+                Some(table @ ("tokens" | "events" | "key_checks" | "migrations")) => {
+                    script.push_str(&self.table(table))
+                }
+                Some(suffix) => script.push_str(&self.quoted(suffix)),
+                None => {}
+            }
+        }
+        script
+    }
+}
+
+/// A piece of an SQL file: a text, and the rest of the name of the store's that follows it.
+struct Piece<'a> {
+    before: &'a str,
+    suffix: Option<&'a str>,
+}
+
+/// The pieces of an SQL file. Comments, which are lines of their own, are left out: a host's name may hold a line feed.
+fn pieces(sql: &str) -> impl Iterator<Item = Piece<'_>> {
+    let lines = sql.split_inclusive('\n').filter(|line| !line.trim_start().starts_with("--"));
+    lines.flat_map(|line| {
+        line.split(PLACEHOLDER).enumerate().flat_map(|(index, part)| {
+            let is_name = |byte: u8| byte.is_ascii_lowercase() || byte == b'_';
+            let end = part.bytes().position(|byte| !is_name(byte)).unwrap_or(part.len());
+            // The text before the first name is not one.
+            let (suffix, rest) = part.split_at_checked(if index == 0 { 0 } else { end }).unwrap_or_default();
+            let suffix = Some(suffix).filter(|_| index > 0);
+            [Piece { before: "", suffix }, Piece { before: rest, suffix: None }]
+        })
+    })
+}
+
+fn quoted(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+fn check(name: &str, most: Option<usize>, reserved: Option<&'static str>) -> Result<(), NameError> {
+    if name.is_empty() {
+        return Err(NameError::Empty);
+    }
+    if name.contains('\0') {
+        return Err(NameError::Nul);
+    }
+    if let Some(most) = most.filter(|most| name.len() > *most) {
+        return Err(NameError::TooLong { found: name.len(), most });
+    }
+    let begins_with = |reserved: &str| name.to_ascii_lowercase().starts_with(reserved);
+    match reserved.filter(|reserved| begins_with(reserved)) {
+        Some(reserved) => Err(NameError::Reserved(reserved)),
+        None => Ok(()),
+    }
+}
