@@ -141,8 +141,8 @@ fn owner_ids_and_realms() {
         assert_eq!(OwnerId::new(good).unwrap().as_str(), good);
         assert_eq!(Realm::new(good).unwrap().as_str(), good);
     }
-    for (bad, error) in [
-        (String::new(), IdError::Empty as fn(_) -> _),
+    let table: [(String, fn(Identifier) -> IdError); 9] = [
+        (String::new(), IdError::Empty),
         ("x".repeat(256), |what| IdError::TooLong { what, bytes: 256 }),
         ("é".repeat(128), |what| IdError::TooLong { what, bytes: 256 }),
         ("x".repeat(1 << 20), |what| IdError::TooLong { what, bytes: 1 << 20 }),
@@ -151,7 +151,8 @@ fn owner_ids_and_realms() {
         ("a\tb".to_owned(), IdError::Control),
         ("a\u{7f}".to_owned(), IdError::Control),
         ("a\u{9b}b".to_owned(), IdError::Control),
-    ] {
+    ];
+    for (bad, error) in table {
         assert_eq!(OwnerId::new(&bad), Err(error(Identifier::Owner)), "{bad:.20?}");
         assert_eq!(Realm::new(&bad), Err(error(Identifier::Realm)), "{bad:.20?}");
         assert!(serde_json::from_value::<OwnerId>(serde_json::Value::String(bad)).is_err());

@@ -430,15 +430,15 @@ fn the_host_of_the_readme_runs_on_postgresql() {
     let used = server.get("/whoami", &[&text]);
     assert_eq!((used.status(), used.body.as_str()), (200, "ada"));
     // Both signals end in a flush. The service would write the use by itself only seconds later.
-    let uses = "SELECT COUNT(*) FROM {schema}.patkit_tokens WHERE last_used_at IS NOT NULL";
-    let uses = || {
-        let count = sqlx::query_scalar(sqlx::AssertSqlSafe(uses.replace("{schema}", &schema)));
+    let query = "SELECT COUNT(*) FROM {schema}.patkit_tokens WHERE last_used_at IS NOT NULL";
+    let written = || {
+        let count = sqlx::query_scalar(sqlx::AssertSqlSafe(query.replace("{schema}", &schema)));
         let count: i64 = runtime.block_on(async { count.fetch_one(&pool).await.unwrap() });
         count
     };
-    assert_eq!(uses(), 0);
+    assert_eq!(written(), 0);
     server.stop("TERM");
-    assert_eq!(uses(), 1);
+    assert_eq!(written(), 1);
     let mut wrong = command_with("1:ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8=");
     let refused = run(&mut wrong);
     let told = String::from_utf8(refused.stderr).unwrap();

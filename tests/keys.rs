@@ -2,6 +2,7 @@
 
 #![allow(
     clippy::arithmetic_side_effects,
+    clippy::indexing_slicing,
     clippy::large_futures,
     clippy::panic,
     clippy::string_slice,
@@ -17,7 +18,7 @@ use patkit::store::{Ahead, ChangeBatch, Found, KeyChecks, ListQuery, Page, Touch
 use patkit::token::{KeyCheck, KeyId};
 use patkit::{
     Actor, IssuedToken, Keyring, ManageError, MemoryStore, NewToken, Realm, Reason, RejectReason, StoreError,
-    TokenId, TokenService, TokenStore, VerifyError,
+    TokenId, TokenService, TokenStore, TokenView, VerifyError,
 };
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -73,8 +74,8 @@ fn report(result: Result<KeyReport, CheckError>) -> KeyReport {
     }
 }
 
-fn is_wrong_key<T>(result: Result<T, VerifyError>, expected: u16) -> bool {
-    matches!(result, Err(VerifyError::Unavailable(Unavailable::WrongKey(found))) if found == key(expected))
+fn is_wrong_key<T>(result: &Result<T, VerifyError>, expected: u16) -> bool {
+    matches!(result, Err(VerifyError::Unavailable(Unavailable::WrongKey(found))) if *found == key(expected))
 }
 
 fn reason<T>(result: Result<T, VerifyError>) -> Option<RejectReason> {
@@ -133,9 +134,9 @@ fn tokens_under_another_key_with_the_same_id_are_unavailable_and_never_a_wrong_s
         for presented in
             [text(&one), text(&robot), text(&revoked), &wrong(&one, &two), &wrong(&revoked, &one)]
         {
-            assert!(is_wrong_key(ready(node.verify(presented, None)), 1));
-            assert!(is_wrong_key(ready(node.verify_header(Some(&format!("Bearer {presented}")), None)), 1));
-            assert!(is_wrong_key(ready(node.verify_in(&home(), presented, None)), 1));
+            assert!(is_wrong_key(&ready(node.verify(presented, None)), 1));
+            assert!(is_wrong_key(&ready(node.verify_header(Some(&format!("Bearer {presented}")), None)), 1));
+            assert!(is_wrong_key(&ready(node.verify_in(&home(), presented, None)), 1));
             // A token of another realm is no token, whatever its key.
             let elsewhere = ready(node.verify_in(&beta(), presented, None));
             assert_eq!(reason(elsewhere), Some(RejectReason::Unknown));
@@ -278,7 +279,7 @@ fn the_tokens_under_a_key_are_listed_realm_by_realm_and_page_by_page() {
             let page = ready(new.list_under_key(realm, key(number), next, limit)).unwrap();
             assert!(page.items.len() <= limit && page.corrupt.is_empty());
             assert!(page.items.iter().all(|token| token.realm() == realm && token.owner().is_some()));
-            ids.extend(page.items.iter().map(|token| token.id()));
+            ids.extend(page.items.iter().map(TokenView::id));
             next = page.next;
             if next.is_none() {
                 return ids;
@@ -385,10 +386,10 @@ fn what_the_last_check_found_holds_until_the_next_one_that_gets_an_answer() {
     store.is_down.store(false, Ordering::SeqCst);
     ready(right.check()).unwrap();
     report(ready(wrong.check()));
-    assert!(is_wrong_key(ready(wrong.verify(text(&issued), None)), 1));
+    assert!(is_wrong_key(&ready(wrong.verify(text(&issued), None)), 1));
     store.is_down.store(true, Ordering::SeqCst);
     ready(wrong.check()).unwrap_err();
-    assert!(is_wrong_key(ready(wrong.verify(text(&issued), None)), 1), "still");
+    assert!(is_wrong_key(&ready(wrong.verify(text(&issued), None)), 1), "still");
     // The host threw the old tokens and their check value away, and begins anew.
     store.is_down.store(false, Ordering::SeqCst);
     store.checks.lock().unwrap().clear();

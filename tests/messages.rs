@@ -2,7 +2,13 @@
 //! `main` prints, is the same sentence with its causes.
 
 #![cfg(all(feature = "cache", feature = "axum", feature = "testkit"))]
-#![allow(clippy::unwrap_used, reason = "tests")]
+#![allow(
+    clippy::arithmetic_side_effects,
+    clippy::panic,
+    clippy::string_slice,
+    clippy::unwrap_used,
+    reason = "tests"
+)]
 
 mod support;
 

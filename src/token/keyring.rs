@@ -444,6 +444,19 @@ mod tests {
         assert!(empty.to_string().starts_with("KEYS is empty; create a key"), "{empty}");
     }
 
+    /// Stores keep these values for ever. Computed with Python's `hmac`.
+    #[test]
+    fn check_values_do_not_change_from_version_to_version() {
+        let hex =
+            |check: KeyCheck| check.value().iter().map(|byte| format!("{byte:02x}")).collect::<String>();
+        let ring = Keyring::from_text(&format!("1:{ONE},258:{TWO}")).unwrap();
+        let other = Keyring::from_text(&format!("258:{ONE},1:{TWO}")).unwrap();
+        let values: Vec<String> = ring.checks().chain(other.checks()).map(hex).collect();
+        assert_eq!(values[0], "58f13193053ab2855e6d6ad222f8f15c");
+        assert_eq!(values[2], "3c34af54970ad4815d955581e6ed1b71");
+        assert_eq!(values[3], "718ef49516525f4b4753108d6f1a2ce0");
+    }
+
     #[test]
     fn a_missing_key_makes_no_digest() {
         let ring = Keyring::from_text(&format!("2:{ONE}")).unwrap();
