@@ -40,13 +40,13 @@ static HASH_KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 #[non_exhaustive]
 pub enum IdError {
     /// It is empty.
-    #[error("the id is empty; it must have 1 to {MAX_ID_BYTES} bytes")]
+    #[error("the id of an owner or a realm is empty; use 1 to {MAX_ID_BYTES} bytes")]
     Empty,
     /// It has more than [`MAX_ID_BYTES`] bytes.
-    #[error("the id is longer than {MAX_ID_BYTES} bytes")]
+    #[error("the id of an owner or a realm is longer than {MAX_ID_BYTES} bytes; use a shorter one")]
     TooLong,
     /// It has a control character.
-    #[error("the id has a control character, which is not allowed")]
+    #[error("the id of an owner or a realm has a control character; leave the character out")]
     Control,
 }
 

@@ -42,14 +42,13 @@ struct Entry {
 
 /// Why a cache was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the owner cache's {0}")]
 #[non_exhaustive]
 pub enum OwnerCacheError {
     /// The lifetime is zero or over a day.
-    #[error("the owner cache's lifetime must be over 0 s and at most 1 day")]
+    #[error("the owner cache's lifetime is out of bounds; set more than 0 s and at most 1 day")]
     Lifetime,
     /// The capacity is zero.
-    #[error("the owner cache's capacity must be 1 or more")]
+    #[error("the owner cache's capacity is zero; set 1 or more")]
     Capacity,
 }
 

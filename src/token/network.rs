@@ -26,16 +26,18 @@ pub struct Network {
 #[non_exhaustive]
 pub enum NetworkError {
     /// It is no address, or no address and prefix length.
-    #[error("a network is an IPv4 or IPv6 address, or one with a prefix length, such as 10.0.0.0/8")]
+    #[error(
+        "the network is not an address; write an IPv4 or IPv6 address, or one with a prefix length, such as 10.0.0.0/8"
+    )]
     NotANetwork,
     /// The prefix length is over the address's 32 or 128 bits.
-    #[error("the prefix length is over {most}")]
+    #[error("the prefix length of the network is over {most}; write {most} or less")]
     PrefixTooLong {
         /// Bits of the address.
         most: u8,
     },
     /// Bits after the prefix are set: an address was meant, or another prefix.
-    #[error("bits after the prefix length are set")]
+    #[error("the network has bits set after its prefix length; write 10.0.0.0/8, not 10.0.0.1/8")]
     HostBitsSet,
 }
 
@@ -138,13 +140,13 @@ pub struct Networks(Arc<[Network]>);
 #[non_exhaustive]
 pub enum NetworksError {
     /// The list is empty: nothing would be allowed, and "anywhere" is said by giving no list.
-    #[error("the list is empty; leave it out to allow every address")]
+    #[error("the list of networks is empty; leave the list out to allow every address")]
     Empty,
     /// The list has more than [`MAX_NETWORKS`] entries.
-    #[error("there are more than {MAX_NETWORKS} networks")]
+    #[error("the list has more than {MAX_NETWORKS} networks; name {MAX_NETWORKS} at most")]
     TooMany,
     /// An entry is no network.
-    #[error("entry {place} is refused")]
+    #[error("entry {place} of the list of networks is not a network; write one such as 10.0.0.0/8")]
     Entry {
         /// Which entry, from 0.
         place: usize,
