@@ -456,7 +456,7 @@ impl Seen {
     /// Returns whether the hash was not there and has been added.
     fn insert(&self, hash: u64) -> bool {
         let room = self.hashes.len();
-        let first = usize::try_from(hash % u64::try_from(room).unwrap_or(1)).unwrap_or(0);
+        let first = usize::try_from(hash & u64::from(u32::MAX)).unwrap_or(0).checked_rem(room).unwrap_or(0);
         // Every name is looked for along the same places, so that no two threads add one twice.
         for slot in self.hashes.iter().cycle().skip(first).take(room) {
             match slot.compare_exchange(0, hash, Ordering::Relaxed, Ordering::Relaxed) {

@@ -1,6 +1,6 @@
 //! The texts of errors. Each is read alone in a log: it names the thing that is refused, and the bound or the cure.
 
-#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::arithmetic_side_effects, reason = "tests")]
 
 mod support;
 
