@@ -83,25 +83,25 @@ const fn done(action: Action) -> &'static str {
 #[non_exhaustive]
 pub enum RefusalReason {
     /// It has to be revoked or expired first.
-    #[error("it has to be revoked or expired first")]
+    #[error("revoke the token first, or wait for its expiry")]
     StillActive,
     /// Only a revoked token can be restored.
-    #[error("only what was revoked can")]
+    #[error("only a revoked token is restored")]
     NotRevoked,
     /// It was revoked.
-    #[error("it has to be restored first")]
+    #[error("restore the token first")]
     Revoked,
     /// Its expiry is reached, and is never moved later.
-    #[error("an expiry is final")]
+    #[error("an expiry is final; generate a new token")]
     Expired,
     /// It was rotated: a successor has taken its place.
-    #[error("it has a successor")]
+    #[error("the token has a successor; use that one")]
     HasSuccessor,
     /// It was revoked for a reason that no authority undoes.
-    #[error("it was revoked for the reason {0}, which is final")]
+    #[error("a revocation for the reason {0} is final; generate a new token")]
     Final(Reason),
     /// It takes at least the authority that revoked it.
-    #[error("it was revoked with the authority of the {0}")]
+    #[error("a revocation with the authority of the {0} takes as much authority to undo")]
     Authority(Authority),
 }
 

@@ -53,34 +53,40 @@ pub struct Grant(Arc<str>);
 #[non_exhaustive]
 pub enum PermissionError {
     /// The text is empty.
-    #[error("a permission may not be empty")]
+    #[error("the permission is empty; write one such as datastores:read")]
     Empty,
     /// The text is longer than [`MAX_PERMISSION_BYTES`].
-    #[error("a permission has at most {MAX_PERMISSION_BYTES} bytes, this one has {bytes}")]
+    #[error("the permission has {bytes} bytes; write {MAX_PERMISSION_BYTES} at most")]
     TooLong {
         /// How long it is.
         bytes: usize,
     },
     /// There is nothing before the first colon, between two, or after the last.
-    #[error("a permission may not have an empty segment, as at byte {at}")]
+    #[error(
+        "the permission has an empty segment at byte {at}; write a segment before, between and after colons"
+    )]
     EmptySegment {
         /// Where a segment was expected.
         at: usize,
     },
     /// A character other than `a` to `z`, `0` to `9`, `_`, `-` and the colon.
-    #[error("a permission is made of a-z, 0-9, '_', '-' and ':', unlike byte {at}")]
+    #[error(
+        "the permission has a character at byte {at} that is not allowed; use a-z, 0-9, '_', '-' and ':'"
+    )]
     BadCharacter {
         /// Where the character begins.
         at: usize,
     },
     /// A grant with an asterisk that is not the whole of its last segment.
-    #[error("'*' may only be the whole last segment of a grant, unlike at byte {at}")]
+    #[error(
+        "the grant has a '*' at byte {at} that is not its whole last segment; write one such as datastores:*"
+    )]
     MisplacedWildcard {
         /// Where the asterisk is.
         at: usize,
     },
     /// An asterisk, where a concrete permission is wanted.
-    #[error("a concrete permission is wanted here, without the '*' at byte {at}")]
+    #[error("the permission has a '*' at byte {at}; write a concrete one such as datastores:read")]
     NotConcrete {
         /// Where the asterisk is.
         at: usize,
@@ -120,10 +126,10 @@ enum Narrowing {
 #[non_exhaustive]
 pub enum ScopeError {
     /// The list has more than [`MAX_SCOPE_ENTRIES`] entries, repeated ones included.
-    #[error("a scope has at most {MAX_SCOPE_ENTRIES} entries")]
+    #[error("the scope has more than {MAX_SCOPE_ENTRIES} entries; list {MAX_SCOPE_ENTRIES} at most")]
     TooManyEntries,
     /// An entry is no grant; among other things, longer than [`MAX_PERMISSION_BYTES`].
-    #[error("entry {index} of the scope is no grant")]
+    #[error("entry {index} of the scope is not a grant; write one such as datastores:read or datastores:*")]
     BadEntry {
         /// Which entry, counted from 0.
         index: usize,

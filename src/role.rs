@@ -52,16 +52,18 @@ pub struct RoleName(Arc<str>);
 #[non_exhaustive]
 pub enum RoleNameError {
     /// The text is empty.
-    #[error("the name of a role may not be empty")]
+    #[error("the name of the role is empty; use 1 to {MAX_ROLE_NAME_BYTES} bytes")]
     Empty,
     /// The text is longer than [`MAX_ROLE_NAME_BYTES`].
-    #[error("the name of a role has at most {MAX_ROLE_NAME_BYTES} bytes, this one has {bytes}")]
+    #[error("the name of the role has {bytes} bytes; use {MAX_ROLE_NAME_BYTES} at most")]
     TooLong {
         /// How long it is.
         bytes: usize,
     },
     /// A character other than `a` to `z`, `0` to `9`, `_` and `-`.
-    #[error("the name of a role is made of a-z, 0-9, '_' and '-', unlike byte {at}")]
+    #[error(
+        "the name of the role has a character at byte {at} that is not allowed; use a-z, 0-9, '_' and '-'"
+    )]
     BadCharacter {
         /// Where the character begins.
         at: usize,
@@ -128,7 +130,7 @@ pub struct RoleCatalogBuilder {
 #[non_exhaustive]
 pub enum RoleError {
     /// A role is defined under a name that is none.
-    #[error("{name:?} cannot be the name of a role")]
+    #[error("the role name {name:?} is not valid; use 1 to {MAX_ROLE_NAME_BYTES} of a-z, 0-9, '_' and '-'")]
     BadName {
         /// The name, as it was given.
         name: String,
@@ -136,13 +138,13 @@ pub enum RoleError {
         source: RoleNameError,
     },
     /// A role is defined twice.
-    #[error("the role {role} is defined twice")]
+    #[error("the role {role} is defined twice; leave out one of the two")]
     Duplicate {
         /// Which.
         role: RoleName,
     },
     /// A role that is not defined is given a parent or a grant.
-    #[error("the role {role:?} is not defined, but given {given:?}")]
+    #[error("the role {role:?} is given {given:?}, but is not defined; define the role, or correct its name")]
     UnknownRole {
         /// Its name, as it was given.
         role: String,
@@ -150,7 +152,9 @@ pub enum RoleError {
         given: String,
     },
     /// A role inherits one that is not defined.
-    #[error("the role {role} inherits {parent:?}, which is not defined")]
+    #[error(
+        "the role {role} inherits {parent:?}, which is not defined; define the parent, or correct its name"
+    )]
     UnknownParent {
         /// Which role.
         role: RoleName,
@@ -158,13 +162,15 @@ pub enum RoleError {
         parent: String,
     },
     /// Roles inherit each other in a ring.
-    #[error("roles inherit in a ring: {}", Ring(.roles))]
+    #[error("roles inherit in a ring, which must be broken: {}", Ring(.roles))]
     Cycle {
         /// The roles on the ring: each inherits the next, the last the first.
         roles: Vec<RoleName>,
     },
     /// A role is given something that is no grant.
-    #[error("the role {role} is given {grant:?}, which is no grant")]
+    #[error(
+        "the role {role} is given {grant:?}, which is not a grant; write one such as datastores:read or datastores:*"
+    )]
     BadGrant {
         /// Which role.
         role: RoleName,
@@ -174,7 +180,9 @@ pub enum RoleError {
         source: PermissionError,
     },
     /// A declared permission is not a concrete one.
-    #[error("the declared permission {permission:?} is not a permission")]
+    #[error(
+        "the declared permission {permission:?} is not a concrete one; write one such as datastores:read"
+    )]
     BadPermission {
         /// The permission, as it was declared.
         permission: String,
@@ -194,13 +202,13 @@ pub enum RoleError {
         count: usize,
     },
     /// There are more than [`MAX_ROLES`].
-    #[error("a catalogue has at most {MAX_ROLES} roles, this one has {count}")]
+    #[error("the catalogue has {count} roles; define {MAX_ROLES} at most")]
     TooManyRoles {
         /// How many there are.
         count: usize,
     },
     /// There are more than [`MAX_CATALOG_GRANTS`] distinct ones.
-    #[error("a catalogue has at most {MAX_CATALOG_GRANTS} distinct grants, this one has {count}")]
+    #[error("the catalogue has {count} distinct grants; give {MAX_CATALOG_GRANTS} at most")]
     TooManyGrants {
         /// How many there are.
         count: usize,
@@ -448,7 +456,7 @@ impl Seen {
     /// Returns whether the hash was not there and has been added.
     fn insert(&self, hash: u64) -> bool {
         let room = self.hashes.len();
-        let first = usize::try_from(hash % u64::try_from(room).unwrap_or(1)).unwrap_or(0);
+        let first = usize::try_from(hash & u64::from(u32::MAX)).unwrap_or(0).checked_rem(room).unwrap_or(0);
         // Every name is looked for along the same places, so that no two threads add one twice.
         for slot in self.hashes.iter().cycle().skip(first).take(room) {
             match slot.compare_exchange(0, hash, Ordering::Relaxed, Ordering::Relaxed) {
@@ -821,9 +829,9 @@ mod tests {
         };
         assert_eq!(roles.iter().map(RoleName::as_str).collect::<Vec<_>>(), ["a", "b", "c"]);
         let error = RoleError::Cycle { roles };
-        assert_eq!(error.to_string(), "roles inherit in a ring: a -> b -> c -> a");
+        assert_eq!(error.to_string(), "roles inherit in a ring, which must be broken: a -> b -> c -> a");
 
         let itself = RoleCatalog::builder().role("a", &["a"], &[]).build().unwrap_err();
-        assert_eq!(itself.to_string(), "roles inherit in a ring: a -> a");
+        assert_eq!(itself.to_string(), "roles inherit in a ring, which must be broken: a -> a");
     }
 }

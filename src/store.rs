@@ -552,7 +552,7 @@ pub enum StoreError {
     #[error("a stored record is corrupt: {0}")]
     Corrupt(CorruptRecord),
     /// A commit may have happened or not.
-    #[error("it is unknown whether the change was stored")]
+    #[error("the store did not say whether the change was stored; read the record to find out")]
     OutcomeUnknown(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// A cursor of an audit log is refused.
     #[error(transparent)]

@@ -62,11 +62,11 @@ pub struct FakeToken {
 #[non_exhaustive]
 pub enum FakeTokenError {
     /// An internal owner has no tokens.
-    #[error("an internal owner has no tokens")]
+    #[error("the owner is internal and has no tokens; use a human or a service user")]
     OwnerKind,
     /// The name is refused.
-    #[error("the name is refused")]
-    Name(#[source] NameError),
+    #[error("the name is refused: {0}")]
+    Name(NameError),
 }
 
 impl FakeToken {

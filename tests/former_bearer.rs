@@ -1,6 +1,12 @@
 //! An owner id that went to somebody else, and tokens that their owner's *valid after* has ended.
 
-#![allow(clippy::unwrap_used, clippy::panic, clippy::arithmetic_side_effects, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::arithmetic_side_effects,
+    clippy::indexing_slicing,
+    reason = "tests"
+)]
 
 mod support;
 
@@ -175,8 +181,8 @@ fn a_name_is_not_freed_where_the_id_was_always_the_owners() {
     world.advance(TimeDelta::days(1));
     world.put("ann", |ann| ann.role("member").valid_after(world.now()));
     let before = world.snapshot();
-    let taken = world.generate(&session("ann"), NewToken::named("CI")).unwrap_err();
-    assert!(matches!(taken, ManageError::NameTaken), "{taken:?}");
+    let refused = world.generate(&session("ann"), NewToken::named("CI")).unwrap_err();
+    assert!(matches!(refused, ManageError::NameTaken), "{refused:?}");
     assert_eq!(world.snapshot(), before);
     assert_eq!(world.stored(token).name.as_str(), "ci");
 }

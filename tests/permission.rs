@@ -233,11 +233,11 @@ fn errors_name_the_bound_and_do_not_repeat_the_text() {
         assert!(shown.is_ascii() && !shown.contains(text) && !shown.contains(char::is_control), "{shown:?}");
     }
     let too_long = Grant::parse(&"a".repeat(500)).unwrap_err();
-    assert_eq!(too_long.to_string(), "a permission has at most 128 bytes, this one has 500");
+    assert_eq!(too_long.to_string(), "the permission has 500 bytes; write 128 at most");
     let too_many = Scope::only(["a"; 65]).unwrap_err();
-    assert_eq!(too_many.to_string(), "a scope has at most 64 entries");
+    assert_eq!(too_many.to_string(), "the scope has more than 64 entries; list 64 at most");
     let bad = Scope::only(["a", "A"]).unwrap_err();
-    assert_eq!(bad.to_string(), "entry 1 of the scope is no grant");
+    assert!(bad.to_string().starts_with("entry 1 of the scope is not a grant; "), "{bad}");
     let source = std::error::Error::source(&bad).unwrap();
     assert_eq!(source.to_string(), PermissionError::BadCharacter { at: 0 }.to_string());
 }
@@ -319,27 +319,27 @@ fn roles_that_make_no_catalogue_are_refused_for_their_reason() {
         (
             start().role("a", &[], &[]),
             RoleError::Duplicate { role: role("a") },
-            "the role a is defined twice",
+            "the role a is defined twice;",
         ),
         (
             RoleCatalog::standard().role("admin", &[], &[]),
             RoleError::Duplicate { role: role("admin") },
-            "the role admin is defined twice",
+            "the role admin is defined twice;",
         ),
         (
             start().role("b", &["none\n"], &[]),
             RoleError::UnknownParent { role: role("b"), parent: "none\n".to_owned() },
-            r#"the role b inherits "none\n", which is not defined"#,
+            r#"the role b inherits "none\n", which is not defined;"#,
         ),
         (
             start().inherits("none", "a"),
             RoleError::UnknownRole { role: "none".to_owned(), given: "a".to_owned() },
-            r#"the role "none" is not defined, but given "a""#,
+            r#"the role "none" is given "a", but is not defined;"#,
         ),
         (
             start().grant("none", ["x"]),
             RoleError::UnknownRole { role: "none".to_owned(), given: "x".to_owned() },
-            r#"the role "none" is not defined, but given "x""#,
+            r#"the role "none" is given "x", but is not defined;"#,
         ),
         (
             start().grant("a", ["x:*:\x1b"]),
@@ -348,16 +348,16 @@ fn roles_that_make_no_catalogue_are_refused_for_their_reason() {
                 grant: "x:*:\x1b".to_owned(),
                 source: PermissionError::MisplacedWildcard { at: 2 },
             },
-            r#"the role a is given "x:*:\u{1b}", which is no grant"#,
+            r#"the role a is given "x:*:\u{1b}", which is not a grant;"#,
         ),
         (
             start().role("b", &["a"], &[]).inherits("a", "b"),
             RoleError::Cycle { roles: vec![role("a"), role("b")] },
-            "roles inherit in a ring: a -> b -> a",
+            "roles inherit in a ring, which must be broken: a -> b -> a",
         ),
     ] {
         let error = builder.build().unwrap_err();
         assert_eq!(error, expected);
-        assert_eq!(error.to_string(), shown);
+        assert!(error.to_string().starts_with(shown), "{error}");
     }
 }

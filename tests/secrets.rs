@@ -339,7 +339,7 @@ fn a_credential_is_rejected_without_a_word_of_it() {
     };
     assert_eq!(format!("{rejected:?}"), "Rejected { reason: Malformed, token: None }");
     let error = ManageError::ActorRejected(rejected);
-    assert_eq!(error.to_string(), "the actor was rejected");
+    assert_eq!(error.to_string(), "the actor was rejected, because the owner or the token no longer works");
 }
 
 #[cfg(target_os = "linux")]

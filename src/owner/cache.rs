@@ -45,7 +45,6 @@ struct Entry {
 
 /// Why a cache was refused.
 #[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the owner cache's {0}")]
 #[non_exhaustive]
 pub enum OwnerCacheError {
     /// The lifetime is zero or over a day.

@@ -145,7 +145,7 @@ pub enum Unavailable {
 #[non_exhaustive]
 pub enum ManageError {
     /// The actor is not, or no longer, somebody who may act: unknown, disabled, or a token that was revoked meanwhile.
-    #[error("the actor was rejected")]
+    #[error("the actor was rejected, because the owner or the token no longer works")]
     ActorRejected(#[source] Rejected),
     /// The actor lacks the permission.
     #[error("the operation needs the permission {permission}, which the actor lacks")]
@@ -166,13 +166,13 @@ pub enum ManageError {
     #[error(transparent)]
     Refused(#[from] Refusal),
     /// The reason is not one that the actor may revoke for.
-    #[error("the actor cannot revoke for the reason {0}")]
+    #[error("the actor cannot revoke for the reason {0}; leave the reason out, or give another one")]
     ReasonNotAllowed(Reason),
     /// The owner has another token with this name.
-    #[error("another token of the owner has this name")]
+    #[error("another token of the owner has this name; choose another name")]
     NameTaken,
     /// The owner has as many active tokens as the policy allows.
-    #[error("the owner has {most} active tokens, the most that are allowed")]
+    #[error("the owner has {most} active tokens, the most that are allowed; revoke one of them first")]
     TooManyTokens {
         /// The most.
         most: u32,
@@ -181,16 +181,18 @@ pub enum ManageError {
     #[error(transparent)]
     Invalid(InvalidInput),
     /// What is made, restored or removed through a token would be more than that token may.
-    #[error("what is done through a token cannot be wider than that token: {0}")]
+    #[error("{0}")]
     Attenuation(Attenuation),
     /// The token is not of a version that the edit was bound to by [`TokenEdit::only_versions`](super::TokenEdit::only_versions).
-    #[error("the token was changed since it was read; read it again")]
+    #[error("the token has changed in the meantime; read the token again")]
     Outdated,
     /// Others changed the token again and again at the same time.
-    #[error("the token is changed too often at the moment")]
+    #[error("the token is changed too often at the moment; try again")]
     Contended,
     /// The store did not say whether the change happened, nor could it be found out.
-    #[error("it is unknown whether the change of {token} was stored")]
+    #[error(
+        "the store did not say whether the change of the token {token} was stored; read the token to find out"
+    )]
     OutcomeUnknown {
         /// The token that would tell.
         token: TokenId,
@@ -201,7 +203,7 @@ pub enum ManageError {
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
     /// The generator of secrets failed; no token was made.
-    #[error("no secret could be made")]
+    #[error("the random generator gave no secret, so that no token was made; try again")]
     Random(#[from] RandomError),
 }
 
@@ -269,10 +271,18 @@ pub enum Attenuation {
 impl fmt::Display for Attenuation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Scope => "its scope",
-            Self::Networks => "its networks",
-            Self::Expiry => "its expiry",
-            Self::Family => "it may not remove the traces of a family",
+            Self::Scope => {
+                "the scope is wider than that of the token through which the operation is done; choose a narrower scope"
+            }
+            Self::Networks => {
+                "the networks are wider than those of the token through which the operation is done; name networks within those"
+            }
+            Self::Expiry => {
+                "the expiry is later than that of the token through which the operation is done; choose an earlier expiry"
+            }
+            Self::Family => {
+                "a token that made or replaced others is not deleted through a token; delete the token as a signed-in owner"
+            }
         })
     }
 }
@@ -288,31 +298,33 @@ pub enum InvalidInput {
     #[error("the description is refused: {0}")]
     Description(NameError),
     /// The lifetime.
-    #[error("the lifetime is refused: {0}")]
+    #[error(transparent)]
     Lifetime(LifetimeError),
     /// The scope.
-    #[error("the scope is refused: {0}")]
+    #[error(transparent)]
     Scope(ScopeError),
     /// The networks.
-    #[error("the networks are refused: {0}")]
+    #[error(transparent)]
     Networks(NetworksError),
     /// The overlap is over the policy's.
-    #[error("the overlap is {} s at most", most.num_seconds())]
+    #[error("the overlap is too long; ask for {} s at most", most.num_seconds())]
     Overlap {
         /// The longest.
         most: TimeDelta,
     },
     /// The directory does not know the owner.
-    #[error("the owner is unknown")]
+    #[error("the directory knows no owner with this id; check the id of the owner")]
     OwnerUnknown,
     /// The owner is disabled.
-    #[error("the owner is disabled")]
+    #[error("the owner is disabled; enable the owner in the directory first")]
     OwnerDisabled,
     /// The owner has no tokens of this kind.
-    #[error("an owner that is {0} has no such tokens")]
+    #[error(
+        "the owner is of the kind {0}; personal tokens are for human owners, and service tokens for service users"
+    )]
     OwnerKind(OwnerKind),
     /// An edit has nothing to change.
-    #[error("the edit changes nothing")]
+    #[error("the edit has no field; give a name, a description or whether the token is active")]
     NothingToChange,
 }
 

@@ -152,16 +152,16 @@ impl Serialize for Description {
 #[non_exhaustive]
 pub enum NameError {
     /// Nothing is left after trimming, or nothing that can be seen.
-    #[error("it is empty")]
+    #[error("the text shows nothing; write at least one visible character")]
     Empty,
     /// It has more characters than allowed.
-    #[error("it is longer than {most} characters")]
+    #[error("the text is longer than {most} characters; shorten the text")]
     TooLong {
         /// Most characters allowed.
         most: usize,
     },
     /// It has a control character, a line separator or a character that overrides the direction of text.
-    #[error("it has the character U+{:04X}, which may not stand in it", u32::from(*.0))]
+    #[error("the text has the character U+{:04X}, which is not allowed; leave the character out", u32::from(*.0))]
     Character(char),
 }
 
