@@ -241,10 +241,9 @@ async fn the_indexes_that_events_are_read_by_serve_each_query() {
         let explain = format!("EXPLAIN SELECT * FROM {schema}.patkit_events WHERE {condition} {page}");
         let plan = raw_sql(AssertSqlSafe(explain)).fetch_all(&pool).await.unwrap();
         let plan: Vec<String> = plan.iter().map(|row| sqlx::Row::get(row, 0)).collect();
-        assert!(plan.iter().any(|line| line.contains("Index Scan")), "{condition}: {plan:#?}");
-        assert!(
-            !plan.iter().any(|line| line.contains("Seq Scan") || line.contains("Sort")),
-            "{condition}: {plan:#?}"
-        );
+        let has = |what: &str| plan.iter().any(|line| line.contains(what));
+        assert!(has("Index Scan") && !has("Seq Scan"), "{condition}: {plan:#?}");
+        // The ten events of one token may be sorted; whatever is many may not.
+        assert!(condition.contains("token") || !has("Sort"), "{condition}: {plan:#?}");
     }
 }
