@@ -46,7 +46,7 @@ mod shrink;
 #[path = "model/world.rs"]
 mod world;
 
-use play::{Source, play};
+use play::{Source, Stage, play};
 use std::fmt::Write;
 
 /// Steps of one history.
@@ -62,7 +62,7 @@ fn setting(name: &str, default: u64) -> u64 {
 
 #[test]
 fn the_crate_does_what_the_rules_say() {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let stage = Stage::new();
     let first = setting("PATKIT_MODEL_SEED", 1);
     let operations = usize::try_from(setting("PATKIT_MODEL_OPERATIONS", 100_000)).unwrap();
     let mut done = 0;
@@ -70,15 +70,14 @@ fn the_crate_does_what_the_rules_say() {
         if done >= operations {
             break;
         }
-        let played = play(&runtime, seed, &Source::Drawn(LENGTH));
+        let played = play(&stage, seed, &Source::Drawn(LENGTH));
         done += played.steps.len();
         let Some(failure) = played.failure else { continue };
         // Each try would print the same panic.
         std::panic::set_hook(Box::new(|_| {}));
-        let steps = shrink::shrink(played.steps, |steps| {
-            play(&runtime, seed, &Source::Given(steps)).failure.is_some()
-        });
-        let shortest = play(&runtime, seed, &Source::Given(&steps)).failure.unwrap_or(failure);
+        let steps =
+            shrink::shrink(played.steps, |steps| play(&stage, seed, &Source::Given(steps)).failure.is_some());
+        let shortest = play(&stage, seed, &Source::Given(&steps)).failure.unwrap_or(failure);
         let _ = std::panic::take_hook();
         let mut story = String::new();
         for step in &steps {

@@ -4,19 +4,23 @@ use super::history::{Author, Label, Operation, Step};
 use super::random::Random;
 use super::rules::{Answer, Model, Record};
 use super::world::{World, revoked};
-use patkit::{MemoryStore, Reason, SqliteStore, Token, TokenState};
+use chrono::{DateTime, Utc};
+use patkit::store::{Change, ChangeBatch, ListBy, ListQuery};
+use patkit::{MemoryStore, Reason, SqliteStore, Token, TokenState, TokenStore};
 use sqlx::sqlite::SqlitePoolOptions;
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::{panic, pin};
+use tokio::runtime::{Builder, Runtime};
 
 /// When a history begins.
 const START: i64 = 1_800_000_000_000_000;
 
 /// After so many steps all records of the second store are compared, too; after a step that changes many, at once.
-const EACH: usize = 12;
+const EACH: usize = 20;
 
 /// Where the steps come from.
 pub(crate) enum Source<'a> {
@@ -40,24 +44,54 @@ fn ready<T>(future: impl Future<Output = T>) -> T {
     }
 }
 
-struct Player<'a> {
-    model: Model,
-    memory: World<std::sync::Arc<MemoryStore>>,
-    sqlite: World<SqliteStore>,
-    runtime: &'a tokio::runtime::Runtime,
+/// What all histories are played on.
+pub(crate) struct Stage {
+    runtime: Runtime,
+    /// One database for all of them: its tables take longer to make than a history takes.
+    sqlite: Arc<SqliteStore>,
 }
 
-/// Plays one history. It begins anew with its seed, whatever was played before.
-pub(crate) fn play(runtime: &tokio::runtime::Runtime, seed: u64, source: &Source<'_>) -> Played {
-    let sqlite = runtime.block_on(async {
-        let pool = SqlitePoolOptions::new().max_connections(1).connect("sqlite::memory:").await.unwrap();
-        SqliteStore::builder(pool).migrate().await.unwrap()
-    });
+impl Stage {
+    pub(crate) fn new() -> Self {
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        let sqlite = runtime.block_on(async {
+            let pool = SqlitePoolOptions::new().max_connections(1).connect("sqlite::memory:").await.unwrap();
+            SqliteStore::builder(pool).migrate().await.unwrap()
+        });
+        Self { runtime, sqlite: Arc::new(sqlite) }
+    }
+
+    /// Removes all records of the history before.
+    async fn clear(&self) {
+        let query = ListQuery::new(ListBy::Idle(DateTime::<Utc>::MAX_UTC));
+        loop {
+            let page = self.sqlite.list(&query).await.unwrap();
+            if page.tokens.is_empty() {
+                return;
+            }
+            let batch = page.tokens.iter().fold(ChangeBatch::new(), |batch, token| {
+                batch.change(Change::Remove { id: token.id, version: token.version })
+            });
+            self.sqlite.commit(&batch).await.unwrap();
+        }
+    }
+}
+
+struct Player<'a> {
+    model: Model,
+    memory: World<Arc<MemoryStore>>,
+    sqlite: World<Arc<SqliteStore>>,
+    runtime: &'a Runtime,
+}
+
+/// Plays one history. It depends on its seed and on the steps that are given, and on nothing that was played before.
+pub(crate) fn play(stage: &Stage, seed: u64, source: &Source<'_>) -> Played {
+    stage.runtime.block_on(stage.clear());
     let mut player = Player {
         model: Model::new(START),
-        memory: World::new(std::sync::Arc::new(MemoryStore::new()), START, seed),
-        sqlite: World::new(sqlite, START, seed),
-        runtime,
+        memory: World::new(Arc::new(MemoryStore::new()), START, seed),
+        sqlite: World::new(Arc::clone(&stage.sqlite), START, seed),
+        runtime: &stage.runtime,
     };
     let mut random = Random::new(seed);
     let mut steps = Vec::new();
@@ -210,7 +244,7 @@ impl Player<'_> {
 }
 
 /// Compares all records with the rules, which then take over the versions and last uses.
-fn compare<S: patkit::TokenStore>(
+fn compare<S: TokenStore>(
     model: &mut Model,
     before: &Model,
     world: &World<S>,
@@ -265,8 +299,8 @@ fn compare<S: patkit::TokenStore>(
             Some(old) => check(token.version == old.version, "version without a change"),
             None => {}
         }
-        let is_active = token.facts.state(chrono::DateTime::from_timestamp_micros(model.now).unwrap())
-            == TokenState::Active;
+        let is_active =
+            token.facts.state(DateTime::from_timestamp_micros(model.now).unwrap()) == TokenState::Active;
         check(!is_active || !model.stolen.contains(&label), "a stolen token works");
         check(uses_are_right(model, old, label, token, step), "last use");
         if !faults.is_empty() {
@@ -281,7 +315,7 @@ fn compare<S: patkit::TokenStore>(
     Ok(())
 }
 
-fn micros(instant: Option<chrono::DateTime<chrono::Utc>>) -> Option<i64> {
+fn micros(instant: Option<DateTime<Utc>>) -> Option<i64> {
     instant.map(|instant| instant.timestamp_micros())
 }
 

@@ -655,11 +655,8 @@ impl Model {
         if record.is_service {
             return if service.is_none() { Ok(Relation::Admin) } else { Err(vec![Fault::NotFound]) };
         }
-        if record.owner == person {
-            return match personal {
-                None => Ok(Relation::Owner),
-                Some(_) => Err(vec![Fault::NotFound]),
-            };
+        if record.owner == person && personal.is_none() {
+            return Ok(Relation::Owner);
         }
         match (oversee, policy.revoke_only) {
             (None, true) if deed == Deed::Revoke => Ok(Relation::Overseer),
@@ -675,6 +672,12 @@ impl Model {
         let tokens = self.records.values();
         let elsewhere = acting.person.is_some_and(Person::is_elsewhere);
         let here = tokens.filter(|record| record.owner.is_elsewhere() == elsewhere);
+        // An owner is named by its id, which `Eve` and `Ada` share.
+        let which = match which {
+            Which::Of(Person::Ada | Person::Eve) if elsewhere => Which::Of(Person::Eve),
+            Which::Of(Person::Eve) => Which::Of(Person::Ada),
+            which => which,
+        };
         let seen: Vec<Seen> = match (which, acting.person) {
             (Which::Own, None) => here.map(|record| self.seen(record)).collect(),
             (Which::Own, Some(person)) => {
@@ -696,12 +699,6 @@ impl Model {
                 if !policy.revoke_only {
                     return Err(vec![Fault::ByPolicy]);
                 }
-                // By its id, which `Eve` and `Ada` share.
-                let owner = match owner {
-                    Person::Ada | Person::Eve if elsewhere => Person::Eve,
-                    Person::Eve => Person::Ada,
-                    owner => owner,
-                };
                 let of = here.filter(|record| record.owner == owner && !record.is_service);
                 of.map(|record| self.seen(record)).collect()
             }
