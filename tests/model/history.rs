@@ -1,8 +1,8 @@
 //! What happens in a history: its steps, and how they are drawn.
 
 use super::random::Random;
-use super::rules::{Model, POLICIES};
-use patkit::Reason;
+use super::rules::{Model, POLICIES, Record};
+use patkit::{Reason, TokenState};
 
 /// Names a token: the number of the step that made it. It stays the same when other steps are removed from a history.
 pub(crate) type Label = u32;
@@ -206,6 +206,16 @@ impl Author<'_> {
             return Step { label, service: 0, operation: Operation::Race(first.into(), second.into()) };
         }
         let service = self.random.weighted(&[50, 20, 15, 15]);
+        // A token acts once it was verified.
+        let model = self.model;
+        if self.random.percent(30)
+            && let Some(token) = self.any(|record| {
+                record.state(model.now) == TokenState::Active && !model.proven.contains(&record.label)
+            })
+        {
+            let address = self.random.pick(&[Some("10.1.2.3"), Some("192.168.7.7")]);
+            return Step { label, service, operation: Operation::Verify { token, address } };
+        }
         Step { label, service, operation: self.operation() }
     }
 
@@ -237,6 +247,11 @@ impl Author<'_> {
     }
 
     fn managing(&mut self) -> Operation {
+        if self.random.percent(55)
+            && let Some(operation) = self.fitting()
+        {
+            return operation;
+        }
         let make = if self.model.records.len() < CROWD { 30 } else { 4 };
         match self.random.weighted(&[make, 4, 12, 18, 12, 14, 8]) {
             0 => {
@@ -282,6 +297,88 @@ impl Author<'_> {
         }
     }
 
+    /// A step that its token is in the right state for, by somebody who may well do it. `None` if there is no such token.
+    fn fitting(&mut self) -> Option<Operation> {
+        let model = self.model;
+        let living = |record: &Record| record.state(model.now) == TokenState::Active;
+        let is_heir = |record: &Record| record.succession.is_none();
+        match self.random.weighted(&[26, 20, 18, 12, 12, 12]) {
+            0 if model.records.len() < CROWD => {
+                let via = self.any(|record| living(record) && model.proven.contains(&record.label))?;
+                let mut new = self.new_token(By::Token(via));
+                let record = &model.records[&via];
+                new.networks = record.networks;
+                new.lifetime = if record.expires.is_some() { Asked::Default } else { new.lifetime };
+                if self.random.percent(70) {
+                    new.scope = record.scope;
+                }
+                Some(Operation::Generate { by: By::Token(via), new })
+            }
+            0 | 1 => {
+                let token = self.any(|record| {
+                    let is_final = record.revoked.is_none_or(|revoked| revoked.reason.is_final());
+                    record.state(model.now) == TokenState::Revoked && !is_final && is_heir(record)
+                })?;
+                Some(Operation::Restore { by: self.authority_over(token), token })
+            }
+            2 => {
+                let token = self.any(|record| living(record) && is_heir(record))?;
+                let is_itself = model.proven.contains(&token) && self.random.percent(45);
+                let by = if is_itself { By::Token(token) } else { self.authority_over(token) };
+                Some(Operation::Rotate { by, token, overlap: self.random.pick(&[0, SECOND, HOUR]) })
+            }
+            3 => {
+                let token = self.any(|record| !living(record))?;
+                Some(Operation::Delete { by: self.authority_over(token), token })
+            }
+            4 => {
+                let token = self.any(|record| model.has_children(record.label))?;
+                Some(Operation::Revoke { by: self.authority_over(token), token, reason: Reason::Compromised })
+            }
+            _ => {
+                let token = self.any(living)?;
+                let by = self.authority_over(token);
+                let reason = match by {
+                    By::System => Reason::System,
+                    By::Session(person) if person == model.records[&token].owner => Reason::Owner,
+                    By::Session(_) => Reason::Admin,
+                    By::Token(_) if model.records[&token].is_service => Reason::Admin,
+                    By::Token(_) => Reason::Owner,
+                };
+                Some(Operation::Revoke { by, token, reason })
+            }
+        }
+    }
+
+    /// Any token that is so.
+    fn any(&mut self, is_so: impl Fn(&Record) -> bool) -> Option<Label> {
+        let labels: Vec<Label> =
+            self.model.records.values().filter(|record| is_so(record)).map(|record| record.label).collect();
+        (!labels.is_empty()).then(|| self.random.pick(&labels))
+    }
+
+    /// Somebody who may well manage a token: its owner, an admin, the host, or one of them through a token that works.
+    fn authority_over(&mut self, token: Label) -> By {
+        let model = self.model;
+        let record = &model.records[&token];
+        let manager = if record.is_service { Person::Ada } else { record.owner };
+        if self.random.percent(45)
+            && let Some(via) = self.any(|via| {
+                via.owner == manager
+                    && !via.is_service
+                    && via.state(model.now) == TokenState::Active
+                    && model.proven.contains(&via.label)
+            })
+        {
+            return By::Token(via);
+        }
+        match self.random.weighted(&[75, 15, 10]) {
+            0 => By::Session(manager),
+            1 => By::Session(Person::Ada),
+            _ => By::System,
+        }
+    }
+
     /// An actor and a token that mostly have to do with each other.
     fn pair(&mut self) -> (By, Label) {
         let token = self.token();
@@ -301,7 +398,7 @@ impl Author<'_> {
     }
 
     fn by(&mut self) -> By {
-        match self.random.weighted(&[8, 50, 42]) {
+        match self.random.weighted(&[8, 52, 40]) {
             0 => By::System,
             1 => By::Session(self.random.pick(&[
                 Person::Ann,
@@ -314,6 +411,10 @@ impl Author<'_> {
                 Person::Robot,
                 Person::Eve,
             ])),
+            _ if self.random.percent(85) => {
+                let proven: Vec<Label> = self.model.proven.iter().copied().collect();
+                By::Token(if proven.is_empty() { u32::MAX } else { self.random.pick(&proven) })
+            }
             _ => By::Token(self.token()),
         }
     }

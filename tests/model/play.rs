@@ -20,7 +20,7 @@ use tokio::runtime::{Builder, Runtime};
 const START: i64 = 1_800_000_000_000_000;
 
 /// After so many steps all records of the second store are compared, too; after a step that changes many, at once.
-const EACH: usize = 20;
+const EACH: usize = 40;
 
 /// Where the steps come from.
 pub(crate) enum Source<'a> {
@@ -167,12 +167,7 @@ impl Player<'_> {
             Operation::Revoke { reason, .. } => *reason == Reason::Compromised,
             operation => matches!(
                 operation,
-                Operation::Erase(_)
-                    | Operation::Prune { .. }
-                    | Operation::Sweep
-                    | Operation::Offboard(_)
-                    | Operation::Flush
-                    | Operation::Delete { .. }
+                Operation::Erase(_) | Operation::Prune { .. } | Operation::Sweep | Operation::Offboard(_)
             ),
         };
         if is_whole || (changes_many && !matches!(answer, Answer::Refused(_) | Answer::Number(0))) {

@@ -62,7 +62,7 @@ pub(crate) const POLICIES: [Policy; 4] = [
         default_days: 20,
         longest_days: Some(30),
         never_allowed: false,
-        limit: Some(4),
+        limit: Some(3),
         idle_days: None,
         longest_overlap: 3 * DAY,
         signal: Signal::RevokeFamily,
@@ -88,7 +88,7 @@ pub(crate) const POLICIES: [Policy; 4] = [
         default_days: 90,
         longest_days: None,
         never_allowed: true,
-        limit: Some(6),
+        limit: Some(4),
         idle_days: None,
         longest_overlap: 0,
         signal: Signal::RevokeFamily,
@@ -1177,9 +1177,8 @@ impl Model {
             faults.push(Fault::StillActive);
         }
         if matches!(by, By::Token(_)) {
-            let has_family = record.succession.is_some()
-                || self.has_predecessor(token)
-                || self.records.keys().any(|label| *label != token && self.parents(*label).contains(&token));
+            let has_family =
+                record.succession.is_some() || self.predecessor(token).is_some() || self.has_children(token);
             if has_family {
                 faults.push(Fault::Attenuation("family"));
             }
@@ -1209,6 +1208,11 @@ impl Model {
         found
     }
 
+    /// Whether a token that is there was made or last restored through this one, be it through others that are gone.
+    pub(crate) fn has_children(&self, token: Label) -> bool {
+        self.records.keys().any(|label| *label != token && self.parents(*label).contains(&token))
+    }
+
     /// Removes a record. Those that it is next to in its family or its line may change by that.
     fn remove(&mut self, token: Label) {
         let children: Vec<Label> = self
@@ -1229,16 +1233,16 @@ impl Model {
         }
     }
 
-    /// Whether a token is there whose place this one took, be it through others.
-    fn has_predecessor(&self, token: Label) -> bool {
+    /// The nearest token that is there whose place this one took, be it through others.
+    fn predecessor(&self, token: Label) -> Option<Label> {
         let mut next = self.origins[&token].predecessor;
         while let Some(label) = next {
             if self.records.contains_key(&label) {
-                return true;
+                break;
             }
             next = self.origins[&label].predecessor;
         }
-        false
+        next
     }
 
     /// All that a token came from or became by rotation.
@@ -1327,14 +1331,17 @@ impl Model {
         }
     }
 
-    /// The line that follows a token, and all families of it and of the token.
-    fn descendants(&self, token: Label) -> Vec<Label> {
+    /// The line that follows a token, and all families of it and of the token. A member that is gone joins its line and its family,
+    /// but a family to a line only while the member is there.
+    fn descendants(&self, token: Label) -> BTreeSet<Label> {
         let mut found = BTreeSet::from([token]);
         loop {
             let before = found.len();
-            for (label, origin) in &self.origins {
-                let parents = [origin.maker, origin.restorer, origin.predecessor];
-                if parents.into_iter().flatten().any(|parent| found.contains(&parent)) {
+            for label in self.records.keys() {
+                let predecessor = self.predecessor(*label);
+                if predecessor.is_some_and(|predecessor| found.contains(&predecessor))
+                    || !self.parents(*label).is_disjoint(&found)
+                {
                     found.insert(*label);
                 }
             }
@@ -1343,7 +1350,7 @@ impl Model {
             }
         }
         found.remove(&token);
-        found.into_iter().filter(|label| self.records.contains_key(label)).collect()
+        found
     }
 
     // The host.
