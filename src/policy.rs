@@ -352,6 +352,22 @@ impl TokenPolicy {
         };
         after(now, span).map(Some)
     }
+
+    /// When a successor ends that is made through a token at `now`: when its predecessor does. A predecessor without an expiry gets
+    /// a successor with the longest lifetime that is allowed today.
+    ///
+    /// # Errors
+    /// [`LifetimeError::Overflow`] at the end of the calendar.
+    pub(crate) fn kept_expiry(
+        &self,
+        expires_at: Option<DateTime<Utc>>,
+        now: DateTime<Utc>,
+    ) -> Result<Option<DateTime<Utc>>, LifetimeError> {
+        match (expires_at, self.longest_lifetime_days) {
+            (None, Some(most)) => after_days(now, most).map(Some),
+            (kept, _) => Ok(kept),
+        }
+    }
 }
 
 impl Default for TokenPolicy {

@@ -227,6 +227,22 @@ fn a_lifetime_begins_anew_under_todays_policy() {
         let again = rotate(&world, &session("ann"), made.token.id(), Duration::ZERO).unwrap();
         assert_eq!(world.stored(again.token.id()).lifetime, world.stored(old).lifetime);
     }
+    // Through a token, what has no expiry gets one under a policy with a longest lifetime, and what has one keeps it.
+    for (new, policy, expected) in [
+        (NewToken::named("a").never_expires(), TokenPolicy::default(), None),
+        (NewToken::named("a").never_expires(), month(), in_days(30)),
+        (NewToken::named("a").never_expires(), ending(), None),
+        (NewToken::named("a").expires_in_days(365), month(), in_days(365)),
+    ] {
+        for is_itself in [true, false] {
+            let world = World::new();
+            let old = world.issue("ann", new.clone());
+            let via = world.issue("ann", NewToken::named("via").never_expires());
+            let actor = world.through(if is_itself { &old } else { &via });
+            let made = ready(world.under(policy.clone()).rotate(&actor, old.token.id(), Duration::ZERO));
+            assert_eq!(made.unwrap().token.expires_at(), expected, "{new:?}");
+        }
+    }
     let world = World::new();
     world.clock.set(DateTime::<Utc>::MAX_UTC - TimeDelta::days(100));
     let old = world.token("ann", "a");

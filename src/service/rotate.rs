@@ -24,8 +24,9 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     /// Lets a successor take the place of an active token: same name, description, scope and networks, a new secret. The old
     /// one works for `overlap` longer, at most until its expiry, and not at all with an overlap of zero.
     ///
-    /// The lifetime starts anew, under today's policy; through a token the expiry stays where it was. A token may always
-    /// rotate itself, unless the policy forbids tokens to manage tokens.
+    /// The lifetime starts anew, under today's policy; through a token the expiry stays where it was, and a token without an
+    /// expiry gets today's longest lifetime, if there is one. A token may always rotate itself, unless the policy forbids tokens to
+    /// manage tokens.
     ///
     /// # Errors
     /// [`ManageError`]: forbidden, not found, refused where the token is not active or has a successor (also one that was made
@@ -53,11 +54,10 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             check_owner(owner.as_deref(), token.kind)?;
 
             let expires_at = match acting.via {
-                Some(_) => token.facts.expires_at,
-                None => {
-                    self.policy.renewed_expiry(token.lifetime, acting.now).map_err(InvalidInput::Lifetime)?
-                }
-            };
+                Some(_) => self.policy.kept_expiry(token.facts.expires_at, acting.now),
+                None => self.policy.renewed_expiry(token.lifetime, acting.now),
+            }
+            .map_err(InvalidInput::Lifetime)?;
             let (successor, credential, plaintext) = self.new_secret(token.kind, acting.now)?;
             let successor = Token {
                 id: successor,

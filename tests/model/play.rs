@@ -1,0 +1,352 @@
+//! Plays a history on the rules and on both stores, step by step, and compares.
+
+use super::history::{Author, Label, Operation, Step};
+use super::random::Random;
+use super::rules::{Answer, Model, Record};
+use super::world::{World, revoked};
+use chrono::{DateTime, Utc};
+use patkit::store::{Change, ChangeBatch, ListBy, ListQuery};
+use patkit::{MemoryStore, Reason, SqliteStore, Token, TokenState, TokenStore};
+use sqlx::sqlite::SqlitePoolOptions;
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::{panic, pin};
+use tokio::runtime::{Builder, Runtime};
+
+/// When a history begins.
+const START: i64 = 1_800_000_000_000_000;
+
+/// After so many steps all records of the second store are compared, too; after a step that changes many, at once.
+const EACH: usize = 40;
+
+/// Where the steps come from.
+pub(crate) enum Source<'a> {
+    /// Drawn, so many.
+    Drawn(usize),
+    Given(&'a [Step]),
+}
+
+/// How a history went.
+pub(crate) struct Played {
+    /// The steps up to and with the one that failed.
+    pub(crate) steps: Vec<Step>,
+    pub(crate) failure: Option<String>,
+}
+
+/// The result of a future over memory alone, which never waits.
+fn ready<T>(future: impl Future<Output = T>) -> T {
+    match pin::pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(value) => value,
+        Poll::Pending => panic!("a future over memory alone waits"),
+    }
+}
+
+/// What all histories are played on.
+pub(crate) struct Stage {
+    runtime: Runtime,
+    /// One database for all of them: its tables take longer to make than a history takes.
+    sqlite: Arc<SqliteStore>,
+}
+
+impl Stage {
+    pub(crate) fn new() -> Self {
+        let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+        let sqlite = runtime.block_on(async {
+            let pool = SqlitePoolOptions::new().max_connections(1).connect("sqlite::memory:").await.unwrap();
+            SqliteStore::builder(pool).migrate().await.unwrap()
+        });
+        Self { runtime, sqlite: Arc::new(sqlite) }
+    }
+
+    /// Removes all records of the history before.
+    async fn clear(&self) {
+        let query = ListQuery::new(ListBy::Idle(DateTime::<Utc>::MAX_UTC));
+        loop {
+            let page = self.sqlite.list(&query).await.unwrap();
+            if page.tokens.is_empty() {
+                return;
+            }
+            let batch = page.tokens.iter().fold(ChangeBatch::new(), |batch, token| {
+                batch.change(Change::Remove { id: token.id, version: token.version })
+            });
+            self.sqlite.commit(&batch).await.unwrap();
+        }
+    }
+}
+
+struct Player<'a> {
+    model: Model,
+    memory: World<Arc<MemoryStore>>,
+    sqlite: World<Arc<SqliteStore>>,
+    runtime: &'a Runtime,
+}
+
+/// Plays one history. It depends on its seed and on the steps that are given, and on nothing that was played before.
+pub(crate) fn play(stage: &Stage, seed: u64, source: &Source<'_>) -> Played {
+    stage.runtime.block_on(stage.clear());
+    let mut player = Player {
+        model: Model::new(START),
+        memory: World::new(Arc::new(MemoryStore::new()), START, seed),
+        sqlite: World::new(Arc::clone(&stage.sqlite), START, seed),
+        runtime: &stage.runtime,
+    };
+    let mut random = Random::new(seed);
+    let mut steps = Vec::new();
+    loop {
+        let step = match source {
+            Source::Drawn(count) if steps.len() < *count => {
+                let label = Label::try_from(steps.len()).unwrap() * 2;
+                Author { random: &mut random, model: &player.model }.step(label)
+            }
+            Source::Given(given) if steps.len() < given.len() => given[steps.len()].clone(),
+            _ => return Played { steps, failure: None },
+        };
+        steps.push(step.clone());
+        let is_whole = steps.len().is_multiple_of(EACH);
+        let result = panic::catch_unwind(AssertUnwindSafe(|| player.step(&step, is_whole)));
+        let failure = match result {
+            Ok(Ok(())) => None,
+            Ok(Err(failure)) => Some(failure),
+            Err(panic) => Some(
+                panic
+                    .downcast_ref::<String>()
+                    .cloned()
+                    .or_else(|| panic.downcast_ref::<&str>().map(|&text| text.to_owned()))
+                    .unwrap_or_default(),
+            ),
+        };
+        if failure.is_some() {
+            return Played { steps, failure };
+        }
+        if player.model.is_vague {
+            return Played { steps, failure: None };
+        }
+    }
+}
+
+impl Player<'_> {
+    fn step(&mut self, step: &Step, is_whole: bool) -> Result<(), String> {
+        if !self.model.can_run(&step.operation) {
+            return Ok(());
+        }
+        for record in self.model.records.values_mut() {
+            (record.is_changed, record.is_neighbor) = (false, false);
+        }
+        if let Operation::Race(first, second) = &step.operation {
+            return self.race([first, second]);
+        }
+        let before = self.model.clone();
+        let bound = self.bound(step);
+        let expected = self.model.apply(step, bound);
+        match &step.operation {
+            Operation::Wait(_) | Operation::WaitForEnd(..) => {
+                self.memory.set_clock(self.model.now);
+                self.sqlite.set_clock(self.model.now);
+            }
+            Operation::Directory(person, _) => {
+                let standing = self.model.people.get(person);
+                self.memory.put(*person, standing);
+                self.sqlite.put(*person, standing);
+            }
+            _ => {}
+        }
+        let answer = ready(self.memory.run(step, bound));
+        let other = self.runtime.block_on(self.sqlite.run(step, bound));
+        if answer != other {
+            return Err(format!("the memory store answers\n{answer:#?}\nand SQLite\n{other:#?}"));
+        }
+        if !expected.admits(&answer) {
+            return Err(format!("the rules say\n{expected:#?}\nand the crate\n{answer:#?}"));
+        }
+        let records = ready(self.memory.records());
+        compare(&mut self.model, &before, &self.memory, &records, Some(step))?;
+        let changes_many = match &step.operation {
+            Operation::Revoke { reason, .. } => *reason == Reason::Compromised,
+            operation => matches!(
+                operation,
+                Operation::Erase(_) | Operation::Prune { .. } | Operation::Sweep | Operation::Offboard(_)
+            ),
+        };
+        if is_whole || (changes_many && !matches!(answer, Answer::Refused(_) | Answer::Number(0))) {
+            self.compare_stores(&records)?;
+        }
+        Ok(())
+    }
+
+    fn bound(&self, step: &Step) -> Option<u64> {
+        match &step.operation {
+            Operation::Edit { token, edit, .. } => self.model.versions(*token, edit.versions),
+            _ => None,
+        }
+    }
+
+    /// One order of the two steps explains both answers and all that is stored.
+    fn race(&mut self, steps: [&Step; 2]) -> Result<(), String> {
+        let bound = steps.map(|step| self.bound(step));
+        let answer = ready(self.memory.race(steps, bound));
+        let other = self.runtime.block_on(self.sqlite.race(steps, bound));
+        if answer != other {
+            return Err(format!("the memory store answers\n{answer:#?}\nand SQLite\n{other:#?}"));
+        }
+        let Answer::Both(first, second) = &answer else { unreachable!("both answers") };
+        let records = ready(self.memory.records());
+        self.compare_stores(&records)?;
+        let mut reasons = String::new();
+        for order in [[1, 0], [0, 1]] {
+            let mut model = self.model.clone();
+            let mut admitted = true;
+            for index in order {
+                let expected = model.apply(steps[index], bound[index]);
+                let answer = [first, second][index];
+                if !expected.admits(answer) {
+                    admitted = false;
+                    let _ = writeln!(reasons, "in the order {order:?} the rules say {expected:#?}");
+                }
+            }
+            if !admitted {
+                continue;
+            }
+            match compare(&mut model, &self.model, &self.memory, &records, None) {
+                Ok(()) => {
+                    self.model = model;
+                    return Ok(());
+                }
+                Err(reason) => {
+                    let _ = writeln!(reasons, "in the order {order:?}: {reason}");
+                }
+            }
+        }
+        Err(format!("no order explains\n{answer:#?}\n{reasons}"))
+    }
+
+    fn compare_stores(&self, records: &[(Label, Token)]) -> Result<(), String> {
+        let others = self.runtime.block_on(self.sqlite.records());
+        if records == others {
+            return Ok(());
+        }
+        let others: BTreeMap<Label, Token> = others.into_iter().collect();
+        for (label, token) in records {
+            if others.get(label) != Some(token) {
+                let other = others.get(label);
+                return Err(format!("the memory store has\n{token:#?}\nand SQLite\n{other:#?}"));
+            }
+        }
+        Err("the stores have other records, or in another order".to_owned())
+    }
+}
+
+/// Compares all records with the rules, which then take over the versions and last uses.
+fn compare<S: TokenStore>(
+    model: &mut Model,
+    before: &Model,
+    world: &World<S>,
+    records: &[(Label, Token)],
+    step: Option<&Step>,
+) -> Result<(), String> {
+    let stored: BTreeMap<Label, &Token> = records.iter().map(|(label, token)| (*label, token)).collect();
+    for label in model.records.keys() {
+        if !stored.contains_key(label) {
+            return Err(format!("token {label} is gone"));
+        }
+    }
+    for (label, token) in stored {
+        let Some(record) = model.records.get(&label) else {
+            return Err(format!("token {label} is still there"));
+        };
+        if model.is_vague {
+            continue;
+        }
+        let mut faults = Vec::new();
+        let mut check = |is_right: bool, what: &str| {
+            if !is_right {
+                faults.push(what.to_owned());
+            }
+        };
+        check(token.name.as_str() == record.name, "name");
+        check(
+            token.description.as_ref().map(patkit::token::Description::as_str) == record.description,
+            "description",
+        );
+        check(micros(token.facts.expires_at) == record.expires, "expiry");
+        check(is_same_revocation(token, record), "revocation");
+        check(token.idle_from.timestamp_micros() == record.idle_from, "start of idleness");
+        check(token.created_at.timestamp_micros() == record.created, "creation");
+        let succession = token
+            .facts
+            .succession
+            .map(|succession| (succession.at.timestamp_micros(), succession.until.timestamp_micros()));
+        check(
+            succession == record.succession.map(|succession| (succession.at, succession.until)),
+            "succession",
+        );
+        if let (Some(stored), Some(expected)) = (token.facts.succession, record.succession)
+            && model.records.contains_key(&expected.successor)
+        {
+            check(world.label(stored.successor) == Some(expected.successor), "successor");
+        }
+        let old = before.records.get(&label);
+        match old {
+            Some(old) if record.is_changed => check(token.version > old.version, "version of a change"),
+            Some(old) if record.is_neighbor => check(token.version >= old.version, "version"),
+            Some(old) => check(token.version == old.version, "version without a change"),
+            None => {}
+        }
+        let is_active =
+            token.facts.state(DateTime::from_timestamp_micros(model.now).unwrap()) == TokenState::Active;
+        check(!is_active || !model.stolen.contains(&label), "a stolen token works");
+        check(uses_are_right(model, old, label, token, step), "last use");
+        if !faults.is_empty() {
+            return Err(format!(
+                "of token {label}, these are wrong: {faults:?}; it is\n{token:#?}\nand by the rules\n{record:#?}"
+            ));
+        }
+        let (version, last_used) = (token.version, micros(token.last_used.map(|used| used.at)));
+        let record = model.records.get_mut(&label).unwrap();
+        (record.version, record.last_used) = (version, last_used);
+    }
+    Ok(())
+}
+
+fn micros(instant: Option<DateTime<Utc>>) -> Option<i64> {
+    instant.map(|instant| instant.timestamp_micros())
+}
+
+/// The authority matters only where a revocation may be taken back.
+fn is_same_revocation(token: &Token, record: &Record) -> bool {
+    match (revoked(token), record.revoked) {
+        (None, None) => true,
+        (Some(stored), Some(expected)) => {
+            (stored.at, stored.reason) == (expected.at, expected.reason)
+                && (stored.reason.is_final() || stored.authority == expected.authority)
+        }
+        _ => false,
+    }
+}
+
+/// A flush writes the last use to within the granularity; nothing else moves it but the sweep, which may flush first.
+fn uses_are_right(
+    model: &Model,
+    old: Option<&Record>,
+    label: Label,
+    token: &Token,
+    step: Option<&Step>,
+) -> bool {
+    let stored = micros(token.last_used.map(|used| used.at));
+    let known = old.and_then(|old| old.last_used);
+    let Some(step) = step else { return stored == known };
+    let (is_flush, is_sweep) =
+        (matches!(step.operation, Operation::Flush), matches!(step.operation, Operation::Sweep));
+    let noted = model.noted.get(&(step.service, label)).copied();
+    let (Some(noted), true) = (noted, is_flush || is_sweep) else { return stored == known };
+    let granularity = super::rules::POLICIES[step.service].granularity;
+    let latest = known.map_or(noted, |known| known.max(noted));
+    let is_written = stored.is_some_and(|stored| {
+        stored <= latest
+            && (stored > noted - granularity || stored >= noted)
+            && known.is_none_or(|known| known <= stored)
+    });
+    is_written || (is_sweep && stored == known)
+}
