@@ -363,8 +363,8 @@ impl TokenPolicy {
         expires_at: Option<DateTime<Utc>>,
         now: DateTime<Utc>,
     ) -> Result<Option<DateTime<Utc>>, LifetimeError> {
-        match (expires_at, self.longest_lifetime_days) {
-            (None, Some(most)) => after_days(now, most).map(Some),
+        match (expires_at, self.longest_lifetime) {
+            (None, Some(most)) => after(now, most).map(Some),
             (kept, _) => Ok(kept),
         }
     }
