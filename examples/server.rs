@@ -173,7 +173,7 @@ where
     tokio::spawn(async move { flusher.run_flusher(tokio::time::sleep).await });
     tokio::spawn(async move {
         let Err(error) = cache.run_following(Duration::from_millis(500), tokio::time::sleep).await;
-        eprintln!("changes of other processes are not followed: {error}");
+        println!("changes of other processes are not followed: {error}");
     });
 
     let url = format!("http://{}", listener.local_addr()?);

@@ -827,7 +827,7 @@ async fn answer<S: TokenStore>(
         let text = format!("{error:?}");
         let mut parts = text.split("TokenId(");
         let first = parts.next().unwrap_or_default().to_owned();
-        parts.fold(first, |text, part| text + "TokenId" + &part[22..])
+        parts.fold(first, |text, part| text + "TokenId" + part.get(22..).unwrap_or(part))
     };
     answer.unwrap_or_else(error)
 }
@@ -1022,7 +1022,7 @@ impl Refusing {
         let issued = service.generate(&self::ada(), new).await.unwrap();
         let id = issued.token.id();
         let text = issued.plaintext.expose_secret().to_owned();
-        let force = async |change: &dyn Fn(&mut Token)| {
+        let force = async |change: &(dyn Fn(&mut Token) + Sync)| {
             let mut record = Token::clone(&behind.inner.find(id).await.unwrap().unwrap().into_token());
             record.version += 1;
             change(&mut record);
@@ -1065,7 +1065,9 @@ impl Refusing {
             &self.behind.others,
             &self.directory.directory().questions,
         ];
-        counts.iter().for_each(|count| count.store(0, Ordering::SeqCst));
+        for count in counts {
+            count.store(0, Ordering::SeqCst);
+        }
         let realm = Realm::new("elsewhere").unwrap();
         let verified = match refused {
             Refused::OtherRealm => self.service.verify_in(&realm, &self.text, None).await,
@@ -1227,7 +1229,9 @@ impl ChangeFeed for Notified {
             return Err(StoreError::unavailable("unplugged"));
         }
         let beside = self.0.beside.lock().unwrap().take();
-        beside.iter().for_each(|event| self.0.tell(event));
+        if let Some(event) = beside {
+            self.0.tell(&event);
+        }
         self.0.tell(&FeedEvent::Proven(nonce));
         Ok(())
     }
@@ -1465,6 +1469,28 @@ async fn a_store_that_cannot_be_followed_is_refused_at_once() {
     assert_eq!(error, FollowError::PoolTooSmall { connections: 1, needed: 2 });
     assert!(error.to_string().contains("at most 1 connection"), "{error}");
     assert_eq!(store.0.listened.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
+async fn what_the_host_prunes_or_erases_is_forgotten() {
+    for erases in [false, true] {
+        let world = world();
+        let (revoked, expired) = (world.issue("a").await, NewToken::named("b").expires_in_days(1));
+        let expired = world.service.generate(&ada(), expired).await.unwrap();
+        world.service.revoke(&ada(), revoked.token.id(), Reason::Owner).await.unwrap();
+        world.clock.advance(TimeDelta::days(1));
+        assert_eq!(world.refusal(&revoked).await, Some(RejectReason::Revoked));
+        assert_eq!(world.refusal(&expired).await, Some(RejectReason::Expired));
+        let removed = if erases {
+            world.service.erase_owner(&Realm::default(), &OwnerId::new("ada").unwrap()).await
+        } else {
+            world.service.prune(Duration::ZERO).await
+        };
+        assert_eq!(removed.unwrap(), 2);
+        for issued in [&revoked, &expired] {
+            assert_eq!(world.refusal(issued).await, Some(RejectReason::Unknown), "erased: {erases}");
+        }
+    }
 }
 
 /// Revocations on one thread, verifications on others: none that starts after a revocation was acknowledged succeeds.

@@ -1,7 +1,7 @@
 //! The stores in databases keep the contract: the suite on real engines, plain and behind pointers.
 
 #![cfg(all(feature = "sqlite", feature = "postgres"))]
-#![allow(clippy::arithmetic_side_effects, clippy::large_futures, reason = "tests")]
+#![allow(clippy::arithmetic_side_effects, clippy::large_futures, clippy::unwrap_used, reason = "tests")]
 
 mod support_sql;
 
@@ -9,10 +9,12 @@ mod support_sql;
 use patkit::CachedStore;
 use patkit::conformance::Suite;
 use patkit::store::DynTokenStore;
-use patkit::{PostgresStore, SqliteStore};
+use patkit::{Actor, IssuedToken, MemoryStore, NewToken, PostgresStore, Reason, SqliteStore, TokenStore};
 use std::sync::Arc;
+use std::time::Duration;
 use support_sql::{
-    Folder, pooler_pool, postgres_pool, postgres_store, schema, sqlite_memory_pool, sqlite_store, unique,
+    Folder, ada, pooler_pool, postgres_pool, postgres_store, schema, service, sqlite_memory_pool,
+    sqlite_store, unique,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -87,6 +89,36 @@ async fn databases_behind_the_cache_are_right() {
     let file = || folder.path().join(unique("db"));
     let suite = Suite::new(|| async { CachedStore::builder(sqlite_store(&file()).await).build().unwrap() });
     suite.run().await.unwrap();
+}
+
+/// A token that made one, which rotated itself: both of the middle are pruned, and the root still reaches the successor.
+async fn pruning_keeps_the_family_of<S: TokenStore>(store: S) {
+    let service = service(store);
+    let through = async |issued: &IssuedToken| {
+        Actor::token(&service.verify(issued.plaintext.expose_secret(), None).await.unwrap())
+    };
+    let root = service.generate(&ada(), NewToken::named("root")).await.unwrap();
+    let maker = service.generate(&through(&root).await, NewToken::named("maker")).await.unwrap();
+    let child = service.generate(&through(&maker).await, NewToken::named("child")).await.unwrap();
+    let itself = through(&child).await;
+    let successor = service.rotate(&itself, child.token.id(), Duration::ZERO).await.unwrap();
+    service.revoke(&ada(), maker.token.id(), Reason::Owner).await.unwrap();
+    assert_eq!(service.prune(Duration::ZERO).await.unwrap(), 2, "the maker and the predecessor");
+    let kept = service.get(&ada(), successor.token.id()).await.unwrap();
+    assert_eq!(kept.created_by().token(), Some(root.token.id()));
+    service.revoke(&ada(), root.token.id(), Reason::Compromised).await.unwrap();
+    let kept = service.get(&ada(), successor.token.id()).await.unwrap();
+    assert_eq!(kept.revocation().map(|revocation| revocation.reason), Some(Reason::Compromised));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pruning_keeps_the_family_in_every_kind_of_store() {
+    pruning_keeps_the_family_of(MemoryStore::new()).await;
+    pruning_keeps_the_family_of(SqliteStore::builder(sqlite_memory_pool(1).await).migrate().await.unwrap())
+        .await;
+    pruning_keeps_the_family_of(postgres_store(&postgres_pool(2).await).await).await;
+    #[cfg(feature = "cache")]
+    pruning_keeps_the_family_of(CachedStore::builder(MemoryStore::new()).build().unwrap()).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -145,7 +145,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
                     return Ok(());
                 }
                 Err(StoreError::Conflict(Conflict::Version(_))) => {
-                    current = self.find_current(token.id).await?
+                    current = self.find_current(token.id).await?;
                 }
                 Err(error) => return Err(store_error(error, token.id)),
             }

@@ -364,7 +364,8 @@ impl<S: TokenStore + ChangeFeed> CachedStore<S> {
         let _ended = Ended(self);
         let follower = Follower::new(self, interval, sleep);
         loop {
-            follower.follow().await;
+            // In a box, since the future is large and hosts move it into a task.
+            Box::pin(follower.follow()).await;
         }
     }
 }
