@@ -138,7 +138,7 @@ impl Player<'_> {
         if let Operation::Race(first, second) = &step.operation {
             return self.race([first, second]);
         }
-        let before = self.model.clone();
+        let before = known(&self.model);
         let bound = self.bound(step);
         let expected = self.model.apply(step, bound);
         match &step.operation {
@@ -209,7 +209,7 @@ impl Player<'_> {
             if !admitted {
                 continue;
             }
-            match compare(&mut model, &self.model, &self.memory, &records, None) {
+            match compare(&mut model, &known(&self.model), &self.memory, &records, None) {
                 Ok(()) => {
                     self.model = model;
                     return Ok(());
@@ -238,10 +238,17 @@ impl Player<'_> {
     }
 }
 
+/// Version and last use of each record before a step.
+type Known = BTreeMap<Label, (u64, Option<i64>)>;
+
+fn known(model: &Model) -> Known {
+    model.records.iter().map(|(label, record)| (*label, (record.version, record.last_used))).collect()
+}
+
 /// Compares all records with the rules, which then take over the versions and last uses.
 fn compare<S: TokenStore>(
     model: &mut Model,
-    before: &Model,
+    before: &Known,
     world: &World<S>,
     records: &[(Label, Token)],
     step: Option<&Step>,
@@ -287,17 +294,17 @@ fn compare<S: TokenStore>(
         {
             check(world.label(stored.successor) == Some(expected.successor), "successor");
         }
-        let old = before.records.get(&label);
+        let old = before.get(&label).copied();
         match old {
-            Some(old) if record.is_changed => check(token.version > old.version, "version of a change"),
-            Some(old) if record.is_neighbor => check(token.version >= old.version, "version"),
-            Some(old) => check(token.version == old.version, "version without a change"),
+            Some((version, _)) if record.is_changed => check(token.version > version, "version of a change"),
+            Some((version, _)) if record.is_neighbor => check(token.version >= version, "version"),
+            Some((version, _)) => check(token.version == version, "version without a change"),
             None => {}
         }
         let is_active =
             token.facts.state(DateTime::from_timestamp_micros(model.now).unwrap()) == TokenState::Active;
         check(!is_active || !model.stolen.contains(&label), "a stolen token works");
-        check(uses_are_right(model, old, label, token, step), "last use");
+        check(uses_are_right(model, old.and_then(|(_, used)| used), label, token, step), "last use");
         if !faults.is_empty() {
             return Err(format!(
                 "of token {label}, these are wrong: {faults:?}; it is\n{token:#?}\nand by the rules\n{record:#?}"
@@ -329,13 +336,12 @@ fn is_same_revocation(token: &Token, record: &Record) -> bool {
 /// A flush writes the last use to within the granularity; nothing else moves it but the sweep, which may flush first.
 fn uses_are_right(
     model: &Model,
-    old: Option<&Record>,
+    known: Option<i64>,
     label: Label,
     token: &Token,
     step: Option<&Step>,
 ) -> bool {
     let stored = micros(token.last_used.map(|used| used.at));
-    let known = old.and_then(|old| old.last_used);
     let Some(step) = step else { return stored == known };
     let (is_flush, is_sweep) =
         (matches!(step.operation, Operation::Flush), matches!(step.operation, Operation::Sweep));
