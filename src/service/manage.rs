@@ -361,7 +361,9 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             if renamed.is_some() || described.is_some() {
                 events.push(acting.event(AuditAction::Renamed, &token));
             }
-            after.name = renamed.unwrap_or(after.name);
+            if let Some(name) = renamed {
+                after.rename(name);
+            }
             after.description = described.unwrap_or(after.description);
 
             let mut batch = ChangeBatch::new();
@@ -436,6 +438,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             kind,
             owner: owner.id().clone(),
             owner_kind: owner.kind(),
+            name_key: Some(checked.name.key()),
             name: checked.name,
             description: checked.description,
             scope: checked.scope,

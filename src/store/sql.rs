@@ -540,7 +540,7 @@ impl<E: Engine> Writer<'_, E> {
         changes.sort_by_key(|change| {
             let takes_name = match change {
                 Change::Remove { .. } => 0,
-                Change::Update(token) if token.unique_name().is_none() => 1,
+                Change::Update(token) if token.name_key.is_none() => 1,
                 Change::Update(_) => 2,
                 Change::Insert(_) => 3,
             };
@@ -596,7 +596,7 @@ impl<E: Engine> Writer<'_, E> {
             .changes
             .iter()
             .filter_map(|change| match change {
-                Change::Update(token) if token.unique_name().is_some() => Some(token.id),
+                Change::Update(token) if token.name_key.is_some() => Some(token.id),
                 _ => None,
             })
             .collect();
