@@ -109,10 +109,10 @@ fn nulled(value: &Value) -> Value {
 }
 
 /// The record without these columns, if they are whole facts that a record may lack.
-fn without(token: &Token, columns: &BTreeSet<&str>) -> Option<Token> {
+fn without(token: &Token, columns: &BTreeSet<&'static str>) -> Option<Token> {
     let mut token = token.clone();
     let mut rest = columns.clone();
-    let mut take = |group: &[&str]| {
+    let mut take = |group: &[&'static str]| {
         let is_whole = group.iter().all(|column| rest.contains(column));
         if is_whole {
             group.iter().for_each(|column| {

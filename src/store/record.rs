@@ -257,7 +257,7 @@ pub fn read_token(row: &(impl Row + ?Sized), table: &str) -> Result<Token, Corru
     let name_key = cells.array()?.map(NameKey::from_bytes);
     let description = cells.opt_parsed(|text| Some(Description::stored(text)))?;
     let created_at = cells.required(Cells::time)?;
-    let created_by = cells.actor()?.ok_or_else(|| cells.corrupt())?;
+    let created_by = cells.actor()?.ok_or_else(|| cells.corrupt_in("created_by"))?;
     let expires_at = cells.time()?;
     let revoked_at = cells.time()?;
     let reason = cells.opt_parsed(Reason::from_name)?;
@@ -377,7 +377,7 @@ pub fn read_event(row: &(impl Row + ?Sized), table: &str) -> Result<AuditEvent, 
         at: cells.required(Cells::time)?,
         realm: cells.realm()?,
         action: cells.parsed(AuditAction::from_name)?,
-        actor: cells.actor()?.ok_or_else(|| cells.corrupt())?,
+        actor: cells.actor()?.ok_or_else(|| cells.corrupt_in("actor"))?,
         token: cells.required(Cells::id)?,
         owner: cells.owner()?,
         reason: cells.text()?.map(|text| Cow::Owned(text.to_owned())),
