@@ -890,7 +890,7 @@ async fn a_batch_that_conflicts_leaves_nothing<S: TokenStore>(bench: &Bench<'_, 
     let after = changed(stays, |token| token.notified_days = Some(7));
     let stale = changed(&changed(other, |_| {}), |_| {});
     let same_id = Token { id: other.id, ..record(5)? };
-    let same_name = namesake(record(5)?, &other);
+    let same_name = namesake(record(5)?, other);
     let misfit = Token { owner_kind: OwnerKind::Internal, ..record(5)? };
     let gone = Change::Remove { id: id(9)?, version: 1 };
     let last = [
@@ -913,7 +913,7 @@ async fn a_batch_that_conflicts_leaves_nothing<S: TokenStore>(bench: &Bench<'_, 
     bench.lists(&by_owner("owner", None)?, &ids([1, 2, 3])?).await?;
     // Names were neither claimed nor freed, and versions did not move.
     let claims = namesake(record(6)?, &comes);
-    let takes = namesake(record(7)?, &goes);
+    let takes = namesake(record(7)?, goes);
     bench.commit([insert(&claims), update(&after)]).await?;
     bench.refused([insert(&takes)], Conflict::Name(takes.id)).await
 }
@@ -1037,14 +1037,14 @@ async fn a_name_is_free_again<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(),
     retire(&mut rotated_after, 6)?;
     bench.commit([update(&rotated_after)]).await?;
     for (number, free) in (4..).zip([removed, renamed, rotated]) {
-        let token = namesake(record(number)?, &free);
+        let token = namesake(record(number)?, free);
         bench.commit([insert(&token)]).await?;
     }
     // A second one with a successor and that name stands in nobody's way either.
-    let mut other = namesake(record(7)?, &rotated);
+    let mut other = namesake(record(7)?, rotated);
     retire(&mut other, 6)?;
     bench.commit([insert(&other)]).await?;
-    let taken = namesake(record(8)?, &rotated);
+    let taken = namesake(record(8)?, rotated);
     bench.refused([insert(&taken)], Conflict::Name(taken.id)).await
 }
 

@@ -381,7 +381,11 @@ impl Statements {
 
     /// Takes so many names away for a moment: those that stand in their place are no one's, since no name's hash is as short.
     fn clear_names(&self, count: usize) -> String {
-        format!("UPDATE {} SET name_key = id WHERE id IN ({})", self.tokens, places(1, count))
+        format!(
+            "UPDATE {} SET name_key = id WHERE id IN ({}) AND successor IS NULL",
+            self.tokens,
+            places(1, count)
+        )
     }
 
     /// Both numbers stand in the text: a planner that knows how little lies before the instant goes by the right index.
