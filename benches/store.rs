@@ -72,7 +72,8 @@ async fn measure<S: TokenStore>(store: &S, size: u64) -> Figures {
     let mut times = Vec::new();
     for number in 0..300 {
         let name = TokenName::new(&format!("made {number}")).unwrap();
-        let token = Token { id: id(size + 1 + number), name, version: 1, ..template.clone() };
+        let mut token = Token { id: id(size + 1 + number), version: 1, ..template.clone() };
+        token.rename(name);
         let batch = ChangeBatch::new().change(Change::Insert(token.into()));
         let began = Instant::now();
         store.commit(&batch).await.unwrap();
@@ -157,7 +158,8 @@ fn bytes_per_token(template: &Token, size: u64, is_told: bool) -> [f64; 2] {
             strings += name.as_str().len();
             strings += if number <= owners { owner.as_str().len() } else { 0 };
             let created_by = ActorRef::Owner(owner.clone());
-            let token = Token { id: id(number), owner: owner.clone(), name, created_by, ..template.clone() };
+            let mut token = Token { id: id(number), owner: owner.clone(), created_by, ..template.clone() };
+            token.rename(name);
             let event = is_told.then(|| AuditEvent {
                 id: EventId::from_bytes(id(number).to_bytes()).unwrap(),
                 at: token.created_at,

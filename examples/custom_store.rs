@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 const TOKENS: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("tokens");
-const NAMES: TableDefinition<'_, &str, ()> = TableDefinition::new("names");
+const NAMES: TableDefinition<'_, &[u8], ()> = TableDefinition::new("names");
 const EVENTS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("events");
 const KEY_CHECKS: TableDefinition<'_, u16, [u8; 16]> = TableDefinition::new("key_checks");
 
@@ -106,8 +106,9 @@ fn write(begun: &WriteTransaction, batch: &ChangeBatch) -> Result<Result<(), Con
 }
 
 /// What no two records without successor may share.
-fn name(token: &Token) -> Option<String> {
-    Some(format!("{}\0{}\0{}\0{}", token.realm.as_str(), token.owner, token.kind, token.unique_name()?))
+fn name(token: &Token) -> Option<Vec<u8>> {
+    let owner = format!("{}\0{}\0{}\0", token.realm.as_str(), token.owner, token.kind);
+    Some([owner.as_bytes(), token.name_key?.as_bytes()].concat())
 }
 
 impl TokenStore for RedbStore {

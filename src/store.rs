@@ -53,8 +53,8 @@ pub const MAX_PAGE: usize = 200;
 ///   is not the record's is a conflict, and so is one whose record is gone.
 /// * **Events** are stored once: an event whose [`id`](AuditEvent::id) is stored already stays as it is, so that storing it again
 ///   after a commit whose outcome is unknown is safe.
-/// * **Names**: among the records of one realm, owner and kind, [`Token::unique_name`] is unique where it is there. It is
-///   checked on what a batch leaves behind, so that a batch may hand a name on.
+/// * **Names**: among the records of one realm, owner and kind, [`Token::name_key`] is unique where it is there, whatever the name. The
+///   store keeps the key as it is and never computes it. Uniqueness is checked on what a batch leaves behind, so that a batch may hand a name on.
 /// * **Kinds**: a record whose [`TokenKind::owner_kind`] is not its `owner_kind` is refused.
 /// * **Acknowledged means seen**: what was committed is seen by every read that starts afterwards. A wrapper that cannot
 ///   promise this states how stale its answers may be.

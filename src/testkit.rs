@@ -129,13 +129,15 @@ impl FakeToken {
         let millis = u64::try_from(now.timestamp_millis()).unwrap_or(0);
         // The form of a UUIDv7, which `from_words` checks; the fallback is never taken.
         let id = TokenId::from_words([(millis << 16) | 0x7000, 1 << 63]);
+        let name = TokenName::new(&self.name).map_err(FakeTokenError::Name)?;
         let token = Token {
             id: id.ok_or(FakeTokenError::OwnerKind)?,
             realm: self.owner.realm().clone(),
             kind,
             owner: self.owner.id().clone(),
             owner_kind: self.owner.kind(),
-            name: TokenName::new(&self.name).map_err(FakeTokenError::Name)?,
+            name_key: Some(name.key()),
+            name,
             description: None,
             scope: self.scope,
             networks: self.networks,

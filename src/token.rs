@@ -11,6 +11,7 @@ mod keyring;
 mod name;
 mod network;
 pub(crate) mod secret;
+mod unicode;
 
 pub use digest::KeyedDigest;
 pub use facts::{ActorRef, Authority, Facts, Reason, Revocation, Succession, TokenState};
@@ -20,9 +21,10 @@ pub use id::{TokenId, TokenIdError};
 pub use keyring::{
     KeyCheck, KeyId, Keyring, KeyringEnvError, KeyringError, MAX_KEY_BYTES, MAX_KEYS, MIN_KEY_BYTES,
 };
-pub use name::{Description, MAX_DESCRIPTION_CHARS, MAX_NAME_CHARS, NameError, TokenName};
+pub use name::{Description, MAX_DESCRIPTION_CHARS, MAX_NAME_CHARS, NameError, NameKey, TokenName};
 pub use network::{MAX_NETWORKS, Network, NetworkError, Networks, NetworksError};
 pub use secret::PlaintextToken;
+pub use unicode::UNICODE_VERSION;
 
 use crate::clock::{at_micros, plausible_until};
 use crate::owner::{Owner, OwnerId, OwnerKind, Realm};
@@ -36,6 +38,7 @@ use serde::{Serialize, Serializer};
 use std::fmt;
 use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
+use subtle::ConstantTimeEq;
 
 /// Whose token it is, and so who manages it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -127,6 +130,9 @@ pub struct Token {
     pub scope: Scope,
     /// What its owner calls it.
     pub name: TokenName,
+    /// The key that its name is unique by, for its realm, owner and kind. `None` exactly if the token has a successor, which
+    /// then has the key. [`rename`](Self::rename) sets both.
+    pub name_key: Option<NameKey>,
     /// What it is for.
     pub description: Option<Description>,
     /// Who made it; the family of a compromised token is found by this. Once the token that made it is removed, this names
@@ -167,7 +173,8 @@ impl Token {
                 created_at: DateTime::UNIX_EPOCH,
                 id: TokenId::VACANT,
                 scope: Scope::none(),
-                name: TokenName::vacant(),
+                name: TokenName::stored(""),
+                name_key: None,
                 description: None,
                 created_by: ActorRef::System,
                 restored_by: None,
@@ -193,10 +200,10 @@ impl Token {
         is_allowed(self.networks.as_ref(), address)
     }
 
-    /// The key under which its name is unique for its realm, owner and kind; none once it has a successor, which then
-    /// has the name.
-    pub fn unique_name(&self) -> Option<&str> {
-        if self.facts.succession.is_some() { None } else { Some(self.name.key()) }
+    /// Gives it another name, and its key unless it has a successor.
+    pub fn rename(&mut self, name: TokenName) {
+        self.name_key = self.facts.succession.is_none().then(|| name.key());
+        self.name = name;
     }
 
     /// When it was last active in any way: used, restored or made.
@@ -240,7 +247,7 @@ pub enum Credential {
 }
 
 /// A digest of another system's scheme. Nothing verifies it yet; a store keeps it as it is.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone)]
 #[non_exhaustive]
 pub struct ForeignDigest {
     /// The name of the scheme.
@@ -255,6 +262,15 @@ impl ForeignDigest {
         Self { scheme: scheme.into(), value: value.into() }
     }
 }
+
+/// In constant time over the digest's bytes.
+impl PartialEq for ForeignDigest {
+    fn eq(&self, other: &Self) -> bool {
+        self.scheme == other.scheme && bool::from(self.value.ct_eq(&other.value))
+    }
+}
+
+impl Eq for ForeignDigest {}
 
 impl fmt::Debug for ForeignDigest {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

@@ -19,7 +19,7 @@ use patkit::store::{
     EventPage, EventQuery, ExportCursor, ExportPage, Found, KeyChecks, ListBy, ListQuery, Page, TokenCounts,
     Touch,
 };
-use patkit::token::{ActorRef, Credential, KeyCheck, KeyId};
+use patkit::token::{ActorRef, Credential, Description, KeyCheck, KeyId, TokenName};
 use patkit::{MemoryStore, StoreError, Token, TokenId, TokenState, TokenStore};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -109,6 +109,9 @@ async fn every_broken_store_is_caught_by_the_check_named_for_it() {
         (F::TimesToTheSecond, "an_inserted_record_comes_back_unchanged"),
         (F::EmptyScopeIsInherit, "an_inserted_record_comes_back_unchanged"),
         (F::NamesAreFolded, "an_inserted_record_comes_back_unchanged"),
+        (F::NamesAreJudged, "a_name_key_is_opaque"),
+        (F::DescriptionsAreJudged, "a_name_key_is_opaque"),
+        (F::KeysAreComputed, "a_name_key_is_opaque"),
         (F::NowNeverFinds, "an_inserted_record_comes_back_unchanged"),
         (F::NowFindsTheRemoved, "a_remove_needs_its_version"),
         (F::CurrentIsOneChangeBehind, "a_change_is_current_at_once"),
@@ -317,6 +320,9 @@ enum Fault {
     TimesToTheSecond,
     EmptyScopeIsInherit,
     NamesAreFolded,
+    NamesAreJudged,
+    DescriptionsAreJudged,
+    KeysAreComputed,
     NowNeverFinds,
     NowFindsTheRemoved,
     CurrentIsOneChangeBehind,
@@ -436,8 +442,17 @@ impl Model {
             stored.scope = patkit::Scope::inherit();
         }
         if self.is(Fault::NamesAreFolded) {
-            // The wide letters fold to plain ones.
-            stored.name = patkit::token::TokenName::new(stored.name.key()).unwrap();
+            stored.name = TokenName::stored(&stored.name.as_str().replace('𝔄', "a"));
+        }
+        if self.is(Fault::NamesAreJudged) {
+            stored.name = TokenName::new(stored.name.as_str()).unwrap_or(stored.name);
+        }
+        if self.is(Fault::DescriptionsAreJudged) {
+            let judged = |text: Description| Description::new(text.as_str()).unwrap_or(Some(text));
+            stored.description = stored.description.and_then(judged);
+        }
+        if self.is(Fault::KeysAreComputed) {
+            stored.rename(stored.name.clone());
         }
         Arc::new(stored)
     }
@@ -458,8 +473,12 @@ impl Model {
             owner.make_ascii_lowercase();
         }
         let kind = if self.is(Fault::NamesIgnoreKinds) { "" } else { token.kind.as_str() };
-        let name = if self.is(Fault::NamesAsShown) { token.name.as_str() } else { token.name.key() };
-        Some((token.realm.as_str().to_owned(), owner, kind.to_owned(), name.to_owned()))
+        let name = if self.is(Fault::NamesAsShown) {
+            token.name.as_str().to_owned()
+        } else {
+            format!("{:?}", token.name_key.unwrap_or_else(|| token.name.key()))
+        };
+        Some((token.realm.as_str().to_owned(), owner, kind.to_owned(), name))
     }
 
     fn check_version(&self, state: &State, change: &Change) -> Result<(), Conflict> {
@@ -494,8 +513,8 @@ impl Model {
     fn check_names(&self, state: &State, token: &Token) -> Result<(), Conflict> {
         let name = self.name_of(token);
         let in_use = state.records.values().any(|other| {
-            // What has another key has another name, whatever is broken; most of the time is saved here.
-            other.name.key() == token.name.key()
+            // Most of the time is saved here.
+            (other.name_key == token.name_key || other.name == token.name)
                 && other.id != token.id
                 && name.is_some()
                 && self.name_of(other) == name

@@ -1432,12 +1432,12 @@ fn pruning_goes_in_bounded_batches_until_nothing_is_left() {
         let mut bytes = model.id.to_bytes();
         bytes[14..].copy_from_slice(&number.to_be_bytes());
         bytes[9] ^= 1;
-        let token = Token {
+        let mut token = Token {
             id: TokenId::from_bytes(bytes).unwrap(),
-            name: patkit::token::TokenName::new(&format!("copy {number}")).unwrap(),
             facts: world.facts(model.id),
             ..Token::clone(&model)
         };
+        token.rename(patkit::token::TokenName::new(&format!("copy {number}")).unwrap());
         batch = batch.change(Change::Insert(Arc::new(token)));
     }
     ready(world.store.commit(&batch)).unwrap();

@@ -624,10 +624,7 @@ fn another(token: &Token, number: u64) -> Token {
     // Spread as random ids are: the last eight bytes but for the variant's two bits.
     let spread = number.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 2;
     bytes[8..].copy_from_slice(&(spread | 1 << 63).to_be_bytes());
-    Token {
-        id: TokenId::from_bytes(bytes).unwrap(),
-        name: TokenName::new(&format!("another {number}")).unwrap(),
-        version: 1,
-        ..token.clone()
-    }
+    let mut another = Token { id: TokenId::from_bytes(bytes).unwrap(), version: 1, ..token.clone() };
+    another.rename(TokenName::new(&format!("another {number}")).unwrap());
+    another
 }

@@ -28,6 +28,7 @@ use patkit::{
     Verified,
 };
 use proptest::prelude::*;
+use regex::Regex;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -1123,7 +1124,9 @@ proptest! {
         let kind = if is_service { TokenKind::Service } else { TokenKind::Personal };
         prop_assert_eq!(format.check(&expected), Ok((kind, issued.token.id())));
         prop_assert_eq!(verify(&world, &expected).unwrap().token().id(), issued.token.id());
-        prop_assert_eq!(matches(&format.scanner_expression(), &format!("x {expected}.")), vec![expected]);
+        let scanner = Regex::new(&format.scanner_expression()).unwrap();
+        let dump = format!("x{expected}.");
+        prop_assert_eq!(matches(format, &scanner, &dump), vec![&*expected]);
     }
 
     #[test]
@@ -1200,34 +1203,13 @@ fn one_changed_character_is_refused_by_the_text_alone() {
     ready(service.verify(good, None)).unwrap();
 }
 
-/// What a scanner's expression finds in a text; it must have the one shape that ours have.
-fn matches(expression: &str, text: &str) -> Vec<String> {
-    let inner = expression.strip_prefix(r"\b(?:").unwrap().strip_suffix(r"}\b").unwrap();
-    let (prefixes, rest) = inner.split_once(')').unwrap();
-    let count: usize = rest.strip_prefix("[0-9A-Za-z]{").unwrap().parse().unwrap();
-    let is_word = |byte: Option<&u8>| byte.is_some_and(|byte| byte.is_ascii_alphanumeric() || *byte == b'_');
-    let bytes = text.as_bytes();
-    let mut found = Vec::new();
-    let mut at = 0;
-    while at < bytes.len() {
-        let starts =
-            at.checked_sub(1).is_none_or(|before| is_word(bytes.get(before)) != is_word(bytes.get(at)));
-        let end = prefixes
-            .split('|')
-            .filter(|prefix| starts && bytes[at..].starts_with(prefix.as_bytes()))
-            .find_map(|prefix| {
-                let body = bytes.get(at + prefix.len()..at + prefix.len() + count)?;
-                let end = at + prefix.len() + count;
-                let ends = is_word(bytes.get(end - 1)) != is_word(bytes.get(end));
-                (body.iter().all(u8::is_ascii_alphanumeric) && ends).then_some(end)
-            });
-        match end {
-            Some(end) => {
-                found.push(text[at..end].to_owned());
-                at = end;
-            }
-            None => at += 1,
-        }
+/// What a scanner finds in a text by the `expression` of the format and the checksum, as the expression's documentation says.
+fn matches<'a>(format: &TokenFormat, expression: &Regex, text: &'a str) -> Vec<&'a str> {
+    let (mut found, mut from) = (Vec::new(), 0);
+    while let Some(hit) = expression.find_at(text, from) {
+        let is_token = format.check(hit.as_str()).is_ok();
+        from = if is_token { hit.end() } else { hit.start() + 1 };
+        found.extend(is_token.then_some(hit.as_str()));
     }
     found
 }
@@ -1241,7 +1223,8 @@ fn the_expression_for_scanners_finds_tokens_in_a_dump_and_nothing_else() {
     let old = print("old", "pat", nowhere().to_bytes(), [3; 32]);
     let format = world.service.format();
     let expression = format.scanner_expression();
-    assert_eq!(expression, r"\b(?:acme_pat_|acme_svc_|old_pat_|old_svc_)[0-9A-Za-z]{72}\b");
+    assert_eq!(expression, r"(?:acme_pat_|acme_svc_|old_pat_|old_svc_)[0-9A-Za-z]{72}");
+    let scanner = Regex::new(&expression).unwrap();
     let dump = format!(
         "curl -H 'Authorization: Bearer {one}' https://x/?token={two}&a=1\n\
          {{\"token\":\"{old}\"}}\nTOKEN={one}\n({two})\n\u{e9}{one}\u{e9}\n\
@@ -1249,14 +1232,81 @@ fn the_expression_for_scanners_finds_tokens_in_a_dump_and_nothing_else() {
         &one[..80],
         one.to_ascii_uppercase()
     );
-    // Around a letter that is not ASCII expressions differ: RE2 and JavaScript find the token there, Python does not.
-    assert_eq!(matches(&expression, &dump), [one, two, &old, one, two, one]);
-    assert!(matches(&expression, "").is_empty());
-    for found in matches(&expression, &dump) {
-        assert!(format.check(&found).is_ok());
-    }
+    assert_eq!(matches(format, &scanner, &dump), [one, two, &old, one, two, one, one, one, one, one]);
+    assert!(matches(format, &scanner, "").is_empty());
     // What a double click selects is the whole token.
     assert!(one.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_'));
+}
+
+#[test]
+fn the_expression_for_scanners_finds_a_token_whatever_stands_around_it() {
+    // One brand is the end of another one.
+    let brands = ["acme", "me", "e0", "old"].map(|brand| Brand::new(brand).unwrap());
+    let format = TokenFormat::new(brands[0].clone(), &brands[1..]).unwrap();
+    let scanner = Regex::new(&format.scanner_expression()).unwrap();
+    let ascii: Vec<String> = (0..=127_u8).map(|byte| char::from(byte).to_string()).collect();
+    let escapes = [
+        "\\t",
+        "\\n",
+        "\\r\\n",
+        "\\u003d",
+        "\\u{3D}",
+        "\\x3d",
+        "\\075",
+        "%0A",
+        "%3D",
+        "=3D",
+        "=0A",
+        "=\n",
+        "&#61;",
+        "&quot;",
+        "\\\\t",
+        "_",
+        "__",
+        "bearer_",
+        "Bearer",
+        "TOKEN_",
+        "\u{e9}",
+        "\u{130}",
+        "\u{10348}",
+        "ac",
+        "m",
+        "acme_",
+        "acme_pat_",
+        "acme_pat_0",
+        "pat_",
+        "_pat_",
+        "acme_svc_0123456789",
+    ];
+    for brand in ["acme", "me", "e0", "old"] {
+        for kind in ["pat", "svc"] {
+            let token = &*print(brand, kind, nowhere().to_bytes(), [5; 32]);
+            for around in ascii.iter().map(String::as_str).chain(escapes) {
+                for text in [
+                    format!("{around}{token}"),
+                    format!("{around}{token}{around}"),
+                    format!("{{\"a\":\"b{around}{token}\"}}"),
+                ] {
+                    assert_eq!(matches(&format, &scanner, &text), [token], "{text:?}");
+                }
+                let glued = format!("{around}{token}{token}{around}{token}");
+                assert_eq!(matches(&format, &scanner, &glued), [token; 3], "{glued:?}");
+            }
+            // The start of a token that was cut off covers the brand of the next one.
+            for cut in 1..token.len() {
+                let glued = format!("{}{token}{token}", &token[..cut]);
+                assert_eq!(matches(&format, &scanner, &glued), [token; 2], "{glued:?}");
+                assert!(
+                    matches(&format, &scanner, &token[..cut]).is_empty()
+                        && matches(&format, &scanner, &token[cut..]).is_empty()
+                );
+            }
+        }
+    }
+    // The same form under a brand that only ends like ours.
+    let foreign = print("home", "pat", nowhere().to_bytes(), [5; 32]);
+    assert!(matches(&format, &scanner, &foreign).is_empty());
+    assert!(scanner.is_match(&foreign), "the checksum told it, not a boundary");
 }
 
 #[test]

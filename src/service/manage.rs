@@ -396,7 +396,9 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             if renamed.is_some() || described.is_some() {
                 events.push(acting.event(AuditAction::Renamed, &token));
             }
-            after.name = renamed.unwrap_or(after.name);
+            if let Some(name) = renamed {
+                after.rename(name);
+            }
             after.description = described.unwrap_or(after.description);
 
             let mut batch = ChangeBatch::new();
@@ -449,7 +451,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         let by = ListBy::Owner { realm, owner: id, kind: Some(token.kind) };
         let listed = self.all(ListQuery::new(by)).await?.tokens.into_iter();
         let mut former = listed.filter(|other| is_former(owner, other, acting.now) && other.id != token.id);
-        former.find(|other| other.unique_name() == token.unique_name()).ok_or(ManageError::NameTaken)
+        former.find(|other| other.name_key == token.name_key).ok_or(ManageError::NameTaken)
     }
 
     async fn restored(
@@ -499,6 +501,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             kind,
             owner: owner.id().clone(),
             owner_kind: owner.kind(),
+            name_key: Some(checked.name.key()),
             name: checked.name,
             description: checked.description,
             scope: checked.scope,
@@ -664,7 +667,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
 /// A batch that frees the name of a former bearer's token, if there is one, for another token to take.
 fn displacing(ids: &IdSource, former: Option<Arc<Token>>, acting: &Acting) -> ChangeBatch {
     let Some(former) = former else { return ChangeBatch::new() };
-    let renamed = changed(&former, |token| token.name = token.name.with_id(token.id));
+    let renamed = changed(&former, |token| token.rename(token.name.with_id(token.id)));
     ChangeBatch::new().change(Change::Update(renamed)).event(host_event(
         ids,
         AuditAction::Renamed,

@@ -81,8 +81,13 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             let by = (acting.actor.clone(), relation.authority());
             let facts = lifecycle::rotate(&token.facts, successor.id, overlap, by, acting.now)?;
             let successor = Arc::new(successor);
+            let replaced = changed(&token, |token| {
+                token.facts = facts;
+                // The successor has it now.
+                token.name_key = None;
+            });
             let batch = ChangeBatch::new()
-                .change(Change::Update(changed(&token, |token| token.facts = facts)))
+                .change(Change::Update(replaced))
                 .change(Change::Insert(successor.clone()))
                 .event(acting.event(AuditAction::Rotated, &token))
                 .event(acting.event(AuditAction::Generated, &successor));

@@ -21,7 +21,7 @@ use crate::snapshot::Snapshot;
 use crate::table::{Entry, Growing, Key, Place, Table};
 use crate::token::access::Access;
 use crate::token::details::{Account, Details, Packed};
-use crate::token::{KeyCheck, KeyId, Token, TokenId, TokenKind, TokenState};
+use crate::token::{KeyCheck, KeyId, NameKey, Token, TokenId, TokenKind, TokenState};
 use arc_swap::Guard;
 use chrono::{DateTime, Utc};
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -291,15 +291,15 @@ const SHARED_SCOPES: usize = 10_000;
 
 /// What is unique.
 #[derive(PartialEq, Eq, Hash)]
-struct Name<'a>(&'a Realm, &'a OwnerId, TokenKind, &'a str);
+struct Name<'a>(&'a Realm, &'a OwnerId, TokenKind, NameKey);
 
 impl<'a> Name<'a> {
     fn of(token: &'a Token) -> Option<Self> {
-        Some(Self(&token.realm, &token.owner, token.kind, token.unique_name()?))
+        Some(Self(&token.realm, &token.owner, token.kind, token.name_key?))
     }
 
     fn of_packed(Packed { access, details, .. }: &'a Packed) -> Option<Self> {
-        Some(Self(details.realm(), details.owner(), access.kind(), details.unique_name()?))
+        Some(Self(details.realm(), details.owner(), access.kind(), details.name_key()?))
     }
 }
 

@@ -12,7 +12,7 @@ use crate::owner::{OwnerId, OwnerKind, Realm};
 use crate::permission::{Grant, Scope};
 use crate::token::{
     ActorRef, Authority, Credential, Description, Facts, ForeignDigest, KeyId, KeyedDigest, LastUse,
-    Lifetime, Networks, Reason, Revocation, Seal, Succession, Token, TokenId, TokenKind, TokenName,
+    Lifetime, NameKey, Networks, Reason, Revocation, Seal, Succession, Token, TokenId, TokenKind, TokenName,
 };
 use chrono::{DateTime, Utc};
 use std::borrow::Cow;
@@ -167,7 +167,7 @@ pub fn token_values(token: &Token) -> Vec<Value> {
         Value::text(&token.owner_kind),
         Value::text(&token.kind),
         Value::text(token.name.as_str()),
-        Value::Bytes(Some(token.name.key_hash().to_vec())),
+        Value::Bytes(token.name_key.map(|key| key.as_bytes().to_vec())),
         opt_text(token.description.as_ref().map(|description| description.as_str().to_owned())),
         Value::time(token.created_at),
     ];
@@ -274,13 +274,12 @@ pub fn read_token(row: &(impl Row + ?Sized), table: &str) -> Result<Token, Corru
     let owner_kind =
         cells.one_of([OwnerKind::Human, OwnerKind::Service, OwnerKind::Internal], OwnerKind::as_str)?;
     let kind = cells.one_of([TokenKind::Personal, TokenKind::Service], TokenKind::as_str)?;
-    let name = cells.parsed(|text| TokenName::new(text).ok().filter(|name| name.as_str() == text))?;
-    // Written for its index alone.
-    cells.skip();
-    let description = cells
-        .opt_parsed(|text| Description::new(text).ok().flatten().filter(|read| read.as_str() == text))?;
+    // Names and descriptions are for display: what was written is shown, whatever the rules for new ones are by now.
+    let name = cells.parsed(|text| Some(TokenName::stored(text)))?;
+    let name_key = cells.array()?.map(NameKey::from_bytes);
+    let description = cells.opt_parsed(|text| Some(Description::stored(text)))?;
     let created_at = cells.required(Cells::time)?;
-    let created_by = cells.actor()?.ok_or_else(|| cells.corrupt())?;
+    let created_by = cells.actor()?.ok_or_else(|| cells.corrupt_in("created_by"))?;
     let expires_at = cells.time()?;
     let revoked_at = cells.time()?;
     let reason = cells.opt_parsed(Reason::from_name)?;
@@ -293,13 +292,29 @@ pub fn read_token(row: &(impl Row + ?Sized), table: &str) -> Result<Token, Corru
         (Some(at), Some(reason), Some(by), Some(authority)) => {
             Some(Box::new(Revocation { at, by, authority, reason }))
         }
-        _ => return Err(cells.corrupt()),
+        (at, reason, by, authority) => {
+            return Err(cells.incomplete(&[
+                ("revoked_at", at.is_some()),
+                ("revoked_reason", reason.is_some()),
+                ("revoked_by", by.is_some()),
+                ("revoked_authority", authority.is_some()),
+            ]));
+        }
     };
     let succession = match (cells.id()?, cells.time()?, cells.time()?) {
         (None, None, None) => None,
         (Some(successor), Some(at), Some(until)) => Some(Succession { successor, at, until }),
-        _ => return Err(cells.corrupt()),
+        (successor, at, until) => {
+            return Err(cells.incomplete(&[
+                ("successor", successor.is_some()),
+                ("succeeded_at", at.is_some()),
+                ("succeeded_until", until.is_some()),
+            ]));
+        }
     };
+    if name_key.is_some() == succession.is_some() {
+        return Err(cells.corrupt_in("name_key"));
+    }
     let predecessor = cells.id()?;
     let restored_by = cells.id()?;
     let lifetime = cells.parsed(|text| match text {
@@ -320,7 +335,7 @@ pub fn read_token(row: &(impl Row + ?Sized), table: &str) -> Result<Token, Corru
     let scope = match (inherits, grants) {
         (true, None) => Scope::inherit(),
         (false, Some(scope)) => scope,
-        _ => return Err(cells.corrupt()),
+        (true, Some(_)) | (false, None) => return Err(cells.corrupt()),
     };
     let networks = cells.opt_parsed(|text| Networks::parse(text.split(' ')).ok())?;
     let digest = cells.mac()?;
@@ -328,7 +343,15 @@ pub fn read_token(row: &(impl Row + ?Sized), table: &str) -> Result<Token, Corru
     let credential = match (digest, scheme, cells.bytes()?) {
         (Some(digest), None, None) => Credential::Keyed(digest),
         (None, Some(scheme), Some(value)) => Credential::Foreign(ForeignDigest::new(scheme, value)),
-        _ => return Err(cells.corrupt()),
+        (None, None, None) => return Err(cells.corrupt_in("digest")),
+        (None, scheme, value) => {
+            return Err(cells
+                .incomplete(&[("foreign_scheme", scheme.is_some()), ("foreign_digest", value.is_some())]));
+        }
+        // Two credentials.
+        (Some(_), scheme, _) => {
+            return Err(cells.corrupt_in(if scheme.is_some() { "foreign_scheme" } else { "foreign_digest" }));
+        }
     };
     let idle_from = cells.required(Cells::time)?;
     let reuse_reported_at = cells.time()?;
@@ -340,7 +363,7 @@ pub fn read_token(row: &(impl Row + ?Sized), table: &str) -> Result<Token, Corru
     let last_used = match (last_used_at, address) {
         (None, None) => None,
         (Some(at), address) => Some(LastUse { at, address }),
-        (None, Some(_)) => return Err(cells.corrupt()),
+        (None, Some(_)) => return Err(cells.corrupt_in("last_used_at")),
     };
     Ok(Token {
         credential,
@@ -355,6 +378,7 @@ pub fn read_token(row: &(impl Row + ?Sized), table: &str) -> Result<Token, Corru
         id,
         scope,
         name,
+        name_key,
         description,
         created_by,
         restored_by,
@@ -381,7 +405,7 @@ pub fn read_event(row: &(impl Row + ?Sized), table: &str) -> Result<AuditEvent, 
         at: cells.required(Cells::time)?,
         realm: cells.realm()?,
         action: cells.parsed(AuditAction::from_name)?,
-        actor: cells.actor()?.ok_or_else(|| cells.corrupt())?,
+        actor: cells.actor()?.ok_or_else(|| cells.corrupt_in("actor"))?,
         token: cells.required(Cells::id)?,
         owner: cells.owner()?,
         reason: cells.text()?.map(|text| Cow::Owned(text.to_owned())),
@@ -415,15 +439,24 @@ impl<'a, R: Row + ?Sized> Cells<'a, R> {
         Self { of_row: cells, table, columns, index: 0, row: None, named: None }
     }
 
-    /// That the cell which was read last is amiss.
+    /// Reports the cell that was read last.
     fn corrupt(&self) -> CorruptRecord {
-        let column = self.columns.get(self.index.saturating_sub(1)).copied().unwrap_or_default();
+        self.corrupt_at(self.index.saturating_sub(1))
+    }
+
+    fn corrupt_at(&self, index: usize) -> CorruptRecord {
+        self.corrupt_in(self.columns.get(index).copied().unwrap_or_default())
+    }
+
+    fn corrupt_in(&self, column: &str) -> CorruptRecord {
         let row = self.row.map_or_else(|| "?".to_owned(), |id| id.to_string());
         CorruptRecord::new(self.table, column, &row)
     }
 
-    fn skip(&mut self) {
-        self.index = self.index.saturating_add(1);
+    /// Reports the first column that is null of a group of columns that are null together or not at all.
+    fn incomplete(&self, group: &[(&'static str, bool)]) -> CorruptRecord {
+        let missing = group.iter().find(|(_, is_there)| !is_there);
+        self.corrupt_in(missing.map(|(column, _)| *column).unwrap_or_default())
     }
 
     fn next<T>(
@@ -431,7 +464,7 @@ impl<'a, R: Row + ?Sized> Cells<'a, R> {
         read: impl FnOnce(&'a R, usize) -> Option<Option<T>>,
     ) -> Result<Option<T>, CorruptRecord> {
         let value = read(self.of_row, self.index);
-        self.skip();
+        self.index = self.index.saturating_add(1);
         value.ok_or_else(|| self.corrupt())
     }
 
@@ -499,10 +532,13 @@ impl<'a, R: Row + ?Sized> Cells<'a, R> {
 
     /// A key's number and the MAC that was made with it.
     fn mac(&mut self) -> Result<Option<KeyedDigest>, CorruptRecord> {
-        match (self.number()?, self.array()?) {
+        let key = self.number()?;
+        let without_key = self.corrupt();
+        match (key, self.array()?) {
             (None, None) => Ok(None),
             (Some(key), Some(mac)) => Ok(Some(KeyedDigest::new(KeyId::new(key), mac))),
-            _ => Err(self.corrupt()),
+            (None, Some(_)) => Err(without_key),
+            (Some(_), None) => Err(self.corrupt()),
         }
     }
 
@@ -524,18 +560,23 @@ impl<'a, R: Row + ?Sized> Cells<'a, R> {
         self.opt_parsed(|text| text.parse().ok())
     }
 
-    /// Whoever did something; none where nobody is named.
+    /// Reads who did something; `None` if all three cells are null.
     fn actor(&mut self) -> Result<Option<ActorRef>, CorruptRecord> {
+        let first = self.index;
         let (kind, owner, token) = (self.text()?, self.owner()?, self.id()?);
-        match (kind, owner, token) {
-            (None, None, None) => Ok(None),
-            (Some("system"), None, None) => Ok(Some(ActorRef::System)),
-            (Some("erased"), None, None) => Ok(Some(ActorRef::Erased)),
-            (Some("unproven"), None, None) => Ok(Some(ActorRef::Unproven)),
-            (Some("owner"), Some(owner), None) => Ok(Some(ActorRef::Owner(owner))),
-            (Some("token"), Some(owner), Some(id)) => Ok(Some(ActorRef::Token { owner, id })),
-            _ => Err(self.corrupt()),
-        }
+        let wrong = match (kind, owner, token) {
+            (None, None, None) => return Ok(None),
+            (Some("system"), None, None) => return Ok(Some(ActorRef::System)),
+            (Some("erased"), None, None) => return Ok(Some(ActorRef::Erased)),
+            (Some("unproven"), None, None) => return Ok(Some(ActorRef::Unproven)),
+            (Some("owner"), Some(owner), None) => return Ok(Some(ActorRef::Owner(owner))),
+            (Some("token"), Some(owner), Some(id)) => return Ok(Some(ActorRef::Token { owner, id })),
+            // An owner or a token that is missing, or that the kind has none of.
+            (Some("owner" | "token"), None, _) | (Some("system" | "erased" | "unproven"), Some(_), _) => 1,
+            (Some("owner" | "token" | "system" | "erased" | "unproven"), ..) => 2,
+            (None | Some(_), ..) => 0,
+        };
+        Err(self.corrupt_at(first.saturating_add(wrong)))
     }
 }
 
@@ -551,7 +592,8 @@ mod tests {
             let name = TokenName::new("ci").unwrap();
             let id = TokenId::from_words([0x0190_0000_0000_7000, 1 << 63]).unwrap();
             let vacant = Token::clone(Token::vacant());
-            let token = Token { id, owner: ada.clone(), created_by, name, version: 1, ..vacant };
+            let mut token = Token { id, owner: ada.clone(), created_by, version: 1, ..vacant };
+            token.rename(name);
             let read = read_token(&*token_values(&token), "tokens").unwrap();
             assert_eq!((&read.owner, &read.created_by), (&token.owner, &token.created_by));
             let maker = read.created_by.owner().unwrap().as_str();

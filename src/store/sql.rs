@@ -455,7 +455,11 @@ impl Statements {
 
     /// Takes so many names away for a moment: those that stand in their place are no one's, since no name's hash is as short.
     fn clear_names(&self, count: usize) -> String {
-        format!("UPDATE {} SET name_key = id WHERE id IN ({})", self.tokens, places(1, count))
+        format!(
+            "UPDATE {} SET name_key = id WHERE id IN ({}) AND successor IS NULL",
+            self.tokens,
+            places(1, count)
+        )
     }
 
     /// Both numbers stand in the text: a planner that knows how little lies before the instant goes by the right index.
@@ -615,7 +619,7 @@ impl<E: Engine> Writer<'_, E> {
         changes.sort_by_key(|change| {
             let takes_name = match change {
                 Change::Remove { .. } => 0,
-                Change::Update(token) if token.unique_name().is_none() => 1,
+                Change::Update(token) if token.name_key.is_none() => 1,
                 Change::Update(_) => 2,
                 Change::Insert(_) => 3,
             };
@@ -671,7 +675,7 @@ impl<E: Engine> Writer<'_, E> {
             .changes
             .iter()
             .filter_map(|change| match change {
-                Change::Update(token) if token.unique_name().is_some() => Some(token.id),
+                Change::Update(token) if token.name_key.is_some() => Some(token.id),
                 _ => None,
             })
             .collect();

@@ -6,8 +6,8 @@
 use super::access::{Access, Terms};
 use super::facts::ended_at;
 use super::{
-    ActorRef, Credential, Description, Facts, ForeignDigest, LastUse, Lifetime, Networks, Revocation, Seal,
-    Succession, Token, TokenId, TokenName,
+    ActorRef, Credential, Description, Facts, ForeignDigest, LastUse, Lifetime, NameKey, Networks,
+    Revocation, Seal, Succession, Token, TokenId, TokenName,
 };
 use crate::clock::at_micros;
 use crate::owner::{OwnerId, OwnerKind, Realm};
@@ -72,6 +72,8 @@ impl Account {
 #[derive(Clone)]
 pub(crate) struct Details {
     name: TokenName,
+    /// Zeros if there is none: the box says so.
+    name_key: NameKey,
     scope: Arc<Scope>,
     account: Arc<Account>,
     rare: Option<Box<Rare>>,
@@ -103,10 +105,13 @@ struct Rare {
     version: Option<u64>,
     lifetime: Option<Lifetime>,
     notified_days: Option<u16>,
+    lacks_name_key: bool,
     /// Where it is not the kind's.
     owner_kind: Option<OwnerKind>,
 }
 
+/// Stands in the place of a key where there is none.
+const NO_KEY: NameKey = NameKey::from_bytes([0; 32]);
 /// [`Lifetime::Never`].
 const NEVER: u16 = u16::MAX;
 
@@ -147,10 +152,12 @@ impl Details {
             version: version.is_none().then_some(token.version),
             lifetime: lifetime.is_none().then_some(token.lifetime),
             notified_days: token.notified_days,
+            lacks_name_key: token.name_key.is_none(),
             owner_kind: (token.owner_kind != token.kind.owner_kind()).then_some(token.owner_kind),
         };
         Self {
             name: token.name.clone(),
+            name_key: token.name_key.unwrap_or(NO_KEY),
             scope,
             account,
             rare: boxed(rare),
@@ -184,6 +191,7 @@ impl Details {
             id,
             scope: self.scope().clone(),
             name: self.name.clone(),
+            name_key: self.name_key(),
             description: rare.description,
             created_by: self.created_by().clone(),
             restored_by: rare.restored_by,
@@ -213,9 +221,10 @@ impl Details {
         &self.name
     }
 
-    /// As [`Token::unique_name`].
-    pub(crate) fn unique_name(&self) -> Option<&str> {
-        if self.succession().is_some() { None } else { Some(self.name.key()) }
+    /// As [`Token::name_key`].
+    pub(crate) fn name_key(&self) -> Option<NameKey> {
+        let is_lacking = self.rare.as_ref().is_some_and(|rare| rare.lacks_name_key);
+        if is_lacking { None } else { Some(self.name_key) }
     }
 
     pub(crate) fn description(&self) -> Option<&Description> {
@@ -369,6 +378,7 @@ mod tests {
             (used, address) in (of(instant()), address()),
             (created_at, id, scope, name) in
                 (instant(), id(), of("[a-c]:[a-c]"), prop::sample::select(vec!["one", "Two", "Dre\u{fc}"])),
+            name_key in of(prop_oneof![Just([0; 32]), any::<[u8; 32]>()]),
             (description, created_by, predecessor, lifetime) in
                 (of("[a-c]{1,3}"), actor(), of(id()), lifetime()),
             (restored_by, idle_from, reuse_reported_at, notified_days, seal) in
@@ -388,7 +398,8 @@ mod tests {
                 created_at,
                 id,
                 scope: scope.map_or(Scope::inherit(), |grant| Scope::only([grant.as_str()]).unwrap()),
-                name: TokenName::new(name).unwrap(),
+                name: TokenName::stored(name),
+                name_key: name_key.map(NameKey::from_bytes),
                 description: description.and_then(|text| Description::new(&text).unwrap()),
                 created_by,
                 restored_by,
@@ -408,8 +419,7 @@ mod tests {
         fn what_is_packed_comes_out_as_it_was(token in token()) {
             let packed = Packed::of(&token);
             let unpacked = packed.token();
-            prop_assert_eq!(unpacked.name.as_str(), token.name.as_str());
-            prop_assert_eq!(packed.details.unique_name(), token.unique_name());
+            prop_assert_eq!(packed.details.name_key(), token.name_key);
             prop_assert_eq!(unpacked, token);
         }
 
@@ -432,6 +442,6 @@ mod tests {
 
     #[test]
     fn what_every_record_has_is_small() {
-        assert!(size_of::<Details>() <= 48);
+        assert!(size_of::<Details>() <= 80);
     }
 }

@@ -219,11 +219,16 @@ impl TokenFormat {
         self.prefixes.iter().any(|prefix| text.starts_with(&*prefix.text))
     }
 
-    /// A regular expression that finds this host's tokens in any text; for secret scanners, log filters and
+    /// Returns a regular expression that finds this host's tokens in any text; for secret scanners, log filters and
     /// pre-commit hooks. It is in the common subset of RE2, PCRE, Python, JavaScript and Rust.
+    ///
+    /// It asks for no word boundary, because a token often follows the letter of an escape (`\t`, `\u003d`), a percent code or
+    /// an underscore. [`check`](Self::check) tells the tokens among the hits by their checksum. A hit that fails may overlap
+    /// a token, for example if the start of another token was cut off and glued to it: go on searching one character after the
+    /// start of that hit, not after its end.
     pub fn scanner_expression(&self) -> String {
         let prefixes: Vec<&str> = self.prefixes.iter().map(|prefix| &*prefix.text).collect();
-        format!(r"\b(?:{})[0-9A-Za-z]{{{BODY_LEN}}}\b", prefixes.join("|"))
+        format!(r"(?:{})[0-9A-Za-z]{{{BODY_LEN}}}", prefixes.join("|"))
     }
 
     /// Whether `text` is a token of this host, as far as the text alone can say: form, brand, alphabet and checksum.

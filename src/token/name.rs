@@ -1,7 +1,7 @@
 //! The name and the description of a token.
 
 use super::TokenId;
-use caseless::Caseless;
+use super::unicode::{Class, class, nfkc_casefold};
 use serde::{Serialize, Serializer};
 use sha2::{Digest, Sha256};
 use std::fmt;
@@ -13,79 +13,83 @@ pub const MAX_NAME_CHARS: usize = 255;
 /// Most characters (Unicode scalar values) of a description.
 pub const MAX_DESCRIPTION_CHARS: usize = 1_000;
 
-/// What its owner calls a token: 1 to 255 characters after trimming, in Unicode's normalization form C, without
-/// control characters, line separators and the characters that override the direction of text.
+/// The name that the owner of a token gave it, for display.
 ///
-/// Two names are the same where their [`key`](Self::key)s are. Letters of different scripts that look alike
-/// (Latin `a`, Cyrillic `а`) are different letters.
-#[derive(Clone)]
-pub struct TokenName {
-    /// The text; where its key is another one, a zero character, which is in no name, and the key.
-    text_and_key: Box<str>,
-}
+/// A new name is checked once, by [`new`](Self::new): it has 1 to 255 characters, at least one of which shows, and is in
+/// Unicode's normalization form C. A stored name is never checked again ([`stored`](Self::stored)), so that another version of
+/// Unicode cannot make a record unreadable.
+///
+/// Whether two names are the same is decided by their [keys](Self::key), not by `==`, which compares the texts.
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct TokenName(Box<str>);
 
 impl TokenName {
-    /// The name with this text.
+    /// Checks a new name. It is trimmed, and each run of white space becomes one space; characters that look like a space, such
+    /// as the Braille pattern without dots and the Hangul fillers, count as white space.
     ///
     /// # Errors
-    /// [`NameError`] when the text is empty or too long, or has a character that may not stand in a name.
+    /// [`NameError`] if no character of the text shows, if it is too long, or if it has a character that is not allowed:
+    /// controls, line separators, characters that embed, override or isolate the direction of text, characters for private use,
+    /// and characters that are not assigned in [`UNICODE_VERSION`](super::UNICODE_VERSION). Combining marks and format
+    /// characters do not show by themselves.
     pub fn new(text: &str) -> Result<Self, NameError> {
-        let text = text.trim();
-        if text.is_empty() {
+        let text = trimmed(text);
+        // Refuses a megabyte before it is folded.
+        check_bytes(text, MAX_NAME_CHARS)?;
+        check_characters(text, |_| false)?;
+        let text = spaces_folded(text);
+        if !shows(&text) {
             return Err(NameError::Empty);
         }
-        let text = normalized(text, MAX_NAME_CHARS, |_| false)?;
-        let name = Self::of_normalized(&text);
-        // What is invisible altogether cannot be told apart on a page.
-        if name.key().is_empty() { Err(NameError::Empty) } else { Ok(name) }
+        Ok(Self(normalized(&text, MAX_NAME_CHARS)?.into()))
     }
 
-    fn of_normalized(text: &str) -> Self {
-        let key = fold(text);
-        Self { text_and_key: if key == text { key.into() } else { format!("{text}\0{key}").into() } }
+    /// A name as a store gives it back. The text is not checked.
+    pub fn stored(text: &str) -> Self {
+        Self(text.into())
     }
 
-    /// The name of no token.
-    pub(crate) fn vacant() -> Self {
-        Self { text_and_key: "".into() }
-    }
-
-    /// This name, cut where need be, with the id of its token behind it: no other token has that name.
+    /// Returns this name, shortened if it has to be, with the id of its token behind it. No other token has that name.
     pub(crate) fn with_id(&self, id: TokenId) -> Self {
         const ID_CHARS: usize = 22;
         let kept = MAX_NAME_CHARS.saturating_sub(ID_CHARS).saturating_sub(" ()".len());
-        // The name is in form C, and so is each beginning of it.
-        let kept: String = self.as_str().chars().take(kept).collect();
-        Self::of_normalized(&format!("{kept} ({id})"))
+        let kept: String = self.0.chars().take(kept).collect();
+        Self(format!("{kept} ({id})").into())
     }
 
-    /// The name as it is shown.
+    /// The text, for display.
     pub fn as_str(&self) -> &str {
-        self.text_and_key.split_once('\0').map_or(&self.text_and_key, |(text, _)| text)
+        &self.0
     }
 
-    /// What names are compared by: the NFKC case folding (Unicode Standard, section 3.13.5, `toNFKC_Casefold`).
-    /// Stores keep it as it is, as part of a unique key; it is at most 18 times as long as the name.
-    pub fn key(&self) -> &str {
-        self.text_and_key.split_once('\0').map_or(&self.text_and_key, |(_, key)| key)
-    }
-}
-
-impl TokenName {
-    /// SHA-256 of the [`key`](Self::key): for stores whose unique indexes hold only so much.
-    pub fn key_hash(&self) -> [u8; 32] {
-        Sha256::digest(self.key().as_bytes()).into()
+    /// Computes the key that a token of this name is unique by. Letters of different scripts that look alike (Latin `a`,
+    /// Cyrillic `а`) are different letters.
+    pub fn key(&self) -> NameKey {
+        // A character that is ignored may have stood between two spaces.
+        let folded = spaces_folded(&nfkc_casefold(&self.0));
+        NameKey(Sha256::digest(folded.trim_matches(' ')).into())
     }
 }
 
-/// Names are equal where their keys are.
-impl PartialEq for TokenName {
-    fn eq(&self, other: &Self) -> bool {
-        self.key() == other.key()
+/// The key that tokens of one realm, owner and kind are unique by: SHA-256 of the name's NFKC case folding (Unicode Standard,
+/// section 3.13.5, `toNFKC_Casefold`), in which each run of white space is one space.
+///
+/// It is computed once, when a name is written. A store keeps it as opaque bytes and never computes it, since another version
+/// of this crate may compute another one for the same name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NameKey([u8; 32]);
+
+impl NameKey {
+    /// A key as a store gives it back.
+    pub const fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(bytes)
+    }
+
+    /// The bytes, for a store.
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
     }
 }
-
-impl Eq for TokenName {}
 
 impl fmt::Display for TokenName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -105,22 +109,31 @@ impl Serialize for TokenName {
     }
 }
 
-/// What a token is for, in its owner's words: at most 1,000 characters, in Unicode's normalization form C; the rules
-/// of a name but for line feeds, which may stand in it. It is trimmed too.
-#[derive(Clone, PartialEq, Eq)]
+/// The description that the owner of a token gave it, for display: at most 1,000 characters, in Unicode's normalization form C.
+///
+/// As with a [`TokenName`], a new one is checked and a stored one is not.
+#[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Description(Arc<str>);
 
 impl Description {
-    /// The description with this text; `None` for one that is empty after trimming.
+    /// Checks a new description. It is trimmed. Returns `None` if no character of it shows.
     ///
     /// # Errors
-    /// [`NameError`] when the text is too long or has a character that may not stand in it.
+    /// [`NameError`] if the text is too long, or has a character that is not allowed: those of a [name](TokenName::new) except
+    /// line feeds.
     pub fn new(text: &str) -> Result<Option<Self>, NameError> {
-        let text = text.trim();
-        if text.is_empty() {
+        let text = trimmed(text);
+        check_bytes(text, MAX_DESCRIPTION_CHARS)?;
+        check_characters(text, |character| character == '\n')?;
+        if !shows(text) {
             return Ok(None);
         }
-        normalized(text, MAX_DESCRIPTION_CHARS, |character| character == '\n').map(|text| Some(Self(text)))
+        Ok(Some(Self(normalized(text, MAX_DESCRIPTION_CHARS)?.into())))
+    }
+
+    /// A description as a store gives it back. The text is not checked.
+    pub fn stored(text: &str) -> Self {
+        Self(text.into())
     }
 
     /// The description as it is shown.
@@ -160,7 +173,7 @@ pub enum NameError {
         /// Most characters allowed.
         most: usize,
     },
-    /// It has a control character, a line separator or a character that overrides the direction of text.
+    /// It has a control character, a line separator or a character that overrides the direction of text, or one that is for private use or not assigned.
     #[error("the text has the character U+{:04X}, which is not allowed; leave the character out", u32::from(*.0))]
     Character(char),
 }
@@ -168,52 +181,48 @@ pub enum NameError {
 /// Bytes that may become one character: the longest canonical decomposition is four characters, of four bytes each.
 const MAX_BYTES_PER_CHAR: usize = 16;
 
-fn normalized(text: &str, most: usize, allowed: impl Fn(char) -> bool) -> Result<Arc<str>, NameError> {
-    // Refuse a megabyte before doing anything with it.
+fn check_bytes(text: &str, most: usize) -> Result<(), NameError> {
     if text.len() > most.saturating_mul(MAX_BYTES_PER_CHAR) {
         return Err(NameError::TooLong { most });
     }
-    if let Some(bad) = text.chars().find(|&character| is_refused(character) && !allowed(character)) {
-        return Err(NameError::Character(bad));
+    Ok(())
+}
+
+fn check_characters(text: &str, allowed: impl Fn(char) -> bool) -> Result<(), NameError> {
+    let refused = |character: &char| class(*character) == Class::Refused && !allowed(*character);
+    text.chars().find(refused).map_or(Ok(()), |character| Err(NameError::Character(character)))
+}
+
+/// White space, line ends included, and what looks like it.
+fn is_blank(character: char) -> bool {
+    class(character) == Class::Blank || matches!(character, '\t'..='\r' | '\u{85}' | '\u{2028}' | '\u{2029}')
+}
+
+fn trimmed(text: &str) -> &str {
+    text.trim_matches(is_blank)
+}
+
+/// The text with one space for each run of blank characters.
+fn spaces_folded(text: &str) -> String {
+    let mut folded = String::with_capacity(text.len());
+    for character in text.chars() {
+        if !is_blank(character) {
+            folded.push(character);
+        } else if !folded.ends_with(' ') {
+            folded.push(' ');
+        }
     }
-    // In form C already, a byte to a character. Most names are such, and each look-up in a database reads one.
-    if text.is_ascii() {
-        return if text.len() > most { Err(NameError::TooLong { most }) } else { Ok(text.into()) };
-    }
+    folded
+}
+
+fn shows(text: &str) -> bool {
+    text.chars().any(|character| class(character) == Class::Shown)
+}
+
+/// The text in normalization form C.
+fn normalized(text: &str, most: usize) -> Result<String, NameError> {
     let text: String = text.nfc().collect();
-    if text.chars().count() > most { Err(NameError::TooLong { most }) } else { Ok(text.into()) }
-}
-
-/// Controls, line and paragraph separators, and the characters that embed, override or isolate a direction of text
-/// (Unicode Standard Annex 9, section 2).
-fn is_refused(character: char) -> bool {
-    character.is_control()
-        || matches!(character, '\u{2028}' | '\u{2029}' | '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}')
-}
-
-/// `toNFKC_Casefold`, which for ASCII comes to lower case.
-fn fold(text: &str) -> String {
-    if text.is_ascii() { text.to_ascii_lowercase() } else { fold_any(text) }
-}
-
-/// Fold, drop what is ignorable, normalize, until nothing changes. Twice is enough by the standard's own recipe for
-/// compatibility caseless matching (section 3.13.5, D146).
-fn fold_any(text: &str) -> String {
-    let once = |text: &str| -> String {
-        text.nfd().default_case_fold().filter(|&character| !is_ignorable(character)).nfkc().collect()
-    };
-    once(&once(text))
-}
-
-/// `Default_Ignorable_Code_Point` (Unicode Standard Annex 44, `DerivedCoreProperties.txt`).
-fn is_ignorable(character: char) -> bool {
-    matches!(
-        character,
-        '\u{00AD}' | '\u{034F}' | '\u{061C}' | '\u{115F}'..='\u{1160}' | '\u{17B4}'..='\u{17B5}'
-        | '\u{180B}'..='\u{180F}' | '\u{200B}'..='\u{200F}' | '\u{202A}'..='\u{202E}' | '\u{2060}'..='\u{206F}'
-        | '\u{3164}' | '\u{FE00}'..='\u{FE0F}' | '\u{FEFF}' | '\u{FFA0}' | '\u{FFF0}'..='\u{FFF8}'
-        | '\u{1BCA0}'..='\u{1BCA3}' | '\u{1D173}'..='\u{1D17A}' | '\u{E0000}'..='\u{E0FFF}'
-    )
+    if text.chars().count() > most { Err(NameError::TooLong { most }) } else { Ok(text) }
 }
 
 #[cfg(test)]
@@ -243,10 +252,10 @@ mod tests {
             ("Σίσυφος", "ΣΊΣΥΦΟΣ"),
             ("Å", "\u{212B}"),
         ] {
-            assert_eq!(name(one), name(other), "{one} {other}");
+            assert_eq!(name(one).key(), name(other).key(), "{one} {other}");
         }
         for (one, other) in [("a", "\u{430}"), ("ci", "ci2"), ("I", "\u{131}"), ("a b", "ab")] {
-            assert_ne!(name(one), name(other), "{one} {other}");
+            assert_ne!(name(one).key(), name(other).key(), "{one} {other}");
         }
     }
 
@@ -290,7 +299,9 @@ mod tests {
     fn ascii_is_in_form_c_and_folds_to_lower_case() {
         let all: String = (0..=127_u8).map(char::from).collect();
         assert_eq!(all.nfc().collect::<String>(), all);
-        assert_eq!(fold(&all), fold_any(&all));
+        assert_eq!(nfkc_casefold(&all), all.to_ascii_lowercase());
+        // With a letter that is not ASCII, the tables are read.
+        assert_eq!(nfkc_casefold(&format!("{all}\u{df}")), format!("{}ss", all.to_ascii_lowercase()));
         assert_eq!(name(&"x".repeat(255)).as_str().len(), 255);
         assert_eq!(TokenName::new(&"x".repeat(256)).err(), Some(NameError::TooLong { most: 255 }));
     }
@@ -302,7 +313,8 @@ mod tests {
                 let again = TokenName::new(first.as_str()).unwrap();
                 prop_assert_eq!(first.as_str(), again.as_str());
                 prop_assert_eq!(first.key(), again.key());
-                prop_assert_eq!(fold(first.key()), first.key(), "folding twice is folding once");
+                let folded = nfkc_casefold(first.as_str());
+                prop_assert_eq!(nfkc_casefold(&folded), folded, "folding twice is folding once");
             }
         }
     }

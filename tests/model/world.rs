@@ -110,6 +110,10 @@ impl<S: TokenStore> TokenStore for Gated<S> {
         self.store.find(id).await
     }
 
+    async fn find_current(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+        self.store.find_current(id).await
+    }
+
     fn find_now(&self, id: TokenId, ahead: Ahead) -> Option<Result<Option<Found<'_>>, StoreError>> {
         self.store.find_now(id, ahead)
     }

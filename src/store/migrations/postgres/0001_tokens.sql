@@ -15,8 +15,9 @@ CREATE TABLE patkit_tokens (
     kind              text NOT NULL,
     -- What its owner calls it, as it is shown.
     name              text NOT NULL,
-    -- SHA-256 of what names are compared by (their NFKC case folding, which may be too long for an index).
-    name_key          bytea NOT NULL CHECK (octet_length(name_key) IN (16, 32)),
+    -- What names are unique by: SHA-256 of the NFKC case folding, which the crate computes when it writes a name. None once the token has
+    -- a successor, which then has the key. The id stands in its place for a moment while a batch hands names around.
+    name_key          bytea CHECK (octet_length(name_key) IN (16, 32)),
     -- What it is for; none where it has no description.
     description       text,
     created_at        bigint NOT NULL,
@@ -77,6 +78,7 @@ CREATE TABLE patkit_tokens (
         AND (revoked_at IS NULL) = (revoked_by IS NULL) AND (revoked_at IS NULL) = (revoked_authority IS NULL)),
     CONSTRAINT patkit_succession CHECK ((successor IS NULL) = (succeeded_at IS NULL)
         AND (successor IS NULL) = (succeeded_until IS NULL)),
+    CONSTRAINT patkit_name_key CHECK ((name_key IS NULL) = (successor IS NOT NULL)),
     CONSTRAINT patkit_scope CHECK ((scope = 'inherit') = (scope_grants IS NULL)),
     CONSTRAINT patkit_digest CHECK ((digest IS NULL) = (digest_key IS NULL)
         AND (foreign_digest IS NULL) = (foreign_scheme IS NULL) AND (digest IS NULL) <> (foreign_digest IS NULL)),
@@ -84,8 +86,8 @@ CREATE TABLE patkit_tokens (
     CONSTRAINT patkit_last_use CHECK (last_used_address IS NULL OR last_used_at IS NOT NULL)
 ) WITH (fillfactor = 85);
 
--- A name is unique among the tokens of an owner and kind that have no successor.
-CREATE UNIQUE INDEX patkit_tokens_name ON patkit_tokens (realm, owner, kind, name_key) WHERE successor IS NULL;
+-- A name is unique among the tokens of an owner and kind that have no successor: nulls are distinct.
+CREATE UNIQUE INDEX patkit_tokens_name ON patkit_tokens (realm, owner, kind, name_key);
 -- An owner's tokens, newest first.
 CREATE INDEX patkit_tokens_owner ON patkit_tokens (realm, owner, id);
 -- The tokens of one kind in a realm, newest first.

@@ -1,0 +1,328 @@
+//! Names: which characters may stand in one, which names are the same, and that both go by one version of Unicode. Other
+//! implementations of the same version are asked about every code point.
+
+#![allow(clippy::unwrap_used, clippy::panic)]
+
+#[cfg(all(feature = "sqlite", feature = "postgres"))]
+mod support_sql;
+
+use icu_casemap::CaseMapper;
+use patkit::token::{Description, NameError, NameKey, TokenName, UNICODE_VERSION};
+use proptest::prelude::*;
+use unicode_normalization::UnicodeNormalization;
+use unicode_properties::{GeneralCategory as G, GeneralCategoryGroup, UnicodeGeneralCategory};
+
+fn key(text: &str) -> NameKey {
+    TokenName::new(text).unwrap().key()
+}
+
+/// Looks like a space and is none by its category.
+const LIKE_A_SPACE: [char; 8] =
+    ['\u{115F}', '\u{1160}', '\u{2800}', '\u{3164}', '\u{FFA0}', '\u{13441}', '\u{13442}', '\u{1D159}'];
+
+fn is_blank(character: char) -> bool {
+    character.general_category() == G::SpaceSeparator || LIKE_A_SPACE.contains(&character)
+}
+
+fn is_refused(character: char) -> bool {
+    matches!(
+        character.general_category(),
+        G::Unassigned | G::PrivateUse | G::Control | G::LineSeparator | G::ParagraphSeparator
+    ) || matches!(character, '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}')
+}
+
+fn is_shown(character: char) -> bool {
+    use GeneralCategoryGroup::{Letter, Number, Punctuation, Symbol};
+    matches!(character.general_category_group(), Letter | Number | Punctuation | Symbol)
+        && !LIKE_A_SPACE.contains(&character)
+}
+
+/// `toNFKC_Casefold` as the standard defines it: map each character by its full folding, drop the ignorable ones, normalize.
+fn nfkc_casefold(text: &str) -> String {
+    let mapper = CaseMapper::new();
+    let once = |text: &str| -> String {
+        let decomposed: String = text.nfd().filter(|&character| !is_ignorable(character)).collect();
+        mapper.fold_string(&decomposed).nfkc().collect()
+    };
+    once(&once(text))
+}
+
+/// `DerivedCoreProperties.txt`; these ranges hold the code points reserved for it, so later versions only assign them.
+fn is_ignorable(character: char) -> bool {
+    [
+        (0xAD, 0xAD),
+        (0x34F, 0x34F),
+        (0x61C, 0x61C),
+        (0x115F, 0x1160),
+        (0x17B4, 0x17B5),
+        (0x180B, 0x180F),
+        (0x200B, 0x200F),
+        (0x202A, 0x202E),
+        (0x2060, 0x206F),
+        (0x3164, 0x3164),
+        (0xFE00, 0xFE0F),
+        (0xFEFF, 0xFEFF),
+        (0xFFA0, 0xFFA0),
+        (0xFFF0, 0xFFF8),
+        (0x1BCA0, 0x1BCA3),
+        (0x1D173, 0x1D17A),
+        (0xE0000, 0xE0FFF_u32),
+    ]
+    .into_iter()
+    .any(|(first, last)| (first..=last).contains(&u32::from(character)))
+}
+
+#[test]
+fn every_character_is_judged_by_its_class() {
+    // The crates that are asked are of the version that the tables are of.
+    let (major, minor, patch) = UNICODE_VERSION;
+    assert_eq!(unicode_properties::UNICODE_VERSION, (major.into(), minor.into(), patch.into()));
+    for character in '\0'..=char::MAX {
+        let point = u32::from(character);
+        let (alone, within) =
+            (TokenName::new(&character.to_string()), TokenName::new(&format!("a{character}b")));
+        let described = Description::new(&format!("a{character}b"));
+        if is_refused(character) {
+            let refused = Some(NameError::Character(character));
+            assert_eq!(within.err(), refused, "{point:X}");
+            assert_eq!(described.err(), refused.filter(|_| character != '\n'), "{point:X}");
+            assert!(alone.is_err(), "{point:X}");
+            continue;
+        }
+        let within = within.unwrap();
+        assert!(described.unwrap().is_some());
+        if is_blank(character) {
+            assert_eq!(within.as_str(), "a b", "{point:X}");
+        } else {
+            assert_eq!(within.as_str(), format!("a{character}b").nfc().collect::<String>(), "{point:X}");
+        }
+        match alone {
+            Ok(name) => assert!(is_shown(character) && !name.as_str().is_empty(), "{point:X}"),
+            Err(error) => assert!(!is_shown(character) && error == NameError::Empty, "{point:X}"),
+        }
+    }
+}
+
+#[test]
+fn every_character_is_folded_by_one_version_of_unicode() {
+    let mut folded = 0;
+    for character in ('\0'..=char::MAX).filter(|character| !is_refused(*character) && !is_blank(*character)) {
+        let (text, point) = (format!("a{character}b"), u32::from(character));
+        let expected = nfkc_casefold(&text);
+        // A stored name is not judged, so the folding itself can be asked for its key.
+        assert_eq!(key(&text), TokenName::stored(&expected).key(), "{point:X}: {expected:?}");
+        assert_eq!(nfkc_casefold(&expected), expected, "{point:X}: folding twice is folding once");
+        // What folds to something else has another key than a name that stays as it is, and the same as its folding.
+        folded += usize::from(expected != text);
+        let upper: String = text.chars().flat_map(char::to_uppercase).collect();
+        let lower: String = text.chars().flat_map(char::to_lowercase).collect();
+        for other in [upper, lower] {
+            let same = nfkc_casefold(&other) == expected;
+            assert_eq!(TokenName::stored(&other).key() == key(&text), same, "{point:X}");
+        }
+    }
+    assert!(folded > 5_000, "{folded}");
+}
+
+/// Letters that were added after Unicode 16, of which crates differ in the version they know.
+#[test]
+fn letters_added_lately_fold_too() {
+    let pairs = [
+        ('\u{A7CE}', '\u{A7CF}'),
+        ('\u{A7D2}', '\u{A7D3}'),
+        ('\u{A7D4}', '\u{A7D5}'),
+        ('\u{A7DD}', '\u{277}'),
+        ('\u{A7E2}', '\u{27C}'),
+        ('\u{AB6C}', '\u{AB4B}'),
+        ('\u{16EA0}', '\u{16EBB}'),
+        ('\u{16EB8}', '\u{16ED3}'),
+        ('\u{1DF40}', '\u{1DF41}'),
+        ('\u{1DF7E}', '\u{1DF7F}'),
+    ];
+    for (upper, lower) in pairs {
+        assert_eq!(key(&format!("x{upper}")), key(&format!("X{lower}")), "{upper} {lower}");
+    }
+    assert_eq!(key("\u{1DF95}"), key("ss"));
+}
+
+#[test]
+fn names_that_look_alike_by_their_blanks_are_one() {
+    let blanks: Vec<char> = ('\0'..=char::MAX).filter(|character| is_blank(*character)).collect();
+    assert!(blanks.len() > 20);
+    for (blank, other) in blanks.iter().zip(blanks.iter().cycle().skip(3)) {
+        for text in [
+            format!("a{blank}b"),
+            format!("a{blank}{other}b"),
+            format!("{blank}{other}a {blank} {other}b{other}\n"),
+            // Ignorable characters between blanks, and at either end.
+            format!("a {other}\u{AD}{blank}b"),
+            format!("\u{200B}{blank}a {blank}\u{2060}\u{200D} b{blank}\u{FE0F}"),
+        ] {
+            assert_eq!(key(&text), key("a b"), "{text:?}");
+        }
+        for empty in [format!("{blank}"), format!("{blank}{other} "), format!("\u{AD}{blank}\u{301}")] {
+            assert_eq!(TokenName::new(&empty).err(), Some(NameError::Empty), "{empty:?}");
+            assert_eq!(Description::new(&empty), Ok(None), "{empty:?}");
+        }
+    }
+    assert_ne!(key("ab"), key("a b"));
+    assert_eq!(TokenName::new("a  b").unwrap().as_str(), "a b");
+    // Lines of a description keep their indentation.
+    let lines = "first\n  - second  third";
+    assert_eq!(Description::new(lines).unwrap().unwrap().as_str(), lines);
+}
+
+#[test]
+fn what_alone_shows_nothing_is_no_name_and_does_not_show_in_one() {
+    for hidden in [
+        "\u{301}",
+        "\u{20DD}",
+        "\u{903}",
+        "\u{200D}\u{FE0F}",
+        "\u{AD}",
+        "\u{E0041}",
+        "\u{180E}",
+        "\u{34F}\u{301}",
+    ] {
+        assert_eq!(TokenName::new(hidden).err(), Some(NameError::Empty), "{hidden:?}");
+        assert_eq!(TokenName::new(&format!(" {hidden} ")).err(), Some(NameError::Empty), "{hidden:?}");
+        assert!(TokenName::new(&format!("x{hidden}")).is_ok(), "{hidden:?}");
+    }
+    for private in ['\u{E000}', '\u{F8FF}', '\u{F0000}', '\u{10FFFD}'] {
+        for text in [private.to_string(), format!("ci {private}")] {
+            assert_eq!(TokenName::new(&text).err(), Some(NameError::Character(private)));
+        }
+    }
+    for shown in ["⠿", "☂\u{FE0F}", "👩\u{200D}💻", "न\u{92E}", "¨", "-", "가", "ㄱ", "₿"] {
+        assert!(TokenName::new(shown).is_ok(), "{shown:?}");
+    }
+}
+
+#[test]
+fn stored_texts_are_not_judged() {
+    for text in ["", " ", "a  b", "\u{378}", "\u{202E}x", "e\u{301}", "a\0b", &"x".repeat(10_000), "\u{2800}"]
+    {
+        assert_eq!(TokenName::stored(text).as_str(), text);
+        assert_eq!(Description::stored(text).as_str(), text);
+        // The key of any text can be computed.
+        assert_eq!(TokenName::stored(text).key(), TokenName::stored(text).key());
+    }
+}
+
+/// What is written today is read by the next version with today's keys: these must not move.
+#[test]
+fn keys_stay_what_they_are() {
+    let hex = |name: &str| key(name).as_bytes().map(|byte| format!("{byte:02x}")).concat();
+    // SHA-256 of `ci`, of `strasse` and of `a b`.
+    assert_eq!(hex("CI"), "1b158839f8aa339e89bb50b1603e90ec68e0fd5565fe10a7cb32729fddf7070a");
+    assert_eq!(hex("Stra\u{DF}e"), "16d96952087774fee069b7585d3991b24d90c181c09b2129b4908c35baa7f0c0");
+    assert_eq!(hex(" A\u{A0} B "), "c8687a08aa5d6ed2044328fa6a697ab8e96dc34291e8c2034ae8c38e6fcc6d65");
+    assert_eq!(NameKey::from_bytes(*key("ci").as_bytes()), key("CI"));
+}
+
+fn odd_text() -> impl Strategy<Value = String> {
+    let character = prop_oneof![
+        any::<char>(),
+        prop::sample::select(vec![
+            ' ', 'a', 'A', '\u{AD}', '\u{301}', '\u{345}', '\u{2800}', '\u{3164}', '\u{A8}', '\u{FDFA}',
+            '\u{DF}', '\u{130}', '\u{1E9E}', '\u{3A3}', '\u{3C2}', '\u{FF71}', '\u{1100}', '\u{1161}',
+            '\u{200D}', '\n', '\u{A0}', '\u{37A}',
+        ]),
+    ];
+    prop::collection::vec(character, 0..20).prop_map(String::from_iter)
+}
+
+proptest! {
+    #[test]
+    fn a_name_is_its_own_name(text in odd_text()) {
+        if let Ok(name) = TokenName::new(&text) {
+            let again = TokenName::new(name.as_str()).unwrap();
+            prop_assert_eq!(&again, &name);
+            prop_assert_eq!(again.key(), name.key());
+            prop_assert!(!name.as_str().contains("  ") && name.as_str().trim() == name.as_str());
+            let folded = nfkc_casefold(name.as_str());
+            prop_assert_eq!(TokenName::stored(&folded).key(), name.key());
+        }
+        if let Ok(Some(description)) = Description::new(&text) {
+            prop_assert_eq!(Description::new(description.as_str()), Ok(Some(description)));
+        }
+    }
+}
+
+/// What was written under the rules of another version.
+#[cfg(all(feature = "sqlite", feature = "postgres"))]
+mod written_otherwise {
+    use crate::support_sql::{ada, postgres_pool, schema, service, sqlite_memory_pool};
+    use patkit::token::Reason;
+    use patkit::{ManageError, NewToken, OwnerId, PostgresStore, Realm, SqliteStore, TokenEdit, TokenStore};
+    use std::time::Duration;
+
+    /// In NFD, with an unassigned character, a bidi override, two spaces and a space at its end.
+    const NAME: &str = "cafe\u{301} \u{202E}\u{378}  x ";
+    const CHANGES: &str = "UPDATE TABLE SET name = 'cafe\u{301} \u{202E}\u{378}  x ', description = '\u{2028}\u{2800}', \
+         name_key = KEY WHERE name = 'one'; \
+         UPDATE TABLE SET name = '\u{E000}', description = '' WHERE name = 'two'";
+
+    async fn works<S: TokenStore>(store: S, key: &str, table: &str, change: impl AsyncFn(String)) {
+        let service = service(store);
+        let one = service.generate(&ada(), NewToken::named("one")).await.unwrap();
+        let two = service.generate(&ada(), NewToken::named("two")).await.unwrap();
+        change(CHANGES.replace("KEY", key).replace("TABLE", table)).await;
+
+        let verified = service.verify(one.plaintext.expose_secret(), None).await.unwrap();
+        assert_eq!(verified.token().name().as_str(), NAME);
+        assert_eq!(verified.token().description().unwrap().as_str(), "\u{2028}\u{2800}");
+        let listed = service.list(&ada(), None, 50).await.unwrap();
+        assert_eq!((listed.items.len(), listed.corrupt.len()), (2, 0));
+        // Sending back what is there changes nothing; a new name is judged.
+        let same = TokenEdit::new().name(NAME).description("\u{2028}\u{2800}");
+        service.edit(&ada(), one.token.id(), same).await.unwrap();
+        let judged = service.rename(&ada(), one.token.id(), "\u{378}").await;
+        assert!(matches!(judged, Err(ManageError::Invalid(_))), "{judged:?}");
+
+        // The successor has the key as it was written, and the next one too.
+        let key_of = async |id| service.store().find(id).await.unwrap().unwrap().into_token().name_key;
+        let before = key_of(one.token.id()).await;
+        assert_eq!(before.unwrap().as_bytes(), &[7; 32]);
+        let mut current = one.token.id();
+        for _ in 0..3 {
+            let next = service.rotate(&ada(), current, Duration::ZERO).await.unwrap().token;
+            assert_eq!((key_of(current).await, key_of(next.id()).await), (None, before));
+            assert_eq!(next.name().as_str(), NAME);
+            current = next.id();
+        }
+        service.revoke(&ada(), current, Reason::Owner).await.unwrap();
+        service.restore(&ada(), current).await.unwrap();
+        assert_eq!(key_of(current).await, before);
+        service.revoke_all(&Realm::default(), &OwnerId::new("ada").unwrap()).await.unwrap();
+        for text in [&one.plaintext, &two.plaintext] {
+            service.verify(text.expose_secret(), None).await.unwrap_err();
+        }
+        // A name by today's rules gets today's key.
+        service.rename(&ada(), two.token.id(), "two").await.unwrap();
+        assert_eq!(key_of(two.token.id()).await, Some(super::key("TWO")));
+    }
+
+    #[tokio::test]
+    async fn a_text_of_another_version_stops_nothing_in_sqlite() {
+        let pool = sqlite_memory_pool(2).await;
+        let store = SqliteStore::builder(pool.clone()).migrate().await.unwrap();
+        let key = format!("x'{}'", "07".repeat(32));
+        works(store, &key, "patkit_tokens", async |sql| {
+            sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&pool).await.unwrap();
+        })
+        .await;
+    }
+
+    #[tokio::test]
+    async fn a_text_of_another_version_stops_nothing_in_postgres() {
+        let pool = postgres_pool(2).await;
+        let schema = schema(&pool).await;
+        let store = PostgresStore::builder(pool.clone()).schema(&schema).migrate().await.unwrap();
+        let key = format!("'\\x{}'", "07".repeat(32));
+        works(store, &key, &format!("{schema}.patkit_tokens"), async |sql| {
+            sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&pool).await.unwrap();
+        })
+        .await;
+    }
+}
