@@ -3,6 +3,7 @@
 #![cfg(all(feature = "postgres", feature = "sqlite", feature = "cache"))]
 #![allow(
     clippy::arithmetic_side_effects,
+    clippy::disallowed_methods,
     clippy::indexing_slicing,
     clippy::panic,
     clippy::unwrap_used,
@@ -220,7 +221,7 @@ async fn a_pooler_that_was_not_declared_is_found_out_and_changes_are_polled() {
     let following = cache.clone();
     let claimed = Arc::new(AtomicUsize::new(0));
     let (watched, claims) = (cache.clone(), claimed.clone());
-    let watcher = tokio::spawn(async move {
+    let sampler = tokio::spawn(async move {
         loop {
             claims.fetch_add(usize::from(watched.stats().is_following), Ordering::SeqCst);
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -240,7 +241,7 @@ async fn a_pooler_that_was_not_declared_is_found_out_and_changes_are_polled() {
         assert!(cache.stats().is_polling_instead);
     }
     assert_eq!(claimed.load(Ordering::SeqCst), 0, "it never follows");
-    watcher.abort();
+    sampler.abort();
     runner.abort();
     assert!(runner.await.unwrap_err().is_cancelled());
     assert!(!cache.stats().is_polling_instead);
