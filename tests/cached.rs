@@ -908,6 +908,12 @@ async fn what_management_read_is_what_verifications_see_from_then_on() {
     }
 }
 
+/// A text with each token's id left out.
+fn without_ids(text: &str) -> String {
+    let words = text.split(' ').filter(|word| word.parse::<TokenId>().is_err());
+    words.collect::<Vec<_>>().join(" ")
+}
+
 /// The record is read again where the store cannot say whether a commit happened.
 #[tokio::test]
 async fn an_unknown_outcome_is_looked_up_in_the_store() {
@@ -915,11 +921,12 @@ async fn an_unknown_outcome_is_looked_up_in_the_store() {
         for manages in [Manages::Rename, Manages::Revoke, Manages::Rotate, Manages::GenerateThrough] {
             let (without, id, itself) = kept_and_changed(Elsewhere::Nothing).await;
             *without.behind.unknown.lock().unwrap() = Some(done);
-            let expected = answer(&without.elsewhere, manages, id, &itself).await;
+            let expected = without_ids(&answer(&without.elsewhere, manages, id, &itself).await);
             let current_reads = without.behind.current_reads.load(Ordering::SeqCst);
             let (world, id, itself) = kept_and_changed(Elsewhere::Nothing).await;
             *world.behind.unknown.lock().unwrap() = Some(done);
-            assert_eq!(answer(&world.service, manages, id, &itself).await, expected, "{manages:?}");
+            let answered = without_ids(&answer(&world.service, manages, id, &itself).await);
+            assert_eq!(answered, expected, "{manages:?}");
             assert_eq!(expected.contains("OutcomeUnknown"), done == Done::No, "{expected}");
             let counted = (world.reads(), world.behind.current_reads.load(Ordering::SeqCst));
             assert_eq!(counted, (0, current_reads), "{manages:?}");

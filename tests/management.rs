@@ -1076,7 +1076,7 @@ fn compromise_follows_the_family_through_every_state_of_the_middle() {
                 _ => Actor::system(),
             };
             world.heard.take();
-            let told = world.events().len();
+            let told = world.events();
             ready(world.service.revoke(&actor, family.root.token.id(), Reason::Compromised)).unwrap();
             let mut family_events = 0;
             for token in world.tokens() {
@@ -1087,7 +1087,7 @@ fn compromise_follows_the_family_through_every_state_of_the_middle() {
                 assert_eq!(reason, expected, "{label}, by {by}: {}", token.name);
                 family_events += usize::from(is_family);
             }
-            let stored = world.events().split_off(told);
+            let stored = world.events_since(&told);
             assert_eq!(stored.len(), family_events, "{label}, by {by}: one event per token");
             assert!(stored.iter().all(|event| {
                 event.action == AuditAction::Revoked && event.reason.as_deref() == Some("compromised")
@@ -1153,7 +1153,7 @@ fn offboarding_revokes_what_is_active_and_keeps_first_facts() {
     ready(world.service.revoke(&session("ann"), revoked.token.id(), Reason::Owner)).unwrap();
     world.advance(TimeDelta::days(1));
     world.heard.take();
-    let told = world.events().len();
+    let told = world.events();
     assert_eq!(ready(world.service.revoke_all(&home(), &id("ann"))).unwrap(), 2);
     for token in [&active, &narrowed] {
         let revocation = world.facts(token.token.id()).revocation.unwrap();
@@ -1170,7 +1170,7 @@ fn offboarding_revokes_what_is_active_and_keeps_first_facts() {
     for token in [&elsewhere, &others, &robots] {
         assert_eq!(reason_of(&world, token), None);
     }
-    let stored = world.events().split_off(told.min(world.events().len()));
+    let stored = world.events_since(&told);
     assert_eq!(world.heard.take().len(), 2);
     assert_eq!(stored.len(), 2);
     assert_eq!(ready(world.service.revoke_all(&home(), &id("ann"))).unwrap(), 0, "twice is once");
@@ -1749,10 +1749,10 @@ fn every_operation_stores_its_events_and_tells_the_sink_the_same() {
                 (session("ann").from_address(address), ActorRef::Owner(id("ann")))
             };
             world.advance(TimeDelta::minutes(5));
-            let before = world.events().len();
+            let before = world.events();
             world.heard.take();
             let made = operate(&world, &actor, token);
-            let stored = world.events().split_off(before);
+            let stored = world.events_since(&before);
             let wanted: Vec<_> = expected
                 .iter()
                 .map(|(action, new, reason)| {

@@ -183,7 +183,7 @@ fn a_main_that_returns_an_error_prints_the_sentence_and_its_causes() {
     let taken = NewToken::named("one").for_service(id("bot"));
     world.generate(&Actor::system(), taken.clone()).unwrap();
     let error = world.generate(&Actor::system(), taken).unwrap_err();
-    assert_eq!(format!("{error:?}"), "another token of the owner has this name");
+    assert_eq!(format!("{error:?}"), "another token of the owner has this name; choose another name");
     let error = world.generate(&session("off"), NewToken::named("one")).unwrap_err();
     assert_eq!(format!("{error:?}"), "the actor was rejected: the credential was rejected: owner_disabled");
     assert!(

@@ -6,7 +6,6 @@ mod support;
 
 use chrono::TimeDelta;
 use patkit::lifecycle::RefusalReason;
-use patkit::owner::IdError;
 use patkit::owner::cache::OwnerCacheError;
 use patkit::permission::{PermissionError, ScopeError};
 use patkit::policy::{LifetimeError, PolicyError, ReuseSignal};

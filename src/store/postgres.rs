@@ -413,7 +413,7 @@ mod tests {
 
     #[test]
     fn a_notification_that_cannot_be_read_says_that_any_record_may_have_been_changed() {
-        let id = TokenId::VACANT;
+        let id: TokenId = "08MfSztK9DeFxhE1wuUQiY".parse().unwrap();
         for ids in [vec![id], vec![id; 300]] {
             let payload = ids.iter().map(ToString::to_string).collect::<Vec<_>>().join(" ");
             assert_eq!(read_notification(&payload), FeedEvent::Changed(ids));

@@ -96,8 +96,11 @@ impl TokenId {
 /// still or goes back by up to [`MAX_CLOCK_ERROR`](crate::clock::MAX_CLOCK_ERROR), the ids go on from the last one. If the clock goes back further, it was
 /// wrong before, and the ids follow the clock again. The remaining 62 bits of an id are random.
 pub(crate) struct IdSource {
-    /// The milliseconds and the counter of the last id, 60 bits.
+    /// The milliseconds and the counter of the last id of a token, 60 bits.
     last: AtomicU64,
+    /// The same of the last id of an event. Events have a counter of their own, so that the ids of tokens do not depend on how
+    /// many events there were.
+    last_event: AtomicU64,
     /// The random bits of the last id. All bits are set if there is none.
     drawn: AtomicU64,
     /// The number of events so far, and the key that it is hashed with.
@@ -120,6 +123,7 @@ impl IdSource {
     pub(crate) fn new() -> Self {
         Self {
             last: AtomicU64::new(0),
+            last_event: AtomicU64::new(0),
             drawn: AtomicU64::new(u64::MAX),
             events: AtomicU64::new(0),
             event_key: RandomState::new(),
@@ -151,7 +155,7 @@ impl IdSource {
         random: &dyn SecureRandom,
     ) -> Result<TokenId, RandomError> {
         let [start, low] = self.draw(random)?;
-        Ok(self.after_last(now, start, low))
+        Ok(Self::after(&self.last, now, start, low))
     }
 
     /// A new id for an audit event at `now`. The bits that tell events of several services apart need not be unpredictable:
@@ -159,17 +163,18 @@ impl IdSource {
     pub(crate) fn generate_event(&self, now: DateTime<Utc>) -> EventId {
         let number = self.events.fetch_add(1, Ordering::Relaxed);
         let hash = self.event_key.hash_one(number);
-        EventId::new(self.after_last(now, hash >> 32, hash & !TokenId::VARIANT & !(TokenId::VARIANT >> 1)))
+        let low = hash & !TokenId::VARIANT & !(TokenId::VARIANT >> 1);
+        EventId::new(Self::after(&self.last_event, now, hash >> 32, low))
     }
 
-    /// The id that follows the last one and has these random bits. `start` is where the counter begins in a new millisecond.
-    fn after_last(&self, now: DateTime<Utc>, start: u64, low: u64) -> TokenId {
+    /// Returns the id that follows the last one and has these random bits. `start` is where the counter begins in a new millisecond.
+    fn after(last: &AtomicU64, now: DateTime<Utc>, start: u64, low: u64) -> TokenId {
         let millis =
             |at: DateTime<Utc>| u64::try_from(at.timestamp_millis()).unwrap_or(0).min(Self::LAST_MILLIS);
         let own = (millis(now) << Self::COUNTER_BITS) | (start & Self::COUNTER_START);
         let latest = millis(now).saturating_add(Self::LONGEST_STEP_BACK) << Self::COUNTER_BITS;
         let next = |last: u64| if last < own || last > latest { own } else { last.saturating_add(1) };
-        let last = self.last.fetch_update(Ordering::AcqRel, Ordering::Acquire, |last| Some(next(last)));
+        let last = last.fetch_update(Ordering::AcqRel, Ordering::Acquire, |last| Some(next(last)));
         let ordered = next(last.unwrap_or_else(|last| last));
         let (millis, counter) = (ordered >> Self::COUNTER_BITS, ordered & 0x0FFF);
         TokenId { high: (millis << 16) | TokenId::VERSION | counter, low: TokenId::VARIANT | low }

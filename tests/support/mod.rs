@@ -269,6 +269,13 @@ impl World {
         [home(), beta()].iter().flat_map(|realm| self.events_in(realm)).collect()
     }
 
+    /// The stored events that are not among `before`.
+    pub(crate) fn events_since(&self, before: &[AuditEvent]) -> Vec<AuditEvent> {
+        let mut events = self.events();
+        events.retain(|event| !before.contains(event));
+        events
+    }
+
     /// All that is stored: to see that nothing changed, versions and events included.
     pub(crate) fn snapshot(&self) -> (Vec<Token>, Vec<AuditEvent>) {
         (self.tokens(), self.events())
