@@ -351,7 +351,6 @@ async fn a_corrupt_row_is_named_by_table_column_and_row_and_harms_itself_alone()
         ("scope_grants", "'datastores:*:x'"),
         ("networks", "'10.0.0.0/99'"),
         ("lifetime", "'soon'"),
-        ("name", "' a '"),
         ("owner", "''"),
         ("last_used_address", "'localhost'"),
         ("created_by_owner", "NULL"),

@@ -211,7 +211,8 @@ where
         async |token: &TokenView| Token::clone(&store.find(token.id()).await.unwrap().unwrap().into_token());
     let (taken_record, other_record) = (record(&taken).await, record(&other).await);
     let update = |token: &Token, version| Change::Update(Arc::new(Token { version, ..token.clone() }));
-    let named_as_taken = Token { name: taken_record.name.clone(), version: 2, ..other_record.clone() };
+    let mut named_as_taken = Token { version: 2, ..other_record.clone() };
+    named_as_taken.rename(taken_record.name.clone());
 
     let mut transaction = store.pool().begin_with(begin).await.unwrap();
     run::<E>(&mut transaction, &format!("INSERT INTO {table} VALUES ('before')")).await;

@@ -146,7 +146,7 @@ fn texts_of_management() {
         ),
         of(Unavailable::Store(StoreError::unavailable("down")), &["token store", "try again"]),
         of(Unavailable::Directory(DirectoryError::new("down")), &["directory", "try again"]),
-        of(Unavailable::KeyMissing(KeyId::new(7)), &["keyring", "7", "put the key back"]),
+        of(Unavailable::KeyMissing(KeyId::new(7)), &["keyring", "7", "add key 7"]),
         invalid(InvalidInput::Name(NameError::Empty), &["name", "visible character"]),
         invalid(InvalidInput::Description(NameError::Empty), &["description", "visible character"]),
         invalid(InvalidInput::Lifetime(LifetimeError::TooShort), &["lifetime", "60 s"]),
