@@ -185,7 +185,10 @@ fn a_main_that_returns_an_error_prints_the_sentence_and_its_causes() {
     let error = world.generate(&Actor::system(), taken).unwrap_err();
     assert_eq!(format!("{error:?}"), "another token of the owner has this name; choose another name");
     let error = world.generate(&session("off"), NewToken::named("one")).unwrap_err();
-    assert_eq!(format!("{error:?}"), "the actor was rejected: the credential was rejected: owner_disabled");
+    assert_eq!(
+        format!("{error:?}"),
+        "the actor was rejected, because the owner or the token no longer works: the credential was rejected: owner_disabled"
+    );
     assert!(
         matches!(error, ManageError::ActorRejected(rejected) if rejected.reason == RejectReason::OwnerDisabled)
     );

@@ -309,7 +309,8 @@ async fn no_statement_reads_a_whole_table_but_the_counts_and_the_sweep() {
         if ["unnest", "migrations", "pg_notify", "FOR NO KEY"].iter().any(|only| statement.contains(only)) {
             continue;
         }
-        let statement = statement.replace(&format!("\"{schema}\"."), "").replace(" FOR UPDATE SKIP LOCKED", "");
+        let statement =
+            statement.replace(&format!("\"{schema}\"."), "").replace(" FOR UPDATE SKIP LOCKED", "");
         let plan = raw_sql(AssertSqlSafe(format!("EXPLAIN QUERY PLAN {statement}")))
             .fetch_all(&sqlite)
             .await

@@ -436,7 +436,13 @@ async fn a_corrupt_event_is_named_by_its_id_and_harms_itself_alone() {
             let store = engines.postgres().await;
             make(&store, 3).await;
             engines.run(true, spoil).await;
-            (store.events(&query).await.unwrap(), store.export(&ExportCursor::start(), 10).await.unwrap())
+            // An export waits for the open transactions of other tests.
+            let mut export = store.export(&ExportCursor::start(), 10).await.unwrap();
+            while export.events.len() + export.corrupt.len() < 3 {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                export = store.export(&ExportCursor::start(), 10).await.unwrap();
+            }
+            (store.events(&query).await.unwrap(), export)
         } else {
             let store = engines.sqlite().await;
             make(&store, 3).await;

@@ -416,6 +416,9 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             let committed = if batch.changes.is_empty() { Ok(()) } else { self.commit(batch).await };
             match committed {
                 Ok(()) => {
+                    if restores {
+                        self.reuse.forget();
+                    }
                     if compromised {
                         let revocation = |member: &Token| acting.revocation_of_descendant(relation, member);
                         self.revoke_descendants(&shown, false, revocation, acting.address).await?;

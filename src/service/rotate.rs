@@ -20,6 +20,9 @@ use std::time::Duration;
 /// Reuse of one token is told at most this often.
 const REUSE_EVERY: TimeDelta = TimeDelta::hours(1);
 
+/// How often a family is looked through again while a predecessor is presented again and again.
+const FAMILY_EVERY: TimeDelta = TimeDelta::minutes(1);
+
 impl<S: TokenStore, D: Directory> TokenService<S, D> {
     /// Lets a successor take the place of an active token: same name, description, scope and networks, a new secret. The old
     /// one works for `overlap` longer, at most until its expiry, and not at all with an overlap of zero.
@@ -125,7 +128,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             };
             if let Some(at) = token.reuse_reported_at.filter(|at| is_recent(*at, now)) {
                 self.revoke_replaced(&token, peer, now).await?;
-                self.reuse.note(token.id, at, now);
+                self.reuse.note(token.id, self.dealt_with_until(at, now), now);
                 return Ok(());
             }
             let told = changed(&token, |token| token.reuse_reported_at = Some(now));
@@ -143,7 +146,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             match self.commit(ChangeBatch::new().change(Change::Update(told.clone())).event(event)).await {
                 Ok(()) => {
                     self.revoke_replaced(&told, peer, now).await?;
-                    self.reuse.note(token.id, now, now);
+                    self.reuse.note(token.id, self.dealt_with_until(now, now), now);
                     // Fills a cache, which has just forgotten the record, so that the next presentation costs no query. If it
                     // fails, the next presentation reads the record.
                     drop(self.store.find(token.id).await);
@@ -174,6 +177,17 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         self.revoke_descendants(token, true, |_| revocation.clone(), peer).await
     }
 
+    /// Until when presenting a token again changes nothing, if its reuse was told at `told`. A family is looked through each
+    /// minute, because another node may have restored a member.
+    fn dealt_with_until(&self, told: DateTime<Utc>, now: DateTime<Utc>) -> DateTime<Utc> {
+        let told_again = told.checked_add_signed(REUSE_EVERY);
+        let walked_again = match self.policy.reuse() {
+            ReuseSignal::RevokeFamily => now.checked_add_signed(FAMILY_EVERY),
+            ReuseSignal::Off | ReuseSignal::Alert => None,
+        };
+        told_again.into_iter().chain(walked_again).min().unwrap_or(now)
+    }
+
     /// Whether a refused token was rotated, and its overlap is over.
     fn is_reuse(&self, token: &Token, now: DateTime<Utc>) -> bool {
         self.policy.reuse() != ReuseSignal::Off
@@ -190,8 +204,8 @@ fn is_recent(at: DateTime<Utc>, now: DateTime<Utc>) -> bool {
     now.signed_duration_since(at).abs() < REUSE_EVERY
 }
 
-/// Predecessors whose reuse was told within the hour, and whose family was revoked if the policy says so: until the hour is
-/// over, presenting one again needs no look-up and changes nothing.
+/// Predecessors whose reuse was told within the hour, and whose family was revoked if the policy says so, each with the instant
+/// until which presenting it again needs no look-up and changes nothing.
 #[derive(Default)]
 pub(super) struct ReuseMemory(Mutex<HashMap<TokenId, DateTime<Utc>>>);
 
@@ -200,19 +214,28 @@ const MAX_REMEMBERED: usize = 10_000;
 
 impl ReuseMemory {
     fn is_dealt_with(&self, id: TokenId, now: DateTime<Utc>) -> bool {
-        lock(&self.0).get(&id).is_some_and(|at| is_recent(*at, now))
+        lock(&self.0).get(&id).is_some_and(|until| is_before(now, *until))
     }
 
-    /// Remembers that reuse of this token was told at `at`.
-    fn note(&self, id: TokenId, at: DateTime<Utc>, now: DateTime<Utc>) {
-        let mut told = lock(&self.0);
-        if told.len() >= MAX_REMEMBERED {
-            told.retain(|_, at| is_recent(*at, now));
+    fn note(&self, id: TokenId, until: DateTime<Utc>, now: DateTime<Utc>) {
+        let mut dealt_with = lock(&self.0);
+        if dealt_with.len() >= MAX_REMEMBERED {
+            dealt_with.retain(|_, until| is_before(now, *until));
         }
-        if told.len() < MAX_REMEMBERED || told.contains_key(&id) {
-            told.insert(id, at);
+        if dealt_with.len() < MAX_REMEMBERED || dealt_with.contains_key(&id) {
+            dealt_with.insert(id, until);
         }
     }
+
+    /// Forgets all, since a restored token may be a member of any family.
+    pub(super) fn forget(&self) {
+        lock(&self.0).clear();
+    }
+}
+
+/// An `until` that is further away than an hour was noted by a clock that was ahead.
+fn is_before(now: DateTime<Utc>, until: DateTime<Utc>) -> bool {
+    now < until && until.signed_duration_since(now) <= REUSE_EVERY
 }
 
 #[cfg(test)]
@@ -220,7 +243,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn so_many_predecessors_are_remembered_and_for_an_hour() {
+    fn so_many_predecessors_are_remembered_until_their_instants() {
         let memory = ReuseMemory::default();
         let now = DateTime::UNIX_EPOCH;
         let id = |number: u64| {
@@ -231,17 +254,21 @@ mod tests {
             TokenId::from_bytes(bytes).unwrap()
         };
         let most = u64::try_from(MAX_REMEMBERED).unwrap();
+        let later = now + REUSE_EVERY;
         for number in 0..most + 5 {
-            memory.note(id(number), now, now);
+            memory.note(id(number), later, now);
         }
-        memory.note(id(0), now, now);
+        memory.note(id(0), later, now);
         assert_eq!(lock(&memory.0).len(), MAX_REMEMBERED);
         assert!(memory.is_dealt_with(id(most - 1), now) && !memory.is_dealt_with(id(most), now));
-        let later = now + REUSE_EVERY;
+        let early = now - TimeDelta::microseconds(1);
+        assert!(!memory.is_dealt_with(id(0), early), "noted by a clock that was ahead");
         assert!(memory.is_dealt_with(id(0), later - TimeDelta::microseconds(1)));
         assert!(!memory.is_dealt_with(id(0), later));
-        memory.note(id(most), later, later);
+        memory.note(id(most), later + REUSE_EVERY, later);
         assert!(memory.is_dealt_with(id(most), later), "those of the hour before make room");
         assert_eq!(lock(&memory.0).len(), 1);
+        memory.forget();
+        assert!(!memory.is_dealt_with(id(most), later));
     }
 }

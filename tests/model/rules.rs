@@ -454,6 +454,8 @@ pub(crate) struct Model {
     pub(crate) stolen: BTreeSet<Label>,
     /// The latest use of a token that each service noted.
     pub(crate) noted: BTreeMap<(usize, Label), i64>,
+    /// Until when a service leaves the family of a token alone whose reuse it has just told, unless it restores a token.
+    left_alone: BTreeMap<(usize, Label), i64>,
     /// A record got more parents than there is room for, so that the rules no longer say which of them it keeps.
     pub(crate) is_vague: bool,
     origins: BTreeMap<Label, Origin>,
@@ -469,6 +471,7 @@ impl Model {
             proven: BTreeSet::new(),
             stolen: BTreeSet::new(),
             noted: BTreeMap::new(),
+            left_alone: BTreeMap::new(),
             is_vague: false,
             origins: BTreeMap::new(),
         }
@@ -548,6 +551,12 @@ impl Model {
     /// Does a step. `bound` are the versions that its edit is bound to.
     pub(crate) fn apply(&mut self, step: &Step, bound: Option<u64>) -> Expected {
         let policy = &POLICIES[step.service];
+        let revoked: Vec<Label> = self
+            .records
+            .values()
+            .filter(|record| record.revoked.is_some())
+            .map(|record| record.label)
+            .collect();
         let outcome = match &step.operation {
             Operation::Generate { by, new } => self.generate(step.label, *by, new, policy),
             Operation::List { by, which, .. } => self.list(*by, *which, policy),
@@ -576,6 +585,9 @@ impl Model {
             Operation::Directory(person, change) => Ok(self.directory(*person, *change)),
             Operation::Race(..) => unreachable!("a race is two steps"),
         };
+        if self.records.iter().any(|(label, record)| record.revoked.is_none() && revoked.contains(label)) {
+            self.left_alone.retain(|(service, _), _| *service != step.service);
+        }
         match outcome {
             Ok(answer) => Expected::Answer(answer),
             Err(faults) => Expected::OneOf(faults),
@@ -1277,7 +1289,7 @@ impl Model {
         let Some(record) = self.records.get(&token) else { return rejected("unknown") };
         if let Some(reason) = self.rejects(record) {
             if matches!(reason, "revoked" | "expired") {
-                self.reuse(token, policy);
+                self.reuse(service, token, policy);
             }
             return rejected(reason);
         }
@@ -1310,7 +1322,7 @@ impl Model {
     }
 
     /// The right secret of a token was presented that was refused.
-    fn reuse(&mut self, token: Label, policy: &Policy) {
+    fn reuse(&mut self, service: usize, token: Label, policy: &Policy) {
         let now = self.now;
         let record = &self.records[&token];
         let Some(succession) = record.succession.filter(|succession| now >= succession.until) else {
@@ -1322,6 +1334,11 @@ impl Model {
         if record.reuse_reported.is_none_or(|at| at > now + HOUR || now - at >= HOUR) {
             self.change(token).reuse_reported = Some(now);
         }
+        let told = self.records[&token].reuse_reported.unwrap_or(now);
+        if self.left_alone.get(&(service, token)).is_some_and(|until| now < *until && *until - now <= HOUR) {
+            return;
+        }
+        self.left_alone.insert((service, token), (told + HOUR).min(now + 60 * SECOND));
         if policy.signal == Signal::RevokeFamily && now - succession.at <= policy.window_days * DAY {
             for label in self.descendants(token) {
                 if self.records[&label].is_active(now) {
