@@ -956,8 +956,8 @@ impl AuditLog for Model {
             events.iter_mut().zip(1..).for_each(|(event, number)| event.0 = number);
         }
         events.retain(|(_, event)| !self.is(Fault::ExportOfOneRealm) || event.realm == Realm::default());
-        let least = if self.is(Fault::ExportRepeatsTheLast) { number.max(1) } else { number + 1 };
-        events.retain(|(number, _)| *number >= least);
+        let first = if self.is(Fault::ExportRepeatsTheLast) { number.max(1) } else { number + 1 };
+        events.retain(|(each, _)| *each >= first);
         events.truncate(limit);
         let last = events.last().map_or(number, |(number, _)| *number);
         let next = ExportCursor::new(&format!("model {last}"));

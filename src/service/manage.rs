@@ -365,15 +365,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
                         return Err(ManageError::ReasonNotAllowed(reason));
                     }
                     compromised = reason == Reason::Compromised;
-                    let is_so = !strict
-                        && match token.state(acting.now) {
-                            TokenState::Expired => !compromised,
-                            // Shown as not active. Whoever gives a reason means it all the same.
-                            TokenState::Active if edit.reason.is_none() => {
-                                self.owner_answer(&acting, &token.owner).await.has_ended(&token, acting.now)
-                            }
-                            TokenState::Active | TokenState::Revoked => false,
-                        };
+                    let is_so = !strict && self.is_not_active(&acting, edit, &token).await;
                     let revocation = acting.revocation(relation, reason);
                     let facts =
                         if is_so { None } else { lifecycle::revoke(&token.facts, revocation, acting.now)? };
@@ -434,6 +426,18 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             }
         }
         Err(ManageError::Contended)
+    }
+
+    /// Whether a token is shown as not active already, so that `active: false` asks for no change. An edit with a reason asks for
+    /// one all the same, unless the token is expired; a compromise is recorded even then.
+    async fn is_not_active(&self, acting: &Acting, edit: &TokenEdit, token: &Token) -> bool {
+        match token.state(acting.now) {
+            TokenState::Expired => edit.reason != Some(Reason::Compromised),
+            TokenState::Active if edit.reason.is_none() => {
+                self.owner_answer(acting, &token.owner).await.has_ended(token, acting.now)
+            }
+            TokenState::Active | TokenState::Revoked => false,
+        }
     }
 
     /// The token of a former bearer of the owner's id that has the name of `token`.

@@ -281,78 +281,17 @@ pub fn read_token(row: &(impl Row + ?Sized), table: &str) -> Result<Token, Corru
     let created_at = cells.required(Cells::time)?;
     let created_by = cells.actor()?.ok_or_else(|| cells.corrupt_in("created_by"))?;
     let expires_at = cells.time()?;
-    let revoked_at = cells.time()?;
-    let reason = cells.opt_parsed(Reason::from_name)?;
-    let revoked_by = cells.actor()?;
-    let authority = cells.opt_parsed(|text| {
-        [Authority::Owner, Authority::Admin, Authority::System].into_iter().find(|each| each.as_str() == text)
-    })?;
-    let revocation = match (revoked_at, reason, revoked_by, authority) {
-        (None, None, None, None) => None,
-        (Some(at), Some(reason), Some(by), Some(authority)) => {
-            Some(Box::new(Revocation { at, by, authority, reason }))
-        }
-        (at, reason, by, authority) => {
-            return Err(cells.incomplete(&[
-                ("revoked_at", at.is_some()),
-                ("revoked_reason", reason.is_some()),
-                ("revoked_by", by.is_some()),
-                ("revoked_authority", authority.is_some()),
-            ]));
-        }
-    };
-    let succession = match (cells.id()?, cells.time()?, cells.time()?) {
-        (None, None, None) => None,
-        (Some(successor), Some(at), Some(until)) => Some(Succession { successor, at, until }),
-        (successor, at, until) => {
-            return Err(cells.incomplete(&[
-                ("successor", successor.is_some()),
-                ("succeeded_at", at.is_some()),
-                ("succeeded_until", until.is_some()),
-            ]));
-        }
-    };
+    let revocation = cells.revocation()?;
+    let succession = cells.succession()?;
     if name_key.is_some() == succession.is_some() {
         return Err(cells.corrupt_in("name_key"));
     }
     let predecessor = cells.id()?;
     let restored_by = cells.id()?;
-    let lifetime = cells.parsed(|text| match text {
-        "default" => Some(Lifetime::Default),
-        "never" => Some(Lifetime::Never),
-        _ => match text.strip_suffix('s') {
-            Some(seconds) => canonical(seconds).map(Lifetime::Seconds),
-            None => canonical(text).map(Lifetime::Days),
-        },
-    })?;
-    let inherits = cells.parsed(|text| match text {
-        "inherit" => Some(true),
-        "only" => Some(false),
-        _ => None,
-    })?;
-    let grants =
-        cells.opt_parsed(|text| Scope::only(text.split(' ').filter(|part| !part.is_empty())).ok())?;
-    let scope = match (inherits, grants) {
-        (true, None) => Scope::inherit(),
-        (false, Some(scope)) => scope,
-        (true, Some(_)) | (false, None) => return Err(cells.corrupt()),
-    };
+    let lifetime = cells.lifetime()?;
+    let scope = cells.scope()?;
     let networks = cells.opt_parsed(|text| Networks::parse(text.split(' ')).ok())?;
-    let digest = cells.mac()?;
-    let scheme = cells.text()?;
-    let credential = match (digest, scheme, cells.bytes()?) {
-        (Some(digest), None, None) => Credential::Keyed(digest),
-        (None, Some(scheme), Some(value)) => Credential::Foreign(ForeignDigest::new(scheme, value)),
-        (None, None, None) => return Err(cells.corrupt_in("digest")),
-        (None, scheme, value) => {
-            return Err(cells
-                .incomplete(&[("foreign_scheme", scheme.is_some()), ("foreign_digest", value.is_some())]));
-        }
-        // Two credentials.
-        (Some(_), scheme, _) => {
-            return Err(cells.corrupt_in(if scheme.is_some() { "foreign_scheme" } else { "foreign_digest" }));
-        }
-    };
+    let credential = cells.credential()?;
     let idle_from = cells.required(Cells::time)?;
     let reuse_reported_at = cells.time()?;
     let notified_days = cells.number()?;
@@ -435,6 +374,90 @@ struct Cells<'a, R: ?Sized> {
 }
 
 impl<'a, R: Row + ?Sized> Cells<'a, R> {
+    /// Reads the columns of a revocation, of which there are all or none.
+    fn revocation(&mut self) -> Result<Option<Box<Revocation>>, CorruptRecord> {
+        let revoked_at = self.time()?;
+        let reason = self.opt_parsed(Reason::from_name)?;
+        let revoked_by = self.actor()?;
+        let authority = self.opt_parsed(|text| {
+            [Authority::Owner, Authority::Admin, Authority::System]
+                .into_iter()
+                .find(|each| each.as_str() == text)
+        })?;
+        match (revoked_at, reason, revoked_by, authority) {
+            (None, None, None, None) => Ok(None),
+            (Some(at), Some(reason), Some(by), Some(authority)) => {
+                Ok(Some(Box::new(Revocation { at, by, authority, reason })))
+            }
+            (at, reason, by, authority) => Err(self.incomplete(&[
+                ("revoked_at", at.is_some()),
+                ("revoked_reason", reason.is_some()),
+                ("revoked_by", by.is_some()),
+                ("revoked_authority", authority.is_some()),
+            ])),
+        }
+    }
+
+    /// Reads the columns of a succession, of which there are all or none.
+    fn succession(&mut self) -> Result<Option<Succession>, CorruptRecord> {
+        match (self.id()?, self.time()?, self.time()?) {
+            (None, None, None) => Ok(None),
+            (Some(successor), Some(at), Some(until)) => Ok(Some(Succession { successor, at, until })),
+            (successor, at, until) => Err(self.incomplete(&[
+                ("successor", successor.is_some()),
+                ("succeeded_at", at.is_some()),
+                ("succeeded_until", until.is_some()),
+            ])),
+        }
+    }
+
+    /// Reads a lifetime: `default`, `never`, days, or seconds with an `s`.
+    fn lifetime(&mut self) -> Result<Lifetime, CorruptRecord> {
+        self.parsed(|text| match text {
+            "default" => Some(Lifetime::Default),
+            "never" => Some(Lifetime::Never),
+            _ => match text.strip_suffix('s') {
+                Some(seconds) => canonical(seconds).map(Lifetime::Seconds),
+                None => canonical(text).map(Lifetime::Days),
+            },
+        })
+    }
+
+    /// Reads a scope, which is never a missing value.
+    fn scope(&mut self) -> Result<Scope, CorruptRecord> {
+        let inherits = self.parsed(|text| match text {
+            "inherit" => Some(true),
+            "only" => Some(false),
+            _ => None,
+        })?;
+        let grants =
+            self.opt_parsed(|text| Scope::only(text.split(' ').filter(|part| !part.is_empty())).ok())?;
+        match (inherits, grants) {
+            (true, None) => Ok(Scope::inherit()),
+            (false, Some(scope)) => Ok(scope),
+            (true, Some(_)) | (false, None) => Err(self.corrupt()),
+        }
+    }
+
+    /// Reads the one credential of a record.
+    fn credential(&mut self) -> Result<Credential, CorruptRecord> {
+        let digest = self.mac()?;
+        let scheme = self.text()?;
+        match (digest, scheme, self.bytes()?) {
+            (Some(digest), None, None) => Ok(Credential::Keyed(digest)),
+            (None, Some(scheme), Some(value)) => Ok(Credential::Foreign(ForeignDigest::new(scheme, value))),
+            (None, None, None) => Err(self.corrupt_in("digest")),
+            (None, scheme, value) => {
+                Err(self
+                    .incomplete(&[("foreign_scheme", scheme.is_some()), ("foreign_digest", value.is_some())]))
+            }
+            // Two credentials.
+            (Some(_), scheme, _) => {
+                Err(self.corrupt_in(if scheme.is_some() { "foreign_scheme" } else { "foreign_digest" }))
+            }
+        }
+    }
+
     fn new(cells: &'a R, table: &'a str, columns: &'a [&'static str]) -> Self {
         Self { of_row: cells, table, columns, index: 0, row: None, named: None }
     }

@@ -70,7 +70,7 @@ impl Names {
             script.push_str(before);
             match suffix {
                 Some(table @ ("tokens" | "events" | "key_checks" | "migrations")) => {
-                    script.push_str(&self.table(table))
+                    script.push_str(&self.table(table));
                 }
                 Some(suffix) => script.push_str(&self.quoted(suffix)),
                 None => {}
