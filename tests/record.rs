@@ -115,9 +115,7 @@ fn without(token: &Token, columns: &BTreeSet<&'static str>) -> Option<Token> {
     let mut take = |group: &[&'static str]| {
         let is_whole = group.iter().all(|column| rest.contains(column));
         if is_whole {
-            group.iter().for_each(|column| {
-                rest.remove(column);
-            });
+            rest.retain(|column| !group.contains(column));
         }
         is_whole
     };

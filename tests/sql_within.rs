@@ -412,7 +412,7 @@ where
         match failing {
             "commit" | "touch" => run::<E>(&mut transaction, fails).await,
             _ => {
-                run::<E>(&mut transaction, &format!("ALTER TABLE {table} RENAME COLUMN name TO other")).await
+                run::<E>(&mut transaction, &format!("ALTER TABLE {table} RENAME COLUMN name TO other")).await;
             }
         }
         let view = store.within(&mut transaction);
