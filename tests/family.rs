@@ -173,6 +173,27 @@ fn a_removed_member_hands_its_children_to_both_of_its_parents() {
     }
 }
 
+/// The leaf was made through a token that was restored through the root, and removed: a restoration of the leaf in a session does
+/// not cut it off.
+#[test]
+fn a_child_that_was_handed_on_stays_family_when_its_owner_restores_it() {
+    for removal in [Removal::Deleted, Removal::Pruned] {
+        for ways in [[Way::Restored, Way::Made], [Way::Restored, Way::RotatedItself], [Way::Made, Way::Made]]
+        {
+            let world = World::new();
+            let root = world.issue("ada", named("root"));
+            let middle = join(&world, &root, ways[0], "middle");
+            let leaf = join(&world, &middle, ways[1], "leaf");
+            remove(&world, middle.token.id(), removal);
+            ready(world.service.revoke(&session("ada"), leaf.token.id(), Reason::Owner)).unwrap();
+            ready(world.service.restore(&session("ada"), leaf.token.id())).unwrap();
+            assert_eq!(world.refusal(&leaf), None, "{ways:?} {removal:?}");
+            ready(world.service.revoke(&session("ada"), root.token.id(), Reason::Compromised)).unwrap();
+            assert_eq!(reason_of(&world, &leaf), Some(Reason::Compromised), "{ways:?} {removal:?}");
+        }
+    }
+}
+
 #[test]
 fn a_token_with_more_parents_than_a_record_has_room_for_is_suspected() {
     let world = World::new();

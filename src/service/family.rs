@@ -7,7 +7,7 @@ use super::system::host_event;
 use super::{MAX_REVOKE_TRIES, TokenService};
 use crate::audit::{AuditAction, AuditEvent};
 use crate::lifecycle;
-use crate::owner::Directory;
+use crate::owner::{Directory, OwnerId};
 use crate::store::{Change, ChangeBatch, Conflict, CorruptRecord, ListBy, ListQuery, StoreError, TokenStore};
 use crate::token::id::IdSource;
 use crate::token::{ActorRef, Authority, Reason, Revocation, Token, TokenId};
@@ -158,11 +158,28 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         }
         Ok(kin)
     }
+
+    /// Returns the owners of the tokens through which these were restored.
+    pub(super) async fn restorers(
+        &self,
+        gone: &HashMap<TokenId, Arc<Token>>,
+    ) -> Result<HashMap<TokenId, OwnerId>, Unavailable> {
+        let mut restorers = HashMap::new();
+        for id in gone.values().filter_map(|token| token.restored_by) {
+            if let Some(restorer) = self.find_current(id).await? {
+                restorers.insert(id, restorer.owner.clone());
+            }
+        }
+        Ok(restorers)
+    }
 }
 
-/// Removes tokens together, `kin` being the records that name any of them ([`TokenService::kin`]): each record that stays names
-/// the nearest token that stays instead of one that is gone, so that no family or line falls apart. The events of the removal
-/// are the caller's to add.
+/// Removes tokens together, `kin` being the records that name any of them ([`TokenService::kin`]) and `restorers` the owners of
+/// their [restorers](TokenService::restorers). Each record that stays names the nearest token that stays instead of one that is
+/// gone, so that no family or line falls apart. The events of the removal are the caller's to add.
+///
+/// The child of a removed token that was restored through another token, but not made through one, counts as made through that
+/// other token, because a later restoration in a session clears [`Token::restored_by`].
 ///
 /// A record has room for two parents, the token that made it and the one that last restored it. If removals leave it with more,
 /// it is revoked as suspected, because the compromise of the parent without room could not reach it any more.
@@ -170,6 +187,7 @@ pub(super) fn removal(
     ids: &IdSource,
     gone: &HashMap<TokenId, Arc<Token>>,
     kin: impl IntoIterator<Item = Arc<Token>>,
+    restorers: &HashMap<TokenId, OwnerId>,
     now: DateTime<Utc>,
 ) -> ChangeBatch {
     let mut batch = ChangeBatch::new();
@@ -178,7 +196,7 @@ pub(super) fn removal(
     let stay = kin.into_iter().filter(|token| !gone.contains_key(&token.id));
     let stay: BTreeMap<TokenId, Arc<Token>> = stay.map(|token| (token.id, token)).collect();
     for before in stay.into_values() {
-        let after = changed(&before, |token| relink(token, gone, now));
+        let after = changed(&before, |token| relink(token, gone, restorers, now));
         if after.facts.revocation != before.facts.revocation {
             let event = host_event(ids, AuditAction::Revoked, &after, now);
             batch.events.push(event.because(Reason::Suspected));
@@ -188,9 +206,21 @@ pub(super) fn removal(
     batch
 }
 
-fn relink(token: &mut Token, gone: &HashMap<TokenId, Arc<Token>>, now: DateTime<Utc>) {
+fn relink(
+    token: &mut Token,
+    gone: &HashMap<TokenId, Arc<Token>>,
+    restorers: &HashMap<TokenId, OwnerId>,
+    now: DateTime<Utc>,
+) {
     let mut parents = surviving_parents(token, gone);
     token.created_by = surviving_maker(&token.created_by, gone);
+    if token.creator().is_none() {
+        let mut handed_on = parents.iter().copied().filter(|parent| Some(*parent) != token.restored_by);
+        let maker = handed_on.find_map(|id| Some((id, restorers.get(&id)?.clone())));
+        if let Some((id, owner)) = maker {
+            token.created_by = ActorRef::Token { owner, id };
+        }
+    }
     parents.retain(|parent| Some(*parent) != token.creator());
     token.restored_by = parents.pop();
     if !parents.is_empty() {

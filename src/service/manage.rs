@@ -309,7 +309,9 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
                 return Err(ManageError::Attenuation(Attenuation::Family));
             }
             let event = acting.event(AuditAction::Deleted, &token);
-            let batch = removal(&self.ids, &HashMap::from([(id, token)]), kin, acting.now).event(event);
+            let gone = HashMap::from([(id, token)]);
+            let restorers = self.restorers(&gone).await?;
+            let batch = removal(&self.ids, &gone, kin, &restorers, acting.now).event(event);
             match self.commit(batch).await {
                 Err(StoreError::Conflict(Conflict::Version(_))) => {}
                 result => return result.map_err(|error| store_error(error, id)),

@@ -103,7 +103,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
                 continue;
             };
             let now = self.now();
-            let mut batch = removal(&self.ids, &gone, kin, now);
+            let mut batch = removal(&self.ids, &gone, kin, &self.restorers(&gone).await?, now);
             batch
                 .events
                 .extend(gone.values().map(|token| host_event(&self.ids, AuditAction::Deleted, token, now)));
@@ -143,7 +143,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             }
             let mut batch = ChangeBatch {
                 erase: Some((realm.clone(), owner.clone())),
-                ..removal(&self.ids, &gone, kin, now)
+                ..removal(&self.ids, &gone, kin, &self.restorers(&gone).await?, now)
             };
             for change in &mut batch.changes {
                 if let Change::Update(token) = change
