@@ -746,7 +746,9 @@ mod tests {
         ];
         for (setting, other, one, contradiction, fits) in table {
             let build = TokenPolicy::builder;
-            for error in [contradiction(one(build())), one(contradiction(build()))].map(|set| set.build()) {
+            for error in
+                [contradiction(one(build())), one(contradiction(build()))].map(TokenPolicyBuilder::build)
+            {
                 let error = error.unwrap_err();
                 let PolicyError::Contradiction { setting: found, other: against, cure } = error else {
                     panic!("{setting}: {error}");
