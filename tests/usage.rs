@@ -8,7 +8,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use patkit::audit::AuditAction;
 use patkit::random::{RandomError, SecureRandom};
 use patkit::service::{BuildError, RejectReason, TokenServiceBuilder};
-use patkit::store::{AuditLog, ChangeBatch, Found, ListQuery, Page, Touch};
+use patkit::store::{ChangeBatch, Found, ListQuery, Page, Touch};
 use patkit::token::{ActorRef, LastUse};
 use patkit::{
     Actor, AuditEvent, IssuedToken, MemoryDirectory, MemoryStore, NewToken, Reason, StoreError, Token,
