@@ -1502,7 +1502,8 @@ async fn what_is_told_beside_a_probe_is_followed() {
 async fn a_store_that_cannot_be_followed_is_refused_at_once() {
     let store = Notified(Arc::new(Notifying { is_too_small: true, ..Notifying::default() }));
     let cache = CachedStore::builder(store.clone()).build().unwrap();
-    let Err(error) = cache.run_following(Duration::from_millis(500), tokio::time::sleep).await;
+    let following = cache.run_following(Duration::from_millis(500), tokio::time::sleep);
+    let Err(error) = tokio::time::timeout(Duration::from_secs(5), following).await.unwrap();
     assert_eq!(error, FollowError::PoolTooSmall { connections: 1, needed: 2 });
     assert!(error.to_string().contains("at most 1 connection"), "{error}");
     assert_eq!(store.0.listened.load(Ordering::SeqCst), 0);
