@@ -329,6 +329,34 @@ async fn a_slow_read_from_before_a_change_is_not_kept() {
     }
 }
 
+/// Where no other read has landed by then, it is the change alone that tells.
+#[tokio::test]
+async fn a_slow_read_is_not_kept_where_nobody_reads_after_the_change() {
+    for change in ["removed elsewhere", "removed here", "used"] {
+        let world = slow();
+        let id = world.issue("a").await.token.id();
+        let mut reading = pin!(world.cache.find(id));
+        assert!(poll(reading.as_mut()).is_pending());
+        let token = world.behind.inner.find(id).await.unwrap().unwrap().into_token();
+        let removed = ChangeBatch::new().change(Change::Remove { id, version: token.version });
+        let last_use = LastUse::new(world.clock.now(), None);
+        match change {
+            "removed elsewhere" => {
+                world.behind.inner.commit(&removed).await.unwrap();
+                world.cache.invalidate(id);
+            }
+            "removed here" => world.cache.commit(&removed).await.unwrap(),
+            _ => world.cache.touch(&[Touch::new(id, last_use)]).await.unwrap(),
+        }
+        world.gate().add_permits(2);
+        let Poll::Ready(Ok(Some(_))) = poll(reading.as_mut()) else { panic!("it began before") };
+        world.reads();
+        let found = world.cache.find(id).await.unwrap().map(|found| found.into_token().last_used);
+        assert_eq!(found, (change == "used").then_some(Some(last_use)), "{change}");
+        assert_eq!(world.reads(), 1, "{change}");
+    }
+}
+
 #[tokio::test]
 async fn of_a_thousand_look_ups_of_one_cold_token_one_reads() {
     let world = slow();
@@ -1474,7 +1502,8 @@ async fn what_is_told_beside_a_probe_is_followed() {
 async fn a_store_that_cannot_be_followed_is_refused_at_once() {
     let store = Notified(Arc::new(Notifying { is_too_small: true, ..Notifying::default() }));
     let cache = CachedStore::builder(store.clone()).build().unwrap();
-    let Err(error) = cache.run_following(Duration::from_millis(500), tokio::time::sleep).await;
+    let following = cache.run_following(Duration::from_millis(500), tokio::time::sleep);
+    let Err(error) = tokio::time::timeout(Duration::from_secs(5), following).await.unwrap();
     assert_eq!(error, FollowError::PoolTooSmall { connections: 1, needed: 2 });
     assert!(error.to_string().contains("at most 1 connection"), "{error}");
     assert_eq!(store.0.listened.load(Ordering::SeqCst), 0);

@@ -198,6 +198,19 @@ fn what_alone_shows_nothing_is_no_name_and_does_not_show_in_one() {
     }
 }
 
+/// The bytes are counted before blanks are folded: a text of any length costs no more than that.
+#[test]
+fn a_name_is_read_up_to_sixteen_bytes_for_each_of_its_characters() {
+    let spaced = |spaces: usize| TokenName::new(&format!(" a{}b\t", " ".repeat(spaces)));
+    let most = 255 * 16 - "ab".len();
+    for spaces in [1, 255, most - 1, most] {
+        assert_eq!(spaced(spaces).unwrap().as_str(), "a b", "{spaces}");
+    }
+    for spaces in [most + 1, 1 << 20] {
+        assert_eq!(spaced(spaces).err(), Some(NameError::TooLong { most: 255 }), "{spaces}");
+    }
+}
+
 #[test]
 fn stored_texts_are_not_judged() {
     for text in ["", " ", "a  b", "\u{378}", "\u{202E}x", "e\u{301}", "a\0b", &"x".repeat(10_000), "\u{2800}"]

@@ -232,6 +232,7 @@ fn answers_in_the_wrong_order_keep_nothing_longer_than_the_lifetime() {
         assert!(poll(first.as_mut()).is_ready());
     }
     assert_eq!(cache.len(), 1);
+    assert_eq!(name(&cache), new(), "the answer to the later question stays");
     clock.advance(seconds(6));
     assert_eq!(name(&cache), new(), "ten seconds after the first question");
 }

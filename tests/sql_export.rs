@@ -101,6 +101,29 @@ async fn an_event_that_is_committed_late_is_exported_once() {
     assert_eq!(export(&behind, &mut cursor, 1, 4).await.len(), 4, "through a pooler too");
 }
 
+/// Exports what was committed one after the other, by pages of each size.
+async fn in_order<E: Engine>(store: SqlStore<E>) {
+    let mut events: Vec<AuditEvent> = (0..7).map(|_| event()).collect();
+    // The ids fall, and the times neither rise nor fall.
+    events.sort_by_key(|event| std::cmp::Reverse(event.id));
+    for (event, seconds) in events.iter_mut().zip([3, 1, 6, 0, 5, 2, 4]) {
+        event.at += chrono::TimeDelta::seconds(seconds);
+        store.commit(&batch(event)).await.unwrap();
+    }
+    let committed: Vec<EventId> = events.iter().map(|event| event.id).collect();
+    for limit in 1..=8 {
+        let exported = export(&store, &mut ExportCursor::start(), limit, 7).await;
+        assert_eq!(exported, committed, "{limit}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn events_are_exported_in_the_order_of_their_commits_whatever_their_ids_and_times() {
+    in_order(postgres_store(&postgres_pool(2).await).await).await;
+    let folder = Folder::new();
+    in_order(sqlite_store(&folder.path().join("db")).await).await;
+}
+
 /// Writers that take their time, some of which roll back, and an exporter that never waits for them.
 async fn races<E: Engine>(store: SqlStore<E>, begin: &'static str) {
     let (is_over, waits) = std::sync::mpsc::channel::<usize>();

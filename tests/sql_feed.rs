@@ -321,7 +321,8 @@ async fn a_pool_that_is_too_small_to_follow_is_refused() {
         PostgresStore::builder(pool).schema(&schema).pooler(pooler).migrate().await.unwrap()
     };
     let cache = CachedStore::builder(open(1, false).await).build().unwrap();
-    let Err(error) = cache.run_following(Duration::from_millis(500), tokio::time::sleep).await;
+    let following = cache.run_following(Duration::from_millis(500), tokio::time::sleep);
+    let Err(error) = tokio::time::timeout(Duration::from_secs(5), following).await.unwrap();
     let FollowError::PoolTooSmall { connections, needed } = error else { panic!("{error:?}") };
     assert_eq!((connections, needed), (1, 2));
     assert!(error.to_string().contains(".max_connections(2)"), "{error}");
