@@ -694,7 +694,7 @@ async function anAdmin(site) {
     name: "wall panels",
     description: "Read only, for the screen in the hall",
     expires_in_days: null,
-    scopes: ["datastores:read", "reports:read"],
+    scopes: ["datastores:read"],
     allowed_networks: ["127.0.0.0/8", "2001:db8::/32"],
   });
   await site.whoami(panels.bearer_token);
