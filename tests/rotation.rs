@@ -393,6 +393,20 @@ fn a_rotation_is_told_as_one_event_of_each_token() {
     }
 }
 
+/// The service remembers for a minute that it went through a family, but not over a restoration.
+#[test]
+fn a_member_that_is_restored_is_revoked_by_the_next_reuse() {
+    let world = signalling(ReuseSignal::RevokeFamily, 30);
+    let old = world.issue("ann", NewToken::named("a"));
+    let new = rotate(&world, &session("ann"), old.token.id(), Duration::ZERO).unwrap();
+    ready(world.service.revoke(&session("ann"), new.token.id(), Reason::Owner)).unwrap();
+    assert_eq!(world.refusal(&old), Some(RejectReason::Revoked));
+    ready(world.service.restore(&session("ann"), new.token.id())).unwrap();
+    assert_eq!(world.refusal(&new), None);
+    assert_eq!(world.refusal(&old), Some(RejectReason::Revoked));
+    assert_eq!(world.refusal(&new), Some(RejectReason::Revoked));
+}
+
 /// A world with a reuse signal.
 fn signalling(signal: ReuseSignal, window_days: u32) -> World {
     World::with(TokenPolicy::builder().reuse(signal, window_days).build().unwrap())
