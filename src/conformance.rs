@@ -473,6 +473,7 @@ fn same(expected: &Token, found: &Token) -> Result<(), Seen> {
         created_by,
         restored_by,
         predecessor,
+        ancestor,
         lifetime,
         facts,
         idle_from,
@@ -496,6 +497,7 @@ fn same(expected: &Token, found: &Token) -> Result<(), Seen> {
         created_by,
         restored_by,
         predecessor,
+        ancestor,
         lifetime,
         facts,
         idle_from,
@@ -547,6 +549,7 @@ fn record(number: u64) -> Result<Token, Seen> {
         created_by: ActorRef::Owner(owner),
         restored_by: None,
         predecessor: None,
+        ancestor: None,
         lifetime: Lifetime::Default,
         facts: Facts::default(),
         idle_from: made,
@@ -686,6 +689,7 @@ fn every_kind_of_record() -> Result<Vec<Token>, Seen> {
             token.seal = Some(Seal::new(KeyedDigest::new(KeyId::new(3), [7; 32])));
             token.predecessor = Some(id(999)?);
             token.restored_by = Some(id(998)?);
+            token.ancestor = Some(id(997)?);
         }
         if has(2) {
             token.realm = Realm::new(&long)?;
@@ -1164,7 +1168,12 @@ async fn a_list_holds_what_it_should<S: TokenStore>(bench: &Bench<'_, S>) -> Res
         Token { created_by: made_by(1)?, ..record(3)? },
         Token { owner: OwnerId::new("other")?, created_by: made_by(1)?, ..service(record(4)?) },
         Token { realm: elsewhere.clone(), restored_by: Some(id(1)?), ..record(5)? },
-        Token { realm: elsewhere.clone(), created_by: made_by(3)?, ..service(record(6)?) },
+        Token {
+            realm: elsewhere.clone(),
+            created_by: made_by(3)?,
+            ancestor: Some(id(2)?),
+            ..service(record(6)?)
+        },
     ];
     bench.insert(&tokens).await?;
     bench.settle().await;
@@ -1174,7 +1183,7 @@ async fn a_list_holds_what_it_should<S: TokenStore>(bench: &Bench<'_, S>) -> Res
     let of_kind = |realm: &Realm, kind| ListBy::Kind { realm: realm.clone(), kind };
     let here = Realm::default();
     let (personal, of_service) = (TokenKind::Personal, TokenKind::Service);
-    let table: [(ListBy, &[u64]); 17] = [
+    let table: [(ListBy, &[u64]); 19] = [
         (owner(&here, "owner", None)?, &[1, 2, 3]),
         (owner(&here, "owner", Some(personal))?, &[1, 3]),
         (owner(&here, "owner", Some(of_service))?, &[2]),
@@ -1191,6 +1200,8 @@ async fn a_list_holds_what_it_should<S: TokenStore>(bench: &Bench<'_, S>) -> Res
         (ListBy::Creator(id(2)?), &[]),
         (ListBy::Restorer(id(1)?), &[5]),
         (ListBy::Restorer(id(3)?), &[]),
+        (ListBy::Ancestor(id(2)?), &[6]),
+        (ListBy::Ancestor(id(1)?), &[]),
         (ListBy::Idle(at(1_000)?), &[1, 2, 3, 4, 5, 6]),
     ];
     for (by, expected) in table {
@@ -1202,11 +1213,14 @@ async fn a_list_holds_what_it_should<S: TokenStore>(bench: &Bench<'_, S>) -> Res
     let adopted = changed(adopted, |token| {
         token.created_by = ActorRef::Erased;
         token.restored_by = Some(third);
+        token.ancestor = Some(third);
     });
     bench.commit([update(&adopted)]).await?;
     bench.settle().await;
     bench.lists(&ListQuery::new(ListBy::Creator(id(3)?)), &[]).await?;
-    bench.lists(&ListQuery::new(ListBy::Restorer(id(3)?)), &ids([6])?).await
+    bench.lists(&ListQuery::new(ListBy::Restorer(id(3)?)), &ids([6])?).await?;
+    bench.lists(&ListQuery::new(ListBy::Ancestor(id(2)?)), &[]).await?;
+    bench.lists(&ListQuery::new(ListBy::Ancestor(id(3)?)), &ids([6])?).await
 }
 
 async fn a_list_of_a_key_holds_its_digests<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {

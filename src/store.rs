@@ -379,6 +379,7 @@ impl ListQuery {
             ListBy::Kind { realm, kind } => token.realm == *realm && token.kind == *kind,
             ListBy::Creator(creator) => token.creator() == Some(*creator),
             ListBy::Restorer(restorer) => token.restored_by == Some(*restorer),
+            ListBy::Ancestor(ancestor) => token.ancestor == Some(*ancestor),
             ListBy::Idle(before) => token.is_idle(*before, self.active_at),
             ListBy::Key(key) => {
                 matches!(&token.credential, Credential::Keyed(digest) if digest.key() == *key)
@@ -420,6 +421,8 @@ pub enum ListBy {
     Creator(TokenId),
     /// Those that were last restored through a token ([`Token::restored_by`]), in whatever realm.
     Restorer(TokenId),
+    /// Tokens that descend from a token through removed ones ([`Token::ancestor`]), in all realms.
+    Ancestor(TokenId),
     /// Those whose [`Token::last_activity`] is before an instant, in all realms: [`Token::is_idle`]. With
     /// [`active_at`](ListQuery::active_at), an activity later than [`MAX_CLOCK_ERROR`](crate::clock::MAX_CLOCK_ERROR) after that
     /// instant does not count, since a wrong clock noted it.

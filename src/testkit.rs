@@ -146,6 +146,7 @@ impl FakeToken {
             created_by: ActorRef::Owner(self.owner.id().clone()),
             restored_by: None,
             predecessor: None,
+            ancestor: None,
             lifetime: Lifetime::Never,
             facts: Facts { expires_at: self.expires_at.map(crate::clock::cut), ..Facts::default() },
             idle_from: now,

@@ -143,6 +143,9 @@ pub struct Token {
     pub restored_by: Option<TokenId>,
     /// The token whose place it took by rotation.
     pub predecessor: Option<TokenId>,
+    /// A token that this one descends from through removed tokens of its line. A reuse of the ancestor reaches this token,
+    /// but its compromise does not.
+    pub ancestor: Option<TokenId>,
     /// The lifetime that was asked for; rotation asks for it again.
     pub lifetime: Lifetime,
     /// From when on it counts as idle while it is not used: when it was made or last restored.
@@ -179,6 +182,7 @@ impl Token {
                 created_by: ActorRef::System,
                 restored_by: None,
                 predecessor: None,
+                ancestor: None,
                 lifetime: Lifetime::Default,
                 idle_from: DateTime::UNIX_EPOCH,
                 reuse_reported_at: None,

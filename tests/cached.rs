@@ -1144,7 +1144,7 @@ async fn reuse_costs_a_read_in_a_lifetime_of_the_cache_and_is_told_once_an_hour(
             refusing.clock.advance(TimeDelta::minutes(1));
             let (_, calls) = refusing.present(refused).await;
             // The record's lifetime in the cache is over by then. A family is looked through again each minute.
-            let expected = if signal == ReuseSignal::Alert { 1 } else { 6 };
+            let expected = if signal == ReuseSignal::Alert { 1 } else { 8 };
             assert_eq!(calls, expected, "{signal:?} after {minute} minutes");
         }
         assert_eq!(told().await, 1);

@@ -121,6 +121,7 @@ async fn every_broken_store_is_caught_by_the_check_named_for_it() {
         (F::ListIgnoresKinds, "a_list_holds_what_it_should"),
         (F::ListForgetsCreators, "a_list_holds_what_it_should"),
         (F::ListForgetsRestorers, "a_list_holds_what_it_should"),
+        (F::ListForgetsAncestors, "a_list_holds_what_it_should"),
         (F::ListOfKeyHoldsForeign, "a_list_of_a_key_holds_its_digests"),
         (F::ListOfKeyForgetsRevoked, "a_list_of_a_key_holds_its_digests"),
         (F::OldestFirst, "a_list_is_newest_first"),
@@ -332,6 +333,7 @@ enum Fault {
     ListIgnoresKinds,
     ListForgetsCreators,
     ListForgetsRestorers,
+    ListForgetsAncestors,
     OldestFirst,
     ByTimeAlone,
     PageDropsOne,
@@ -614,6 +616,9 @@ impl Model {
             }
             ListBy::Restorer(restorer) => {
                 !self.is(Fault::ListForgetsRestorers) && token.restored_by == Some(*restorer)
+            }
+            ListBy::Ancestor(ancestor) => {
+                !self.is(Fault::ListForgetsAncestors) && token.ancestor == Some(*ancestor)
             }
             ListBy::Key(key) => match &token.credential {
                 Credential::Keyed(digest) => {

@@ -12,8 +12,11 @@
 mod support;
 
 use chrono::TimeDelta;
+use patkit::policy::ReuseSignal;
 use patkit::token::{ActorRef, Authority};
-use patkit::{Actor, AuditAction, IssuedToken, NewToken, Reason, RejectReason, TokenId, TokenState};
+use patkit::{
+    Actor, AuditAction, IssuedToken, NewToken, Reason, RejectReason, TokenId, TokenPolicy, TokenState,
+};
 use std::time::Duration;
 use support::{World, grants, id, ready, session};
 
@@ -212,6 +215,110 @@ fn a_token_with_more_parents_than_a_record_has_room_for_is_suspected() {
             && event.action == AuditAction::Revoked
             && event.reason.as_deref() == suspected
     }));
+}
+
+/// How the member between a reused token and one that came of it was itself made of the reused token.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Link {
+    /// The owner rotated the reused token.
+    Successor,
+    /// The reused token made it.
+    Child,
+    /// The reused token restored it.
+    Restored,
+}
+
+/// How a token came of that member.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Below {
+    Successor,
+    Child,
+    Restored,
+}
+
+#[test]
+fn reuse_reaches_whatever_came_of_a_line_through_removed_members() {
+    let mut cases = 0;
+    for link in [Link::Successor, Link::Child, Link::Restored] {
+        for below in [Below::Successor, Below::Child, Below::Restored] {
+            for removal in [Removal::Deleted, Removal::Pruned] {
+                for depth in 1..=3 {
+                    reuse_reaches(link, below, removal, depth);
+                    cases += 1;
+                }
+            }
+        }
+    }
+    assert_eq!(cases, 54);
+}
+
+/// A token that is rotated after others came of it, `depth` members that are removed, and a leaf.
+fn reuse_reaches(link: Link, below: Below, removal: Removal, depth: usize) {
+    let case = format!("{link:?}, {below:?}, {removal:?}, {depth}");
+    let policy = TokenPolicy::builder().reuse(ReuseSignal::RevokeFamily, 30).build().unwrap();
+    let world = World::with(policy);
+    let service = &world.service;
+    // The root ends last, so that pruning leaves it.
+    let days = |days: u64| Duration::from_secs(days * 86_400);
+    let rotate_with = |token: &IssuedToken, overlap| {
+        ready(service.rotate(&session("ada"), token.token.id(), overlap)).unwrap()
+    };
+    let rotate = |token: &IssuedToken| rotate_with(token, Duration::ZERO);
+    let root = world.issue("ada", named("root"));
+    let mut member = match link {
+        Link::Successor => rotate_with(&root, days(5)),
+        Link::Child => join(&world, &root, Way::Made, "member"),
+        Link::Restored => join(&world, &root, Way::Restored, "member"),
+    };
+    let mut removed = vec![member.token.id()];
+    for _ in 1..depth {
+        member = rotate(&member);
+        removed.push(member.token.id());
+    }
+    let leaf = match below {
+        Below::Successor => rotate(&member),
+        Below::Child => join(&world, &member, Way::Made, "leaf"),
+        Below::Restored => join(&world, &member, Way::Restored, "leaf"),
+    };
+    let bystander = world.issue("ada", named("bystander"));
+    if link != Link::Successor {
+        rotate_with(&root, days(5));
+    }
+    for id in &removed {
+        if world.stored(*id).state(world.now()) == TokenState::Active {
+            ready(service.revoke(&session("ada"), *id, Reason::Owner)).unwrap();
+        }
+    }
+    match removal {
+        Removal::Deleted => removed.iter().for_each(|id| remove(&world, *id, removal)),
+        Removal::Pruned => {
+            world.advance(TimeDelta::days(2));
+            ready(service.prune(days(1))).unwrap();
+        }
+    }
+    assert!(removed.iter().all(|id| world.find(*id).is_none()), "{case}");
+    assert_eq!(reason_of(&world, &leaf), None, "{case}");
+
+    world.advance(TimeDelta::days(6));
+    assert_eq!(world.refusal(&root), Some(RejectReason::Expired), "{case}");
+    assert_eq!(reason_of(&world, &leaf), Some(Reason::Reuse), "{case}");
+    assert_eq!(reason_of(&world, &bystander), None, "{case}");
+}
+
+#[test]
+fn the_compromise_of_a_predecessor_spares_what_its_removed_successor_made() {
+    let world = World::new();
+    let root = world.issue("ada", named("root"));
+    let next = ready(world.service.rotate(&session("ada"), root.token.id(), Duration::ZERO)).unwrap();
+    let leaf = join(&world, &next, Way::Made, "leaf");
+    let last = ready(world.service.rotate(&session("ada"), next.token.id(), Duration::ZERO)).unwrap();
+    remove(&world, next.token.id(), Removal::Deleted);
+    assert_eq!(world.stored(leaf.token.id()).ancestor, Some(root.token.id()));
+
+    for stolen in [&root, &last] {
+        ready(world.service.revoke(&session("ada"), stolen.token.id(), Reason::Compromised)).unwrap();
+    }
+    assert_eq!(reason_of(&world, &leaf), None);
 }
 
 #[test]

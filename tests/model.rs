@@ -16,9 +16,8 @@
 //! PATKIT_MODEL_SEED=17 PATKIT_MODEL_OPERATIONS=200 cargo test --all-features --test model
 //! ```
 //!
-//! The seed is that of the first history; each next one has the next seed. A history ends early if a token gets more parents than a
-//! record has room for, since which of them it keeps is not in the contract. One limit is not in the contract either and is in the
-//! rules: a deleted member of a line takes the tokens that it made out of the reach of the reuse signal, though not of a compromise.
+//! The seed is that of the first history, and each next history has the next seed. A history ends early if a removal leaves
+//! a token with more parents or ancestors than a record has room for, because the contract does not say which of them it keeps.
 //!
 //! `scripts/model-bugs` puts ten bugs into a copy of the crate, one at a time, and fails unless this test finds each.
 

@@ -57,6 +57,7 @@ fn full() -> Token {
         created_by: ActorRef::Token { owner: owner("ann"), id: id(3) },
         restored_by: Some(id(4)),
         predecessor: Some(id(5)),
+        ancestor: Some(id(7)),
         lifetime: Lifetime::Days(30),
         idle_from: at(200),
         reuse_reported_at: Some(at(300)),
@@ -88,6 +89,7 @@ fn records() -> Vec<Token> {
         description: None,
         restored_by: None,
         predecessor: None,
+        ancestor: None,
         reuse_reported_at: None,
         notified_days: None,
         seal: None,
@@ -127,6 +129,9 @@ fn without(token: &Token, columns: &BTreeSet<&'static str>) -> Option<Token> {
     }
     if take(&["predecessor"]) {
         token.predecessor = None;
+    }
+    if take(&["ancestor"]) {
+        token.ancestor = None;
     }
     if take(&["restored_by_token"]) {
         token.restored_by = None;

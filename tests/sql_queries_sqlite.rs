@@ -148,8 +148,9 @@ async fn each_operation_costs_as_many_statements_as_it_must() {
     // Presented after its overlap: the record, read again past a cache, and its event.
     costs!("reuse", 4, 1, service.verify(text, None)).unwrap_err();
     costs!("reuse within the hour", 1, 0, service.verify(text, None)).unwrap_err();
-    // The record, what it made, what it restored, whose place it took; it goes, the other one names it no more, and the event.
-    costs!("delete", 7, 1, service.delete(&ada, next_id)).unwrap();
+    // The record, what it made, what it restored, what came of it through removed tokens, whose place it took; it goes, the
+    // other one names it no more, and the event.
+    costs!("delete", 8, 1, service.delete(&ada, next_id)).unwrap();
     costs!("tokens_per_key", 1, 0, service.store().tokens_per_key()).unwrap();
     // The check values, one that is recorded, the values again, and the counts.
     costs!("check for the first time", 4, 1, service.check()).unwrap();
@@ -165,13 +166,14 @@ async fn each_operation_costs_as_many_statements_as_it_must() {
     assert_eq!(service.get(&ada, child.token.id()).await.unwrap().state(), patkit::TokenState::Revoked);
     engine.count().await;
     clock.advance(chrono::TimeDelta::days(2));
-    // A list of both ended ones; of each what it made and restored, and of one its successor, which is gone; both go, their
-    // events; and a list that finds nothing more.
-    costs!("prune", 10, 1, service.prune(Duration::from_secs(86_400))).unwrap();
+    // A list of both ended ones; of each what it made, what it restored and what came of it through removed tokens, and of one
+    // its successor, which is gone; both go, their events; and a list that finds nothing more.
+    costs!("prune", 12, 1, service.prune(Duration::from_secs(86_400))).unwrap();
     let issued = service.generate(&ada, NewToken::named("e")).await.unwrap();
     engine.count().await;
-    // What there is of the owner, what that made, what it restored; it goes, its event, the traces in all others; and all of it once more.
-    costs!("erase_owner", 8, 2, service.erase_owner(&home, &owner("ada"))).unwrap();
+    // The owner's tokens, then the lists of what came of each: made, restored and through removed tokens; it goes, its event, the
+    // traces in all others; and all of it once more.
+    costs!("erase_owner", 9, 2, service.erase_owner(&home, &owner("ada"))).unwrap();
     costs!("unknown", 1, 0, service.verify(issued.plaintext.expose_secret(), None)).unwrap_err();
 }
 

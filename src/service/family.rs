@@ -39,6 +39,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             while let Some(parent) = open.pop() {
                 let mut found = self.children(parent.id).await?;
                 if successors {
+                    found.extend(self.all(ListQuery::new(ListBy::Ancestor(parent.id))).await?);
                     match self.successor_of(&parent).await {
                         Err(StoreError::Corrupt(record)) => corrupt = Some(record),
                         next => found.tokens.extend(next.map_err(Unavailable::Store)?),
@@ -66,8 +67,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     async fn children(&self, id: TokenId) -> Result<Listed, Unavailable> {
         let mut made = self.all(ListQuery::new(ListBy::Creator(id))).await?;
         let restored = self.all(ListQuery::new(ListBy::Restorer(id))).await?;
-        made.tokens.extend(restored.tokens);
-        made.corrupt = made.corrupt.or(restored.corrupt);
+        made.extend(restored);
         Ok(made)
     }
 
@@ -146,10 +146,11 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         }
     }
 
-    /// The records beside this one that name it: as the token through which they were made or restored, as predecessor or as
-    /// successor.
+    /// Returns the records beside this one that name it: as the token through which they were made or restored, as predecessor,
+    /// as successor or as ancestor.
     pub(super) async fn kin(&self, token: &Token) -> Result<Listed, Unavailable> {
         let mut kin = self.children(token.id).await?;
+        kin.extend(self.all(ListQuery::new(ListBy::Ancestor(token.id))).await?);
         for id in [token.predecessor, successor(token)].into_iter().flatten() {
             match self.find_current(id).await {
                 Err(Unavailable::Store(StoreError::Corrupt(record))) => kin.corrupt = Some(record),
@@ -183,6 +184,9 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
 ///
 /// A record has room for two parents, the token that made it and the one that last restored it. If removals leave it with more,
 /// it is revoked as suspected, because the compromise of the parent without room could not reach it any more.
+///
+/// Beside its parents and its predecessor, a record names one ancestor whose reuse reaches it. If removals leave it with more,
+/// it names the newest, whose rotation is the most likely to be within the reuse window.
 pub(super) fn removal(
     ids: &IdSource,
     gone: &HashMap<TokenId, Arc<Token>>,
@@ -212,7 +216,8 @@ fn relink(
     restorers: &HashMap<TokenId, OwnerId>,
     now: DateTime<Utc>,
 ) {
-    let mut parents = surviving_parents(token, gone);
+    let mut parents = nearest(token, gone, parents_of);
+    let mut ancestors = nearest(token, gone, ancestors_of);
     token.created_by = surviving_maker(&token.created_by, gone);
     if token.creator().is_none() {
         let mut handed_on = parents.iter().copied().filter(|parent| Some(*parent) != token.restored_by);
@@ -223,6 +228,10 @@ fn relink(
     }
     parents.retain(|parent| Some(*parent) != token.creator());
     token.restored_by = parents.pop();
+    token.predecessor = token.predecessor.and_then(|id| surviving(id, gone, |gone| gone.predecessor));
+    let named = [token.creator(), token.restored_by, token.predecessor];
+    ancestors.retain(|ancestor| !parents.contains(ancestor) && !named.contains(&Some(*ancestor)));
+    token.ancestor = ancestors.pop();
     if !parents.is_empty() {
         let (by, authority, reason) = (ActorRef::System, Authority::Admin, Reason::Suspected);
         let revoked = lifecycle::revoke(&token.facts, Revocation { at: now, by, authority, reason }, now);
@@ -231,7 +240,6 @@ fn relink(
             token.facts = facts;
         }
     }
-    token.predecessor = token.predecessor.and_then(|id| surviving(id, gone, |gone| gone.predecessor));
     if let Some(succession) = &mut token.facts.succession {
         // If no successor is left, it goes on naming the one that is gone, since it has had a successor.
         succession.successor =
@@ -256,16 +264,29 @@ fn surviving(
     None
 }
 
-/// The nearest tokens that stay on each way up from this one, the smallest id first.
-fn surviving_parents(token: &Token, gone: &HashMap<TokenId, Arc<Token>>) -> Vec<TokenId> {
-    let parents = |token: &Token| token.creator().into_iter().chain(token.restored_by);
+/// Returns the tokens whose compromise reaches this one directly.
+fn parents_of(token: &Token) -> Vec<TokenId> {
+    token.creator().into_iter().chain(token.restored_by).collect()
+}
+
+/// Returns the tokens whose reuse reaches this one directly.
+fn ancestors_of(token: &Token) -> Vec<TokenId> {
+    parents_of(token).into_iter().chain(token.predecessor).chain(token.ancestor).collect()
+}
+
+/// Returns the nearest tokens that stay on each way `up` from this one, the smallest id first.
+fn nearest(
+    token: &Token,
+    gone: &HashMap<TokenId, Arc<Token>>,
+    up: impl Fn(&Token) -> Vec<TokenId>,
+) -> Vec<TokenId> {
     let mut seen = HashSet::from([token.id]);
-    let mut open: Vec<TokenId> = parents(token).collect();
+    let mut open = up(token);
     let mut stay = BTreeSet::new();
     while let Some(id) = open.pop() {
         if seen.insert(id) {
             match gone.get(&id) {
-                Some(gone) => open.extend(parents(gone)),
+                Some(gone) => open.extend(up(gone)),
                 None => drop(stay.insert(id)),
             }
         }
@@ -295,6 +316,11 @@ pub(super) struct Listed {
 }
 
 impl Listed {
+    fn extend(&mut self, more: Self) {
+        self.tokens.extend(more.tokens);
+        self.corrupt = self.corrupt.take().or(more.corrupt);
+    }
+
     /// # Errors
     /// Unavailable where a record could not be read.
     pub(super) fn complete(self) -> Result<Vec<Arc<Token>>, Unavailable> {

@@ -293,8 +293,8 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     /// Deletes the record of a token that is revoked or expired. The tokens that it made count as made by its own maker from
     /// then on.
     ///
-    /// Through a token, one that made others, that took another's place or whose place was taken is not deleted: nobody removes
-    /// the traces of what came of a stolen token with what came of it.
+    /// Through a token, this refuses to delete a token that others came of, by being made or restored through it or by rotation,
+    /// or that took another token's place, so that what came of a stolen token cannot remove its traces.
     ///
     /// # Errors
     /// [`ManageError`]: forbidden, not found, refused while it is active, or it could not be done.
@@ -519,6 +519,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             created_at: now,
             created_by: acting.actor.clone(),
             restored_by: None,
+            ancestor: None,
             predecessor: None,
             lifetime: checked.lifetime,
             facts: Facts { expires_at, ..Facts::default() },

@@ -68,6 +68,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
                 created_at: acting.now,
                 created_by: acting.actor.clone(),
                 restored_by: None,
+                ancestor: None,
                 predecessor: Some(id),
                 facts: Facts { expires_at, ..Facts::default() },
                 idle_from: acting.now,

@@ -277,6 +277,7 @@ struct Indexes {
     by_kind: BTreeMap<(Realm, TokenKind), IdList>,
     by_creator: BTreeMap<TokenId, IdList>,
     by_restorer: BTreeMap<TokenId, IdList>,
+    by_ancestor: BTreeMap<TokenId, IdList>,
     names: HashedPlaces,
     /// What names are hashed with.
     name_key: RandomState,
@@ -408,6 +409,7 @@ impl Records {
             ListBy::Kind { realm, kind } => indexes.by_kind.get(&(realm.clone(), *kind)),
             ListBy::Creator(creator) => indexes.by_creator.get(creator),
             ListBy::Restorer(restorer) => indexes.by_restorer.get(restorer),
+            ListBy::Ancestor(ancestor) => indexes.by_ancestor.get(ancestor),
             ListBy::Idle(_) | ListBy::Key(_) => {
                 let with_key = |place| (self.key_at(place), place);
                 let lists = indexes.by_kind.values().map(move |list| below(list).map(with_key));
@@ -443,6 +445,10 @@ impl Records {
             let list = indexes.by_restorer.entry(restorer).or_default();
             list.insert(key, place, |place| self.key_at(place));
         }
+        if let Some(ancestor) = token.ancestor {
+            let list = indexes.by_ancestor.entry(ancestor).or_default();
+            list.insert(key, place, |place| self.key_at(place));
+        }
         if let Some(name) = Name::of(token) {
             indexes.names.insert(indexes.hash_of(&name), place);
         }
@@ -463,6 +469,9 @@ impl Records {
         }
         if let Some(restorer) = details.restored_by() {
             self.take_out(&mut indexes.by_restorer, &restorer, key);
+        }
+        if let Some(ancestor) = details.ancestor() {
+            self.take_out(&mut indexes.by_ancestor, &ancestor, key);
         }
         if let Some(name) = Name::of_packed(packed) {
             indexes.names.remove(indexes.hash_of(&name), place);

@@ -88,7 +88,7 @@ impl Value {
 }
 
 /// The columns of a token, in the order in which they are written and read.
-pub const TOKEN_COLUMNS: [&str; 40] = [
+pub const TOKEN_COLUMNS: [&str; 41] = [
     "id",
     "realm",
     "owner",
@@ -113,6 +113,7 @@ pub const TOKEN_COLUMNS: [&str; 40] = [
     "succeeded_until",
     "predecessor",
     "restored_by_token",
+    "ancestor",
     "lifetime",
     "scope",
     "scope_grants",
@@ -185,6 +186,7 @@ pub fn token_values(token: &Token) -> Vec<Value> {
         opt_time(succession.map(|succession| succession.until)),
         opt_id(token.predecessor),
         opt_id(token.restored_by),
+        opt_id(token.ancestor),
         Value::text(&match token.lifetime {
             Lifetime::Default => "default".to_owned(),
             Lifetime::Never => "never".to_owned(),
@@ -288,6 +290,7 @@ pub fn read_token(row: &(impl Row + ?Sized), table: &str) -> Result<Token, Corru
     }
     let predecessor = cells.id()?;
     let restored_by = cells.id()?;
+    let ancestor = cells.id()?;
     let lifetime = cells.lifetime()?;
     let scope = cells.scope()?;
     let networks = cells.opt_parsed(|text| Networks::parse(text.split(' ')).ok())?;
@@ -322,6 +325,7 @@ pub fn read_token(row: &(impl Row + ?Sized), table: &str) -> Result<Token, Corru
         created_by,
         restored_by,
         predecessor,
+        ancestor,
         lifetime,
         idle_from,
         reuse_reported_at,

@@ -382,6 +382,9 @@ impl Statements {
             ListBy::Restorer(restorer) => {
                 conditions.push(format!("restored_by_token = {}", bind(Value::id(*restorer))));
             }
+            ListBy::Ancestor(ancestor) => {
+                conditions.push(format!("ancestor = {}", bind(Value::id(*ancestor))));
+            }
             ListBy::Key(key) => conditions.push(format!("digest_key = {}", bind(Value::count(key.get())))),
             ListBy::Idle(before) => {
                 let before = bind(Value::time(*before));

@@ -94,6 +94,7 @@ struct Rare {
     created_by: Option<Box<ActorRef>>,
     restored_by: Option<TokenId>,
     predecessor: Option<TokenId>,
+    ancestor: Option<TokenId>,
     /// Where it is not the creation.
     idle_from: Option<DateTime<Utc>>,
     revocation: Option<Box<Revocation>>,
@@ -139,6 +140,7 @@ impl Details {
             created_by: (token.created_by != account.in_session).then(|| Box::new(token.created_by.clone())),
             restored_by: token.restored_by,
             predecessor: token.predecessor,
+            ancestor: token.ancestor,
             idle_from: (token.idle_from != token.created_at).then_some(token.idle_from),
             revocation: token.facts.revocation.clone(),
             succession: token.facts.succession.map(Box::new),
@@ -196,6 +198,7 @@ impl Details {
             created_by: self.created_by().clone(),
             restored_by: rare.restored_by,
             predecessor: rare.predecessor,
+            ancestor: rare.ancestor,
             lifetime: rare.lifetime.unwrap_or(match self.lifetime {
                 0 => Lifetime::Default,
                 NEVER => Lifetime::Never,
@@ -246,6 +249,10 @@ impl Details {
 
     pub(crate) fn restored_by(&self) -> Option<TokenId> {
         self.rare.as_ref()?.restored_by
+    }
+
+    pub(crate) fn ancestor(&self) -> Option<TokenId> {
+        self.rare.as_ref()?.ancestor
     }
 
     pub(crate) fn revocation(&self) -> Option<&Revocation> {
@@ -379,8 +386,8 @@ mod tests {
             (created_at, id, scope, name) in
                 (instant(), id(), of("[a-c]:[a-c]"), prop::sample::select(vec!["one", "Two", "Dre\u{fc}"])),
             name_key in of(prop_oneof![Just([0; 32]), any::<[u8; 32]>()]),
-            (description, created_by, predecessor, lifetime) in
-                (of("[a-c]{1,3}"), actor(), of(id()), lifetime()),
+            (description, created_by, predecessor, ancestor, lifetime) in
+                (of("[a-c]{1,3}"), actor(), of(id()), of(id()), lifetime()),
             (restored_by, idle_from, reuse_reported_at, notified_days, seal) in
                 (of(id()), of(instant()), of(instant()), of(any::<u16>()), of(digest())),
             version in version(),
@@ -404,6 +411,7 @@ mod tests {
                 created_by,
                 restored_by,
                 predecessor,
+                ancestor,
                 lifetime,
                 idle_from: idle_from.unwrap_or(created_at),
                 reuse_reported_at,

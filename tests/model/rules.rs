@@ -1189,8 +1189,9 @@ impl Model {
             faults.push(Fault::StillActive);
         }
         if matches!(by, By::Token(_)) {
-            let has_family =
-                record.succession.is_some() || self.predecessor(token).is_some() || self.has_children(token);
+            let has_family = record.succession.is_some()
+                || self.predecessor(token).is_some()
+                || self.records.keys().any(|other| self.ancestors(*other).contains(&token));
             if has_family {
                 faults.push(Fault::Attenuation("family"));
             }
@@ -1202,14 +1203,22 @@ impl Model {
         Ok(Answer::Done)
     }
 
-    /// The nearest members that are there above a token: through those that are gone.
+    /// Returns the nearest tokens above a token that are there and whose compromise reaches it.
     fn parents(&self, label: Label) -> BTreeSet<Label> {
+        self.nearest(label, |origin| vec![origin.maker, origin.restorer])
+    }
+
+    /// Returns the nearest tokens above a token that are there and whose reuse reaches it.
+    fn ancestors(&self, label: Label) -> BTreeSet<Label> {
+        self.nearest(label, |origin| vec![origin.maker, origin.restorer, origin.predecessor])
+    }
+
+    fn nearest(&self, label: Label, up: impl Fn(Origin) -> Vec<Option<Label>>) -> BTreeSet<Label> {
         let mut found = BTreeSet::new();
         let mut seen = BTreeSet::new();
         let mut open = vec![label];
         while let Some(next) = open.pop() {
-            let origin = self.origins[&next];
-            for parent in [origin.maker, origin.restorer].into_iter().flatten() {
+            for parent in up(self.origins[&next]).into_iter().flatten() {
                 if self.records.contains_key(&parent) {
                     found.insert(parent);
                 } else if seen.insert(parent) {
@@ -1227,18 +1236,23 @@ impl Model {
 
     /// Removes a record. Those that it is next to in its family or its line may change by that.
     fn remove(&mut self, token: Label) {
-        let children: Vec<Label> = self
+        let below: Vec<Label> = self
             .records
             .keys()
             .copied()
-            .filter(|label| *label != token && self.parents(*label).contains(&token))
+            .filter(|label| *label != token && self.ancestors(*label).contains(&token))
             .collect();
         let line = self.line(token);
         self.records.remove(&token);
         self.gone.insert(token);
         self.noted.retain(|(_, label), _| *label != token);
-        self.is_vague |= children.iter().any(|child| self.parents(*child).len() > 2);
-        for label in children.into_iter().chain(line) {
+        self.is_vague |= self.records.keys().any(|label| {
+            let parents = self.parents(*label);
+            let mut others = self.ancestors(*label);
+            others.retain(|other| !parents.contains(other) && self.predecessor(*label) != Some(*other));
+            parents.len() > 2 || others.len() > 1
+        });
+        for label in below.into_iter().chain(line) {
             if let Some(record) = self.records.get_mut(&label) {
                 record.is_neighbor = true;
             }
@@ -1348,17 +1362,15 @@ impl Model {
         }
     }
 
-    /// The line that follows a token, and all families of it and of the token. A member that is gone joins its line and its family,
-    /// but a family to a line only while the member is there.
+    /// Returns the tokens that are there and came of this one: by rotation, by being made and by being restored, whether or not
+    /// those between are still there.
     fn descendants(&self, token: Label) -> BTreeSet<Label> {
         let mut found = BTreeSet::from([token]);
         loop {
             let before = found.len();
-            for label in self.records.keys() {
-                let predecessor = self.predecessor(*label);
-                if predecessor.is_some_and(|predecessor| found.contains(&predecessor))
-                    || !self.parents(*label).is_disjoint(&found)
-                {
+            for (label, origin) in &self.origins {
+                let above = [origin.maker, origin.restorer, origin.predecessor];
+                if above.into_iter().flatten().any(|above| found.contains(&above)) {
                     found.insert(*label);
                 }
             }
@@ -1367,6 +1379,7 @@ impl Model {
             }
         }
         found.remove(&token);
+        found.retain(|label| self.records.contains_key(label));
         found
     }
 

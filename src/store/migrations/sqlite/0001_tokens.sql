@@ -42,6 +42,8 @@ CREATE TABLE patkit_tokens (
     predecessor       BLOB CHECK (length(predecessor) = 16),
     -- The token through which it was last restored; it is of that token's family as well.
     restored_by_token BLOB CHECK (length(restored_by_token) = 16),
+    -- A token that it descends from through removed tokens: a reuse of that token reaches it.
+    ancestor          BLOB CHECK (length(ancestor) = 16),
     -- The lifetime that was asked for: default, never, a number of days, or of seconds with an s behind it.
     lifetime          TEXT NOT NULL,
     -- inherit: all that its owner may do. only: what scope_grants lists, separated by spaces; empty allows nothing.
@@ -96,6 +98,8 @@ CREATE INDEX patkit_tokens_kind ON patkit_tokens (realm, kind, id);
 CREATE INDEX patkit_tokens_creator ON patkit_tokens (created_by_token, id) WHERE created_by_token IS NOT NULL;
 -- The tokens that were restored through a token.
 CREATE INDEX patkit_tokens_restorer ON patkit_tokens (restored_by_token, id) WHERE restored_by_token IS NOT NULL;
+-- The tokens that descend from a token through removed ones.
+CREATE INDEX patkit_tokens_ancestor ON patkit_tokens (ancestor, id) WHERE ancestor IS NOT NULL;
 -- Ended tokens, those that ended first in front: the order in which they are pruned.
 CREATE INDEX patkit_tokens_ended ON patkit_tokens (ended_at, id) WHERE ended_at IS NOT NULL;
 -- The tokens under a key, newest first: what is left of a key that is to go.
