@@ -35,7 +35,7 @@ mod common;
 
 use chrono::{DateTime, Utc};
 use common::{BATCH, Figure, Throughput, builder, floor, ids, measure, random, ready, threads};
-use patkit::store::{Change, ChangeBatch, Found, ListQuery, Page, StoreError, Touch};
+use patkit::store::{Change, ChangeBatch, ListQuery, Page, StoreError, Touch};
 use patkit::token::LastUse;
 use patkit::{
     Actor, IssuedToken, MemoryDirectory, MemoryStore, NewToken, OwnerId, Token, TokenId, TokenPolicy,
@@ -227,11 +227,11 @@ impl Made {
 }
 
 impl TokenStore for Made {
-    async fn find(&self, _id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+    async fn find(&self, _id: TokenId) -> Result<Option<Arc<Token>>, StoreError> {
         Ok(None)
     }
 
-    async fn find_current(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+    async fn find_current(&self, id: TokenId) -> Result<Option<Arc<Token>>, StoreError> {
         self.find(id).await
     }
 

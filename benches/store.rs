@@ -37,7 +37,7 @@ struct Figures(Vec<(&'static str, f64)>);
 async fn measure<S: TokenStore>(store: &S, size: u64) -> Figures {
     let mut figures = Vec::new();
     let mut walk = places(size);
-    let template: Token = Token::clone(&store.find(id(size)).await.unwrap().unwrap().into_token());
+    let template: Token = Token::clone(&store.find(id(size)).await.unwrap().unwrap());
 
     let mut times = Vec::new();
     for _ in 0..2_000 {
@@ -140,7 +140,7 @@ fn template() -> Token {
     let tokens = builder(MemoryStore::new(), &ids).build().unwrap();
     let issued =
         ready(tokens.generate(&Actor::session(ids[0].clone()), NewToken::named("template"))).unwrap();
-    Token::clone(&ready(tokens.store().find(issued.token.id())).unwrap().unwrap().into_token())
+    Token::clone(&ready(tokens.store().find(issued.token.id())).unwrap().unwrap())
 }
 
 /// What the store in memory holds for each token, in bytes: all that was allocated for it and not freed, its index and its share

@@ -9,7 +9,7 @@
 use axum::{Router, http::header::COOKIE, http::request::Parts, routing::get};
 use patkit::http::{Authenticator, Console, ManagementApi};
 use patkit::owner::{Directory, DirectoryError, Owner, OwnerId, OwnerKind, Realm};
-use patkit::{Actor, CachedStore, Keyring, PostgresStore, Snapshot, TokenService, Verified};
+use patkit::{Actor, CachedStore, Keyring, PostgresStore, TokenService, Verified};
 use std::{error::Error, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::{join, select, signal::ctrl_c, signal::unix::SignalKind, signal::unix::signal, time::sleep};
 
@@ -17,7 +17,7 @@ use tokio::{join, select, signal::ctrl_c, signal::unix::SignalKind, signal::unix
 struct Users(sqlx::PgPool);
 
 impl Directory for Users {
-    async fn find(&self, _: &Realm, id: &OwnerId) -> Result<Option<Snapshot<Owner>>, DirectoryError> {
+    async fn find(&self, _: &Realm, id: &OwnerId) -> Result<Option<Arc<Owner>>, DirectoryError> {
         let query = sqlx::query_as("SELECT role, enabled FROM users WHERE id = $1").bind(id.as_str());
         let row: Option<(String, bool)> = query.fetch_optional(&self.0).await.map_err(DirectoryError::new)?;
         Ok(row.map(|(role, on)| Owner::new(id.clone(), OwnerKind::Human).role(&role).enabled(on).into()))

@@ -6,7 +6,7 @@
 use chrono::{DateTime, Utc};
 use patkit::conformance::Suite;
 use patkit::store::record::{Value, event_values, read_event, read_token, token_values};
-use patkit::store::{Change, ChangeBatch, Conflict, CorruptRecord, Found, KeyChecks, ListQuery, Page, Touch};
+use patkit::store::{Change, ChangeBatch, Conflict, CorruptRecord, KeyChecks, ListQuery, Page, Touch};
 use patkit::token::{Credential, KeyCheck, KeyId};
 use patkit::{StoreError, Token, TokenId, TokenStore};
 use redb::backends::InMemoryBackend;
@@ -112,13 +112,14 @@ fn name(token: &Token) -> Option<Vec<u8>> {
 }
 
 impl TokenStore for RedbStore {
-    async fn find(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+    async fn find(&self, id: TokenId) -> Result<Option<Arc<Token>>, StoreError> {
         let table = self.0.begin_read().map_err(down)?.open_table(TOKENS).map_err(down)?;
         let row = table.get(&id.to_bytes()[..]).map_err(down)?;
-        Ok(row.map(|row| decode(row.value())).transpose().map_err(StoreError::Corrupt)?.map(Found::from))
+        let token = row.map(|row| decode(row.value())).transpose().map_err(StoreError::Corrupt)?;
+        Ok(token.map(Arc::new))
     }
 
-    async fn find_current(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+    async fn find_current(&self, id: TokenId) -> Result<Option<Arc<Token>>, StoreError> {
         self.find(id).await
     }
 

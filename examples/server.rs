@@ -306,7 +306,7 @@ async fn make_expired<S: TokenStore>(
         tokens.generate(&actor, NewToken::named("expired")).await.map_err(|_| StatusCode::CONFLICT)?;
     let found = tokens.store().find(issued.token.id()).await.map_err(unavailable)?;
     let found = found.ok_or(StatusCode::NOT_FOUND)?;
-    let mut token = Token::clone(&found.into_token());
+    let mut token = Token::clone(&found);
     token.facts.expires_at = Some(token.created_at);
     token.version = token.version.saturating_add(1);
     let batch = ChangeBatch::new().change(Change::Update(Arc::new(token)));

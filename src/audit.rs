@@ -5,6 +5,7 @@
 
 use crate::owner::{OwnerId, Realm};
 use crate::role::UnknownName;
+use crate::token::id::IdSource;
 use crate::token::{ActorRef, Reason, TokenId};
 use chrono::{DateTime, Utc};
 use std::borrow::Cow;
@@ -107,6 +108,11 @@ impl EventId {
     /// The 16 bytes of the UUID, big-endian.
     pub const fn to_bytes(self) -> [u8; 16] {
         self.0.to_bytes()
+    }
+
+    /// Returns the id of a new event at `now`.
+    pub(crate) fn generate(ids: &IdSource, now: DateTime<Utc>) -> Self {
+        Self(ids.generate_event(now))
     }
 
     pub(crate) const fn new(uuid: TokenId) -> Self {

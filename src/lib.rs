@@ -10,6 +10,7 @@ pub mod clock;
 #[cfg(feature = "conformance")]
 pub mod conformance;
 pub mod docs;
+mod errors;
 #[cfg(feature = "tower")]
 pub mod http;
 pub mod lifecycle;
@@ -21,7 +22,7 @@ pub mod random;
 pub mod role;
 mod sentence;
 pub mod service;
-pub mod snapshot;
+mod snapshot;
 pub mod store;
 mod table;
 #[cfg(feature = "testkit")]
@@ -39,7 +40,6 @@ pub use service::{
     Actor, InvalidInput, IssuedToken, ManageError, NewToken, PermissionDenied, RejectReason, Rejected,
     TokenEdit, TokenPage, TokenService, Unavailable, Verified, VerifyError,
 };
-pub use snapshot::Snapshot;
 #[cfg(feature = "cache")]
 pub use store::CachedStore;
 #[cfg(feature = "postgres")]

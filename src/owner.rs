@@ -1,6 +1,9 @@
 //! Who tokens act as, and how the host says who that is now.
 
 pub mod cache;
+mod fast;
+
+pub(crate) use fast::DirectoryShortcut;
 
 use crate::permission::{Grant, PermissionSet};
 use crate::role::RoleCatalog;
@@ -448,13 +451,12 @@ impl fmt::Debug for Owner {
 /// An answer for another id or realm than was asked for, `bot` when asked for `BOT`, counts as no such owner.
 ///
 /// ```
-/// # use patkit::Snapshot;
 /// # use patkit::owner::{Directory, DirectoryError, Owner, OwnerId, OwnerKind, Realm};
 /// # use std::sync::Arc;
 /// struct Users;
 ///
 /// impl Directory for Users {
-///     async fn find(&self, _realm: &Realm, id: &OwnerId) -> Result<Option<Snapshot<Owner>>, DirectoryError> {
+///     async fn find(&self, _realm: &Realm, id: &OwnerId) -> Result<Option<Arc<Owner>>, DirectoryError> {
 ///         Ok((id.as_str() == "ada").then(|| Owner::new(id.clone(), OwnerKind::Human).role("member").into()))
 ///     }
 /// }
@@ -468,19 +470,12 @@ pub trait Directory: Send + Sync {
         &self,
         realm: &Realm,
         id: &OwnerId,
-    ) -> impl Future<Output = Result<Option<Snapshot<Owner>>, DirectoryError>> + Send;
+    ) -> impl Future<Output = Result<Option<Arc<Owner>>, DirectoryError>> + Send;
 
-    /// What [`find`](Self::find) would give, where the directory has it at hand and need not wait for anything; `None` where it
-    /// does. A verification asks this first. A wrapper of one's own hands it on, or what is behind it is waited for each time.
-    ///
-    /// # Errors
-    /// [`DirectoryError`] when the directory cannot say.
-    fn find_now(
-        &self,
-        _realm: &Realm,
-        _id: &OwnerId,
-    ) -> Option<Result<Option<Snapshot<Owner>>, DirectoryError>> {
-        None
+    /// Answers of this crate's own directories that need not be waited for.
+    #[doc(hidden)]
+    fn shortcut(&self) -> DirectoryShortcut<'_> {
+        DirectoryShortcut::none()
     }
 }
 
@@ -503,16 +498,12 @@ impl<D: Directory + ?Sized> Directory for &D {
         &self,
         realm: &Realm,
         id: &OwnerId,
-    ) -> impl Future<Output = Result<Option<Snapshot<Owner>>, DirectoryError>> + Send {
+    ) -> impl Future<Output = Result<Option<Arc<Owner>>, DirectoryError>> + Send {
         (**self).find(realm, id)
     }
 
-    fn find_now(
-        &self,
-        realm: &Realm,
-        id: &OwnerId,
-    ) -> Option<Result<Option<Snapshot<Owner>>, DirectoryError>> {
-        (**self).find_now(realm, id)
+    fn shortcut(&self) -> DirectoryShortcut<'_> {
+        (**self).shortcut()
     }
 }
 
@@ -521,16 +512,12 @@ impl<D: Directory + ?Sized> Directory for Arc<D> {
         &self,
         realm: &Realm,
         id: &OwnerId,
-    ) -> impl Future<Output = Result<Option<Snapshot<Owner>>, DirectoryError>> + Send {
+    ) -> impl Future<Output = Result<Option<Arc<Owner>>, DirectoryError>> + Send {
         (**self).find(realm, id)
     }
 
-    fn find_now(
-        &self,
-        realm: &Realm,
-        id: &OwnerId,
-    ) -> Option<Result<Option<Snapshot<Owner>>, DirectoryError>> {
-        (**self).find_now(realm, id)
+    fn shortcut(&self) -> DirectoryShortcut<'_> {
+        (**self).shortcut()
     }
 }
 
@@ -539,16 +526,12 @@ impl<D: Directory + ?Sized> Directory for Box<D> {
         &self,
         realm: &Realm,
         id: &OwnerId,
-    ) -> impl Future<Output = Result<Option<Snapshot<Owner>>, DirectoryError>> + Send {
+    ) -> impl Future<Output = Result<Option<Arc<Owner>>, DirectoryError>> + Send {
         (**self).find(realm, id)
     }
 
-    fn find_now(
-        &self,
-        realm: &Realm,
-        id: &OwnerId,
-    ) -> Option<Result<Option<Snapshot<Owner>>, DirectoryError>> {
-        (**self).find_now(realm, id)
+    fn shortcut(&self) -> DirectoryShortcut<'_> {
+        (**self).shortcut()
     }
 }
 
@@ -558,43 +541,32 @@ pub trait DynDirectory: Send + Sync {
     /// [`Directory::find`], boxed.
     fn find_boxed<'a>(&'a self, realm: &'a Realm, id: &'a OwnerId) -> BoxedFind<'a>;
 
-    /// [`Directory::find_now`].
-    fn find_now_dyn(
-        &self,
-        realm: &Realm,
-        id: &OwnerId,
-    ) -> Option<Result<Option<Snapshot<Owner>>, DirectoryError>>;
+    /// [`Directory::shortcut`].
+    #[doc(hidden)]
+    fn shortcut_dyn(&self) -> DirectoryShortcut<'_>;
 }
 
 /// What [`DynDirectory::find_boxed`] gives.
 pub type BoxedFind<'a> =
-    Pin<Box<dyn Future<Output = Result<Option<Snapshot<Owner>>, DirectoryError>> + Send + 'a>>;
+    Pin<Box<dyn Future<Output = Result<Option<Arc<Owner>>, DirectoryError>> + Send + 'a>>;
 
 impl<D: Directory> DynDirectory for D {
     fn find_boxed<'a>(&'a self, realm: &'a Realm, id: &'a OwnerId) -> BoxedFind<'a> {
         Box::pin(self.find(realm, id))
     }
 
-    fn find_now_dyn(
-        &self,
-        realm: &Realm,
-        id: &OwnerId,
-    ) -> Option<Result<Option<Snapshot<Owner>>, DirectoryError>> {
-        self.find_now(realm, id)
+    fn shortcut_dyn(&self) -> DirectoryShortcut<'_> {
+        self.shortcut()
     }
 }
 
 impl Directory for dyn DynDirectory + '_ {
-    async fn find(&self, realm: &Realm, id: &OwnerId) -> Result<Option<Snapshot<Owner>>, DirectoryError> {
+    async fn find(&self, realm: &Realm, id: &OwnerId) -> Result<Option<Arc<Owner>>, DirectoryError> {
         self.find_boxed(realm, id).await
     }
 
-    fn find_now(
-        &self,
-        realm: &Realm,
-        id: &OwnerId,
-    ) -> Option<Result<Option<Snapshot<Owner>>, DirectoryError>> {
-        self.find_now_dyn(realm, id)
+    fn shortcut(&self) -> DirectoryShortcut<'_> {
+        self.shortcut_dyn()
     }
 }
 
@@ -623,7 +595,7 @@ impl MemoryDirectory {
     }
 
     #[inline]
-    fn lend(&self, realm: &Realm, id: &OwnerId) -> Option<Snapshot<Owner>> {
+    pub(crate) fn lend(&self, realm: &Realm, id: &OwnerId) -> Option<Snapshot<Owner>> {
         let found = self.owners.get(key_of(realm, id), |owner| owner.is(realm, id));
         found.map(|entry| Snapshot::lent(entry.value))
     }
@@ -651,17 +623,13 @@ impl FromIterator<Owner> for MemoryDirectory {
 }
 
 impl Directory for MemoryDirectory {
-    async fn find(&self, realm: &Realm, id: &OwnerId) -> Result<Option<Snapshot<Owner>>, DirectoryError> {
-        Ok(self.lend(realm, id))
+    async fn find(&self, realm: &Realm, id: &OwnerId) -> Result<Option<Arc<Owner>>, DirectoryError> {
+        Ok(self.lend(realm, id).map(Snapshot::into_arc))
     }
 
     #[inline]
-    fn find_now(
-        &self,
-        realm: &Realm,
-        id: &OwnerId,
-    ) -> Option<Result<Option<Snapshot<Owner>>, DirectoryError>> {
-        Some(Ok(self.lend(realm, id)))
+    fn shortcut(&self) -> DirectoryShortcut<'_> {
+        DirectoryShortcut::memory(self)
     }
 }
 

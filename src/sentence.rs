@@ -1,4 +1,4 @@
-//! `Debug` of the errors that a host may return from `main`, which prints them by `Debug`.
+//! Errors as sentences, for `Debug`, by which `main` prints an error.
 
 use std::error::Error;
 use std::fmt;
@@ -13,55 +13,3 @@ pub(crate) fn write(error: &dyn Error, f: &mut fmt::Formatter<'_>) -> fmt::Resul
     }
     Ok(())
 }
-
-/// Implements `Debug` for errors by [`write`]. A macro, since no function implements a trait for several types.
-macro_rules! debug_is_a_sentence {
-    ($($error:ty),+ $(,)?) => {$(
-        impl fmt::Debug for $error {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                write(self, f)
-            }
-        }
-    )+};
-}
-
-debug_is_a_sentence!(
-    crate::lifecycle::Refusal,
-    crate::owner::DirectoryError,
-    crate::owner::IdError,
-    crate::owner::cache::OwnerCacheError,
-    crate::permission::PermissionError,
-    crate::permission::ScopeError,
-    crate::policy::LifetimeError,
-    crate::policy::PolicyError,
-    crate::random::RandomError,
-    crate::role::RoleError,
-    crate::role::RoleNameError,
-    crate::service::BuildError,
-    crate::service::CheckError,
-    crate::service::InvalidInput,
-    crate::service::PermissionDenied,
-    crate::service::Unavailable,
-    crate::store::Conflict,
-    crate::store::CorruptRecord,
-    crate::store::StoreError,
-    crate::token::BrandError,
-    crate::token::KeyringEnvError,
-    crate::token::KeyringError,
-    crate::token::NameError,
-    crate::token::NetworkError,
-    crate::token::NetworksError,
-    crate::token::TokenFormatError,
-    crate::token::TokenIdError,
-);
-
-#[cfg(feature = "axum")]
-debug_is_a_sentence!(crate::http::OriginError);
-#[cfg(feature = "cache")]
-debug_is_a_sentence!(crate::store::cached::CacheError);
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
-debug_is_a_sentence!(crate::store::SetupError);
-#[cfg(feature = "testkit")]
-debug_is_a_sentence!(crate::testkit::FakeTokenError);
-#[cfg(feature = "tower")]
-debug_is_a_sentence!(crate::http::RealmError);

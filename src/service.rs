@@ -13,6 +13,7 @@ mod request;
 mod rotate;
 mod system;
 mod usage;
+mod verified;
 mod verify;
 mod within;
 
@@ -26,18 +27,17 @@ pub use error::{
 pub use manage::{IssuedToken, StateCounts, TokenPage};
 pub use request::{NewToken, TokenEdit};
 pub use usage::UsageStats;
+pub use verified::{PermissionDenied, Verified};
 #[cfg(feature = "testkit")]
 pub(crate) use verify::Peer;
-pub use verify::{PermissionDenied, Verified};
 pub use within::Uncommitted;
 
 use crate::audit::{AuditEvent, AuditSink};
 use crate::clock::{Clock, SystemClock, cut};
-use crate::owner::{Directory, DirectoryError, Owner, OwnerId, Realm};
+use crate::owner::{Directory, Owner, OwnerId, Realm};
 use crate::policy::TokenPolicy;
 use crate::random::{SecureRandom, SystemRandom};
 use crate::role::{RoleCatalog, RoleError, UnknownName};
-use crate::snapshot::Snapshot;
 use crate::store::{Change, ChangeBatch, StoreError, TokenStore};
 use crate::token::id::IdSource;
 use crate::token::{Brand, BrandError, Keyring, Token, TokenFormat, TokenFormatError};
@@ -151,17 +151,9 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     }
 
     /// The owner, if the directory knows it.
-    async fn owner(&self, realm: &Realm, id: &OwnerId) -> Result<Option<Snapshot<Owner>>, Unavailable> {
-        Self::right_owner(realm, id, self.directory.find(realm, id).await)
-    }
-
-    /// A directory that answers for another id or realm, `bot` when asked for `BOT`, has not found the owner.
-    fn right_owner(
-        realm: &Realm,
-        id: &OwnerId,
-        answer: Result<Option<Snapshot<Owner>>, DirectoryError>,
-    ) -> Result<Option<Snapshot<Owner>>, Unavailable> {
-        let found = answer.map_err(Unavailable::Directory)?;
+    async fn owner(&self, realm: &Realm, id: &OwnerId) -> Result<Option<Arc<Owner>>, Unavailable> {
+        let found = self.directory.find(realm, id).await.map_err(Unavailable::Directory)?;
+        // A directory that answers for another id or realm, `bot` when asked for `BOT`, has not found the owner.
         Ok(found.filter(|owner| owner.is(realm, id)))
     }
 
@@ -192,7 +184,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
                     found == **token && found.name.as_str() == token.name.as_str()
                 };
                 let found = self.store.find_current(token.id).await;
-                found.is_ok_and(|found| found.is_some_and(|found| is_ours(&found.into_token())))
+                found.is_ok_and(|found| found.is_some_and(|found| is_ours(&found)))
             }
             Some(Change::Remove { id, .. }) => matches!(self.store.find_current(*id).await, Ok(None)),
             None => false,

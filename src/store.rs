@@ -6,6 +6,7 @@
 mod audit_log;
 #[cfg(feature = "cache")]
 pub mod cached;
+mod fast;
 mod memory;
 #[cfg(feature = "postgres")]
 pub mod postgres;
@@ -21,6 +22,7 @@ pub use audit_log::{
 };
 #[cfg(feature = "cache")]
 pub use cached::CachedStore;
+pub(crate) use fast::{StoreShortcut, StoredToken};
 pub use memory::MemoryStore;
 #[cfg(feature = "postgres")]
 pub use postgres::PostgresStore;
@@ -32,13 +34,8 @@ pub use sqlite::SqliteStore;
 use crate::audit::AuditEvent;
 use crate::clock::plausible_until;
 use crate::owner::{OwnerId, Realm};
-use crate::snapshot::Snapshot;
-use crate::table::Place;
-use crate::token::access::Access;
-use crate::token::details::{Details, Packed};
 use crate::token::{Credential, KeyCheck, KeyId, LastUse, Token, TokenId, TokenKind, TokenState};
 use chrono::{DateTime, Utc};
-use std::fmt;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -65,16 +62,14 @@ pub const MAX_PAGE: usize = 200;
 ///
 /// The conformance suite (feature `conformance`) checks all of it. `MemoryStore` is the reference implementation.
 ///
-/// A default method would be a promise kept by nobody: the two that have one, [`find_now`](Self::find_now) and
-/// [`prefetch`](Self::prefetch), promise nothing. `&S`, `Arc<S>` and `Box<S>` are stores where `S` is; a wrapper of one's own
-/// hands them on, or the store behind it is waited for each time. `Arc<dyn DynTokenStore>` is a store too, at the price of one
-/// allocation per call that is waited for.
+/// `&S`, `Arc<S>` and `Box<S>` are stores if `S` is one. `Arc<dyn DynTokenStore>` is a store too, at the price of one allocation
+/// per call.
 pub trait TokenStore: Send + Sync {
     /// The record with this id, in whatever realm.
     ///
     /// # Errors
     /// [`StoreError`] when the store cannot say.
-    fn find(&self, id: TokenId) -> impl Future<Output = Result<Option<Found<'_>>, StoreError>> + Send;
+    fn find(&self, id: TokenId) -> impl Future<Output = Result<Option<Arc<Token>>, StoreError>> + Send;
 
     /// The record with this id as the database has it now, in whatever realm. A cache never answers this: it asks the store
     /// behind it.
@@ -84,23 +79,10 @@ pub trait TokenStore: Send + Sync {
     ///
     /// # Errors
     /// [`StoreError`] when the store cannot say.
-    fn find_current(&self, id: TokenId)
-    -> impl Future<Output = Result<Option<Found<'_>>, StoreError>> + Send;
-
-    /// What [`find`](Self::find) would give, where the store has it at hand and need not wait for anything; `None` where it
-    /// does. A verification asks this first, with what [`prefetch`](Self::prefetch) gave for this id, or with nothing.
-    ///
-    /// # Errors
-    /// [`StoreError`] when the store cannot say.
-    fn find_now(&self, _id: TokenId, _ahead: Ahead) -> Option<Result<Option<Found<'_>>, StoreError>> {
-        None
-    }
-
-    /// Tells that this id is about to be looked up: a store in memory asks the processor for that memory, which comes while the
-    /// digest is computed.
-    fn prefetch(&self, _id: TokenId) -> Ahead {
-        Ahead::default()
-    }
+    fn find_current(
+        &self,
+        id: TokenId,
+    ) -> impl Future<Output = Result<Option<Arc<Token>>, StoreError>> + Send;
 
     /// One page of a list, newest (greatest id) first.
     ///
@@ -136,99 +118,11 @@ pub trait TokenStore: Send + Sync {
         before: DateTime<Utc>,
         limit: usize,
     ) -> impl Future<Output = Result<Page, StoreError>> + Send;
-}
 
-/// Where a store in memory will look for a token first. Of other stores it says nothing.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Ahead(pub(crate) Option<Place>);
-
-/// A record that was looked up by its id.
-///
-/// A store makes it from a [`Token`], shared or not. Within it lies what a verification decides on, apart from the rest: of the
-/// store in memory, that is elsewhere and read only where more of it is asked for.
-pub struct Found<'a> {
-    details: Snapshot<Details>,
-    access: Access,
-    /// As the store in memory has them beside the record.
-    owner: Option<&'a (Realm, OwnerId)>,
-    id: TokenId,
-}
-
-impl<'a> Found<'a> {
-    /// `owner` is the record's realm and owner.
-    #[inline(always)]
-    #[allow(clippy::inline_always, reason = "measured, as in the table")]
-    pub(crate) fn lent(
-        id: TokenId,
-        details: Snapshot<Details>,
-        access: Access,
-        owner: Option<&'a (Realm, OwnerId)>,
-    ) -> Self {
-        Self { details, access, owner, id }
-    }
-
-    /// What a cache has.
-    pub(crate) fn kept(Packed { id, access, details }: Packed) -> Self {
-        Self { details: details.into(), access, owner: None, id }
-    }
-
-    /// What a verification decides on.
-    #[inline]
-    pub(crate) fn access(&self) -> &Access {
-        &self.access
-    }
-
-    /// The rest.
-    #[inline]
-    pub(crate) fn details(&self) -> &Details {
-        &self.details
-    }
-
-    /// The same, to be kept.
-    #[inline]
-    pub(crate) fn into_details(self) -> Snapshot<Details> {
-        self.details
-    }
-
-    /// The same, for a cache.
-    #[cfg(feature = "cache")]
-    pub(crate) fn into_packed(self) -> Packed {
-        Packed { id: self.id, access: self.access, details: self.details.into_arc() }
-    }
-
-    /// The record's id.
-    #[inline]
-    pub fn id(&self) -> TokenId {
-        self.id
-    }
-
-    /// The record's realm.
-    pub fn realm(&self) -> &Realm {
-        self.owner.map_or_else(|| self.details.realm(), |(realm, _)| realm)
-    }
-
-    /// The record's owner.
-    pub fn owner(&self) -> &OwnerId {
-        self.owner.map_or_else(|| self.details.owner(), |(_, owner)| owner)
-    }
-
-    /// The whole record, put together from what was found.
-    pub fn into_token(self) -> Snapshot<Token> {
-        self.details.token(self.id, &self.access).into()
-    }
-}
-
-impl<T: Into<Snapshot<Token>>> From<T> for Found<'_> {
-    fn from(token: T) -> Self {
-        Self::kept(Packed::of(&token.into()))
-    }
-}
-
-impl fmt::Debug for Found<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut found = f.debug_struct("Found");
-        found.field("id", &self.id()).field("realm", self.realm()).field("owner", self.owner());
-        found.finish_non_exhaustive()
+    /// Look-ups of this crate's own stores that need not be waited for.
+    #[doc(hidden)]
+    fn shortcut(&self) -> StoreShortcut<'_> {
+        StoreShortcut::none()
     }
 }
 
@@ -623,23 +517,15 @@ macro_rules! forward {
             fn find(
                 &self,
                 id: TokenId,
-            ) -> impl Future<Output = Result<Option<Found<'_>>, StoreError>> + Send {
+            ) -> impl Future<Output = Result<Option<Arc<Token>>, StoreError>> + Send {
                 (**self).find(id)
             }
 
             fn find_current(
                 &self,
                 id: TokenId,
-            ) -> impl Future<Output = Result<Option<Found<'_>>, StoreError>> + Send {
+            ) -> impl Future<Output = Result<Option<Arc<Token>>, StoreError>> + Send {
                 (**self).find_current(id)
-            }
-
-            fn find_now(&self, id: TokenId, ahead: Ahead) -> Option<Result<Option<Found<'_>>, StoreError>> {
-                (**self).find_now(id, ahead)
-            }
-
-            fn prefetch(&self, id: TokenId) -> Ahead {
-                (**self).prefetch(id)
             }
 
             fn list(&self, query: &ListQuery) -> impl Future<Output = Result<Page, StoreError>> + Send {
@@ -660,6 +546,10 @@ macro_rules! forward {
                 limit: usize,
             ) -> impl Future<Output = Result<Page, StoreError>> + Send {
                 (**self).list_ended(before, limit)
+            }
+
+            fn shortcut(&self) -> StoreShortcut<'_> {
+                (**self).shortcut()
             }
         }
     };
@@ -702,13 +592,9 @@ pub type BoxedStore<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> 
 /// `Arc<dyn DynTokenStore>` may stand wherever a store may.
 pub trait DynTokenStore: Send + Sync {
     /// [`TokenStore::find`], boxed.
-    fn find_boxed(&self, id: TokenId) -> BoxedStore<'_, Option<Found<'_>>>;
+    fn find_boxed(&self, id: TokenId) -> BoxedStore<'_, Option<Arc<Token>>>;
     /// [`TokenStore::find_current`], boxed.
-    fn find_current_boxed(&self, id: TokenId) -> BoxedStore<'_, Option<Found<'_>>>;
-    /// [`TokenStore::find_now`].
-    fn find_now_dyn(&self, id: TokenId, ahead: Ahead) -> Option<Result<Option<Found<'_>>, StoreError>>;
-    /// [`TokenStore::prefetch`].
-    fn prefetch_dyn(&self, id: TokenId) -> Ahead;
+    fn find_current_boxed(&self, id: TokenId) -> BoxedStore<'_, Option<Arc<Token>>>;
     /// [`TokenStore::list`], boxed.
     fn list_boxed<'a>(&'a self, query: &'a ListQuery) -> BoxedStore<'a, Page>;
     /// [`TokenStore::commit`], boxed.
@@ -717,23 +603,22 @@ pub trait DynTokenStore: Send + Sync {
     fn touch_boxed<'a>(&'a self, uses: &'a [Touch]) -> BoxedStore<'a, ()>;
     /// [`TokenStore::list_ended`], boxed.
     fn list_ended_boxed(&self, before: DateTime<Utc>, limit: usize) -> BoxedStore<'_, Page>;
+    /// [`TokenStore::shortcut`].
+    #[doc(hidden)]
+    fn shortcut_dyn(&self) -> StoreShortcut<'_>;
 }
 
 impl<S: TokenStore> DynTokenStore for S {
-    fn find_boxed(&self, id: TokenId) -> BoxedStore<'_, Option<Found<'_>>> {
+    fn find_boxed(&self, id: TokenId) -> BoxedStore<'_, Option<Arc<Token>>> {
         Box::pin(self.find(id))
     }
 
-    fn find_current_boxed(&self, id: TokenId) -> BoxedStore<'_, Option<Found<'_>>> {
+    fn find_current_boxed(&self, id: TokenId) -> BoxedStore<'_, Option<Arc<Token>>> {
         Box::pin(self.find_current(id))
     }
 
-    fn find_now_dyn(&self, id: TokenId, ahead: Ahead) -> Option<Result<Option<Found<'_>>, StoreError>> {
-        self.find_now(id, ahead)
-    }
-
-    fn prefetch_dyn(&self, id: TokenId) -> Ahead {
-        self.prefetch(id)
+    fn shortcut_dyn(&self) -> StoreShortcut<'_> {
+        self.shortcut()
     }
 
     fn list_boxed<'a>(&'a self, query: &'a ListQuery) -> BoxedStore<'a, Page> {
@@ -755,20 +640,16 @@ impl<S: TokenStore> DynTokenStore for S {
 
 #[deny(clippy::missing_trait_methods)]
 impl TokenStore for dyn DynTokenStore + '_ {
-    async fn find(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+    async fn find(&self, id: TokenId) -> Result<Option<Arc<Token>>, StoreError> {
         self.find_boxed(id).await
     }
 
-    async fn find_current(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+    async fn find_current(&self, id: TokenId) -> Result<Option<Arc<Token>>, StoreError> {
         self.find_current_boxed(id).await
     }
 
-    fn find_now(&self, id: TokenId, ahead: Ahead) -> Option<Result<Option<Found<'_>>, StoreError>> {
-        self.find_now_dyn(id, ahead)
-    }
-
-    fn prefetch(&self, id: TokenId) -> Ahead {
-        self.prefetch_dyn(id)
+    fn shortcut(&self) -> StoreShortcut<'_> {
+        self.shortcut_dyn()
     }
 
     async fn list(&self, query: &ListQuery) -> Result<Page, StoreError> {

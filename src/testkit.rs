@@ -10,7 +10,7 @@ use crate::owner::Owner;
 use crate::permission::Scope;
 use crate::role::RoleCatalog;
 use crate::service::{Peer, Verified};
-use crate::store::Found;
+use crate::store::StoredToken;
 use crate::token::{
     ActorRef, Credential, Facts, KeyId, KeyedDigest, Lifetime, NameError, Networks, Token, TokenId,
     TokenKind, TokenName,
@@ -157,6 +157,12 @@ impl FakeToken {
             version: 1,
         };
         let peer = Peer::new(self.peer);
-        Ok(Verified::new(Found::from(token), self.owner.into(), &Arc::new(catalog), peer, micros(now)))
+        Ok(Verified::new(
+            StoredToken::from(&token),
+            Arc::new(self.owner).into(),
+            &Arc::new(catalog),
+            peer,
+            micros(now),
+        ))
     }
 }

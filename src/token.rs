@@ -365,7 +365,7 @@ pub struct TokenView {
 #[non_exhaustive]
 pub enum OwnerAnswer {
     /// The directory knows the owner.
-    Known(Snapshot<Owner>),
+    Known(Arc<Owner>),
     /// The directory knows no such owner.
     Unknown,
     /// The directory could not answer.
@@ -380,22 +380,21 @@ impl OwnerAnswer {
     }
 }
 
-impl From<Option<Snapshot<Owner>>> for OwnerAnswer {
-    fn from(owner: Option<Snapshot<Owner>>) -> Self {
+impl From<Option<Arc<Owner>>> for OwnerAnswer {
+    fn from(owner: Option<Arc<Owner>>) -> Self {
         owner.map_or(Self::Unknown, Self::Known)
     }
 }
 
 impl TokenView {
     /// The view of a token at `now`.
-    pub fn new(token: impl Into<Snapshot<Token>>, owner: impl Into<OwnerAnswer>, now: DateTime<Utc>) -> Self {
-        let token = token.into();
-        let Packed { id, access, details } = Packed::of(&token);
+    pub fn new(token: &Token, owner: impl Into<OwnerAnswer>, now: DateTime<Utc>) -> Self {
+        let Packed { id, access, details } = Packed::of(token);
         let owner = owner.into();
         let terms = access.terms().seen(token.state(now));
-        let terms = if owner.has_ended(&token, now) { terms.ended() } else { terms };
+        let terms = if owner.has_ended(token, now) { terms.ended() } else { terms };
         let (terms, owner) = match owner {
-            OwnerAnswer::Known(owner) => (terms, Some(owner)),
+            OwnerAnswer::Known(owner) => (terms, Some(owner.into())),
             OwnerAnswer::Unknown => (terms, None),
             OwnerAnswer::Unavailable => (terms.without_answer(), None),
         };

@@ -16,9 +16,9 @@ use patkit::audit::AuditAction;
 use patkit::owner::MemoryDirectory;
 use patkit::policy::ReuseSignal;
 use patkit::service::Attenuation;
-use patkit::store::{ChangeBatch, CorruptRecord, Found, ListQuery, Page, Touch};
+use patkit::store::{ChangeBatch, CorruptRecord, ListQuery, Page, Touch};
 use patkit::{
-    Actor, Keyring, ManageError, MemoryStore, NewToken, Reason, RejectReason, StoreError, TokenId,
+    Actor, Keyring, ManageError, MemoryStore, NewToken, Reason, RejectReason, StoreError, Token, TokenId,
     TokenPolicy, TokenService, TokenState, TokenStore,
 };
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -35,14 +35,14 @@ struct Watched {
 }
 
 impl TokenStore for Watched {
-    async fn find(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+    async fn find(&self, id: TokenId) -> Result<Option<Arc<Token>>, StoreError> {
         if *self.corrupt.lock().unwrap() == Some(id) {
             return Err(StoreError::Corrupt(CorruptRecord::new("tokens", "scope", &id.to_string())));
         }
         self.inner.find(id).await
     }
 
-    async fn find_current(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+    async fn find_current(&self, id: TokenId) -> Result<Option<Arc<Token>>, StoreError> {
         self.find(id).await
     }
 

@@ -18,13 +18,13 @@ use patkit::service::{ManageError, RejectReason, TokenEdit, VerifyError};
 use patkit::store::cached::CacheStats;
 use patkit::store::{
     AuditLog, Change, ChangeBatch, ChangeFeed, DynTokenStore, EventQuery, Feed, FeedEvent, FollowError,
-    Found, ListQuery, Page, Touch,
+    ListQuery, Page, Touch,
 };
 use patkit::token::{ActorRef, Authority, Credential, KeyId, KeyedDigest, LastUse, Revocation};
 use patkit::{
     Actor, CachedStore, Clock, Directory, DirectoryError, IssuedToken, Keyring, ManualClock, MemoryDirectory,
-    MemoryStore, NewToken, Owner, OwnerCache, OwnerId, OwnerKind, Realm, Reason, Snapshot, StoreError, Token,
-    TokenId, TokenPolicy, TokenService, TokenState, TokenStore, TokenView,
+    MemoryStore, NewToken, Owner, OwnerCache, OwnerId, OwnerKind, Realm, Reason, StoreError, Token, TokenId,
+    TokenPolicy, TokenService, TokenState, TokenStore, TokenView,
 };
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -61,11 +61,11 @@ enum Done {
 }
 
 impl Behind {
-    async fn look_up(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+    async fn look_up(&self, id: TokenId) -> Result<Option<Arc<Token>>, StoreError> {
         if self.down.load(Ordering::SeqCst) {
             return Err(StoreError::unavailable("unplugged"));
         }
-        let found = self.inner.find(id).await?.map(|found| found.into_token().into_arc());
+        let found = self.inner.find(id).await?;
         if let Some(gate) = &self.gate {
             let now = self.at_once.fetch_add(1, Ordering::SeqCst) + 1;
             self.most_at_once.fetch_max(now, Ordering::SeqCst);
@@ -73,17 +73,17 @@ impl Behind {
             gate.acquire().await.unwrap().forget();
             drop(leaving);
         }
-        Ok(found.map(Found::from))
+        Ok(found)
     }
 }
 
 impl TokenStore for Behind {
-    async fn find(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+    async fn find(&self, id: TokenId) -> Result<Option<Arc<Token>>, StoreError> {
         self.reads.fetch_add(1, Ordering::SeqCst);
         self.look_up(id).await
     }
 
-    async fn find_current(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+    async fn find_current(&self, id: TokenId) -> Result<Option<Arc<Token>>, StoreError> {
         self.current_reads.fetch_add(1, Ordering::SeqCst);
         self.look_up(id).await
     }
@@ -308,7 +308,7 @@ async fn a_slow_read_from_before_a_change_is_not_kept() {
         let mut reading = pin!(world.cache.find(id));
         assert!(poll(reading.as_mut()).is_pending());
         // Revoked on another node, of which this one hears, while the read is under way.
-        let token = world.behind.inner.find(id).await.unwrap().unwrap().into_token().into_arc();
+        let token = world.behind.inner.find(id).await.unwrap().unwrap();
         let removed = ChangeBatch::new().change(Change::Remove { id, version: token.version });
         world.behind.inner.commit(&removed).await.unwrap();
         if whole {
@@ -337,7 +337,7 @@ async fn a_slow_read_is_not_kept_where_nobody_reads_after_the_change() {
         let id = world.issue("a").await.token.id();
         let mut reading = pin!(world.cache.find(id));
         assert!(poll(reading.as_mut()).is_pending());
-        let token = world.behind.inner.find(id).await.unwrap().unwrap().into_token();
+        let token = world.behind.inner.find(id).await.unwrap().unwrap();
         let removed = ChangeBatch::new().change(Change::Remove { id, version: token.version });
         let last_use = LastUse::new(world.clock.now(), None);
         match change {
@@ -351,7 +351,7 @@ async fn a_slow_read_is_not_kept_where_nobody_reads_after_the_change() {
         world.gate().add_permits(2);
         let Poll::Ready(Ok(Some(_))) = poll(reading.as_mut()) else { panic!("it began before") };
         world.reads();
-        let found = world.cache.find(id).await.unwrap().map(|found| found.into_token().last_used);
+        let found = world.cache.find(id).await.unwrap().map(|found| found.last_used);
         assert_eq!(found, (change == "used").then_some(Some(last_use)), "{change}");
         assert_eq!(world.reads(), 1, "{change}");
     }
@@ -418,7 +418,7 @@ async fn an_earlier_read_that_lands_later_hides_nothing_that_a_later_one_found()
         drop(gone);
         assert!(poll(early.as_mut()).is_pending());
         // Revoked on another node, of which nobody tells this one.
-        let record = world.behind.inner.find(id).await.unwrap().unwrap().into_token().into_arc();
+        let record = world.behind.inner.find(id).await.unwrap().unwrap();
         let mut record = Token::clone(&record);
         record.version += 1;
         record.facts.revocation = Some(Box::new(Revocation {
@@ -433,8 +433,8 @@ async fn an_earlier_read_that_lands_later_hides_nothing_that_a_later_one_found()
         assert!(poll(late.as_mut()).is_pending());
         assert_eq!(world.reads(), 3);
         world.gate().add_permits(2);
-        let is_revoked = |found: Poll<Result<Option<Found<'_>>, StoreError>>| match found {
-            Poll::Ready(Ok(Some(found))) => found.into_token().facts.revocation.is_some(),
+        let is_revoked = |found: Poll<Result<Option<Arc<Token>>, StoreError>>| match found {
+            Poll::Ready(Ok(Some(found))) => found.facts.revocation.is_some(),
             _ => panic!("it is there"),
         };
         assert!(is_revoked(poll(late.as_mut())));
@@ -474,7 +474,7 @@ async fn an_earlier_read_that_lands_later_brings_back_nothing_that_is_gone() {
 fn of_two_threads_that_look_up_one_cold_token_one_reads() {
     let behind = Arc::new(Behind::default());
     let cache = CachedStore::builder(behind.clone()).build().unwrap();
-    let now = |future: Pin<&mut dyn Future<Output = Result<Option<Found<'_>>, StoreError>>>| {
+    let now = |future: Pin<&mut dyn Future<Output = Result<Option<Arc<Token>>, StoreError>>>| {
         let mut future = future;
         loop {
             match poll(Pin::new(&mut future)) {
@@ -633,7 +633,7 @@ async fn an_unknown_id_that_is_asked_for_again_and_again_is_read_once() {
 async fn a_use_that_is_noted_makes_nothing_live_longer() {
     let world = world();
     let id = world.issue("a").await.token.id();
-    let used = |found: Option<Found<'_>>| found.unwrap().into_token().last_used;
+    let used = |found: Option<Arc<Token>>| found.unwrap().last_used;
     assert_eq!(used(world.cache.find(id).await.unwrap()), None);
     world.clock.advance(TimeDelta::milliseconds(29_999));
     let last_use = LastUse::new(world.clock.now(), None);
@@ -675,7 +675,7 @@ async fn what_was_looked_up_in_vain_works_at_once_when_it_is_made_here_and_soon_
         let world = world();
         let issued = world.elsewhere.generate(&ada(), NewToken::named("a")).await.unwrap();
         let id = issued.token.id();
-        let token = world.behind.inner.find(id).await.unwrap().unwrap().into_token().into_arc();
+        let token = world.behind.inner.find(id).await.unwrap().unwrap();
         let removed = ChangeBatch::new().change(Change::Remove { id, version: 1 });
         world.behind.inner.commit(&removed).await.unwrap();
         assert_eq!(world.refusal(&issued).await, Some(RejectReason::Unknown));
@@ -886,7 +886,7 @@ async fn kept_and_changed(elsewhere: Elsewhere) -> (World, TokenId, Actor) {
         Elsewhere::Rotated => drop(world.elsewhere.rotate(&ada, id, Duration::ZERO).await.unwrap()),
         Elsewhere::Expired => {
             let found = world.behind.inner.find(id).await.unwrap().unwrap();
-            let mut record = Token::clone(&found.into_token());
+            let mut record = Token::clone(&found);
             record.version += 1;
             record.facts.expires_at = Some(world.clock.now());
             let expired = ChangeBatch::new().change(Change::Update(Arc::new(record)));
@@ -926,8 +926,8 @@ async fn an_edit_that_changes_nothing_finds_that_the_token_was_erased_elsewhere(
 async fn what_management_read_is_what_verifications_see_from_then_on() {
     for elsewhere in [Elsewhere::Erased, Elsewhere::Revoked, Elsewhere::Expired] {
         let (world, id, _) = kept_and_changed(elsewhere).await;
-        let is_active = |found: Option<Found<'_>>| {
-            found.is_some_and(|found| found.into_token().state(world.clock.now()) == TokenState::Active)
+        let is_active = |found: Option<Arc<Token>>| {
+            found.is_some_and(|found| found.state(world.clock.now()) == TokenState::Active)
         };
         assert!(is_active(world.cache.find(id).await.unwrap()), "it is kept as it was");
         drop(world.service.get(&ada(), id).await);
@@ -971,7 +971,7 @@ struct Asked {
 }
 
 impl Directory for Asked {
-    async fn find(&self, realm: &Realm, id: &OwnerId) -> Result<Option<Snapshot<Owner>>, DirectoryError> {
+    async fn find(&self, realm: &Realm, id: &OwnerId) -> Result<Option<Arc<Owner>>, DirectoryError> {
         self.questions.fetch_add(1, Ordering::SeqCst);
         self.inner.find(realm, id).await
     }
@@ -1059,7 +1059,7 @@ impl Refusing {
         let id = issued.token.id();
         let text = issued.plaintext.expose_secret().to_owned();
         let force = async |change: &(dyn Fn(&mut Token) + Sync)| {
-            let mut record = Token::clone(&behind.inner.find(id).await.unwrap().unwrap().into_token());
+            let mut record = Token::clone(&behind.inner.find(id).await.unwrap().unwrap());
             record.version += 1;
             change(&mut record);
             let batch = ChangeBatch::new().change(Change::Update(Arc::new(record)));
@@ -1212,11 +1212,11 @@ enum NotifyingFeed {
 }
 
 impl TokenStore for Notified {
-    async fn find(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+    async fn find(&self, id: TokenId) -> Result<Option<Arc<Token>>, StoreError> {
         self.0.inner.find(id).await
     }
 
-    async fn find_current(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+    async fn find_current(&self, id: TokenId) -> Result<Option<Arc<Token>>, StoreError> {
         self.0.inner.find_current(id).await
     }
 

@@ -15,9 +15,8 @@ use patkit::audit::AuditEvent;
 use patkit::conformance::{Failure, Suite};
 use patkit::owner::Realm;
 use patkit::store::{
-    Ahead, AuditLog, Change, ChangeBatch, Conflict, CursorError, DynTokenStore, EventCursor, EventOrder,
-    EventPage, EventQuery, ExportCursor, ExportPage, Found, KeyChecks, ListBy, ListQuery, Page, TokenCounts,
-    Touch,
+    AuditLog, Change, ChangeBatch, Conflict, CursorError, DynTokenStore, EventCursor, EventOrder, EventPage,
+    EventQuery, ExportCursor, ExportPage, KeyChecks, ListBy, ListQuery, Page, TokenCounts, Touch,
 };
 use patkit::token::{ActorRef, Credential, Description, KeyCheck, KeyId, TokenName};
 use patkit::{MemoryStore, StoreError, Token, TokenId, TokenState, TokenStore};
@@ -112,8 +111,6 @@ async fn every_broken_store_is_caught_by_the_check_named_for_it() {
         (F::NamesAreJudged, "a_name_key_is_opaque"),
         (F::DescriptionsAreJudged, "a_name_key_is_opaque"),
         (F::KeysAreComputed, "a_name_key_is_opaque"),
-        (F::NowNeverFinds, "an_inserted_record_comes_back_unchanged"),
-        (F::NowFindsTheRemoved, "a_remove_needs_its_version"),
         (F::CurrentIsOneChangeBehind, "a_change_is_current_at_once"),
         (F::CurrentFindsTheRemoved, "a_change_is_current_at_once"),
         (F::FindsTheNextId, "what_is_not_there_is_not_found"),
@@ -324,8 +321,6 @@ enum Fault {
     NamesAreJudged,
     DescriptionsAreJudged,
     KeysAreComputed,
-    NowNeverFinds,
-    NowFindsTheRemoved,
     CurrentIsOneChangeBehind,
     CurrentFindsTheRemoved,
     FindsTheNextId,
@@ -694,29 +689,16 @@ async fn wait() {
 }
 
 impl TokenStore for Model {
-    async fn find(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+    async fn find(&self, id: TokenId) -> Result<Option<Arc<Token>>, StoreError> {
         self.up()?;
         let state = self.state();
         if self.is(Fault::FindsTheNextId) {
             return Ok(state.records.range(id..).next().map(|(_, token)| token.clone().into()));
         }
-        Ok(state.records.get(&id).cloned().map(Found::from))
+        Ok(state.records.get(&id).cloned())
     }
 
-    /// Only where it is asked for what is broken: the promises are those of `find`.
-    fn find_now(&self, id: TokenId, _ahead: Ahead) -> Option<Result<Option<Found<'_>>, StoreError>> {
-        let state = self.state();
-        match self.fault? {
-            Fault::NowNeverFinds => Some(Ok(None)),
-            Fault::NowFindsTheRemoved => {
-                let found = state.records.get(&id).or_else(|| state.removed.get(&id));
-                Some(Ok(found.cloned().map(Found::from)))
-            }
-            _ => None,
-        }
-    }
-
-    async fn find_current(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+    async fn find_current(&self, id: TokenId) -> Result<Option<Arc<Token>>, StoreError> {
         let from_before = {
             let state = self.state();
             match self.fault {
@@ -1078,12 +1060,12 @@ impl Lagging {
 }
 
 impl TokenStore for Lagging {
-    async fn find(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
-        let found = self.seen().find(id).await?.map(Found::into_token);
-        Ok(found.map(Found::from))
+    async fn find(&self, id: TokenId) -> Result<Option<Arc<Token>>, StoreError> {
+        let found = self.seen().find(id).await?;
+        Ok(found)
     }
 
-    async fn find_current(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+    async fn find_current(&self, id: TokenId) -> Result<Option<Arc<Token>>, StoreError> {
         self.inner.find(id).await
     }
 

@@ -17,14 +17,12 @@ use patkit::audit::AuditAction;
 use patkit::policy::ReuseSignal;
 use patkit::random::{RandomError, SecureRandom};
 use patkit::service::{RejectReason, Unavailable, VerifyError};
-use patkit::store::{
-    AuditLog, ChangeBatch, CorruptRecord, EventQuery, Found, ListBy, ListQuery, Page, Touch,
-};
+use patkit::store::{AuditLog, ChangeBatch, CorruptRecord, EventQuery, ListBy, ListQuery, Page, Touch};
 use patkit::token::LastUse;
 use patkit::{
     AuditEvent, AuditSink, Clock, Directory, DirectoryError, IssuedToken, Keyring, ManageError, ManualClock,
-    MemoryDirectory, MemoryStore, NewToken, Owner, OwnerId, OwnerKind, Realm, Reason, Snapshot, StoreError,
-    Token, TokenId, TokenPolicy, TokenService, TokenState, TokenStore,
+    MemoryDirectory, MemoryStore, NewToken, Owner, OwnerId, OwnerKind, Realm, Reason, StoreError, Token,
+    TokenId, TokenPolicy, TokenService, TokenState, TokenStore,
 };
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
@@ -85,7 +83,7 @@ impl FaultyStore {
 }
 
 impl TokenStore for FaultyStore {
-    async fn find(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+    async fn find(&self, id: TokenId) -> Result<Option<Arc<Token>>, StoreError> {
         self.enter().await?;
         if self.find_down.load(Ordering::SeqCst) {
             return Err(StoreError::unavailable("unplugged"));
@@ -98,7 +96,7 @@ impl TokenStore for FaultyStore {
         found
     }
 
-    async fn find_current(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+    async fn find_current(&self, id: TokenId) -> Result<Option<Arc<Token>>, StoreError> {
         self.find(id).await
     }
 
@@ -202,7 +200,7 @@ fn verify<S: TokenStore, D: Directory>(
 }
 
 fn stored(store: &FaultyStore, id: TokenId) -> Option<Arc<Token>> {
-    block_on(store.inner.find(id)).unwrap().map(|found| found.into_token().into_arc())
+    block_on(store.inner.find(id)).unwrap()
 }
 
 /// The stored events of this action.
@@ -329,7 +327,7 @@ impl FaultyDirectory {
 }
 
 impl Directory for FaultyDirectory {
-    async fn find(&self, realm: &Realm, id: &OwnerId) -> Result<Option<Snapshot<Owner>>, DirectoryError> {
+    async fn find(&self, realm: &Realm, id: &OwnerId) -> Result<Option<Arc<Owner>>, DirectoryError> {
         let trouble = *self.0.lock().unwrap();
         let owner = Owner::new(id.clone(), OwnerKind::Human).in_realm(realm.clone()).role("admin");
         match trouble {

@@ -26,7 +26,7 @@ use patkit::owner::DirectoryError;
 use patkit::store::{AuditLog, EventQuery};
 use patkit::{
     Actor, Directory, Keyring, ManualClock, MemoryDirectory, MemoryStore, NewToken, Owner, OwnerId,
-    OwnerKind, Realm, Reason, RoleCatalog, Snapshot, TokenEdit, TokenId, TokenService, Verified,
+    OwnerKind, Realm, Reason, RoleCatalog, TokenEdit, TokenId, TokenService, Verified,
 };
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -49,7 +49,7 @@ struct Users {
 }
 
 impl Directory for Users {
-    async fn find(&self, realm: &Realm, id: &OwnerId) -> Result<Option<Snapshot<Owner>>, DirectoryError> {
+    async fn find(&self, realm: &Realm, id: &OwnerId) -> Result<Option<Arc<Owner>>, DirectoryError> {
         if self.is_down.load(Ordering::SeqCst) {
             return Err(DirectoryError::new("down"));
         }
@@ -298,8 +298,7 @@ impl Host {
     async fn expire(&self, id: TokenId) {
         use patkit::TokenStore;
         use patkit::store::{Change, ChangeBatch};
-        let mut record =
-            patkit::Token::clone(&self.tokens.store().find(id).await.unwrap().unwrap().into_token());
+        let mut record = patkit::Token::clone(&self.tokens.store().find(id).await.unwrap().unwrap());
         record.facts.expires_at = Some(start() - TimeDelta::days(1));
         record.version += 1;
         let batch = ChangeBatch::new().change(Change::Update(Arc::new(record)));

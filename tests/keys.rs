@@ -14,11 +14,11 @@ mod support;
 
 use chrono::{DateTime, Utc};
 use patkit::service::{CheckError, KeyReport, Unavailable};
-use patkit::store::{Ahead, ChangeBatch, Found, KeyChecks, ListQuery, Page, Touch};
+use patkit::store::{ChangeBatch, KeyChecks, ListQuery, Page, Touch};
 use patkit::token::{KeyCheck, KeyId};
 use patkit::{
     Actor, IssuedToken, Keyring, ManageError, MemoryStore, NewToken, Realm, Reason, RejectReason, StoreError,
-    TokenId, TokenService, TokenStore, TokenView, VerifyError,
+    Token, TokenId, TokenService, TokenStore, TokenView, VerifyError,
 };
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -335,16 +335,12 @@ impl KeyChecks for Shaky {
 }
 
 impl TokenStore for Shaky {
-    async fn find(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+    async fn find(&self, id: TokenId) -> Result<Option<Arc<Token>>, StoreError> {
         self.inner.find(id).await
     }
 
-    async fn find_current(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+    async fn find_current(&self, id: TokenId) -> Result<Option<Arc<Token>>, StoreError> {
         self.inner.find_current(id).await
-    }
-
-    fn find_now(&self, id: TokenId, ahead: Ahead) -> Option<Result<Option<Found<'_>>, StoreError>> {
-        self.inner.find_now(id, ahead)
     }
 
     async fn list(&self, query: &ListQuery) -> Result<Page, StoreError> {

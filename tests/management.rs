@@ -19,7 +19,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use patkit::audit::AuditAction;
 use patkit::policy::{LifetimeError, Oversight, TokenManagement};
 use patkit::service::{Attenuation, InvalidInput, PolicyRule, TokenEdit, TokenPage};
-use patkit::store::{Change, ChangeBatch, Found, ListQuery, Page, StoreError, Touch};
+use patkit::store::{Change, ChangeBatch, ListQuery, Page, StoreError, Touch};
 use patkit::token::{ActorRef, Authority, Revocation};
 use patkit::{
     Actor, AuditEvent, IssuedToken, ManageError, NewToken, Owner, OwnerId, OwnerKind, Reason, RejectReason,
@@ -1392,11 +1392,11 @@ struct Counting {
 }
 
 impl TokenStore for Counting {
-    async fn find(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+    async fn find(&self, id: TokenId) -> Result<Option<Arc<Token>>, StoreError> {
         self.store.find(id).await
     }
 
-    async fn find_current(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+    async fn find_current(&self, id: TokenId) -> Result<Option<Arc<Token>>, StoreError> {
         self.find(id).await
     }
 

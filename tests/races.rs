@@ -37,7 +37,7 @@ fn generate(service: &Service, name: &str) -> IssuedToken {
 }
 
 fn find(service: &Service, id: TokenId) -> Option<Arc<Token>> {
-    block_on(service.store().find(id)).unwrap().map(|found| found.into_token().into_arc())
+    block_on(service.store().find(id)).unwrap()
 }
 
 fn state(token: &Token) -> TokenState {
@@ -503,7 +503,7 @@ fn uses_and_changes_of_one_token_without_a_pause_lose_nothing() {
                 last += chrono::TimeDelta::microseconds(1);
                 let touch = Touch::new(id, LastUse::new(last, None));
                 block_on(store.touch(&[touch])).unwrap();
-                let stored = block_on(store.find(id)).unwrap().unwrap().into_token();
+                let stored = block_on(store.find(id)).unwrap().unwrap();
                 assert_eq!(stored.last_used.map(|used| used.at), Some(last));
             }
             last
@@ -515,7 +515,7 @@ fn uses_and_changes_of_one_token_without_a_pause_lose_nothing() {
             // A use that brought an earlier record back would be in the way of the next change.
             let change = Change::Update(Arc::new(token.clone()));
             block_on(store.commit(&ChangeBatch::new().change(change))).unwrap();
-            let stored = block_on(store.find(id)).unwrap().unwrap().into_token();
+            let stored = block_on(store.find(id)).unwrap().unwrap();
             assert_eq!(stored.version, token.version);
             let used = stored.last_used.map(|used| used.at);
             assert!(used >= before, "the last use went back");
@@ -592,7 +592,7 @@ fn a_known_token_is_never_unknown_while_the_store_grows_and_shrinks() {
             while !done.load(Ordering::Acquire) {
                 for (id, _) in &known {
                     let found = block_on(store.find(*id)).unwrap();
-                    assert_eq!(found.map(|found| found.id()), Some(*id));
+                    assert_eq!(found.map(|found| found.id), Some(*id));
                 }
             }
         });

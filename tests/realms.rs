@@ -15,7 +15,7 @@ use patkit::service::TokenEdit;
 use patkit::store::{AuditLog, EventQuery};
 use patkit::{
     Actor, Directory, DirectoryError, IssuedToken, ManageError, NewToken, Owner, OwnerCache, OwnerId,
-    OwnerKind, Realm, Reason, RejectReason, Snapshot, TokenId, TokenPolicy, VerifyError,
+    OwnerKind, Realm, Reason, RejectReason, TokenId, TokenPolicy, VerifyError,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -251,7 +251,7 @@ fn the_audit_of_one_realm_says_nothing_of_the_other() {
 struct Careless(Arc<Owner>);
 
 impl Directory for Careless {
-    async fn find(&self, _realm: &Realm, _id: &OwnerId) -> Result<Option<Snapshot<Owner>>, DirectoryError> {
+    async fn find(&self, _realm: &Realm, _id: &OwnerId) -> Result<Option<Arc<Owner>>, DirectoryError> {
         Ok(Some(self.0.clone().into()))
     }
 }
@@ -365,7 +365,7 @@ struct FailsForOne {
 }
 
 impl Directory for FailsForOne {
-    async fn find(&self, realm: &Realm, id: &OwnerId) -> Result<Option<Snapshot<Owner>>, DirectoryError> {
+    async fn find(&self, realm: &Realm, id: &OwnerId) -> Result<Option<Arc<Owner>>, DirectoryError> {
         if id.as_str() == self.failing {
             return Err(DirectoryError::new("the directory is down"));
         }

@@ -19,7 +19,7 @@ use patkit::store::{ListBy, ListQuery};
 use patkit::token::{Credential, ForeignDigest, KeyId, KeyedDigest, Seal};
 use patkit::{
     Actor, Directory, DirectoryError, IssuedToken, Keyring, ManageError, NewToken, Owner, OwnerId, Realm,
-    Reason, Snapshot, TokenEdit, TokenId, TokenService, TokenStore, VerifyError,
+    Reason, TokenEdit, TokenId, TokenService, TokenStore, VerifyError,
 };
 use std::error::Error;
 use std::fmt::Debug;
@@ -135,7 +135,7 @@ impl Write for Log {
 struct Down;
 
 impl Directory for Down {
-    async fn find(&self, _: &Realm, _: &OwnerId) -> Result<Option<Snapshot<Owner>>, DirectoryError> {
+    async fn find(&self, _: &Realm, _: &OwnerId) -> Result<Option<Arc<Owner>>, DirectoryError> {
         Err(DirectoryError::new("unplugged"))
     }
 }

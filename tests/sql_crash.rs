@@ -140,7 +140,7 @@ fn kill_writer(target: &str, after: Duration) -> HashMap<TokenId, Said> {
 /// What was acknowledged is there with its events, nothing is half there, and nothing that was revoked verifies.
 async fn check<S: TokenStore + AuditLog>(service: &Service<S>, said: &HashMap<TokenId, Said>) {
     for (id, said) in said {
-        let found = service.store().find(*id).await.unwrap().expect("it was acknowledged").into_token();
+        let found = service.store().find(*id).await.unwrap().expect("it was acknowledged");
         let (done, state) = whole(service, &found).await;
         assert!(done == said.done || (said.is_open && done == said.done + 1), "{id}: {done} of {said:?}");
         let is_revoked = if done == said.done { said.is_revoked } else { !said.is_revoked };
@@ -321,7 +321,7 @@ fn a_server_that_is_killed_under_load_loses_nothing_and_is_unavailable_meanwhile
         for load in loads {
             let (id, done, unknown) = runtime.block_on(load).unwrap();
             runtime.block_on(async {
-                let token = service.store().find(id).await.unwrap().unwrap().into_token();
+                let token = service.store().find(id).await.unwrap().unwrap();
                 let (changes, _) = whole(&service, &token).await;
                 assert!(
                     (done..=done + unknown).contains(&changes),

@@ -15,11 +15,11 @@ mod support_sql;
 use chrono::{DateTime, Utc};
 use patkit::store::postgres::PostgresFeed;
 use patkit::store::{
-    ChangeBatch, ChangeFeed, Feed, FeedEvent, FollowError, Found, ListQuery, Page, StoreError, Touch,
+    ChangeBatch, ChangeFeed, Feed, FeedEvent, FollowError, ListQuery, Page, StoreError, Touch,
 };
 use patkit::{
     CachedStore, MemoryDirectory, NewToken, OwnerId, PostgresStore, Realm, Reason, RejectReason, SqliteStore,
-    TokenId, TokenService, TokenStore, VerifyError,
+    Token, TokenId, TokenService, TokenStore, VerifyError,
 };
 use sqlx::Row;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgSslMode};
@@ -116,11 +116,11 @@ struct Split {
 }
 
 impl TokenStore for Split {
-    async fn find(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+    async fn find(&self, id: TokenId) -> Result<Option<Arc<Token>>, StoreError> {
         self.direct.find(id).await
     }
 
-    async fn find_current(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+    async fn find_current(&self, id: TokenId) -> Result<Option<Arc<Token>>, StoreError> {
         self.direct.find_current(id).await
     }
 

@@ -72,7 +72,7 @@ where
     let by = ListBy::Owner { realm: Realm::default(), owner: OwnerId::new("ada").unwrap(), kind: None };
     let listed = store.list(&ListQuery::new(by)).await.unwrap();
     assert_eq!((listed.tokens.len(), listed.corrupt.len()), (2, 0), "{what}");
-    assert!(store.find(issued.token.id()).await.unwrap().unwrap().into_token().last_used.is_some(), "{what}");
+    assert!(store.find(issued.token.id()).await.unwrap().unwrap().last_used.is_some(), "{what}");
     let events = store.events(&EventQuery::new(Realm::default())).await.unwrap().events;
     assert_eq!(events.len(), 3, "{what}");
     store.export(&ExportCursor::start(), 10).await.unwrap();

@@ -117,14 +117,14 @@ async fn from_several_processes<S: TokenStore>(service: Service<S>, target: &str
     for (round, [torn, rotated]) in tokens.iter().enumerate() {
         let count = |what: &str| said[round].iter().filter(|said| *said == what).count();
         assert_eq!(said[round].len(), 3 * PROCESSES);
-        let torn = service.store().find(*torn).await.unwrap().unwrap().into_token();
+        let torn = service.store().find(*torn).await.unwrap().unwrap();
         assert_eq!(torn.state(SystemClock::new().now()), TokenState::Revoked, "round {round}");
         assert_eq!(torn.facts.revocation.as_ref().unwrap().reason, Reason::Compromised);
         orders.insert(count("torn done"));
         assert_eq!((count("rotated done"), count("rotated refused")), (1, PROCESSES - 1), "round {round}");
-        let rotated = service.store().find(*rotated).await.unwrap().unwrap().into_token();
+        let rotated = service.store().find(*rotated).await.unwrap().unwrap();
         let successor = rotated.facts.succession.unwrap().successor;
-        let successor = service.store().find(successor).await.unwrap().unwrap().into_token();
+        let successor = service.store().find(successor).await.unwrap().unwrap();
         assert_eq!(successor.predecessor, Some(rotated.id));
         assert_eq!((count("named done"), count("named taken")), (1, PROCESSES - 1), "round {round}");
     }

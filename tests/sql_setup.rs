@@ -43,7 +43,7 @@ async fn works<S: TokenStore>(store: S) {
     let issued = service.generate(&ada(), new).await.unwrap();
     service.verify(issued.plaintext.expose_secret(), None).await.unwrap();
     service.flush().await.unwrap();
-    let found = service.store().find(issued.token.id()).await.unwrap().unwrap().into_token();
+    let found = service.store().find(issued.token.id()).await.unwrap().unwrap();
     assert!(found.last_used.is_some());
 }
 
@@ -231,7 +231,7 @@ async fn a_database_that_is_read_only_verifies_and_reports_what_it_cannot_write(
         service.flush().await.unwrap_err();
         assert_eq!(service.usage().failed_flushes, 1);
         assert_eq!(service.usage().pending, 1, "kept for when it can be written");
-        let token = reading.find(issued.token.id()).await.unwrap().unwrap().into_token().into_arc();
+        let token = reading.find(issued.token.id()).await.unwrap().unwrap();
         let touch = Touch::new(token.id, LastUse::new(token.created_at, None));
         assert!(matches!(reading.touch(&[touch]).await, Err(StoreError::Unavailable(_))));
         let batch = ChangeBatch::new().change(Change::Remove { id: token.id, version: 1 });
@@ -262,7 +262,7 @@ async fn a_change_that_is_dropped_leaves_the_pool_as_it_was() {
         drop(change);
         let at = token.created_at() + chrono::TimeDelta::seconds(i64::from(round) + 1);
         store.touch(&[Touch::new(token.id(), LastUse::new(at, None))]).await.unwrap();
-        let found = seen_by_others.find(token.id()).await.unwrap().unwrap().into_token();
+        let found = seen_by_others.find(token.id()).await.unwrap().unwrap();
         assert_eq!(found.last_used.unwrap().at, at, "round {round}: it was acknowledged");
     }
 }
@@ -276,7 +276,7 @@ async fn changes_of_several_records_and_their_last_uses_never_wait_for_each_othe
     let mut tokens = Vec::new();
     for number in 0..6 {
         let issued = service.generate(&ada(), NewToken::named(&format!("token {number}"))).await.unwrap();
-        tokens.push(store.find(issued.token.id()).await.unwrap().unwrap().into_token().into_arc());
+        tokens.push(store.find(issued.token.id()).await.unwrap().unwrap());
     }
     let ids: Vec<_> = tokens.iter().map(|token| token.id).collect();
     let mut tasks = Vec::new();
@@ -300,8 +300,7 @@ async fn changes_of_several_records_and_their_last_uses_never_wait_for_each_othe
                     if batch.changes.iter().any(|change| change.id() == id) {
                         continue;
                     }
-                    let mut token =
-                        patkit::Token::clone(&store.find(id).await.unwrap().unwrap().into_token());
+                    let mut token = patkit::Token::clone(&store.find(id).await.unwrap().unwrap());
                     token.version += 1;
                     batch = batch.change(Change::Update(Arc::new(token)));
                 }

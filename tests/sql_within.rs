@@ -125,7 +125,7 @@ where
         assert_eq!(actions(&store, &issued.token).await, expected);
         assert_eq!((names(&store).await, rows(&store, table).await), (vec!["apollo deploys".to_owned()], 1));
         // Its use within was written with it.
-        assert!(store.find(issued.token.id()).await.unwrap().unwrap().into_token().last_used.is_some());
+        assert!(store.find(issued.token.id()).await.unwrap().unwrap().last_used.is_some());
         tokens.verify(text, None).await.unwrap();
     }
 }
@@ -207,8 +207,7 @@ where
     let tokens = service(store.clone());
     let taken = tokens.generate(&ada(), NewToken::named("taken")).await.unwrap().token;
     let other = tokens.generate(&ada(), NewToken::named("other")).await.unwrap().token;
-    let record =
-        async |token: &TokenView| Token::clone(&store.find(token.id()).await.unwrap().unwrap().into_token());
+    let record = async |token: &TokenView| Token::clone(&store.find(token.id()).await.unwrap().unwrap());
     let (taken_record, other_record) = (record(&taken).await, record(&other).await);
     let update = |token: &Token, version| Change::Update(Arc::new(Token { version, ..token.clone() }));
     let mut named_as_taken = Token { version: 2, ..other_record.clone() };
@@ -279,7 +278,7 @@ async fn a_change_that_another_one_came_before_is_tried_again_within_the_transac
     let issued = tokens.generate(&ada(), NewToken::named("a")).await.unwrap();
     let mut transaction = pool.begin().await.unwrap();
     let within = tokens.within(store.within(&mut transaction));
-    let read = within.store().find(issued.token.id()).await.unwrap().unwrap().into_token().into_arc();
+    let read = within.store().find(issued.token.id()).await.unwrap().unwrap();
     tokens.rename(&ada(), issued.token.id(), "b").await.unwrap();
     let late =
         ChangeBatch::new().change(Change::Update(Arc::new(Token { version: 2, ..Token::clone(&read) })));
@@ -304,7 +303,7 @@ async fn dropped<E: Engine>(store: SqlStore<E>, begin: &'static str) {
         let mut batch = ChangeBatch::new();
         let mut before = Vec::new();
         for token in &issued {
-            let record = Token::clone(&store.find(token.id()).await.unwrap().unwrap().into_token());
+            let record = Token::clone(&store.find(token.id()).await.unwrap().unwrap());
             before.push(record.version);
             let event = AuditEvent {
                 id: event_id(),
@@ -348,7 +347,7 @@ async fn dropped<E: Engine>(store: SqlStore<E>, begin: &'static str) {
         let _ = transaction.commit().await;
         let mut after = Vec::new();
         for token in &issued {
-            let version = store.find(token.id()).await.unwrap().unwrap().into_token().version;
+            let version = store.find(token.id()).await.unwrap().unwrap().version;
             let events = actions(&store, token).await;
             assert_eq!(u64::try_from(events.len()).unwrap(), version, "each change with its event");
             after.push(version);
@@ -398,7 +397,7 @@ where
 {
     let tokens = service(store.clone());
     let issued = tokens.generate(&ada(), NewToken::named("before")).await.unwrap().token;
-    let record = Token::clone(&store.find(issued.id()).await.unwrap().unwrap().into_token());
+    let record = Token::clone(&store.find(issued.id()).await.unwrap().unwrap());
     let id = issued.id();
     let touch = |address: &str| {
         let last_use = LastUse::new(issued.created_at(), Some(address.parse().unwrap()));
@@ -442,7 +441,7 @@ where
         drop(view);
         transaction.rollback().await.unwrap();
     }
-    let token = store.find(id).await.unwrap().unwrap().into_token();
+    let token = store.find(id).await.unwrap().unwrap();
     assert_eq!((token.version, token.last_used), (1, None));
 }
 

@@ -8,7 +8,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use patkit::audit::AuditAction;
 use patkit::random::{RandomError, SecureRandom};
 use patkit::service::{BuildError, RejectReason, TokenServiceBuilder};
-use patkit::store::{ChangeBatch, Found, ListQuery, Page, Touch};
+use patkit::store::{ChangeBatch, ListQuery, Page, Touch};
 use patkit::token::{ActorRef, LastUse};
 use patkit::{
     Actor, AuditEvent, IssuedToken, MemoryDirectory, MemoryStore, NewToken, Reason, StoreError, Token,
@@ -51,11 +51,11 @@ impl Watched {
 }
 
 impl TokenStore for Watched {
-    async fn find(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+    async fn find(&self, id: TokenId) -> Result<Option<Arc<Token>>, StoreError> {
         self.inner.find(id).await
     }
 
-    async fn find_current(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+    async fn find_current(&self, id: TokenId) -> Result<Option<Arc<Token>>, StoreError> {
         self.find(id).await
     }
 

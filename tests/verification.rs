@@ -19,12 +19,12 @@ use chrono::{DateTime, TimeDelta, Utc};
 use patkit::audit::AuditAction;
 use patkit::random::{RandomError, SecureRandom};
 use patkit::service::{RejectReason, Rejected, Unavailable, VerifyError};
-use patkit::store::{ChangeBatch, Found, KeyChecks, ListQuery, Page, Touch};
+use patkit::store::{ChangeBatch, KeyChecks, ListQuery, Page, Touch};
 use patkit::token::{Brand, Credential, ForeignDigest, KeyId, TokenFormat};
 use patkit::{
     Actor, Clock, Directory, DirectoryError, Grant, IssuedToken, Keyring, ManualClock, MemoryDirectory,
     MemoryStore, NewToken, Owner, OwnerId, OwnerKind, Permission, PermissionDenied, Realm, Reason,
-    RoleCatalog, Scope, Snapshot, StoreError, TokenId, TokenKind, TokenService, TokenState, TokenStore,
+    RoleCatalog, Scope, StoreError, Token, TokenId, TokenKind, TokenService, TokenState, TokenStore,
     Verified,
 };
 use proptest::prelude::*;
@@ -840,12 +840,12 @@ struct Counted {
 }
 
 impl TokenStore for Counted {
-    async fn find(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+    async fn find(&self, id: TokenId) -> Result<Option<Arc<Token>>, StoreError> {
         self.finds.fetch_add(1, Ordering::Relaxed);
         self.inner.find(id).await
     }
 
-    async fn find_current(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+    async fn find_current(&self, id: TokenId) -> Result<Option<Arc<Token>>, StoreError> {
         self.find(id).await
     }
 
@@ -879,7 +879,7 @@ struct Asked {
 }
 
 impl Directory for Asked {
-    async fn find(&self, realm: &Realm, id: &OwnerId) -> Result<Option<Snapshot<Owner>>, DirectoryError> {
+    async fn find(&self, realm: &Realm, id: &OwnerId) -> Result<Option<Arc<Owner>>, DirectoryError> {
         self.finds.fetch_add(1, Ordering::Relaxed);
         if self.down.load(Ordering::Relaxed) {
             return Err(DirectoryError::new("unplugged"));

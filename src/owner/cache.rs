@@ -1,8 +1,7 @@
 //! A bounded cache in front of a slow directory.
 
-use super::{Directory, DirectoryError, Owner, OwnerId, OwnerMap, Realm};
+use super::{Directory, DirectoryError, DirectoryShortcut, Owner, OwnerId, OwnerMap, Realm};
 use crate::clock::{Clock, SystemClock};
-use crate::snapshot::Snapshot;
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
@@ -22,6 +21,11 @@ const LONGEST: Duration = Duration::from_secs(86_400);
 /// keeps at most `capacity` answers. If it is full, answers that there is no such owner are evicted first.
 pub struct OwnerCache<D> {
     directory: D,
+    answers: Answers,
+}
+
+/// The answers that a cache keeps.
+pub(super) struct Answers {
     lifetime: Duration,
     clock: Arc<dyn Clock>,
     hasher: RandomState,
@@ -69,17 +73,19 @@ impl<D> OwnerCache<D> {
         }
         Ok(Self {
             directory,
-            lifetime,
-            clock: Arc::new(SystemClock::new()),
-            hasher: RandomState::new(),
-            shards: std::array::from_fn(|_| Mutex::default()),
-            shard_capacity: capacity.div_ceil(SHARDS),
+            answers: Answers {
+                lifetime,
+                clock: Arc::new(SystemClock::new()),
+                hasher: RandomState::new(),
+                shards: std::array::from_fn(|_| Mutex::default()),
+                shard_capacity: capacity.div_ceil(SHARDS),
+            },
         })
     }
 
     /// With this clock instead of the system's.
     pub fn clock(mut self, clock: impl Clock + 'static) -> Self {
-        self.clock = Arc::new(clock);
+        self.answers.clock = Arc::new(clock);
         self
     }
 
@@ -91,14 +97,14 @@ impl<D> OwnerCache<D> {
     /// Forgets an owner: the next question goes to the directory. Call it after every change of an owner, also after its
     /// creation.
     pub fn invalidate_owner(&self, realm: &Realm, id: &OwnerId) {
-        let mut shard = self.shard(realm, id);
+        let mut shard = self.answers.shard(realm, id);
         shard.epoch = shard.epoch.wrapping_add(1);
         shard.remove(realm, id);
     }
 
     /// Forgets all owners.
     pub fn invalidate_all(&self) {
-        for shard in &self.shards {
+        for shard in &self.answers.shards {
             let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
             *shard = Shard { epoch: shard.epoch.wrapping_add(1), ..Shard::default() };
         }
@@ -107,12 +113,20 @@ impl<D> OwnerCache<D> {
     /// How many answers it keeps, including those that there is no such owner.
     pub fn len(&self) -> usize {
         let len = |shard: &Mutex<Shard>| shard.lock().unwrap_or_else(PoisonError::into_inner).len;
-        self.shards.iter().map(len).sum()
+        self.answers.shards.iter().map(len).sum()
     }
 
     /// Whether it keeps none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+}
+
+impl Answers {
+    /// Returns the owner, if there is one, or `None` if no answer is kept.
+    #[allow(clippy::option_option, reason = "not known, or known that there is no such owner")]
+    pub(super) fn find(&self, realm: &Realm, id: &OwnerId) -> Option<Option<Arc<Owner>>> {
+        self.cached(realm, id, self.clock.monotonic()).ok()
     }
 
     fn shard(&self, realm: &Realm, id: &OwnerId) -> MutexGuard<'_, Shard> {
@@ -190,33 +204,29 @@ impl Shard {
 }
 
 impl<D: Directory> Directory for OwnerCache<D> {
-    async fn find(&self, realm: &Realm, id: &OwnerId) -> Result<Option<Snapshot<Owner>>, DirectoryError> {
-        let asked_at = self.clock.monotonic();
-        let epoch = match self.cached(realm, id, asked_at) {
-            Ok(owner) => return Ok(owner.map(Snapshot::from)),
+    async fn find(&self, realm: &Realm, id: &OwnerId) -> Result<Option<Arc<Owner>>, DirectoryError> {
+        let asked_at = self.answers.clock.monotonic();
+        let epoch = match self.answers.cached(realm, id, asked_at) {
+            Ok(owner) => return Ok(owner),
             Err(epoch) => epoch,
         };
         let answer = self.directory.find(realm, id).await?;
         // A directory that answers for another owner has not found this one.
-        let owner = answer.filter(|owner| owner.is(realm, id)).map(Snapshot::into_arc);
-        self.keep(realm, id, Entry { owner: owner.clone(), asked_at }, epoch);
-        Ok(owner.map(Snapshot::from))
+        let owner = answer.filter(|owner| owner.is(realm, id));
+        self.answers.keep(realm, id, Entry { owner: owner.clone(), asked_at }, epoch);
+        Ok(owner)
     }
 
-    fn find_now(
-        &self,
-        realm: &Realm,
-        id: &OwnerId,
-    ) -> Option<Result<Option<Snapshot<Owner>>, DirectoryError>> {
-        let owner = self.cached(realm, id, self.clock.monotonic()).ok()?;
-        Some(Ok(owner.map(Snapshot::from)))
+    #[inline]
+    fn shortcut(&self) -> DirectoryShortcut<'_> {
+        DirectoryShortcut::cache(&self.answers)
     }
 }
 
 impl<D> fmt::Debug for OwnerCache<D> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("OwnerCache")
-            .field("lifetime", &self.lifetime)
+            .field("lifetime", &self.answers.lifetime)
             .field("len", &self.len())
             .finish_non_exhaustive()
     }

@@ -2,13 +2,12 @@
 
 use super::error::{Attenuation, ManageError, PolicyRule, RejectReason, Rejected, Unavailable};
 use super::permissions::{SERVICE_TOKENS_MANAGE, TOKENS_MANAGE, TOKENS_OVERSEE, TOKENS_SCIM};
-use super::verify::Verified;
+use super::verified::Verified;
 use super::{InvalidInput, TokenService};
-use crate::audit::{AuditAction, AuditEvent};
+use crate::audit::{AuditAction, AuditEvent, EventId};
 use crate::owner::{Directory, Owner, OwnerId, Realm};
 use crate::permission::{Grant, PermissionSet, Scope};
 use crate::policy::{Oversight, TokenManagement};
-use crate::snapshot::Snapshot;
 use crate::store::TokenStore;
 use crate::token::id::IdSource;
 use crate::token::{ActorRef, Authority, Reason, Revocation, Token, TokenId, TokenKind, TokenState};
@@ -117,7 +116,7 @@ impl Actor {
 #[non_exhaustive]
 pub struct Standing {
     /// The owner; none for the host itself.
-    pub owner: Option<Snapshot<Owner>>,
+    pub owner: Option<Arc<Owner>>,
     /// All that the actor may do; through a token, what its scope lets through.
     pub permissions: PermissionSet,
     /// Whether it may manage its own personal tokens.
@@ -135,7 +134,7 @@ pub(super) struct Acting {
     pub(super) address: Option<IpAddr>,
     pub(super) now: DateTime<Utc>,
     /// The owner, unless it is the host itself.
-    pub(super) owner: Option<Snapshot<Owner>>,
+    pub(super) owner: Option<Arc<Owner>>,
     /// The token that it acts through.
     pub(super) via: Option<Arc<Token>>,
     permissions: PermissionSet,
@@ -247,8 +246,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     }
 
     pub(super) async fn find_current(&self, id: TokenId) -> Result<Option<Arc<Token>>, Unavailable> {
-        let found = self.store.find_current(id).await.map_err(Unavailable::Store)?;
-        Ok(found.map(|found| found.into_token().into_arc()))
+        self.store.find_current(id).await.map_err(Unavailable::Store)
     }
 }
 
@@ -437,7 +435,7 @@ impl Acting {
     /// The event that tells of what the actor did.
     pub(super) fn event(&self, action: AuditAction, token: &Token) -> AuditEvent {
         AuditEvent {
-            id: self.ids.generate_event(self.now),
+            id: EventId::generate(&self.ids, self.now),
             at: self.now,
             realm: token.realm.clone(),
             action,

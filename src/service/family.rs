@@ -5,7 +5,7 @@ use super::error::{ManageError, Unavailable, store_error};
 use super::manage::changed;
 use super::system::host_event;
 use super::{MAX_REVOKE_TRIES, TokenService};
-use crate::audit::{AuditAction, AuditEvent};
+use crate::audit::{AuditAction, AuditEvent, EventId};
 use crate::lifecycle;
 use crate::owner::{Directory, OwnerId};
 use crate::store::{Change, ChangeBatch, Conflict, CorruptRecord, ListBy, ListQuery, StoreError, TokenStore};
@@ -76,11 +76,11 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         let mut named = successor(token);
         while let Some(next) = named {
             if let Some(found) = self.store.find_current(next).await? {
-                return Ok(Some(found.into_token().into_arc()));
+                return Ok(Some(found));
             }
             // Deleted: this one names the next of the line by now, or goes on naming the one that is gone where there is none.
             let renamed = self.store.find_current(token.id).await?;
-            let renamed = renamed.and_then(|found| successor(&found.into_token()));
+            let renamed = renamed.and_then(|found| successor(&found));
             named = renamed.filter(|id| *id != next);
         }
         Ok(None)
@@ -106,7 +106,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
                 return Ok(Some(token));
             }
             let event = AuditEvent {
-                id: self.ids.generate_event(revocation.at),
+                id: EventId::generate(&self.ids, revocation.at),
                 at: revocation.at,
                 realm: token.realm.clone(),
                 action: AuditAction::Revoked,

@@ -107,7 +107,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
                 .event(acting.event(AuditAction::Generated, &token));
             match self.commit(with_creator(batch, &acting, None)).await {
                 Ok(()) => {
-                    let token = TokenView::new(token, Some(owner), acting.now);
+                    let token = TokenView::new(&token, Some(owner), acting.now);
                     return Ok(IssuedToken { token, plaintext });
                 }
                 Err(StoreError::Conflict(Conflict::Id(_) | Conflict::Version(_))) => {}
@@ -655,14 +655,14 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
                 None => self.owner_answer(acting, &token.owner).await,
             };
             owners.insert(token.owner.clone(), owner.clone());
-            items.push(TokenView::new(token, owner, acting.now));
+            items.push(TokenView::new(&token, owner, acting.now));
         }
         TokenPage { items, next, corrupt }
     }
 
     pub(super) async fn view(&self, acting: &Acting, token: Arc<Token>) -> Result<TokenView, ManageError> {
         let owner = self.owner_answer(acting, &token.owner).await;
-        Ok(TokenView::new(token, owner, acting.now))
+        Ok(TokenView::new(&token, owner, acting.now))
     }
 
     /// What the directory says of a token's owner. The actor was looked up already.

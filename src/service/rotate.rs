@@ -4,7 +4,7 @@ use super::actor::{Actor, Operation, Relation, check_owner};
 use super::error::{InvalidInput, ManageError, store_error};
 use super::manage::{IssuedToken, changed, with_creator};
 use super::{MAX_TRIES, TokenService, lock, to_delta};
-use crate::audit::{AuditAction, AuditEvent};
+use crate::audit::{AuditAction, AuditEvent, EventId};
 use crate::clock::plausible_until;
 use crate::lifecycle;
 use crate::owner::Directory;
@@ -97,7 +97,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
                 .event(acting.event(AuditAction::Generated, &successor));
             match self.commit(with_creator(batch, &acting, Some(id).filter(|_| itself))).await {
                 Ok(()) => {
-                    let token = TokenView::new(successor, owner, acting.now);
+                    let token = TokenView::new(&successor, owner, acting.now);
                     return Ok(IssuedToken { token, plaintext });
                 }
                 Err(StoreError::Conflict(Conflict::Id(_) | Conflict::Version(_))) => {}
@@ -134,7 +134,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             }
             let told = changed(&token, |token| token.reuse_reported_at = Some(now));
             let event = AuditEvent {
-                id: self.ids.generate_event(now),
+                id: EventId::generate(&self.ids, now),
                 at: now,
                 realm: token.realm.clone(),
                 action: AuditAction::Reuse,

@@ -3,7 +3,7 @@
 use super::error::{ManageError, Unavailable, store_error};
 use super::family::{Listed, removal, report};
 use super::{MAX_TRIES, TokenService, to_delta};
-use crate::audit::{AuditAction, AuditEvent};
+use crate::audit::{AuditAction, AuditEvent, EventId};
 use crate::owner::{Directory, OwnerId, Realm};
 use crate::policy::days;
 use crate::store::{Change, ChangeBatch, Conflict, CorruptRecord, ListBy, ListQuery, StoreError, TokenStore};
@@ -215,7 +215,7 @@ pub(super) fn host_event(
     at: DateTime<Utc>,
 ) -> AuditEvent {
     AuditEvent {
-        id: ids.generate_event(at),
+        id: EventId::generate(ids, at),
         at,
         realm: token.realm.clone(),
         action,

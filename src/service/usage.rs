@@ -5,10 +5,10 @@ use super::error::{ManageError, RejectReason, Unavailable, store_error};
 use super::manage::changed;
 use super::verify::Peer;
 use super::{MAX_TRIES, TokenService, lock};
-use crate::audit::{AuditAction, AuditEvent};
+use crate::audit::{AuditAction, AuditEvent, EventId};
 use crate::clock::{MAX_CLOCK_ERROR, at_micros};
 use crate::owner::{Directory, OwnerId, Realm};
-use crate::store::{Change, ChangeBatch, Found, StoreError, TokenStore, Touch};
+use crate::store::{Change, ChangeBatch, StoreError, StoredToken, TokenStore, Touch};
 use crate::token::{ActorRef, Credential, KeyedDigest, LastUse, Token, TokenId};
 use chrono::{DateTime, TimeDelta, Utc};
 use std::borrow::Cow;
@@ -360,7 +360,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         });
         let now = self.now();
         let event = AuditEvent {
-            id: self.ids.generate_event(now),
+            id: EventId::generate(&self.ids, now),
             at: now,
             realm: token.realm.clone(),
             action: AuditAction::Redigested,
@@ -444,7 +444,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     /// Tells of a refusal of a known token, if it is sampled.
     pub(super) fn audit_refusal(
         &self,
-        found: &Found<'_>,
+        found: &StoredToken<'_>,
         reason: RejectReason,
         peer: Option<IpAddr>,
         now: i64,
@@ -454,7 +454,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         }
         let now = at_micros(now);
         let event = AuditEvent {
-            id: self.ids.generate_event(now),
+            id: EventId::generate(&self.ids, now),
             at: now,
             realm: found.realm().clone(),
             action: AuditAction::Refused,

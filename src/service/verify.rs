@@ -9,187 +9,25 @@
     reason = "measured, as in the table: what is moved between functions is a tenth"
 )]
 
+mod future;
+mod peer;
+
+pub(crate) use peer::Peer;
+
 use super::TokenService;
 use super::error::{RejectReason, Rejected, Unavailable, VerifyError};
+use super::verified::Verified;
 use crate::bearer::{self, BearerError};
-use crate::clock::at_micros;
-use crate::owner::{Directory, DirectoryError, Owner, Realm};
-use crate::permission::{Permission, PermissionError, PermissionSet};
-use crate::role::{RoleCatalog, UnknownName, beginning};
+use crate::owner::{Directory, Owner, Realm};
 use crate::snapshot::Snapshot;
-use crate::store::{Found, StoreError, TokenStore};
+use crate::store::{StoredToken, TokenStore};
 use crate::token::access::Access;
 use crate::token::digest::{Message, same};
-use crate::token::id::{from_words, words};
-use crate::token::{KeyId, KeyedDigest, Presented, TokenState, TokenView, Unreadable, is_allowed};
-use chrono::{DateTime, Utc};
-use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::pin::Pin;
+use crate::token::{KeyId, KeyedDigest, Presented, TokenId, TokenState, Unreadable, is_allowed};
+use future::Verification;
+use std::net::IpAddr;
 use std::sync::Arc;
-use std::task::{Context, Poll};
-
-/// Proof that a credential was verified: the token, its owner, and what both together allow. Only verification makes one
-/// (and, for tests of hosts, the `testkit` feature).
-///
-/// It tells how things were when it was made. For a stream or a socket that lives on, ask [`TokenService::recheck`] now
-/// and then.
-#[derive(Clone)]
-pub struct Verified {
-    token: TokenView,
-    /// The owner's permissions, and the catalogue that they are of, where the owner does not hold them itself.
-    permissions: Option<Arc<(Arc<RoleCatalog>, PermissionSet)>>,
-    peer: Peer,
-    /// In microseconds since 1970.
-    at: i64,
-}
-
-/// The address of a client, if there is one, as words: a verification moves it several times, and a byte at its front would
-/// have each move wait until the stores of the one before are through.
-///
-/// An IPv4-mapped IPv6 address becomes the IPv4 address in it, so that everything after this reads the latter.
-#[derive(Clone, Copy)]
-pub(crate) struct Peer([u64; 3]);
-
-impl Peer {
-    pub(crate) fn new(address: Option<IpAddr>) -> Self {
-        match address.map(|address| address.to_canonical()) {
-            None => Self([0, 0, 0]),
-            Some(IpAddr::V4(address)) => Self([4, 0, address.to_bits().into()]),
-            Some(IpAddr::V6(address)) => {
-                let [high, low] = words(address.to_bits());
-                Self([6, high, low])
-            }
-        }
-    }
-
-    pub(super) fn address(self) -> Option<IpAddr> {
-        match self.0 {
-            [4, _, bits] => u32::try_from(bits).ok().map(|bits| Ipv4Addr::from_bits(bits).into()),
-            [6, high, low] => Some(Ipv6Addr::from_bits(from_words([high, low])).into()),
-            _ => None,
-        }
-    }
-}
-
-/// The token does not allow this. The text of this error names the permission.
-#[derive(Clone, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum PermissionDenied {
-    /// The owner does not hold the permission, or the token's scope does not let it through.
-    #[error("the token does not have the permission {permission}")]
-    NotGranted {
-        /// What was asked for.
-        permission: String,
-    },
-    /// The text is not a concrete permission, and so nobody ever has it: an error in the host's code.
-    #[error("the text {text:?}, which a route demands, is not a permission")]
-    NotAPermission {
-        /// What was asked for.
-        text: String,
-        /// What is wrong with it.
-        source: PermissionError,
-    },
-}
-
-impl Verified {
-    #[inline(always)]
-    pub(crate) fn new(
-        found: Found<'_>,
-        owner: Snapshot<Owner>,
-        catalog: &Arc<RoleCatalog>,
-        peer: Peer,
-        at: i64,
-    ) -> Self {
-        let permissions = match owner.resolved_by(catalog) {
-            Some(_) => None,
-            None => Some(Arc::new((catalog.clone(), owner.permissions(catalog)))),
-        };
-        let (id, terms) = (found.id(), found.access().terms());
-        let token = TokenView::active(id, terms, found.into_details(), owner);
-        Self { token, permissions, peer, at }
-    }
-
-    /// What is shown of the token.
-    pub fn token(&self) -> &TokenView {
-        &self.token
-    }
-
-    /// Who it acts as.
-    pub fn owner(&self) -> &Owner {
-        self.token.owner().unwrap_or_else(|| Owner::nobody())
-    }
-
-    /// The tenant.
-    pub fn realm(&self) -> &Realm {
-        self.token.realm()
-    }
-
-    /// The address that the request came from, if the host passed one. An IPv4-mapped IPv6 address is given as the IPv4
-    /// address in it.
-    pub fn peer(&self) -> Option<IpAddr> {
-        self.peer.address()
-    }
-
-    /// When it was verified.
-    pub fn verified_at(&self) -> DateTime<Utc> {
-        at_micros(self.at)
-    }
-
-    /// Whether both the owner and the token's scope allow this. It allocates nothing.
-    pub fn allows(&self, permission: &Permission) -> bool {
-        let Some((catalog, granted)) = self.granted() else { return false };
-        let is_allowed = granted.allows(permission) && self.token.scope().allows(permission);
-        // Whoever holds everything would not notice a typing error.
-        if (!is_allowed || granted.is_everything()) && !catalog.knows(permission) {
-            catalog.report(UnknownName::Permission(permission.as_str()));
-        }
-        is_allowed
-    }
-
-    /// Demands a permission given as text, such as `datastores:read`.
-    ///
-    /// # Errors
-    /// [`PermissionDenied`] when the owner or the token's scope does not allow it, or the text is not a concrete permission.
-    pub fn require(&self, permission: &str) -> Result<(), PermissionDenied> {
-        let denied = || PermissionDenied::NotGranted { permission: permission.to_owned() };
-        let (catalog, granted) = self.granted().ok_or_else(denied)?;
-        let allowed = granted.allows_str(permission);
-        let allowed = allowed.and_then(|held| Ok(held && self.token.scope().allows_str(permission)?));
-        if (allowed != Ok(true) || granted.is_everything()) && !catalog.knows_text(permission) {
-            catalog.report(UnknownName::Permission(permission));
-        }
-        match allowed {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(denied()),
-            Err(source) => {
-                Err(PermissionDenied::NotAPermission { text: beginning(permission).to_owned(), source })
-            }
-        }
-    }
-
-    /// All that it allows: what the owner has and the scope lets through.
-    pub fn effective_permissions(&self) -> PermissionSet {
-        let granted = self.granted().map_or_else(PermissionSet::empty, |(_, granted)| granted.clone());
-        self.token.scope().as_set().map_or_else(|| granted.clone(), |scope| granted.intersection(scope))
-    }
-
-    /// What the owner may do, and the catalogue that says so.
-    fn granted(&self) -> Option<&(Arc<RoleCatalog>, PermissionSet)> {
-        self.permissions.as_deref().or_else(|| self.owner().resolved())
-    }
-}
-
-impl fmt::Debug for Verified {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Verified")
-            .field("token", &self.token)
-            .field("owner", self.owner())
-            .field("peer", &self.peer())
-            .field("at", &self.verified_at())
-            .finish_non_exhaustive()
-    }
-}
+use std::task::Poll;
 
 /// What comes of a verification.
 type Decision = Result<Verified, VerifyError>;
@@ -201,38 +39,6 @@ enum Offered<'a> {
     Header(Result<Option<&'a str>, BearerError>),
     /// A token's text.
     Text(&'a str),
-}
-
-/// A verification: decided when it is polled for the first time, unless the store or the directory has to be waited for.
-///
-/// A future of its own and not an `async` block, since what it gives is written to where it is wanted and not moved there.
-struct Verification<'a, S, D> {
-    service: &'a TokenService<S, D>,
-    offered: Offered<'a>,
-    realm: Option<&'a Realm>,
-    peer: Peer,
-    /// In a box, or every verification would carry room for what few need.
-    later: Option<Pin<Box<dyn Future<Output = Decision> + Send + 'a>>>,
-}
-
-impl<S: TokenStore, D: Directory> Future for Verification<'_, S, D> {
-    type Output = Decision;
-
-    // In place of its caller's code it would have the future moved there, word by word.
-    #[inline(never)]
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Decision> {
-        let Self { service, offered, realm, peer, later } = &mut *self;
-        if let Some(later) = later {
-            return later.as_mut().poll(context);
-        }
-        let mut message = Message::room();
-        match service.read(*offered, &mut message) {
-            Err(reason) => Poll::Ready(Err(unread(reason))),
-            Ok(presented) => service.decide_now(&presented, &message, *realm, peer, |claim| {
-                later.insert(Box::pin(service.decide(claim))).as_mut().poll(context)
-            }),
-        }
-    }
 }
 
 /// What is presented, and all that depends on nothing that is looked up.
@@ -338,12 +144,12 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     pub async fn recheck(&self, verified: &Verified) -> Result<Verified, VerifyError> {
         let id = verified.token().id();
         let rejected = |reason| Rejected { reason, token: Some(id) };
-        let found = self.store.find(id).await.map_err(Unavailable::Store)?;
+        let found = self.find_stored(id).await?;
         let found = found.filter(|found| found.realm() == verified.realm());
         let found = found.ok_or(rejected(RejectReason::Unknown))?;
         let now = self.clock.now_micros();
         admit_state(found.access(), now).map_err(rejected)?;
-        let owner = self.owner(found.realm(), found.owner()).await?;
+        let owner = self.find_owner(&found).await?;
         let owner = admit_owner(&found, owner, verified.peer, now).map_err(rejected)?;
         self.usage.record(id, found.access().last_used_at(), verified.peer, now);
         Ok(Verified::new(found, owner, &self.catalog, verified.peer, now))
@@ -375,7 +181,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         offered: Offered<'a>,
         peer: Option<IpAddr>,
     ) -> Verification<'a, S, D> {
-        Verification { service: self, offered, realm, peer: Peer::new(peer), later: None }
+        Verification { service: self, offered, realm, peer: Peer::new(peer), waiting: None }
     }
 
     /// The decision, where the store and the directory have everything at hand; otherwise what becomes of the claim later.
@@ -388,9 +194,10 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         peer: &Peer,
         later: impl FnOnce(Claim<'a>) -> Poll<Decision>,
     ) -> Poll<Decision> {
-        let ahead = self.store.prefetch(presented.id);
+        let store = self.store.shortcut();
+        let place = store.prefetch(presented.id);
         let claim = self.claim(presented, message, realm, peer);
-        let Some(found) = self.store.find_now(presented.id, ahead) else { return later(claim) };
+        let Some(found) = store.find(presented.id, place) else { return later(claim) };
         let known = match self.prove(&claim, found) {
             Ok(known) => known,
             Err(error) => return Poll::Ready(Err(error)),
@@ -399,7 +206,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         if known.access().state(claim.now) != TokenState::Active {
             return later(claim);
         }
-        match self.directory.find_now(known.realm(), known.owner()) {
+        match self.directory.shortcut().find(known.realm(), known.owner()) {
             Some(owner) => Poll::Ready(self.admit(&claim, known, owner)),
             None => later(claim),
         }
@@ -407,19 +214,38 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
 
     /// The same, waiting for both.
     async fn decide(&self, claim: Claim<'_>) -> Decision {
-        let known = self.prove(&claim, self.store.find(claim.presented.id).await)?;
+        let found = self.find_stored(claim.presented.id).await?;
+        let known = self.prove(&claim, found)?;
         if let Err(reason) = admit_state(known.access(), claim.now) {
             self.audit_refusal(&known, reason, claim.peer.address(), claim.now);
             // The refusal stands whether or not reuse could be told; untold, the next presentation tells it. By the clock that
             // the rotation was made by, which may be finer than that of verifications.
-            let token = known.into_token().into_arc();
+            let token = Arc::new(known.into_token());
             // In a box of its own, or whatever waits for the store would carry room for it.
             let told = Box::pin(self.signal_reuse(token, claim.peer.address(), self.now())).await;
             told.unwrap_or_default();
             return Err(claim.rejected(reason));
         }
-        let owner = self.directory.find(known.realm(), known.owner()).await;
+        let owner = self.find_owner(&known).await?;
         self.admit(&claim, known, owner)
+    }
+
+    /// Looks a record up, waiting for the store only if it has no answer at once.
+    async fn find_stored(&self, id: TokenId) -> Result<Option<StoredToken<'_>>, Unavailable> {
+        if let Some(found) = self.store.shortcut().find(id, None) {
+            return Ok(found);
+        }
+        let found = self.store.find(id).await.map_err(Unavailable::Store)?;
+        Ok(found.as_deref().map(StoredToken::from))
+    }
+
+    /// Looks the owner of a token up, waiting for the directory only if it has no answer at once.
+    async fn find_owner(&self, token: &StoredToken<'_>) -> Result<Option<Snapshot<Owner>>, Unavailable> {
+        let (realm, id) = (token.realm(), token.owner());
+        match self.directory.shortcut().find(realm, id) {
+            Some(owner) => Ok(owner.filter(|owner| owner.is(realm, id))),
+            None => Ok(self.owner(realm, id).await?.map(Snapshot::from)),
+        }
     }
 
     /// What is presented, with the instant and the digest.
@@ -443,13 +269,12 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     fn prove<'s>(
         &self,
         claim: &Claim<'_>,
-        found: Result<Option<Found<'s>>, StoreError>,
-    ) -> Result<Found<'s>, VerifyError> {
-        let found = found.map_err(Unavailable::Store)?;
+        found: Option<StoredToken<'s>>,
+    ) -> Result<StoredToken<'s>, VerifyError> {
         // A token of another realm is no token at all, before anything of it is looked at.
-        let is_here = |found: &Found<'_>| claim.realm.is_none_or(|realm| found.realm() == realm);
+        let is_here = |found: &StoredToken<'_>| claim.realm.is_none_or(|realm| found.realm() == realm);
         let known = found.filter(is_here);
-        let is_proven = self.is_proven(claim, known.as_ref().map(Found::access))?;
+        let is_proven = self.is_proven(claim, known.as_ref().map(StoredToken::access))?;
         let Some(known) = known else {
             return Err(claim.rejected(RejectReason::Unknown));
         };
@@ -465,10 +290,11 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     fn admit(
         &self,
         claim: &Claim<'_>,
-        known: Found<'_>,
-        owner: Result<Option<Snapshot<Owner>>, DirectoryError>,
+        known: StoredToken<'_>,
+        owner: Option<Snapshot<Owner>>,
     ) -> Result<Verified, VerifyError> {
-        let owner = Self::right_owner(known.realm(), known.owner(), owner)?;
+        // A directory that answers for another id or realm, `bot` when asked for `BOT`, has not found the owner.
+        let owner = owner.filter(|owner| owner.is(known.realm(), known.owner()));
         let owner = match admit_owner(&known, owner, claim.peer, claim.now) {
             Ok(owner) => owner,
             Err(reason) => {
@@ -535,7 +361,7 @@ fn admit_state(access: &Access, now: i64) -> Result<(), RejectReason> {
 /// The owner, if it is one whose tokens work, and the address is one that this token works from.
 #[inline(always)]
 fn admit_owner(
-    found: &Found<'_>,
+    found: &StoredToken<'_>,
     owner: Option<Snapshot<Owner>>,
     peer: Peer,
     now: i64,
@@ -593,7 +419,7 @@ mod tests {
         let (text, foreign) = (issue(&ours, "one"), issue(&ours, "foreign"));
         let unknown = issue(&theirs, "one");
         let (_, id) = ours.format.check(&foreign).unwrap();
-        let mut record = Token::clone(&ready(ours.store.find(id)).unwrap().unwrap().into_token());
+        let mut record = Token::clone(&ready(ours.store.find(id)).unwrap().unwrap());
         record.credential = Credential::Foreign(ForeignDigest::new("sha256", &[0; 32]));
         record.version += 1;
         ready(ours.store.commit(&ChangeBatch::new().change(Change::Update(Arc::new(record))))).unwrap();

@@ -1,26 +1,22 @@
 //! A cache in front of a store: verifications that ask the database once in a while instead of each time.
 
-#![allow(
-    clippy::inline_always,
-    reason = "measured, as in the table: what is moved between functions is a tenth"
-)]
-
 mod follow;
 mod kept;
+mod lookup;
 
 use follow::Follower;
 use kept::Kept;
+pub(super) use lookup::Lookup;
+use lookup::{Asked, taken_apart};
 
 use super::{
-    Ahead, AuditLog, ChangeBatch, ChangeFeed, EventPage, EventQuery, ExportCursor, ExportPage, FeedEvent,
-    FollowError, Found, KeyChecks, ListQuery, Page, StoreError, TokenCounts, TokenStore, Touch,
+    AuditLog, ChangeBatch, ChangeFeed, EventPage, EventQuery, ExportCursor, ExportPage, FeedEvent,
+    FollowError, KeyChecks, ListQuery, Page, StoreError, StoreShortcut, StoredToken, TokenCounts, TokenStore,
+    Touch,
 };
 use crate::clock::{Clock, SystemClock};
-use crate::snapshot::Snapshot;
-use crate::table::Place;
-use crate::token::access::Access;
 use crate::token::details::{Details, Packed};
-use crate::token::{KeyCheck, KeyId, TokenId, TokenState};
+use crate::token::{KeyCheck, KeyId, Token, TokenId, TokenState};
 use arc_swap::Guard;
 use async_lock::{Mutex as AsyncMutex, MutexGuardArc, Semaphore};
 use chrono::{DateTime, Utc};
@@ -55,44 +51,16 @@ const STRIPES: usize = 1_024;
 /// ([`find_current`](TokenStore::find_current)) go to the store.
 pub struct CachedStore<S> {
     store: S,
-    /// The records, with their [`Access`] and when they were asked for.
-    found: Kept<Details, 10>,
-    /// Ids without a record, and when they were asked for.
-    missing: Kept<(), 2>,
-    lifetime: Duration,
-    negative_lifetime: Duration,
-    clock: Arc<dyn Clock>,
-    /// When it was built, by the clock's monotonic time.
-    built_at: Duration,
+    lookup: Lookup,
     hasher: RandomState,
     /// How often the ids of a stripe were invalidated. Whoever holds the lock is the only one to fill or invalidate them.
     epochs: Box<[Mutex<u64>; STRIPES]>,
-    /// What the reads up to this number found counts no more.
-    forgotten: AtomicU64,
     /// Reads under way.
     flights: Mutex<HashMap<TokenId, Arc<AsyncMutex<Landed>>>>,
     reads: Semaphore,
     reads_begun: AtomicU64,
     is_following: AtomicBool,
     is_polling_instead: AtomicBool,
-}
-
-/// When the store was asked for what is kept.
-#[derive(Clone, Copy)]
-struct Asked {
-    /// In nanoseconds since the cache was built; the greatest number where that is more than there are numbers for.
-    at: u64,
-    /// Which read it was, from 1 on. The clock may stand still between two.
-    number: u64,
-}
-
-/// What is good now.
-#[derive(Clone, Copy)]
-struct Now {
-    /// As [`Asked::at`].
-    at: u64,
-    /// What these reads found is forgotten: all up to this number.
-    forgotten: u64,
 }
 
 /// What a read came to; none while it is under way, and when it failed or was dropped.
@@ -171,8 +139,8 @@ impl<S: TokenStore> CachedStore<S> {
     pub fn invalidate(&self, id: TokenId) {
         let mut epoch = self.epoch(id);
         *epoch = epoch.wrapping_add(1);
-        self.found.remove(id.words());
-        self.missing.remove(id.words());
+        self.lookup.found.remove(id.words());
+        self.lookup.missing.remove(id.words());
         drop(epoch);
         // Whoever comes from here on starts a read of their own.
         lock(&self.flights).remove(&id);
@@ -181,7 +149,7 @@ impl<S: TokenStore> CachedStore<S> {
     /// Forgets all records: for hosts that may have missed changes made elsewhere.
     pub fn invalidate_all(&self) {
         // Whoever begins a read from here on has a greater number.
-        self.forgotten.fetch_max(self.reads_begun.load(Ordering::SeqCst), Ordering::SeqCst);
+        self.lookup.forgotten.fetch_max(self.reads_begun.load(Ordering::SeqCst), Ordering::SeqCst);
         lock(&self.flights).clear();
     }
 
@@ -190,11 +158,11 @@ impl<S: TokenStore> CachedStore<S> {
         let mut epoch = self.epoch(touch.id);
         // A read that is under way has the use from before.
         *epoch = epoch.wrapping_add(1);
-        if let Some(entry) = self.found.get(None, touch.id.words()) {
+        if let Some(entry) = self.lookup.found.get(None, touch.id.words()) {
             let (access, asked) = taken_apart(entry.words);
             let packed = Packed { id: touch.id, access, details: Guard::into_inner(entry.value) };
             if let Some(packed) = packed.used(touch.last_use, touch.plausible_until) {
-                self.keep(packed, asked);
+                self.lookup.keep(packed, asked);
             }
         }
     }
@@ -203,66 +171,11 @@ impl<S: TokenStore> CachedStore<S> {
     pub fn stats(&self) -> CacheStats {
         CacheStats {
             reads: self.reads_begun.load(Ordering::Relaxed),
-            kept: self.found.len(),
-            missing: self.missing.len(),
+            kept: self.lookup.found.len(),
+            missing: self.lookup.missing.len(),
             is_following: self.is_following.load(Ordering::Relaxed),
             is_polling_instead: self.is_polling_instead.load(Ordering::Relaxed),
         }
-    }
-
-    /// What is known of an id, if that is not too old; it may lie in a place.
-    #[allow(clippy::option_option, reason = "nothing known, or known that there is nothing")]
-    #[inline(always)]
-    fn known(&self, id: TokenId, place: Option<Place>) -> Option<Option<Found<'_>>> {
-        let now = self.now();
-        if let Some(entry) = self.found.get(place, id.words()) {
-            let (access, asked) = taken_apart(entry.words);
-            if asked.is_good(now, self.lifetime) {
-                self.found.note(entry.place);
-                return Some(Some(Found::lent(id, Snapshot::lent(entry.value), access, None)));
-            }
-        }
-        self.known_missing(id, now).then_some(None)
-    }
-
-    /// Whether it is known that there is no such record.
-    #[inline(never)]
-    fn known_missing(&self, id: TokenId, now: Now) -> bool {
-        let Some(entry) = self.missing.get(None, id.words()) else { return false };
-        let is_good = Asked::from_words(entry.words).is_good(now, self.negative_lifetime);
-        if is_good {
-            self.missing.note(entry.place);
-        }
-        is_good
-    }
-
-    #[inline]
-    fn now(&self) -> Now {
-        let at = self.clock.monotonic().saturating_sub(self.built_at).as_nanos();
-        let at = u64::try_from(at).unwrap_or(u64::MAX);
-        Now { at, forgotten: self.forgotten.load(Ordering::SeqCst) }
-    }
-
-    /// Whether what is kept of an id is what a later read found.
-    fn has_later(&self, id: TokenId, asked: Asked) -> bool {
-        let found = self.found.get(None, id.words()).map(|entry| taken_apart(entry.words).1);
-        let missing = self.missing.get(None, id.words()).map(|entry| Asked::from_words(entry.words));
-        found.into_iter().chain(missing).any(|kept| kept.number > asked.number)
-    }
-
-    fn keep(&self, Packed { id, access, details }: Packed, asked: Asked) {
-        let mut words = [0; 10];
-        let [of_access @ .., at, number] = &mut words;
-        (*of_access, *at, *number) = (access.words(), asked.at, asked.number);
-        let now = self.now();
-        self.found
-            .put(id.words(), words, details, |words| !taken_apart(*words).1.is_good(now, self.lifetime));
-    }
-
-    fn keep_missing(&self, id: TokenId, asked: Asked) {
-        let now = self.now();
-        let is_over = |words: &[u64; 2]| !Asked::from_words(*words).is_good(now, self.negative_lifetime);
-        self.missing.put(id.words(), asked.words(), Arc::new(()), is_over);
     }
 
     /// One of those who look an id up that is not known reads it; the others wait for that.
@@ -272,13 +185,13 @@ impl<S: TokenStore> CachedStore<S> {
             // In a statement of its own, or the lock would be held for what follows.
             let landed = flight.lock().await.clone();
             // A read that failed or was dropped tells nothing: each reads for itself then, unless another one has by now.
-            return match landed.or_else(|| Some(self.known(id, None)?.map(Found::into_packed))) {
+            return match landed.or_else(|| Some(self.lookup.known(id, None)?.map(StoredToken::into_packed))) {
                 Some(found) => Ok(found),
                 None => self.read(id, Source::Any).await,
             };
         };
         // Since it was looked for, another read may have landed.
-        let known = self.known(id, None).map(|known| known.map(Found::into_packed));
+        let known = self.lookup.known(id, None).map(|known| known.map(StoredToken::into_packed));
         let result = match known {
             Some(found) => Ok(found),
             None => self.read(id, Source::Any).await,
@@ -305,27 +218,27 @@ impl<S: TokenStore> CachedStore<S> {
         let _permit = self.reads.acquire().await;
         let epoch = *self.epoch(id);
         let number = self.reads_begun.fetch_add(1, Ordering::SeqCst).saturating_add(1);
-        let asked = Asked { at: self.now().at, number };
+        let asked = Asked { at: self.lookup.now().at, number };
         let found = match source {
             Source::Any => self.store.find(id).await?,
             Source::Current => self.store.find_current(id).await?,
         };
-        let found = found.map(Found::into_packed);
+        let found = found.map(|token| Packed::of(&token));
         let mut epoch_now = self.epoch(id);
         // Neither what was changed meanwhile nor what a later read found is covered by what an earlier one did.
-        if *epoch_now == epoch && !self.has_later(id, asked) {
+        if *epoch_now == epoch && !self.lookup.has_later(id, asked) {
             match &found {
                 Some(packed) => {
-                    self.missing.remove(id.words());
-                    self.keep(packed.clone(), asked);
+                    self.lookup.missing.remove(id.words());
+                    self.lookup.keep(packed.clone(), asked);
                 }
-                None if !self.negative_lifetime.is_zero() => {
-                    self.found.remove(id.words());
-                    self.keep_missing(id, asked);
+                None if !self.lookup.negative_lifetime.is_zero() => {
+                    self.lookup.found.remove(id.words());
+                    self.lookup.keep_missing(id, asked);
                 }
                 None => {
-                    self.found.remove(id.words());
-                    self.missing.remove(id.words());
+                    self.lookup.found.remove(id.words());
+                    self.lookup.missing.remove(id.words());
                     // Nothing that is kept tells an earlier read of this one, so the epoch does.
                     *epoch_now = epoch.wrapping_add(1);
                 }
@@ -405,30 +318,6 @@ impl<S: TokenStore> Drop for Ended<'_, S> {
     }
 }
 
-impl Asked {
-    fn from_words([at, number]: [u64; 2]) -> Self {
-        Self { at, number }
-    }
-
-    fn words(self) -> [u64; 2] {
-        [self.at, self.number]
-    }
-
-    /// Whether what was asked for then is good now.
-    #[inline]
-    fn is_good(self, now: Now, lifetime: Duration) -> bool {
-        let age = Duration::from_nanos(now.at.saturating_sub(self.at));
-        // Beyond the last number nothing can be told, and nothing is good.
-        self.number > now.forgotten && age < lifetime && now.at < u64::MAX
-    }
-}
-
-/// What is kept beside the details of a record.
-#[inline]
-fn taken_apart([of_access @ .., at, number]: [u64; 10]) -> (Access, Asked) {
-    (Access::from_words(of_access), Asked { at, number })
-}
-
 /// A read under way; over when it is dropped.
 struct Landing<'a, S: TokenStore> {
     cache: &'a CachedStore<S>,
@@ -464,25 +353,15 @@ impl<S: TokenStore> Drop for Forgetting<'_, S> {
 }
 
 impl<S: TokenStore> TokenStore for CachedStore<S> {
-    async fn find(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
-        match self.known(id, None) {
-            Some(known) => Ok(known),
-            None => Ok(self.read_once(id).await?.map(Found::kept)),
+    async fn find(&self, id: TokenId) -> Result<Option<Arc<Token>>, StoreError> {
+        if let Some(known) = self.lookup.known(id, None) {
+            return Ok(known.map(|found| Arc::new(found.into_token())));
         }
+        Ok(self.read_once(id).await?.map(|packed| Arc::new(packed.token())))
     }
 
-    async fn find_current(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
-        Ok(self.read(id, Source::Current).await?.map(Found::kept))
-    }
-
-    #[inline]
-    fn find_now(&self, id: TokenId, Ahead(place): Ahead) -> Option<Result<Option<Found<'_>>, StoreError>> {
-        self.known(id, place).map(Ok)
-    }
-
-    #[inline]
-    fn prefetch(&self, id: TokenId) -> Ahead {
-        Ahead(self.found.seek(id.words()))
+    async fn find_current(&self, id: TokenId) -> Result<Option<Arc<Token>>, StoreError> {
+        Ok(self.read(id, Source::Current).await?.map(|packed| Arc::new(packed.token())))
     }
 
     async fn list(&self, query: &ListQuery) -> Result<Page, StoreError> {
@@ -504,6 +383,11 @@ impl<S: TokenStore> TokenStore for CachedStore<S> {
 
     async fn list_ended(&self, before: DateTime<Utc>, limit: usize) -> Result<Page, StoreError> {
         self.store.list_ended(before, limit).await
+    }
+
+    #[inline]
+    fn shortcut(&self) -> StoreShortcut<'_> {
+        StoreShortcut::cache(&self.lookup)
     }
 }
 
@@ -543,7 +427,7 @@ impl<S: TokenStore + KeyChecks> KeyChecks for CachedStore<S> {
 
 impl<S> fmt::Debug for CachedStore<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CachedStore").field("lifetime", &self.lifetime).finish_non_exhaustive()
+        f.debug_struct("CachedStore").field("lifetime", &self.lookup.lifetime).finish_non_exhaustive()
     }
 }
 
@@ -608,16 +492,18 @@ impl<S: TokenStore> CachedStoreBuilder<S> {
             return Err(CacheError { setting, bounds });
         }
         Ok(CachedStore {
-            found: Kept::new(Arc::new(Details::vacant()), self.capacity),
-            missing: Kept::new(Arc::new(()), self.negative_capacity),
+            lookup: Lookup {
+                found: Kept::new(Arc::new(Details::vacant()), self.capacity),
+                missing: Kept::new(Arc::new(()), self.negative_capacity),
+                lifetime: self.lifetime,
+                negative_lifetime: self.negative_lifetime,
+                built_at: self.clock.monotonic(),
+                clock: self.clock,
+                forgotten: AtomicU64::new(0),
+            },
             store: self.store,
-            lifetime: self.lifetime,
-            negative_lifetime: self.negative_lifetime,
-            built_at: self.clock.monotonic(),
-            clock: self.clock,
             hasher: RandomState::new(),
             epochs: Box::new(std::array::from_fn(|_| Mutex::new(0))),
-            forgotten: AtomicU64::new(0),
             flights: Mutex::default(),
             reads: Semaphore::new(self.reads),
             reads_begun: AtomicU64::new(0),

@@ -11,8 +11,8 @@ use events::Events;
 use indexes::{HashedPlaces, IdList, merged};
 
 use super::{
-    Ahead, AuditLog, Change, ChangeBatch, Conflict, EventPage, EventQuery, ExportCursor, ExportPage, Found,
-    KeyChecks, ListBy, ListQuery, Page, StoreError, TokenCounts, TokenStore, Touch,
+    AuditLog, Change, ChangeBatch, Conflict, EventPage, EventQuery, ExportCursor, ExportPage, KeyChecks,
+    ListBy, ListQuery, Page, StoreError, StoreShortcut, StoredToken, TokenCounts, TokenStore, Touch,
 };
 use crate::clock::{micros, plausible_until};
 use crate::owner::{OwnerId, Realm};
@@ -74,21 +74,11 @@ impl fmt::Debug for MemoryStore {
 }
 
 impl TokenStore for MemoryStore {
-    async fn find(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
-        Ok(self.records.lend(id, None))
+    async fn find(&self, id: TokenId) -> Result<Option<Arc<Token>>, StoreError> {
+        Ok(self.records.lend(id, None).map(|found| Arc::new(found.into_token())))
     }
 
-    #[inline]
-    fn find_now(&self, id: TokenId, Ahead(place): Ahead) -> Option<Result<Option<Found<'_>>, StoreError>> {
-        Some(Ok(self.records.lend(id, place)))
-    }
-
-    #[inline]
-    fn prefetch(&self, id: TokenId) -> Ahead {
-        Ahead(self.records.table.seek(id.words()))
-    }
-
-    async fn find_current(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+    async fn find_current(&self, id: TokenId) -> Result<Option<Arc<Token>>, StoreError> {
         self.find(id).await
     }
 
@@ -162,6 +152,11 @@ impl TokenStore for MemoryStore {
         ended.sort_unstable_by_key(first);
         let tokens = ended.iter().map(|packed| Arc::new(packed.token())).collect();
         Ok(Page::new(tokens, Vec::new(), None))
+    }
+
+    #[inline]
+    fn shortcut(&self) -> StoreShortcut<'_> {
+        StoreShortcut::memory(&self.records)
     }
 }
 
@@ -360,7 +355,7 @@ impl Indexes {
 }
 
 /// The records by id, found without a lock. Only one thread changes them at a time.
-struct Records {
+pub(super) struct Records {
     table: Table<Details, 8>,
     /// By the number that stands beside a record in the table.
     owners: Growing<OnceLock<(Realm, OwnerId)>>,
@@ -371,14 +366,19 @@ impl Records {
         Self { table: Table::new(Arc::new(Details::vacant())), owners: Growing::new() }
     }
 
+    #[inline]
+    pub(super) fn seek(&self, id: TokenId) -> Option<Place> {
+        self.table.seek(id.words())
+    }
+
     /// The record as it is now, which may lie in a place.
     #[inline(always)]
     #[allow(clippy::inline_always, reason = "measured, as in the table")]
-    fn lend(&self, id: TokenId, place: Option<Place>) -> Option<Found<'_>> {
+    pub(super) fn lend(&self, id: TokenId, place: Option<Place>) -> Option<StoredToken<'_>> {
         let Entry { value, words, .. } = self.table.get_from(place, id.words(), |_| true)?;
         let access = Access::from_words(words);
         let owner = self.owners.get(to_index(access.owner())).and_then(OnceLock::get);
-        Some(Found::lent(id, Snapshot::lent(value), access, owner))
+        Some(StoredToken::lent(id, Snapshot::lent(value), access, owner))
     }
 
     /// The same for whoever holds the lock of the indexes, as are those below.

@@ -19,10 +19,10 @@ use crate::audit::AuditEvent;
 use crate::clock::{micros, plausible_until};
 use crate::store::{
     AuditLog, Change, ChangeBatch, Conflict, CorruptRecord, CursorError, EventCursor, EventOrder, EventPage,
-    EventQuery, ExportCursor, ExportPage, Found, KeyChecks, ListBy, ListQuery, MAX_EVENTS, Page, StoreError,
+    EventQuery, ExportCursor, ExportPage, KeyChecks, ListBy, ListQuery, MAX_EVENTS, Page, StoreError,
     TokenCounts, TokenStore, Touch,
 };
-use crate::token::{KeyCheck, KeyId, TokenId, TokenState};
+use crate::token::{KeyCheck, KeyId, Token, TokenId, TokenState};
 use chrono::{DateTime, Utc};
 use error::Violation;
 pub(super) use error::unavailable;
@@ -772,7 +772,7 @@ impl<E: Engine> Place<E> for SqlStore<E> {
     }
 }
 
-async fn find<E: Engine>(place: &impl Place<E>, id: TokenId) -> Result<Option<Found<'static>>, StoreError> {
+async fn find<E: Engine>(place: &impl Place<E>, id: TokenId) -> Result<Option<Arc<Token>>, StoreError> {
     let statements = place.statements();
     let Some(row) = place.fetch_one(&statements.find, vec![Value::id(id)]).await? else {
         return Ok(None);
@@ -930,11 +930,11 @@ async fn named<E: Engine>(
 }
 
 impl<E: Engine> TokenStore for SqlStore<E> {
-    async fn find(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+    async fn find(&self, id: TokenId) -> Result<Option<Arc<Token>>, StoreError> {
         find(self, id).await
     }
 
-    async fn find_current(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+    async fn find_current(&self, id: TokenId) -> Result<Option<Arc<Token>>, StoreError> {
         self.find(id).await
     }
 

@@ -1,7 +1,6 @@
 //! The public id of a token: a `UUIDv7`, written as 22 base62 digits everywhere.
 
 use super::base62;
-use crate::audit::EventId;
 use crate::clock::MAX_CLOCK_ERROR;
 use crate::random::{RandomError, SecureRandom};
 use chrono::{DateTime, Utc};
@@ -158,13 +157,13 @@ impl IdSource {
         Ok(Self::after(&self.last, now, start, low))
     }
 
-    /// A new id for an audit event at `now`. The bits that tell events of several services apart need not be unpredictable:
+    /// Returns the UUID of a new audit event at `now`. The bits that tell events of several services apart need not be unpredictable:
     /// they are a keyed hash of the event's number, so that no revocation fails with the random generator.
-    pub(crate) fn generate_event(&self, now: DateTime<Utc>) -> EventId {
+    pub(crate) fn generate_event(&self, now: DateTime<Utc>) -> TokenId {
         let number = self.events.fetch_add(1, Ordering::Relaxed);
         let hash = self.event_key.hash_one(number);
         let low = hash & !TokenId::VARIANT & !(TokenId::VARIANT >> 1);
-        EventId::new(Self::after(&self.last_event, now, hash >> 32, low))
+        Self::after(&self.last_event, now, hash >> 32, low)
     }
 
     /// Returns the id that follows the last one and has these random bits. `start` is where the counter begins in a new millisecond.
@@ -330,13 +329,13 @@ mod tests {
         for ids in [&ids, &others] {
             assert!(ids.is_sorted_by(|a, b| a < b));
             assert!(ids.iter().all(|id| id.to_string().parse() == Ok(*id)));
-            assert!(ids.iter().all(|id| EventId::from_bytes(id.to_bytes()) == Ok(*id)));
+            assert!(ids.iter().all(|id| TokenId::from_bytes(id.to_bytes()) == Ok(*id)));
         }
         ids.extend(others);
         // A clock that was wrong for more than a day gives the same milliseconds once more, and other ids.
         one.generate_event(now + TimeDelta::days(3));
         ids.extend(make(&one));
-        let low: HashSet<u64> = ids.iter().map(|id| id.uuid().words()[1]).collect();
+        let low: HashSet<u64> = ids.iter().map(|id| id.words()[1]).collect();
         assert_eq!(low.len(), ids.len());
     }
 

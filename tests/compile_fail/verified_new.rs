@@ -1,10 +1,9 @@
-use patkit::store::Found;
-use patkit::{Owner, RoleCatalog, Snapshot, Verified};
+use patkit::{Owner, RoleCatalog, Token, Verified};
 use std::sync::Arc;
 
 #[allow(unreachable_code)]
-fn forge(found: Found<'_>, owner: Snapshot<Owner>, roles: &Arc<RoleCatalog>) -> Verified {
-    Verified::new(found, owner, roles, unreachable!(), 0)
+fn forge(token: &Token, owner: Arc<Owner>, roles: &Arc<RoleCatalog>) -> Verified {
+    Verified::new(token.into(), owner.into(), roles, unreachable!(), 0)
 }
 
 fn main() {}

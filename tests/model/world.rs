@@ -11,7 +11,7 @@ use patkit::lifecycle::RefusalReason;
 use patkit::policy::{Oversight, ReuseSignal, TokenManagement};
 use patkit::random::{RandomError, SecureRandom};
 use patkit::service::{Attenuation, InvalidInput, NewToken, TokenEdit, TokenPage};
-use patkit::store::{Ahead, ChangeBatch, Found, ListBy, ListQuery, Page, Touch};
+use patkit::store::{ChangeBatch, ListBy, ListQuery, Page, Touch};
 use patkit::{
     Actor, Grant, IssuedToken, Keyring, ManageError, MemoryDirectory, Owner, OwnerId, OwnerKind, Realm,
     RoleCatalog, StoreError, Token, TokenId, TokenKind, TokenPolicy, TokenService, TokenStore, TokenView,
@@ -106,20 +106,12 @@ struct Gated<S> {
 }
 
 impl<S: TokenStore> TokenStore for Gated<S> {
-    async fn find(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+    async fn find(&self, id: TokenId) -> Result<Option<Arc<Token>>, StoreError> {
         self.store.find(id).await
     }
 
-    async fn find_current(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+    async fn find_current(&self, id: TokenId) -> Result<Option<Arc<Token>>, StoreError> {
         self.store.find_current(id).await
-    }
-
-    fn find_now(&self, id: TokenId, ahead: Ahead) -> Option<Result<Option<Found<'_>>, StoreError>> {
-        self.store.find_now(id, ahead)
-    }
-
-    fn prefetch(&self, id: TokenId) -> Ahead {
-        self.store.prefetch(id)
     }
 
     async fn list(&self, query: &ListQuery) -> Result<Page, StoreError> {

@@ -216,7 +216,7 @@ impl World {
     }
 
     pub(crate) fn find(&self, id: TokenId) -> Option<Arc<Token>> {
-        ready(self.store.find(id)).unwrap().map(|found| found.into_token().into_arc())
+        ready(self.store.find(id)).unwrap()
     }
 
     pub(crate) fn stored(&self, id: TokenId) -> Arc<Token> {

@@ -5,8 +5,8 @@ use super::{
     unavailable, write,
 };
 use crate::store::record::Value;
-use crate::store::{ChangeBatch, Found, ListQuery, Page, StoreError, TokenStore, Touch};
-use crate::token::TokenId;
+use crate::store::{ChangeBatch, ListQuery, Page, StoreError, TokenStore, Touch};
+use crate::token::{Token, TokenId};
 use chrono::{DateTime, Utc};
 use sqlx::{Connection, Transaction};
 use std::fmt;
@@ -77,11 +77,11 @@ impl<E: Engine> Place<E> for SqlStoreWithin<'_, E> {
 }
 
 impl<E: Engine> TokenStore for SqlStoreWithin<'_, E> {
-    async fn find(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+    async fn find(&self, id: TokenId) -> Result<Option<Arc<Token>>, StoreError> {
         find(self, id).await
     }
 
-    async fn find_current(&self, id: TokenId) -> Result<Option<Found<'_>>, StoreError> {
+    async fn find_current(&self, id: TokenId) -> Result<Option<Arc<Token>>, StoreError> {
         self.find(id).await
     }
 
