@@ -680,6 +680,60 @@ fn reuse_finds_the_living_behind_a_deleted_member_of_the_chain() {
     assert_eq!(world.refusal(&third), Some(RejectReason::Revoked));
 }
 
+/// Each record that stays names its neighbours in the line, so that a later removal still finds them.
+#[test]
+fn reuse_finds_the_living_behind_members_that_were_deleted_one_after_the_other() {
+    for order in [[0, 1, 2], [2, 1, 0], [1, 0, 2], [1, 2, 0]] {
+        let world = revoking();
+        let ann = session("ann");
+        let old = world.issue("ann", NewToken::named("a"));
+        let mut line = vec![old.token.id()];
+        let mut last = None;
+        for _ in 0..4 {
+            let next = rotate(&world, &ann, *line.last().unwrap(), Duration::ZERO).unwrap();
+            line.push(next.token.id());
+            last = Some(next);
+        }
+        for index in order {
+            ready(world.service.delete(&ann, line[index + 1])).unwrap();
+        }
+        assert!(world.verify(&old).is_err());
+        assert_eq!(world.refusal(&last.unwrap()), Some(RejectReason::Revoked), "{order:?}");
+    }
+}
+
+/// Another node may have restored a member meanwhile, which this one hears nothing of.
+#[test]
+fn a_member_that_another_node_restored_is_revoked_by_reuse_a_minute_later() {
+    let world = revoking();
+    let old = world.issue("ann", NewToken::named("a"));
+    let new = rotate(&world, &session("ann"), old.token.id(), Duration::ZERO).unwrap();
+    ready(world.service.revoke(&session("ann"), new.token.id(), Reason::Owner)).unwrap();
+    assert_eq!(world.refusal(&old), Some(RejectReason::Revoked));
+    let other = world.under(world.service.policy().clone());
+    ready(other.restore(&session("ann"), new.token.id())).unwrap();
+    world.advance(TimeDelta::minutes(1));
+    assert_eq!(world.refusal(&old), Some(RejectReason::Revoked));
+    assert_eq!(world.refusal(&new), Some(RejectReason::Revoked));
+    assert_eq!(signals(&world).0.len(), 1, "it is told once an hour all the same");
+}
+
+#[test]
+fn a_rotation_by_a_clock_that_was_ahead_is_over_by_a_right_clock() {
+    for overlap in [Duration::ZERO, HOUR] {
+        let world = revoking();
+        let old = world.issue("ann", NewToken::named("a").never_expires());
+        world.clock.set(start() + TimeDelta::days(36_500));
+        let new = rotate(&world, &session("ann"), old.token.id(), overlap).unwrap();
+        ready(world.service.revoke(&session("ann"), old.token.id(), Reason::Owner)).unwrap();
+        world.clock.set(start() + TimeDelta::days(1));
+        assert_eq!(world.refusal(&old), Some(RejectReason::Revoked));
+        let (reuse, revoked) = signals(&world);
+        assert_eq!((reuse.len(), revoked.len()), (1, 1), "{overlap:?}");
+        assert_eq!(world.refusal(&new), Some(RejectReason::Revoked), "{overlap:?}");
+    }
+}
+
 #[test]
 fn a_clock_that_was_ahead_does_not_mute_the_signal() {
     let world = World::new();
