@@ -19,7 +19,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 use patkit::audit::AuditAction;
 use patkit::policy::{LifetimeError, Oversight, TokenManagement};
 use patkit::service::{Attenuation, InvalidInput, PolicyRule, TokenEdit, TokenPage};
-use patkit::store::{Change, ChangeBatch, ListQuery, Page, StoreError, Touch};
+use patkit::store::{Change, ChangeBatch, ListQuery, MAX_PAGE, Page, StoreError, Touch};
 use patkit::token::{ActorRef, Authority, Revocation};
 use patkit::{
     Actor, AuditEvent, IssuedToken, ManageError, NewToken, Owner, OwnerId, OwnerKind, Reason, RejectReason,
@@ -2070,6 +2070,53 @@ fn the_limit_of_live_tokens_counts_both_kinds_together() {
     world.generate(&bot, NewToken::named("as a human")).unwrap();
     let error = ready(world.service.restore(&Actor::system(), second)).unwrap_err();
     assert!(matches!(error, ManageError::TooManyTokens { most: 2 }), "{error:?}");
+}
+
+#[test]
+fn a_service_token_makes_none_that_inherits_for_another_service_user() {
+    for (scope, allowed) in [(None, false), (Some(["datastores:read"]), true)] {
+        let world = World::new();
+        let actor = world.through(&world.issue("robot", NewToken::named("via")));
+        let new = NewToken::named("child").for_service(id("bot"));
+        let before = world.snapshot();
+        let made = world.generate(&actor, scope.into_iter().fold(new, NewToken::scope));
+        let made = made.map(|made| made.token.id());
+        check_attenuated(&world, made, allowed, Attenuation::Scope, &before, &format!("{scope:?}"));
+    }
+}
+
+#[test]
+fn through_a_token_the_trace_of_a_rotation_stays_also_when_its_successor_is_gone() {
+    let world = World::new();
+    let ann = session("ann");
+    let thief = world.through(&world.issue("ann", NewToken::named("stolen")));
+    let old = world.token("ann", "a");
+    let successor = ready(world.service.rotate(&ann, old, Duration::ZERO)).unwrap().token.id();
+    ready(world.service.revoke(&ann, successor, Reason::Owner)).unwrap();
+    ready(world.service.delete(&ann, successor)).unwrap();
+    let before = world.snapshot();
+    let deleted = ready(world.service.delete(&thief, old));
+    assert!(matches!(deleted, Err(ManageError::Attenuation(Attenuation::Family))), "{deleted:?}");
+    assert_eq!(world.snapshot(), before);
+    ready(world.service.delete(&ann, old)).unwrap();
+}
+
+/// More than one page of the store holds.
+#[test]
+fn compromise_reaches_every_child_of_a_large_family() {
+    let world = World::new();
+    let root = world.issue("ann", NewToken::named("root"));
+    let through = world.through(&root);
+    let children = MAX_PAGE + 2;
+    for number in 0..children {
+        world.generate(&through, NewToken::named(&format!("child {number}"))).unwrap();
+    }
+    ready(world.service.revoke(&session("ann"), root.token.id(), Reason::Compromised)).unwrap();
+    let tokens = world.tokens();
+    assert_eq!(tokens.len(), children + 1);
+    for token in tokens {
+        assert_eq!(token.facts.revocation.unwrap().reason, Reason::Compromised, "{}", token.name);
+    }
 }
 
 #[test]
