@@ -20,7 +20,7 @@ use patkit::audit::AuditAction;
 use patkit::random::{RandomError, SecureRandom};
 use patkit::service::{RejectReason, Rejected, Unavailable, VerifyError};
 use patkit::store::{ChangeBatch, KeyChecks, ListQuery, Page, Touch};
-use patkit::token::{Brand, Credential, ForeignDigest, KeyId, TokenFormat};
+use patkit::token::{ActorRef, Brand, Credential, ForeignDigest, KeyId, TokenFormat};
 use patkit::{
     Actor, Clock, Directory, DirectoryError, Grant, IssuedToken, Keyring, ManualClock, MemoryDirectory,
     MemoryStore, NewToken, Owner, OwnerId, OwnerKind, Permission, PermissionDenied, Realm, Reason,
@@ -192,6 +192,53 @@ fn each_reason_is_given_exactly_where_it_applies_and_all_look_alike_to_the_clien
         assert_eq!(seen.iter().filter(|each| **each == reason).count(), 1, "{reason}");
     }
     verify(&world, text(&good)).unwrap();
+}
+
+#[test]
+fn each_refusal_of_a_known_token_is_audited_with_its_owner_and_its_reason() {
+    use RejectReason as R;
+    let happens: [(R, &dyn Fn(&World, TokenId)); 7] = [
+        (R::Revoked, &|world, id| {
+            ready(world.service.revoke(&Actor::system(), id, Reason::System)).unwrap();
+        }),
+        (R::Expired, &|world, _| world.advance(TimeDelta::days(91))),
+        (R::OwnerDisabled, &|world, _| world.put("ann", |ann| ann.enabled(false))),
+        (R::OwnerUnknown, &|world, _| {
+            world.directory.remove(&home(), &id("ann"));
+        }),
+        (R::OwnerKind, &|world, _| world.directory.put(Owner::new(id("ann"), OwnerKind::Internal))),
+        (R::BeforeValidAfter, &|world, _| world.put("ann", |ann| ann.valid_after(start() + MICRO))),
+        (R::AddressNotAllowed, &|world, id| {
+            world.force(id, |token| {
+                token.networks = Some(patkit::token::Networks::parse(["192.0.2.0/24"]).unwrap());
+            });
+        }),
+    ];
+    for (expected, happens) in happens {
+        let world = World::built(|builder| builder.audit_refusals(1)).unwrap();
+        let issued = world.issue("ann", named("one"));
+        let token = issued.token.id();
+        happens(&world, token);
+        world.heard.take();
+        let owner = id("ann");
+        let holder = ActorRef::Token { owner: owner.clone(), id: token };
+        for (text, actor, reason) in [
+            (text(&issued).to_owned(), holder, expected),
+            // Whoever has no secret of the token is not named as the token.
+            (wrong(&issued), ActorRef::Unproven, R::WrongSecret),
+        ] {
+            let error = ready(world.service.verify(&text, address("10.0.0.1"))).unwrap_err();
+            assert_eq!(error.reject_reason(), Some(reason));
+            let events = world.heard.take();
+            let [event] = &events[..] else { panic!("{reason}: {events:?}") };
+            assert_eq!((event.action, event.token), (AuditAction::Refused, token), "{reason}");
+            assert_eq!((event.owner.as_ref(), &event.actor), (Some(&owner), &actor), "{reason}");
+            assert_eq!(event.reason.as_deref(), Some(reason.as_str()));
+            assert_eq!((event.address, event.at), (address("10.0.0.1"), world.now()), "{reason}");
+            ready(world.service.flush()).unwrap();
+            assert!(world.events().contains(event), "{reason}: the same is stored");
+        }
+    }
 }
 
 #[test]
@@ -757,6 +804,9 @@ fn a_recheck_refuses_what_no_longer_works_and_sees_what_works_again() {
     world.clock.set(expiring.token().expires_at().unwrap() - MICRO);
     let late = recheck(&expiring).unwrap();
     assert_eq!(late.verified_at(), world.now());
+    ready(world.service.flush()).unwrap();
+    let used = world.stored(expiring.token().id()).last_used.unwrap();
+    assert_eq!((used.at, used.address), (world.now(), verified.peer()), "it counts as a use");
     world.advance(MICRO);
     assert_eq!(reason(recheck(&expiring)), RejectReason::Expired);
     assert_eq!(reason(recheck(&late)), RejectReason::Expired);
