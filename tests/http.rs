@@ -793,6 +793,19 @@ async fn bodies_of_another_kind_are_refused() {
         let answer = host.raw(request.as_bytes()).await;
         assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
     }
+    // A body that goes on and on is not read to an end that never comes.
+    let mut stream = TcpStream::connect(host.address).await.unwrap();
+    let head = "POST /api/user-tokens HTTP/1.1\r\nHost: x\r\nCookie: session=mel\r\nSec-Fetch-Site: same-origin\r\n\
+                Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let chunk = format!("10000\r\n{}\r\n", " ".repeat(0x10000));
+    for _ in 0..17 {
+        stream.write_all(chunk.as_bytes()).await.unwrap();
+    }
+    let mut start = [0; 13];
+    let answered = tokio::time::timeout(Duration::from_secs(20), stream.read_exact(&mut start)).await;
+    answered.expect("the answer waits for more of the body").unwrap();
+    assert_eq!(&start, b"HTTP/1.1 413 ");
     // What is announced beyond all measure is not waited for.
     let request = "POST /api/user-tokens HTTP/1.1\r\nHost: x\r\nCookie: session=mel\r\nSec-Fetch-Site: same-origin\r\n\
                    Content-Type: application/json\r\nContent-Length: 1000000000000\r\nConnection: close\r\n\r\n";
@@ -997,6 +1010,7 @@ async fn a_session_changes_things_from_a_page_of_the_site_alone() {
     let (id, token) = host.issue(&session("mel"), NewToken::named("other")).await;
     for (method, path) in [
         (Method::PUT, format!("/api/user-tokens/{id}")),
+        (Method::PATCH, format!("/api/user-tokens/{id}")),
         (Method::DELETE, format!("/api/user-tokens/{id}")),
         (Method::POST, format!("/api/user-tokens/{id}/rotate")),
         (Method::DELETE, "/api/user-tokens/current".to_owned()),
@@ -1328,17 +1342,22 @@ async fn generation_is_limited_for_each_credential_after_authorization() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sign_in_that_is_too_old_is_refused_before_the_limit_is_counted() {
     let limit = Some((1, Duration::from_secs(60)));
-    let host = Host::wanted(Wanted { limit, is_recent_sign_in: true, ..Wanted::default() }).await;
-    let mut headers = Who::Session("mel").headers();
-    headers.push(("content-type", "application/json".to_owned()));
-    for _ in 0..3 {
-        let body = Some(json!({"name": "1"}).to_string());
-        let answer = host.send(Method::POST, "/api/user-tokens", &headers, body).await;
-        assert_eq!((answer.status, answer.problem().code.as_str()), (403, "recent_sign_in_required"));
+    for rotates in [false, true] {
+        let host = Host::wanted(Wanted { limit, is_recent_sign_in: true, ..Wanted::default() }).await;
+        let (own, _) = host.issue(&session("mel"), NewToken::named("own")).await;
+        let path = if rotates { format!("/api/user-tokens/{own}/rotate") } else { "/api/user-tokens".into() };
+        let body = Some(if rotates { json!({}) } else { json!({"name": "1"}) }.to_string());
+        let mut headers = Who::Session("mel").headers();
+        headers.push(("content-type", "application/json".to_owned()));
+        for _ in 0..3 {
+            let answer = host.send(Method::POST, &path, &headers, body.clone()).await;
+            assert_eq!((answer.status, answer.problem().code.as_str()), (403, "recent_sign_in_required"));
+        }
+        headers.push(("x-recent", "yes".to_owned()));
+        assert_eq!(host.send(Method::POST, &path, &headers, body.clone()).await.status, 201, "{path}");
+        let answer = host.send(Method::POST, &path, &headers, body).await;
+        assert_eq!(answer.status, 429, "{path}: one is the most");
     }
-    headers.push(("x-recent", "yes".to_owned()));
-    let body = Some(json!({"name": "1"}).to_string());
-    assert_eq!(host.send(Method::POST, "/api/user-tokens", &headers, body).await.status, 201);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -1733,6 +1752,28 @@ async fn a_permission_is_not_demanded_of_a_request_that_no_layer_has_seen() {
         request = Request::get(path).body(Body::empty()).unwrap();
         patkit::testkit::let_through(request.extensions_mut(), None);
         assert_eq!(call(request).await, 401, "{path}");
+    }
+}
+
+/// A [`Verified`] that somebody else left in the extensions is not taken for the layer's own.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_without_a_credential_has_no_token_whatever_was_left_in_its_extensions() {
+    let host = Host::new().await;
+    let (_, token) = host.issue(&session("mel"), NewToken::named("good")).await;
+    let (_, other) = host.issue(&session("other"), NewToken::named("good")).await;
+    let left = host.tokens.verify(&token, None).await.unwrap();
+    for (credential, expected) in [(None, "nobody"), (Some(&other), "token of other")] {
+        let mut request = Request::get("/maybe").body(Body::empty()).unwrap();
+        request.extensions_mut().insert(left.clone());
+        if let Some(credential) = credential {
+            let value = format!("Bearer {credential}").parse().unwrap();
+            request.headers_mut().insert("authorization", value);
+        }
+        let layer = Authenticator::new(host.tokens.clone()).optional();
+        let app: Router = Router::new().route("/maybe", get(maybe)).layer(layer);
+        let answer = app.oneshot(request).await.unwrap();
+        let shown = axum::body::to_bytes(answer.into_body(), 1_000).await.unwrap();
+        assert_eq!(shown, expected);
     }
 }
 
