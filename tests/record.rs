@@ -290,3 +290,30 @@ fn no_source_compares_the_bytes_of_a_digest() {
     }
     assert!(files > 40, "{files}");
 }
+
+/// The comparisons in which a digest of a token, or a key, takes part. Whoever changes one changes it here, and compares in
+/// constant time there.
+#[test]
+fn digests_are_compared_in_constant_time_where_they_are_compared() {
+    let comparisons = [
+        ("token.rs", "self.scheme == other.scheme && bool::from(self.value.ct_eq(&other.value))\n    }"),
+        ("token/digest.rs", "self.key == other.key && bool::from(same(self.words(), other.words()))\n    }"),
+        (
+            "token/digest.rs",
+            "pub(crate) fn same(one: [u64; 4], other: [u64; 4]) -> Choice {\n    let differences = \
+             one.iter().zip(other).fold(0, |differences, (one, other)| differences | (one ^ other));\n    \
+             differences.ct_eq(&0)\n}",
+        ),
+        (
+            "service/verify.rs",
+            "let is_same = same(computed.words(), stored.map_or([0; 4], |(_, digest)| digest));\n        \
+             Ok(bool::from(is_same) && stored.is_some())\n    }",
+        ),
+        ("token/keyring.rs", "if bool::from(other.material.as_slice().ct_eq(&key.material)) {"),
+    ];
+    for (file, comparison) in comparisons {
+        let path = std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src").join(file);
+        let source = std::fs::read_to_string(path).unwrap();
+        assert_eq!(source.matches(comparison).count(), 1, "{file}: {comparison}");
+    }
+}
