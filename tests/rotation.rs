@@ -144,6 +144,11 @@ fn the_successor_is_like_its_predecessor_but_for_what_is_its_own() {
     ready(world.service.verify(old.plaintext.expose_secret(), Some(address))).unwrap();
     ready(world.service.flush()).unwrap();
     world.advance(TimeDelta::days(3));
+    let restorer = world.token("ann", "restorer");
+    world.force(old.token.id(), |token| {
+        token.restored_by = Some(restorer);
+        token.notified_days = Some(7);
+    });
     let new = rotate(&world, &session("ann"), old.token.id(), HOUR).unwrap();
     let (old, new) = (world.stored(old.token.id()), world.stored(new.token.id()));
     assert_eq!(new.name.as_str(), old.name.as_str());
@@ -155,7 +160,8 @@ fn the_successor_is_like_its_predecessor_but_for_what_is_its_own() {
     assert_ne!(new.credential, old.credential);
     assert_eq!((new.created_at, new.idle_from), (world.now(), world.now()));
     assert_eq!((new.version, new.last_used, new.facts.succession), (1, None, None));
-    assert_eq!(new.created_by, ActorRef::Owner(id("ann")));
+    assert_eq!((&new.created_by, new.restored_by), (&ActorRef::Owner(id("ann")), None));
+    assert_eq!((new.predecessor, new.notified_days), (Some(old.id), None));
     assert!(old.last_used.is_some());
 }
 
