@@ -1234,8 +1234,11 @@ fn erasing_an_owner_leaves_no_trace_in_any_stored_event() {
         assert!(kinds.contains(&action), "{action}");
     }
     let before = world.events().len();
+    world.heard.take();
     assert_eq!(ready(world.service.erase_owner(&home(), &id(ERASED))).unwrap(), 3);
     assert_eq!(traces(&world.events()), Vec::<&AuditEvent>::new());
+    let heard = world.heard.take();
+    assert_eq!((heard.len(), traces(&heard)), (3, vec![]), "the sink is not told of whom they were");
     let after = world.events();
     assert_eq!(after.len(), before + 3, "no event goes, and each removal is told");
     let address: IpAddr = "192.0.2.7".parse().unwrap();
@@ -1857,6 +1860,22 @@ fn a_refusal_that_was_not_written_yet_leaves_no_trace_of_an_erased_owner() {
     assert!(
         world.events().iter().all(|event| !format!("{event:?}").contains("somebody@to-be-erased.example"))
     );
+}
+
+/// The refusal waits in the service, and the owner is erased within a transaction of the host's.
+#[test]
+fn a_refusal_that_was_not_written_yet_leaves_no_trace_of_an_owner_that_was_erased_within_a_transaction() {
+    let world = World::built(|builder| builder.audit_refusals(1)).unwrap();
+    world.put(ERASED, |owner| owner.role("member"));
+    let token = world.generate(&session(ERASED), NewToken::named("a")).unwrap();
+    ready(world.service.revoke(&session(ERASED), token.token.id(), Reason::Owner)).unwrap();
+    assert!(world.verify(&token).is_err());
+    let within = world.service.within(world.store.clone());
+    ready(within.erase_owner(&home(), &id(ERASED))).unwrap();
+    world.service.committed(&within.into_uncommitted());
+    ready(world.service.flush()).unwrap();
+    assert!(world.events().iter().any(|event| event.action == AuditAction::Refused));
+    assert_eq!(traces(&world.events()), Vec::<&AuditEvent>::new());
 }
 
 #[test]
