@@ -413,6 +413,21 @@ fn a_member_that_is_restored_is_revoked_by_the_next_reuse() {
     assert_eq!(world.refusal(&new), Some(RejectReason::Revoked));
 }
 
+/// So that a new member of its family and a revocation of the family never miss each other.
+#[test]
+fn a_rotation_moves_the_version_of_the_token_that_it_was_made_through() {
+    let world = World::new();
+    let (via, other) = (world.issue("ann", NewToken::named("via")), world.token("ann", "other"));
+    let version = |token| world.stored(token).version;
+    let before = version(via.token.id());
+    let successor = rotate(&world, &world.through(&via), other, HOUR).unwrap();
+    assert_eq!(version(via.token.id()), before + 1);
+    rotate(&world, &session("ann"), successor.token.id(), HOUR).unwrap();
+    assert_eq!(version(via.token.id()), before + 1, "a session moves nothing");
+    rotate(&world, &world.through(&via), via.token.id(), HOUR).unwrap();
+    assert_eq!(version(via.token.id()), before + 2, "once for both");
+}
+
 /// A world with a reuse signal.
 fn signalling(signal: ReuseSignal, window_days: u32) -> World {
     World::with(TokenPolicy::builder().reuse(signal, window_days).build().unwrap())
