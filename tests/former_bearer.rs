@@ -41,6 +41,7 @@ fn own(world: &World, actor: &Actor, limit: usize) -> Vec<TokenId> {
             page.next.is_none()
                 || (page.items.len() == limit && page.next == page.items.last().map(TokenView::id))
         );
+        assert!(after.is_none() || !page.items.is_empty(), "the page before was the last one");
         all.extend(page.items.iter().map(TokenView::id));
         match page.next {
             Some(next) => after = Some(next),
