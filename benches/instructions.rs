@@ -4,9 +4,7 @@
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::arithmetic_side_effects, reason = "a bench")]
 
-mod common;
-
-use common::ready;
+use bench_common::ready;
 use patkit::{
     Actor, Keyring, MemoryDirectory, MemoryStore, NewToken, Owner, OwnerId, OwnerKind, Permission,
     RoleCatalog, TokenService,

@@ -5,7 +5,7 @@
 //! which knows no wildcards. The requests of a case take turns, so that the branch predictor does not learn one by
 //! heart.
 //!
-//! Run with `cargo bench --bench permission`.
+//! Run with `cargo bench -p patkit-benches --bench permission`.
 
 #![allow(
     missing_docs,

@@ -1,4 +1,4 @@
-//! What the store in memory holds and how fast it is, from 10^3 tokens to 10^7: `cargo bench --bench scale`.
+//! What the store in memory holds and how fast it is, from 10^3 tokens to 10^7: `cargo bench -p patkit-benches --bench scale`.
 //!
 //! Add `-- quick` for 10^3 to 10^5, or `-- 1000000` for that many tokens alone. All of it takes some minutes, and 10^7 tokens take
 //! 10^7 times the memory that the figures say of one. Each size has a process of its own: what an earlier one left free would be
@@ -31,10 +31,8 @@
     reason = "a bench measures time and prints"
 )]
 
-mod common;
-
+use bench_common::{BATCH, Figure, Throughput, builder, floor, ids, measure, random, ready, threads};
 use chrono::{DateTime, Utc};
-use common::{BATCH, Figure, Throughput, builder, floor, ids, measure, random, ready, threads};
 use patkit::store::{Change, ChangeBatch, ListQuery, Page, StoreError, Touch};
 use patkit::token::LastUse;
 use patkit::{

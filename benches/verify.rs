@@ -1,6 +1,6 @@
 //! What a verification costs, beside the floor in the same run: one HMAC, pre-keyed, over 48 bytes.
 //!
-//! `cargo bench --bench verify`; add `-- quick` for 10^3 tokens alone.
+//! `cargo bench -p patkit-benches --bench verify`; add `-- quick` for 10^3 tokens alone.
 //!
 //! Each figure is the lower quartile of many short samples (about 20 µs each), since whatever else the machine does only adds
 //! to them. Look at the ratios, not at the nanoseconds. The floor is measured anew beside every line.
@@ -22,9 +22,7 @@
     reason = "a bench measures time and prints"
 )]
 
-mod common;
-
-use common::{BATCH, Figure, Throughput, builder, floor, ids, measure, random, ready};
+use bench_common::{BATCH, Figure, Throughput, builder, floor, ids, measure, random, ready};
 use patkit::clock::CoarseClock;
 use patkit::{Actor, CachedStore, MemoryDirectory, MemoryStore, NewToken, TokenService, TokenStore};
 use std::hint::black_box;
@@ -187,5 +185,5 @@ fn line(name: &str, headers: impl FnMut() -> Vec<String>, work: impl Fn(&str)) -
 
 /// The throughput of two threads against that of one.
 fn threads(name: &str, work: impl Fn(usize, usize) + Sync) {
-    println!("{name:<46} {}", common::threads(work));
+    println!("{name:<46} {}", bench_common::threads(work));
 }

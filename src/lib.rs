@@ -48,8 +48,3 @@ pub use store::PostgresStore;
 pub use store::SqliteStore;
 pub use store::{AuditLog, KeyChecks, MemoryStore, StoreError, TokenStore};
 pub use token::{Keyring, PlaintextToken, Reason, Token, TokenId, TokenKind, TokenState, TokenView};
-
-// It shows the stores in databases as well.
-#[doc = include_str!("../README.md")]
-#[cfg(all(doctest, feature = "cache", feature = "postgres", feature = "sqlite"))]
-struct Readme;

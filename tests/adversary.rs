@@ -9,8 +9,6 @@
     clippy::arithmetic_side_effects
 )]
 
-mod support;
-
 use chrono::{DateTime, TimeDelta, Utc};
 use patkit::audit::AuditAction;
 use patkit::owner::MemoryDirectory;

@@ -232,7 +232,6 @@ fn what_a_cache_keeps_allocates_nothing() {
     assert_eq!(allocations_of_a_verification(&service(MemoryStore::new(), directory)), 0);
 }
 
-#[cfg(feature = "cache")]
 #[test]
 fn what_a_cache_of_tokens_keeps_allocates_nothing() {
     let store = patkit::CachedStore::builder(Waits(MemoryStore::new())).build().unwrap();

@@ -12,8 +12,6 @@
     clippy::too_many_lines
 )]
 
-mod support;
-
 use chrono::{DateTime, TimeDelta, Utc};
 use patkit::lifecycle::RefusalReason;
 use patkit::owner::cache::OwnerCacheError;

@@ -1,6 +1,5 @@
 //! The cache in front of a store: how stale it may be, what it must not bring back, and what it costs the store.
 
-#![cfg(feature = "cache")]
 #![allow(
     clippy::arithmetic_side_effects,
     clippy::indexing_slicing,

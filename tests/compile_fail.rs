@@ -2,5 +2,5 @@
 
 #[test]
 fn secrets_are_not_copied_shown_compared_or_serialized_and_proofs_are_not_made() {
-    trybuild::TestCases::new().compile_fail("tests/compile_fail/*.rs");
+    trybuild::TestCases::new().compile_fail("compile_fail/*.rs");
 }

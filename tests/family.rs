@@ -9,8 +9,6 @@
     clippy::too_many_lines
 )]
 
-mod support;
-
 use chrono::TimeDelta;
 use patkit::policy::ReuseSignal;
 use patkit::token::{ActorRef, Authority};

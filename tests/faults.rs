@@ -10,8 +10,6 @@
     clippy::too_many_lines
 )]
 
-mod support_races;
-
 use chrono::{DateTime, Utc};
 use patkit::audit::AuditAction;
 use patkit::policy::ReuseSignal;
@@ -30,7 +28,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
-use support_races::{NEW_KEY, ada, block_on, builder, directory, owner_id, through};
+use support::races::{NEW_KEY, ada, block_on, builder, directory, owner_id, through};
 
 /// A store that does as it is told, or not.
 #[derive(Default)]
@@ -269,7 +267,7 @@ fn a_directory_that_is_down_is_unavailable_and_recovers_by_itself() {
     let directory = Arc::new(FaultyDirectory::default());
     let service = TokenService::builder(MemoryStore::new(), directory.clone())
         .brand("acme")
-        .keyring(Keyring::from_text(support_races::OLD_KEY).unwrap())
+        .keyring(Keyring::from_text(support::races::OLD_KEY).unwrap())
         .build()
         .unwrap();
     let issued = generate(&service, "nightly");
@@ -288,7 +286,7 @@ fn a_directory_that_answers_for_another_owner_or_realm_has_not_found_the_owner()
     let directory = Arc::new(FaultyDirectory::default());
     let service = TokenService::builder(MemoryStore::new(), directory.clone())
         .brand("acme")
-        .keyring(Keyring::from_text(support_races::OLD_KEY).unwrap())
+        .keyring(Keyring::from_text(support::races::OLD_KEY).unwrap())
         .build()
         .unwrap();
     let issued = generate(&service, "nightly");
@@ -637,7 +635,7 @@ fn a_flush_dropped_at_any_await_loses_no_digest_that_is_to_be_moved() {
     for times in 1..100 {
         let store = Arc::new(FaultyStore::default());
         let issued = generate(&builder(store.clone()).build().unwrap(), "nightly");
-        let keys = format!("{NEW_KEY},{}", support_races::OLD_KEY);
+        let keys = format!("{NEW_KEY},{}", support::races::OLD_KEY);
         let service = builder(store.clone()).keyring(Keyring::from_text(&keys).unwrap()).build().unwrap();
         assert!(verify(&service, &issued).is_ok());
         store.waits.store(true, Ordering::SeqCst);
@@ -672,7 +670,7 @@ fn a_panic_in_the_directory_reaches_its_caller_and_harms_nobody_else() {
     let directory = Arc::new(FaultyDirectory::default());
     let service = TokenService::builder(MemoryStore::new(), directory.clone())
         .brand("acme")
-        .keyring(Keyring::from_text(support_races::OLD_KEY).unwrap())
+        .keyring(Keyring::from_text(support::races::OLD_KEY).unwrap())
         .build()
         .unwrap();
     let issued = generate(&service, "nightly");

@@ -8,8 +8,6 @@
     reason = "tests"
 )]
 
-mod support;
-
 use chrono::{DateTime, TimeDelta, Utc};
 use patkit::audit::AuditAction;
 use patkit::policy::Oversight;

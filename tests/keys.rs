@@ -10,8 +10,6 @@
     reason = "a test fails by panicking"
 )]
 
-mod support;
-
 use chrono::{DateTime, Utc};
 use patkit::service::{CheckError, KeyReport, Unavailable};
 use patkit::store::{ChangeBatch, KeyChecks, ListQuery, Page, Touch};

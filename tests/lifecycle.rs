@@ -9,8 +9,6 @@
     clippy::too_many_lines
 )]
 
-mod support;
-
 use chrono::{DateTime, SubsecRound, TimeDelta, Utc};
 use patkit::lifecycle::{self, Action, Refusal, RefusalReason};
 use patkit::service::TokenEdit;

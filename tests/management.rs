@@ -13,8 +13,6 @@
     clippy::too_many_lines
 )]
 
-mod support;
-
 use chrono::{DateTime, TimeDelta, Utc};
 use patkit::audit::AuditAction;
 use patkit::policy::{LifetimeError, Oversight, TokenManagement};

@@ -8,8 +8,6 @@
     clippy::unnecessary_wraps
 )]
 
-mod support;
-
 use chrono::TimeDelta;
 use patkit::owner::cache::OwnerCacheError;
 use patkit::service::{RejectReason, Unavailable, VerifyError};

@@ -9,8 +9,6 @@
     clippy::disallowed_methods
 )]
 
-mod support_races;
-
 use patkit::lifecycle::RefusalReason;
 use patkit::service::{RejectReason, VerifyError};
 use patkit::store::{Change, ChangeBatch, ListBy, ListQuery, Touch};
@@ -24,7 +22,7 @@ use std::hash::{Hash, Hasher};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Barrier};
 use std::time::Duration;
-use support_races::{NEW_KEY, OLD_KEY, ada, block_on, builder, through};
+use support::races::{NEW_KEY, OLD_KEY, ada, block_on, builder, through};
 
 type Service = TokenService<Arc<MemoryStore>, Arc<MemoryDirectory>>;
 
@@ -58,7 +56,7 @@ fn assert_raced(seen: bool) {
 fn all(service: &Service) -> Vec<Arc<Token>> {
     let mut query = ListQuery::new(ListBy::Owner {
         realm: patkit::Realm::default(),
-        owner: support_races::owner_id("ada"),
+        owner: support::races::owner_id("ada"),
         kind: None,
     });
     let mut tokens = Vec::new();

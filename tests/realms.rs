@@ -8,8 +8,6 @@
     clippy::arithmetic_side_effects
 )]
 
-mod support;
-
 use patkit::policy::Oversight;
 use patkit::service::TokenEdit;
 use patkit::store::{AuditLog, EventQuery};

@@ -9,8 +9,6 @@
     clippy::too_many_lines
 )]
 
-mod support;
-
 use chrono::{DateTime, TimeDelta, Utc};
 use patkit::audit::AuditAction;
 use patkit::lifecycle::RefusalReason;

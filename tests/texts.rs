@@ -2,8 +2,6 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::arithmetic_side_effects, reason = "tests")]
 
-mod support;
-
 use chrono::TimeDelta;
 use patkit::lifecycle::RefusalReason;
 use patkit::owner::cache::OwnerCacheError;

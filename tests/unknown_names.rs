@@ -3,8 +3,6 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::arithmetic_side_effects, reason = "tests")]
 
-mod support;
-
 use patkit::permission::{PermissionError, ScopeError};
 use patkit::policy::UnknownScopes;
 use patkit::role::{MAX_REPORTED_NAMES, RoleError, UnknownName};

@@ -2,8 +2,6 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::arithmetic_side_effects, clippy::indexing_slicing)]
 
-mod support;
-
 use chrono::{DateTime, TimeDelta, Utc};
 use patkit::audit::AuditAction;
 use patkit::random::{RandomError, SecureRandom};

@@ -13,8 +13,6 @@
     clippy::unnecessary_wraps
 )]
 
-mod support;
-
 use chrono::{DateTime, TimeDelta, Utc};
 use patkit::audit::AuditAction;
 use patkit::random::{RandomError, SecureRandom};

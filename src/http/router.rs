@@ -107,37 +107,7 @@ impl<F: Fn(&Parts) -> Option<Actor> + Send + Sync + 'static> Sessions for F {
 /// Otherwise the call is refused with 403 and the code `cross_site`, its detail says which check failed and what to set, and
 /// [`on_incident`](Authenticator::on_incident) is called with [`Incident::CrossSite`].
 ///
-/// # CORS
-/// A page of another origin that calls the API needs [`allow_origin`](ManagementApiBuilder::allow_origin) and answers to the browser's
-/// preflight requests, which are the host's to give. A preflight has no credential, so a CORS layer has to be the outermost one,
-/// around the API and around [`Authenticator::required`]: otherwise the preflight is refused with 401 or 405. With tower-http:
-///
-/// ```no_run
-/// # use patkit::http::{Authenticator, ManagementApi};
-/// # use patkit::{Actor, MemoryDirectory, MemoryStore};
-/// # fn app(
-/// #     authenticator: Authenticator<MemoryStore, MemoryDirectory>,
-/// #     session: fn(&http::request::Parts) -> Option<Actor>,
-/// # ) -> Result<axum::Router, Box<dyn std::error::Error>> {
-/// use http::{HeaderValue, Method, header};
-/// use tower_http::cors::CorsLayer;
-///
-/// let origin = "https://app.example.com";
-/// let cors = CorsLayer::new()
-///     .allow_origin(HeaderValue::from_static(origin))
-///     .allow_credentials(true) // only if the session is a cookie
-///     .allow_methods([Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE])
-///     .allow_headers([header::AUTHORIZATION, header::CONTENT_TYPE, header::IF_MATCH])
-///     .expose_headers([header::ETAG, header::LOCATION, header::RETRY_AFTER, header::WWW_AUTHENTICATE]);
-/// let api = ManagementApi::builder(authenticator.clone(), session).allow_origin(origin)?.build();
-/// let app = axum::Router::new()
-///     .route("/data", axum::routing::get(async || "data"))
-///     .route_layer(authenticator.required())
-///     .nest_service("/api", api.router())
-///     .layer(cors); // the last one that is added is the outermost
-/// # Ok(app)
-/// # }
-/// ```
+#[cfg_attr(not(doctest), doc = "", doc = include_str!("cors.md"))]
 ///
 /// # Lost answers
 /// A rotation without overlap whose answer is lost leaves a successor whose text nobody has: rotate once more, or ask for an

@@ -1,5 +1,5 @@
 // Drives the settings page as its users do: `node console.mjs BASE_URL SCREENSHOT_DIR [CHROMIUM]`. The server is a fresh
-// `examples/server.rs`: users mel (member), max (manager), ada (admin) and the service user ci-bot, none with a token yet.
+// `examples/server`: users mel (member), max (manager), ada (admin) and the service user ci-bot, none with a token yet.
 //
 // One line per check, then `N passed, N failed`. The page's content security policy holds throughout.
 

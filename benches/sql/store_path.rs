@@ -1,0 +1,219 @@
+//! What a verification that is looked up in a database costs beside the bare look-up of the same row, at 10^6 tokens, and what
+//! last uses add to it: `cargo bench -p patkit-benches-sql --bench store_path`.
+//!
+//! The bare look-up is what a host would write: a prepared statement of sqlx through the same pool, by the primary key, of the
+//! same columns. The row is taken as it comes, nothing in it is read. SQLite in a file; PostgreSQL where
+//! `PATKIT_TEST_POSTGRES_URL` leads (`scripts/postgres start DIR` makes one), and said to be left out where it leads nowhere.
+//!
+//! All that is compared takes turns within one run, in short samples. A time is the lower quartile of the samples, a ratio the
+//! median of those of each turn. A page of a list is in the bench `store`.
+
+#![allow(
+    missing_docs,
+    clippy::arithmetic_side_effects,
+    clippy::as_conversions,
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    reason = "a bench measures time and prints"
+)]
+
+use bench_tables::places;
+use chrono::{DateTime, TimeDelta};
+use patkit::store::record::TOKEN_COLUMNS;
+use patkit::{
+    Actor, Keyring, ManualClock, MemoryDirectory, NewToken, Owner, OwnerId, OwnerKind, PostgresStore,
+    SqliteStore, TokenId, TokenPolicy, TokenService, TokenStore,
+};
+use sqlx::AssertSqlSafe;
+use std::sync::Arc;
+use std::time::Instant;
+
+const SIZE: u64 = 1_000_000;
+/// Connections of the pool.
+const CONNECTIONS: u32 = 4;
+/// How many do it at once, and how many look-ups each of them does for a sample.
+const AT_ONCE: [(u64, usize); 2] = [(1, 40), (16, 10)];
+const TURNS: usize = 400;
+/// Tokens that are verified, at random places among the others.
+const VERIFIED: u64 = 4_000;
+/// Verifications of one token within the granularity of last uses, a minute: one, one in ten seconds, one a second.
+const PER_MINUTE: [u32; 3] = [1, 6, 60];
+
+/// The bare look-up.
+trait Bare: TokenStore + Clone + 'static {
+    fn look_up(&self, sql: Arc<str>, id: TokenId) -> impl Future<Output = bool> + Send;
+}
+
+impl Bare for SqliteStore {
+    async fn look_up(&self, sql: Arc<str>, id: TokenId) -> bool {
+        let query = sqlx::query(AssertSqlSafe(sql)).bind(id.to_bytes().to_vec());
+        query.fetch_optional(self.pool()).await.unwrap().is_some()
+    }
+}
+
+impl Bare for PostgresStore {
+    async fn look_up(&self, sql: Arc<str>, id: TokenId) -> bool {
+        let query = sqlx::query(AssertSqlSafe(sql)).bind(id.to_bytes().to_vec());
+        query.fetch_optional(self.pool()).await.unwrap().is_some()
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Way {
+    Bare,
+    Find,
+    Verify,
+}
+
+struct Bench<S> {
+    service: TokenService<S, MemoryDirectory>,
+    /// Of the bare look-up.
+    sql: Arc<str>,
+    tokens: Vec<(TokenId, String)>,
+}
+
+fn service<S: TokenStore>(store: S, clock: Option<Arc<ManualClock>>) -> TokenService<S, MemoryDirectory> {
+    let users = (0..1_000).map(|number| Owner::new(owner(number), OwnerKind::Human).role("member"));
+    let builder = TokenService::builder(store, users.collect())
+        .brand("acme")
+        .keyring(Keyring::from_text("1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=").unwrap())
+        .policy(TokenPolicy::builder().never_allowed(true).build().unwrap());
+    match clock {
+        Some(clock) => builder.clock(clock).build().unwrap(),
+        None => builder.build().unwrap(),
+    }
+}
+
+fn owner(number: u64) -> OwnerId {
+    OwnerId::new(&format!("user {number}")).unwrap()
+}
+
+impl<S: Bare> Bench<S> {
+    /// Makes the tokens that are verified, each as if at the time that the tokens around it are of.
+    async fn new(store: S, table: &str) -> Self {
+        let clock = Arc::new(ManualClock::at(DateTime::UNIX_EPOCH));
+        let maker = service(store.clone(), Some(clock.clone()));
+        let mut tokens = Vec::new();
+        for (number, place) in (0..VERIFIED).zip(places(SIZE)) {
+            clock.set(DateTime::from_timestamp_millis(place.cast_signed()).unwrap());
+            let new = NewToken::named(&format!("ci pipeline {number}")).never_expires();
+            let issued = maker.generate(&Actor::session(owner(number % 1_000)), new).await.unwrap();
+            tokens.push((issued.token.id(), format!("Bearer {}", issued.plaintext.expose_secret())));
+        }
+        let sql = format!("SELECT {} FROM {table} WHERE id = $1", TOKEN_COLUMNS.join(", "));
+        Self { service: service(store, None), sql: sql.into(), tokens }
+    }
+
+    /// Microseconds of one look-up, where so many tasks do so many each.
+    async fn sample(self: &Arc<Self>, way: Way, (tasks, each): (u64, usize), turn: u64) -> f64 {
+        let began = Instant::now();
+        let tasks: Vec<_> = (0..tasks)
+            .map(|task| {
+                let bench = self.clone();
+                tokio::spawn(async move {
+                    // Another part of the walk for each sample.
+                    let from = (turn * 7_919 + task * 251) as usize;
+                    for (id, header) in bench.tokens.iter().cycle().skip(from % VERIFIED as usize).take(each)
+                    {
+                        bench.go(way, *id, header).await;
+                    }
+                })
+            })
+            .collect();
+        let count = tasks.len() * each;
+        for task in tasks {
+            task.await.unwrap();
+        }
+        began.elapsed().as_nanos() as f64 / 1_000.0 / count as f64
+    }
+
+    async fn go(&self, way: Way, id: TokenId, header: &str) {
+        match way {
+            Way::Bare => assert!(self.service.store().look_up(self.sql.clone(), id).await),
+            Way::Find => assert!(self.service.store().find(id).await.unwrap().is_some()),
+            Way::Verify => {
+                self.service.verify_header(Some(header), None).await.unwrap();
+            }
+        }
+    }
+
+    /// Microseconds of a verification by one task.
+    async fn compare(self: &Arc<Self>) -> f64 {
+        let mut verified = 0.0;
+        for at_once in AT_ONCE.into_iter().rev() {
+            let ways = [Way::Bare, Way::Find, Way::Verify];
+            let mut times = [const { Vec::new() }; 3];
+            for turn in 0..TURNS {
+                // None of them always comes first.
+                for place in 0..3 {
+                    let way = (place + turn) % 3;
+                    times[way].push(self.sample(ways[way], at_once, (turn * 3 + place) as u64).await);
+                }
+            }
+            let what = ["bare look-up", "find", "verify_header"];
+            for ((what, way), bare) in what.iter().zip(&times).zip([&times[0]; 3]) {
+                let ratios = way.iter().zip(bare).map(|(way, bare)| way / bare).collect();
+                let what = format!("{what}, {} at once", at_once.0);
+                println!("{what:<32} {:>9.1} {:>7.2}", quantile(way.clone(), 4), quantile(ratios, 2));
+            }
+            verified = quantile(times[2].clone(), 4);
+        }
+        verified
+    }
+
+    /// What writing last uses adds to a verification that takes so many microseconds.
+    async fn last_uses(&self, verified: f64) {
+        let clock = Arc::new(ManualClock::at(DateTime::from_timestamp(1_900_000_000, 0).unwrap()));
+        let service = service(self.service.store().clone(), Some(clock.clone()));
+        let mut times = Vec::new();
+        for round in 0..20 {
+            clock.advance(TimeDelta::minutes(2));
+            for (_, header) in self.tokens.iter().cycle().skip(round * 1_000).take(1_000) {
+                service.verify_header(Some(header), None).await.unwrap();
+            }
+            let began = Instant::now();
+            service.flush().await.unwrap();
+            times.push(began.elapsed().as_nanos() as f64 / 1_000.0);
+        }
+        let each = quantile(times, 2) / 1_000.0;
+        println!("{:<32} {each:>9.1} {:>7.2}", "flush of 1,000, each token", each / verified);
+        for often in PER_MINUTE {
+            let times = 1.0 + each / f64::from(often) / verified;
+            let what = format!("verified {often} times a minute");
+            println!("{what:<32} {:>9.1} {times:>7.3}", verified + each / f64::from(often));
+        }
+        println!("at most 1.02 from {:.0} times a minute on", (each / verified / 0.02).ceil());
+    }
+}
+
+fn quantile(mut values: Vec<f64>, part: usize) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / part]
+}
+
+async fn run<S: Bare>(engine: &str, store: S, table: &str) {
+    println!("\n{engine:<32} {:>9} {:>7}", "µs", "times");
+    let bench = Arc::new(Bench::new(store, table).await);
+    let verified = bench.compare().await;
+    bench.last_uses(verified).await;
+}
+
+#[tokio::main]
+async fn main() {
+    let (store, folder) = bench_tables::sqlite(SIZE, CONNECTIONS).await;
+    run("SQLite", store.clone(), "patkit_tokens").await;
+    folder.remove(store).await;
+    match std::env::var("PATKIT_TEST_POSTGRES_URL") {
+        Ok(url) => {
+            let store = bench_tables::postgres(&url, SIZE, CONNECTIONS).await;
+            run("PostgreSQL", store.clone(), &format!("{}tokens", bench_tables::prefix(SIZE))).await;
+            bench_tables::drop_tables(&store, SIZE).await;
+        }
+        Err(_) => println!("\nPostgreSQL was left out: PATKIT_TEST_POSTGRES_URL is not set"),
+    }
+}

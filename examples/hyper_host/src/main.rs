@@ -1,0 +1,91 @@
+//! The layer over plain hyper, without any framework: `cargo run -p hyper_host`.
+//!
+//! It makes a token, serves on a free port (or `-- --port 3000`) until Ctrl-C or SIGTERM, and prints the `curl` lines to try. Whatever else speaks tower,
+//! tonic for instance, takes the layer the same way.
+
+use http::{Request, Response};
+use http_body_util::Full;
+use hyper::body::{Bytes, Incoming};
+use hyper::server::conn::http1;
+use hyper_util::rt::TokioIo;
+use hyper_util::service::TowerToHyperService;
+use patkit::http::{Authenticator, Connection, RequirePermission};
+use patkit::{
+    Actor, Keyring, MemoryDirectory, MemoryStore, NewToken, Owner, OwnerId, OwnerKind, TokenService, Verified,
+};
+use std::convert::Infallible;
+use std::error::Error;
+use std::sync::Arc;
+use tokio::net::TcpListener;
+use tower::{ServiceBuilder, ServiceExt, service_fn};
+
+/// Behind the layers: who gets here has a good token with the permission.
+async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
+    let owner = request.extensions().get::<Verified>().map(|verified| verified.owner().id().to_string());
+    Ok(Response::new(Full::new(format!("you are {}\n", owner.unwrap_or_default()).into())))
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
+    let ada = OwnerId::new("ada")?;
+    let users: MemoryDirectory =
+        [Owner::new(ada.clone(), OwnerKind::Human).role("member")].into_iter().collect();
+    let tokens = TokenService::builder(MemoryStore::new(), users)
+        .brand("acme")
+        .keyring(Keyring::ephemeral()?)
+        .build()?;
+    let tokens = Arc::new(tokens);
+    tokens.check().await?;
+    let flusher = tokens.clone();
+    tokio::spawn(async move { flusher.run_flusher(tokio::time::sleep).await });
+    let issued = tokens.generate(&Actor::session(ada), NewToken::named("try me")).await?;
+
+    let port = std::env::args().skip_while(|argument| argument != "--port").nth(1);
+    let listener = TcpListener::bind(("127.0.0.1", port.unwrap_or_default().parse().unwrap_or(0))).await?;
+    let url = format!("http://{}", listener.local_addr()?);
+    println!("listening on {url}\n\n  curl -i {url}");
+    println!("  curl -i {url} -H 'Authorization: Bearer {}'", issued.plaintext.expose_secret());
+
+    let layers = ServiceBuilder::new()
+        .layer(Authenticator::new(tokens.clone()).required())
+        .layer(RequirePermission::new("tokens:manage")?);
+    let mut stopped = std::pin::pin!(asked_to_stop());
+    loop {
+        let (stream, peer) = tokio::select! {
+            accepted = listener.accept() => accepted?,
+            stopped = &mut stopped => {
+                stopped?;
+                break;
+            }
+        };
+        // The address of the client, for tokens that are bound to networks and for the last use.
+        let with_address = move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(Connection(peer.ip()));
+            request
+        };
+        let service = layers.clone().service(service_fn(answer)).map_request(with_address);
+        tokio::spawn(async move {
+            let connection = http1::Builder::new();
+            // A client that goes away is nobody's concern.
+            let _ =
+                connection.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)).await;
+        });
+    } // The last uses are written.
+    tokens.shutdown().await?;
+    Ok(())
+}
+
+/// Ends on Ctrl-C, and on the SIGTERM that a supervisor sends.
+async fn asked_to_stop() -> std::io::Result<()> {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        let mut terminated = signal(SignalKind::terminate())?;
+        tokio::select! {
+            interrupted = tokio::signal::ctrl_c() => interrupted,
+            _ = terminated.recv() => Ok(()),
+        }
+    }
+    #[cfg(not(unix))]
+    tokio::signal::ctrl_c().await
+}

@@ -1,0 +1,365 @@
+//! A whole axum host with personal access tokens: `cargo run -p server`.
+//!
+//! It makes a SQLite file for its tokens, has four demo users, and serves
+//!
+//! | path | what |
+//! |---|---|
+//! | `/` | the settings page |
+//! | `/api/user-tokens` | the management API |
+//! | `/api/openapi.json` | its `OpenAPI` document, which is also written beside the database |
+//! | `/demo/…` | an API of the host's own, which tokens open |
+//! | `/sign-in` | the stub of a sign-in |
+//!
+//! Options: `--port 3000` (0: a free one, printed), `--database-url sqlite:FILE` or `postgres://…`, `--print-openapi`.
+//!
+//! **Sign-in is a stub.** Whoever picks a user is that user: no password. A real host has its own sessions. Mel is a member, Max a
+//! manager, Ada an admin, and `ci-bot` a service user whose tokens Ada manages.
+//!
+//! Ada signs in and makes a token. This is the one answer that holds its text:
+//!
+//! ```sh
+//! curl -s localhost:3000/sign-in -c jar -d user=ada
+//! curl -i localhost:3000/api/user-tokens -b jar -H 'Sec-Fetch-Site: same-origin' -H 'Content-Type: application/json' \
+//!      -d '{"name":"ci","expires_in_days":30,"scopes":["datastores:read"]}'
+//! TOKEN=...        # "bearer_token" of the answer
+//! ```
+//!
+//! A script uses it (200). The scope does not let it write (403). Without a token: 401.
+//!
+//! ```sh
+//! curl -i localhost:3000/demo/datastores -H "Authorization: Bearer $TOKEN"
+//! curl -i localhost:3000/demo/datastores -H "Authorization: Bearer $TOKEN" -X POST
+//! curl -i localhost:3000/demo/datastores
+//! ```
+//!
+//! The token looks at itself and revokes itself; then it is refused (401). The client is not told why, the terminal of the server
+//! is.
+//!
+//! ```sh
+//! curl -i localhost:3000/api/user-tokens/current -H "Authorization: Bearer $TOKEN"
+//! curl -i localhost:3000/api/user-tokens/current -H "Authorization: Bearer $TOKEN" -X DELETE
+//! curl -i localhost:3000/demo/datastores -H "Authorization: Bearer $TOKEN"
+//! ```
+//!
+//! Digests are made with the keys of `DEMO_TOKEN_KEYS`, for example `DEMO_TOKEN_KEYS="1:$(openssl rand -base64 32)"`. They are checked
+//! at start: with another key under a known id the server does not start. Without the variable the key is made anew with each start,
+//! and earlier tokens no longer verify.
+
+#![allow(clippy::print_stdout, reason = "the terminal is its log")]
+
+use axum::Router;
+use axum::extract::{Form, State};
+use axum::http::header::{COOKIE, LOCATION, SET_COOKIE};
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{Html, IntoResponse, Response};
+use axum::routing::{get, post};
+use patkit::http::{
+    Authenticator, ClientAddress, Console, Incident, ManagementApi, Permitted, RequirePermission,
+    RequiredPermission, openapi,
+};
+use patkit::store::{Change, ChangeBatch, ChangeFeed, KeyChecks};
+use patkit::{
+    Actor, CachedStore, Keyring, MemoryDirectory, NewToken, Owner, OwnerId, OwnerKind, PostgresStore,
+    RoleCatalog, SqliteStore, Token, TokenService, TokenStore, Verified,
+};
+use serde::Deserialize;
+use sqlx::postgres::PgPoolOptions;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions};
+use std::collections::HashMap;
+use std::error::Error;
+use std::net::SocketAddr;
+use std::str::FromStr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::net::TcpListener;
+
+type Failure = Box<dyn Error + Send + Sync>;
+type Tokens<S> = Arc<TokenService<Arc<CachedStore<S>>, MemoryDirectory>>;
+
+/// The demo's people: id, name, kind, role.
+const USERS: [(&str, &str, OwnerKind, &str); 4] = [
+    ("mel", "Mel Member", OwnerKind::Human, "member"),
+    ("max", "Max Manager", OwnerKind::Human, "manager"),
+    ("ada", "Ada Admin", OwnerKind::Human, "admin"),
+    ("ci-bot", "CI bot", OwnerKind::Service, "robot"),
+];
+
+/// Whoever is signed in, by what stands in the cookie. A real host keeps its own.
+type Sessions = Arc<Mutex<HashMap<String, OwnerId>>>;
+
+#[tokio::main]
+async fn main() -> Result<(), Failure> {
+    let options = Options::read()?;
+    if options.print_openapi {
+        println!("{}", openapi("/api").to_pretty_json()?);
+        return Ok(());
+    }
+    let listener = TcpListener::bind(("127.0.0.1", options.port)).await?;
+    if options.database_url.starts_with("postgres") {
+        let pool = PgPoolOptions::new().connect(&options.database_url).await?;
+        serve(PostgresStore::builder(pool).migrate().await?, listener).await
+    } else {
+        let file = SqliteConnectOptions::from_str(&options.database_url)?
+            .create_if_missing(true)
+            .journal_mode(SqliteJournalMode::Wal);
+        println!("tokens are in {}", file.get_filename().display());
+        let document = file.get_filename().with_extension("openapi.json");
+        std::fs::write(&document, openapi("/api").to_pretty_json()?)?;
+        println!("the OpenAPI document is in {}", document.display());
+        let pool = SqlitePoolOptions::new().connect_with(file).await?;
+        serve(SqliteStore::builder(pool).migrate().await?, listener).await
+    }
+}
+
+/// Everything between a store and the last request.
+async fn serve<S>(store: S, listener: TcpListener) -> Result<(), Failure>
+where
+    S: TokenStore + ChangeFeed + KeyChecks + 'static,
+{
+    let cache = Arc::new(CachedStore::builder(store).build()?);
+    let lasting_keys = lasting_keys()?;
+    let keys_last = lasting_keys.is_some();
+    let keyring = match lasting_keys {
+        Some(keyring) => keyring,
+        None => Keyring::ephemeral()?,
+    };
+    let tokens = TokenService::builder(cache.clone(), directory()?)
+        .brand("demo")
+        .keyring(keyring)
+        .roles(roles()?)
+        .audit_refusals(1)
+        .build()?;
+    let tokens = Arc::new(tokens);
+    if keys_last {
+        println!("the keys are right: {}", tokens.check().await?);
+    }
+    let sessions = Sessions::default();
+
+    let authenticator =
+        Authenticator::new(tokens.clone()).client_address(ClientAddress::connection()).on_incident(log);
+    let signed_in = sessions.clone();
+    let api = ManagementApi::builder(authenticator.clone(), move |request: &Parts| {
+        signed_in_user(&signed_in, request)
+    })
+    .limit_generation(1_000, Duration::from_secs(60))
+    .build();
+    let console = Console::new(&api, "/api")
+        .sign_in("/sign-in")
+        .scopes(["datastores:read", "datastores:write"])?
+        .service_user(&OwnerId::new("ci-bot")?, "CI bot");
+
+    // What tokens open: a layer for all of it, and a permission for each route, on the route or in the handler's signature.
+    let writes = RequirePermission::new("datastores:write")?;
+    let demo = Router::new()
+        .route("/whoami", get(whoami))
+        .route("/hello", get(hello))
+        .route("/datastores", get(read_datastores))
+        .route("/datastores", post(make_datastore).layer(writes))
+        .route_layer(authenticator.required())
+        .route("/open", get(hello));
+
+    let app = Router::new()
+        .merge(console.router())
+        .nest_service("/api", api.router::<()>())
+        .route("/api/openapi.json", get(async || axum::Json(openapi("/api"))))
+        .nest("/demo", demo)
+        .route("/sign-in", get(sign_in_page).post(sign_in).with_state(sessions.clone()))
+        .route("/demo/expired-token", post(make_expired::<S>).with_state((tokens.clone(), sessions)))
+        .route("/favicon.ico", get(async || StatusCode::NO_CONTENT));
+
+    // Last uses are written every few seconds, and changes of other processes are heard.
+    let flusher = tokens.clone();
+    tokio::spawn(async move { flusher.run_flusher(tokio::time::sleep).await });
+    tokio::spawn(async move {
+        let Err(error) = cache.run_following(Duration::from_millis(500), tokio::time::sleep).await;
+        println!("changes of other processes are not followed: {error}");
+    });
+
+    let url = format!("http://{}", listener.local_addr()?);
+    println!("listening on {url}\n\nOpen it in a browser, or try:\n{}", curl_lines(&url));
+    axum::serve(listener, app.into_make_service_with_connect_info::<SocketAddr>())
+        .with_graceful_shutdown(asked_to_stop())
+        .await?;
+    tokens.shutdown().await?;
+    println!("stopped, with all last uses written");
+    Ok(())
+}
+
+fn directory() -> Result<MemoryDirectory, Failure> {
+    let users = USERS.iter().map(|(id, name, kind, role)| {
+        Ok::<_, Failure>(Owner::new(OwnerId::new(id)?, *kind).named(name).role(role))
+    });
+    users.collect()
+}
+
+fn roles() -> Result<RoleCatalog, Failure> {
+    let roles = RoleCatalog::standard()
+        .grant("member", ["datastores:read"])
+        .grant("manager", ["datastores:write"])
+        .grant("admin", ["scim:*"])
+        .role("robot", &[], &["datastores:read", "datastores:write"]);
+    Ok(roles.build()?)
+}
+
+/// The keys of the environment. A real host has no others.
+fn lasting_keys() -> Result<Option<Keyring>, Failure> {
+    if std::env::var_os("DEMO_TOKEN_KEYS").is_some() {
+        return Ok(Some(Keyring::from_env("DEMO_TOKEN_KEYS")?));
+    }
+    println!("DEMO_TOKEN_KEYS is not set: the key is new, and tokens of an earlier start do not verify");
+    Ok(None)
+}
+
+/// For the operator alone. Neither an id nor a reason is a secret.
+fn log(incident: Incident<'_>) {
+    match incident {
+        Incident::Refused(patkit::VerifyError::Rejected(rejected)) => {
+            println!("rejected: {} {:?}", rejected.reason, rejected.token);
+        }
+        incident => println!("{incident:?}"),
+    }
+}
+
+// What a bearer token opens.
+
+struct ReadDatastores;
+
+impl RequiredPermission for ReadDatastores {
+    const PERMISSION: &'static str = "datastores:read";
+}
+
+async fn whoami(token: Verified) -> String {
+    format!("{}, by the token {}", token.owner().id(), token.token().name())
+}
+
+/// The same with and without authentication, for measuring.
+async fn hello() -> &'static str {
+    "hello"
+}
+
+async fn read_datastores(_: Permitted<ReadDatastores>) -> axum::Json<[&'static str; 2]> {
+    axum::Json(["invoices", "orders"])
+}
+
+async fn make_datastore() -> StatusCode {
+    StatusCode::CREATED
+}
+
+// The stub of a sign-in.
+
+async fn sign_in_page() -> Html<String> {
+    let humans = USERS.iter().filter(|(_, _, kind, _)| *kind == OwnerKind::Human);
+    let buttons: Vec<String> =
+        humans.map(|(id, name, ..)| format!("<p><button name=user value={id}>{name}</button>")).collect();
+    let buttons = buttons.concat();
+    Html(format!(
+        "<!doctype html><html lang=en><title>Sign in</title><h1>Sign in as</h1><form method=post>{buttons}</form>"
+    ))
+}
+
+#[derive(Deserialize)]
+struct SignIn {
+    user: String,
+}
+
+async fn sign_in(State(sessions): State<Sessions>, Form(form): Form<SignIn>) -> Response {
+    let is_human = |user: &&(&str, &str, OwnerKind, &str)| user.0 == form.user && user.2 == OwnerKind::Human;
+    let user = USERS.iter().find(is_human).and_then(|user| OwnerId::new(user.0).ok());
+    let (Some(user), Ok(key)) = (user, session_key()) else {
+        return (StatusCode::UNPROCESSABLE_ENTITY, "there is no such user").into_response();
+    };
+    let cookie = format!("session={key}; Path=/; HttpOnly; SameSite=Lax");
+    if let Ok(mut sessions) = sessions.lock() {
+        sessions.insert(key, user);
+    }
+    (StatusCode::SEE_OTHER, [(SET_COOKIE, cookie), (LOCATION, "/".to_owned())]).into_response()
+}
+
+/// 128 bits that nobody guesses.
+fn session_key() -> Result<String, Failure> {
+    let mut bytes = [0; 16];
+    rand::TryRng::try_fill_bytes(&mut rand::rngs::SysRng, &mut bytes)?;
+    Ok(format!("{:032x}", u128::from_ne_bytes(bytes)))
+}
+
+fn signed_in_user(sessions: &Sessions, request: &Parts) -> Option<Actor> {
+    let sessions = sessions.lock().ok()?;
+    session_of(&sessions, &request.headers).map(|user| Actor::session(user.clone()))
+}
+
+fn session_of<'a>(sessions: &'a HashMap<String, OwnerId>, headers: &HeaderMap) -> Option<&'a OwnerId> {
+    let cookies = headers.get_all(COOKIE).iter().filter_map(|value| value.to_str().ok());
+    let mut pairs = cookies.flat_map(|value| value.split(';')).map(str::trim);
+    pairs.find_map(|pair| sessions.get(pair.strip_prefix("session=")?))
+}
+
+/// For trying the page out: makes a token of whoever is signed in that has expired already, which no call of the API can.
+async fn make_expired<S: TokenStore>(
+    State((tokens, sessions)): State<(Tokens<S>, Sessions)>,
+    headers: HeaderMap,
+) -> Result<StatusCode, StatusCode> {
+    let unavailable = |_| StatusCode::SERVICE_UNAVAILABLE;
+    let user = sessions.lock().ok().and_then(|sessions| session_of(&sessions, &headers).cloned());
+    let actor = Actor::session(user.ok_or(StatusCode::UNAUTHORIZED)?);
+    let issued =
+        tokens.generate(&actor, NewToken::named("expired")).await.map_err(|_| StatusCode::CONFLICT)?;
+    let found = tokens.store().find(issued.token.id()).await.map_err(unavailable)?;
+    let found = found.ok_or(StatusCode::NOT_FOUND)?;
+    let mut token = Token::clone(&found);
+    token.facts.expires_at = Some(token.created_at);
+    token.version = token.version.saturating_add(1);
+    let batch = ChangeBatch::new().change(Change::Update(Arc::new(token)));
+    tokens.store().commit(&batch).await.map_err(unavailable)?;
+    Ok(StatusCode::CREATED)
+}
+
+struct Options {
+    port: u16,
+    database_url: String,
+    print_openapi: bool,
+}
+
+impl Options {
+    fn read() -> Result<Self, Failure> {
+        let mut options =
+            Self { port: 3000, database_url: "sqlite:patkit-demo.db".to_owned(), print_openapi: false };
+        let mut arguments = std::env::args().skip(1);
+        while let Some(argument) = arguments.next() {
+            let mut value = || arguments.next().ok_or("the option needs a value");
+            match argument.as_str() {
+                "--port" => options.port = value()?.parse()?,
+                "--database-url" => options.database_url = value()?,
+                "--print-openapi" => options.print_openapi = true,
+                _ => return Err("usage: server [--port PORT] [--database-url URL] [--print-openapi]".into()),
+            }
+        }
+        Ok(options)
+    }
+}
+
+fn curl_lines(url: &str) -> String {
+    format!(
+        "  curl -s {url}/sign-in -c jar -d user=ada\n  \
+           curl -s {url}/api/user-tokens -b jar -H 'Sec-Fetch-Site: same-origin' -H 'Content-Type: application/json' \\\n    \
+             -d '{{\"name\":\"ci\",\"expires_in_days\":30}}'\n  \
+           curl -i {url}/demo/datastores -H \"Authorization: Bearer $TOKEN\"   # \"bearer_token\" of the answer\n"
+    )
+}
+
+/// Ctrl-C, and what a supervisor sends.
+async fn asked_to_stop() {
+    let interrupted = async { tokio::signal::ctrl_c().await.unwrap_or_default() };
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        if let Ok(mut terminated) = signal(SignalKind::terminate()) {
+            tokio::select! {
+                () = interrupted => {}
+                _ = terminated.recv() => {}
+            }
+            return;
+        }
+    }
+    interrupted.await;
+}

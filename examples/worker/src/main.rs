@@ -1,0 +1,173 @@
+//! What a host runs beside its requests: `cargo run -p worker`.
+//!
+//! Tokens in a SQLite file with a cache in front, and five jobs: last uses are written, changes of other processes are heard,
+//! idle tokens are revoked, ended ones are removed, and the operator is told how things are. A host of your own spawns the
+//! same five; here their intervals are short, and the whole ends after two seconds, or earlier on Ctrl-C and SIGTERM.
+
+use patkit::store::{AuditLog, TokenCounts};
+use patkit::{
+    Actor, CachedStore, Clock, Keyring, MemoryDirectory, NewToken, Owner, OwnerId, OwnerKind, SqliteStore,
+    SystemClock, TokenPolicy, TokenService,
+};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions};
+use std::error::Error;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::time::{interval, sleep};
+
+type Tokens = TokenService<Arc<CachedStore<SqliteStore>>, MemoryDirectory>;
+
+/// As often as a host does it, and as long as it keeps things.
+struct Schedule {
+    sweep: Duration,
+    prune: Duration,
+    keep_tokens: Duration,
+    keep_events: chrono::TimeDelta,
+}
+
+const DAY: Duration = Duration::from_secs(86_400);
+
+/// Once a day on one node: what was not used for longer than the policy allows is revoked.
+async fn sweep(tokens: Arc<Tokens>, every: Duration) {
+    let mut ticks = interval(every);
+    loop {
+        ticks.tick().await;
+        match tokens.sweep_idle().await {
+            Ok(revoked) => println!("sweep: {revoked} idle tokens revoked"),
+            // The next one goes on where this one stopped.
+            Err(error) => println!("sweep: {error}"),
+        }
+    }
+}
+
+/// Once a day on one node: what ended long ago is removed, tokens and events each by their own retention.
+async fn prune(tokens: Arc<Tokens>, schedule: Schedule) {
+    let mut ticks = interval(schedule.prune);
+    loop {
+        ticks.tick().await;
+        match tokens.prune(schedule.keep_tokens).await {
+            Ok(removed) => println!("prune: {removed} tokens removed"),
+            Err(error) => println!("prune: {error}"),
+        }
+        let before = SystemClock::new().now() - schedule.keep_events;
+        match tokens.store().purge_events(before, 10_000).await {
+            Ok(removed) => println!("prune: {removed} audit events removed"),
+            Err(error) => println!("prune: {error}"),
+        }
+    }
+}
+
+/// For the host's monitoring: whether the database answers and the keys are right, how many tokens are under which key, and
+/// whether anything piles up.
+async fn watch(tokens: Arc<Tokens>, every: Duration) {
+    let mut ticks = interval(every);
+    loop {
+        ticks.tick().await;
+        let cache = tokens.store();
+        if let Err(error) = cache.store().health().await {
+            println!("health: {error}");
+            continue;
+        }
+        let states = cache.count_by_state(SystemClock::new().now()).await.unwrap_or_default();
+        let states: Vec<String> = states.iter().map(|(state, count)| format!("{count} {state}")).collect();
+        let keys = match tokens.check().await {
+            Ok(report) => report.to_string(),
+            Err(error) => error.to_string(),
+        };
+        let (usage, read) = (tokens.usage(), cache.stats());
+        println!(
+            "health: {}; {}; {} uses wait to be written, {} dropped; {} reads of the database, changes of others are {}",
+            states.join(", "),
+            keys,
+            usage.pending,
+            usage.dropped,
+            read.reads,
+            match (read.is_following, read.is_polling_instead) {
+                (true, _) => "heard",
+                (false, true) => "polled, since notifications do not arrive",
+                (false, false) => "seen within 30 s",
+            }
+        );
+    }
+}
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let file = std::env::temp_dir().join(format!("patkit-worker-{}.db", std::process::id()));
+    let options = SqliteConnectOptions::new()
+        .filename(&file)
+        .create_if_missing(true)
+        .journal_mode(SqliteJournalMode::Wal);
+    let pool = SqlitePoolOptions::new().connect_with(options).await?;
+    let store = SqliteStore::builder(pool).migrate().await?;
+    let cache = Arc::new(CachedStore::builder(store).build()?);
+    let ada = Owner::new(OwnerId::new("ada")?, OwnerKind::Human).role("member");
+    let tokens = TokenService::builder(cache.clone(), [ada].into_iter().collect::<MemoryDirectory>())
+        .brand("acme")
+        .keyring(Keyring::ephemeral()?)
+        .policy(TokenPolicy::builder().idle_limit_days(90).build()?)
+        .flush_interval(Duration::from_millis(500))
+        .build()?;
+    let tokens = Arc::new(tokens);
+    tokens.check().await?;
+
+    let schedule = Schedule {
+        sweep: Duration::from_secs(1),
+        prune: Duration::from_secs(1),
+        keep_tokens: DAY * 90,
+        keep_events: chrono::TimeDelta::days(365),
+    };
+    let flusher = tokens.clone();
+    let jobs = [
+        tokio::spawn(async move { flusher.run_flusher(sleep).await }),
+        tokio::spawn(async move {
+            let Err(error) = cache.run_following(Duration::from_millis(500), sleep).await;
+            println!("changes of others are not followed: {error}");
+        }),
+        tokio::spawn(sweep(tokens.clone(), schedule.sweep)),
+        tokio::spawn(prune(tokens.clone(), schedule)),
+        tokio::spawn(watch(tokens.clone(), Duration::from_millis(900))),
+    ];
+
+    // The host's requests.
+    let actor = Actor::session(OwnerId::new("ada")?);
+    let issued = tokens.generate(&actor, NewToken::named("nightly")).await?;
+    for _ in 0..1_000 {
+        tokens.verify(issued.plaintext.expose_secret(), None).await?;
+    }
+    tokio::select! {
+        () = sleep(Duration::from_secs(2)) => {}
+        stopped = asked_to_stop() => stopped?,
+    }
+
+    // The end: no new requests, the last uses are written, then the jobs go.
+    tokens.shutdown().await?;
+    for job in jobs {
+        job.abort();
+    }
+    let token = tokens.get(&actor, issued.token.id()).await?;
+    println!(
+        "shut down; last used: {}",
+        token.last_used().map_or("never".into(), |used| used.at.to_rfc3339())
+    );
+    drop(tokens);
+    for ending in ["", "-wal", "-shm"] {
+        let _ = std::fs::remove_file(format!("{}{ending}", file.display()));
+    }
+    Ok(())
+}
+
+/// Ends on Ctrl-C, and on the SIGTERM that a supervisor sends.
+async fn asked_to_stop() -> std::io::Result<()> {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        let mut terminated = signal(SignalKind::terminate())?;
+        tokio::select! {
+            interrupted = tokio::signal::ctrl_c() => interrupted,
+            _ = terminated.recv() => Ok(()),
+        }
+    }
+    #[cfg(not(unix))]
+    tokio::signal::ctrl_c().await
+}

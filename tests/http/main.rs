@@ -1,0 +1,5 @@
+//! Patkit over HTTP, one module for each topic.
+
+mod http;
+mod messages;
+mod tonic;

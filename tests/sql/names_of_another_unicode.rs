@@ -1,0 +1,77 @@
+//! Names that were written under the rules of another version of Unicode: they stop nothing.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+
+use patkit::token::{Reason, TokenName};
+use patkit::{ManageError, NewToken, OwnerId, PostgresStore, Realm, SqliteStore, TokenEdit, TokenStore};
+use std::time::Duration;
+use support_sql::{ada, postgres_pool, schema, service, sqlite_memory_pool};
+
+/// In NFD, with an unassigned character, a bidi override, two spaces and a space at its end.
+const NAME: &str = "cafe\u{301} \u{202E}\u{378}  x ";
+const CHANGES: &str = "UPDATE TABLE SET name = 'cafe\u{301} \u{202E}\u{378}  x ', description = '\u{2028}\u{2800}', \
+     name_key = KEY WHERE name = 'one'; \
+     UPDATE TABLE SET name = '\u{E000}', description = '' WHERE name = 'two'";
+
+async fn works<S: TokenStore>(store: S, key: &str, table: &str, change: impl AsyncFn(String)) {
+    let service = service(store);
+    let one = service.generate(&ada(), NewToken::named("one")).await.unwrap();
+    let two = service.generate(&ada(), NewToken::named("two")).await.unwrap();
+    change(CHANGES.replace("KEY", key).replace("TABLE", table)).await;
+
+    let verified = service.verify(one.plaintext.expose_secret(), None).await.unwrap();
+    assert_eq!(verified.token().name().as_str(), NAME);
+    assert_eq!(verified.token().description().unwrap().as_str(), "\u{2028}\u{2800}");
+    let listed = service.list(&ada(), None, 50).await.unwrap();
+    assert_eq!((listed.items.len(), listed.corrupt.len()), (2, 0));
+    // Sending back what is there changes nothing; a new name is judged.
+    let same = TokenEdit::new().name(NAME).description("\u{2028}\u{2800}");
+    service.edit(&ada(), one.token.id(), same).await.unwrap();
+    let judged = service.rename(&ada(), one.token.id(), "\u{378}").await;
+    assert!(matches!(judged, Err(ManageError::Invalid(_))), "{judged:?}");
+
+    // The successor has the key as it was written, and the next one too.
+    let key_of = async |id| service.store().find(id).await.unwrap().unwrap().into_token().name_key;
+    let before = key_of(one.token.id()).await;
+    assert_eq!(before.unwrap().as_bytes(), &[7; 32]);
+    let mut current = one.token.id();
+    for _ in 0..3 {
+        let next = service.rotate(&ada(), current, Duration::ZERO).await.unwrap().token;
+        assert_eq!((key_of(current).await, key_of(next.id()).await), (None, before));
+        assert_eq!(next.name().as_str(), NAME);
+        current = next.id();
+    }
+    service.revoke(&ada(), current, Reason::Owner).await.unwrap();
+    service.restore(&ada(), current).await.unwrap();
+    assert_eq!(key_of(current).await, before);
+    service.revoke_all(&Realm::default(), &OwnerId::new("ada").unwrap()).await.unwrap();
+    for text in [&one.plaintext, &two.plaintext] {
+        service.verify(text.expose_secret(), None).await.unwrap_err();
+    }
+    // A name by today's rules gets today's key.
+    service.rename(&ada(), two.token.id(), "two").await.unwrap();
+    assert_eq!(key_of(two.token.id()).await, Some(TokenName::new("two").unwrap().key()));
+}
+
+#[tokio::test]
+async fn a_text_of_another_version_stops_nothing_in_sqlite() {
+    let pool = sqlite_memory_pool(2).await;
+    let store = SqliteStore::builder(pool.clone()).migrate().await.unwrap();
+    let key = format!("x'{}'", "07".repeat(32));
+    works(store, &key, "patkit_tokens", async |sql| {
+        sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&pool).await.unwrap();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_text_of_another_version_stops_nothing_in_postgres() {
+    let pool = postgres_pool(2).await;
+    let schema = schema(&pool).await;
+    let store = PostgresStore::builder(pool.clone()).schema(&schema).migrate().await.unwrap();
+    let key = format!("'\\x{}'", "07".repeat(32));
+    works(store, &key, &format!("{schema}.patkit_tokens"), async |sql| {
+        sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&pool).await.unwrap();
+    })
+    .await;
+}

@@ -1,0 +1,181 @@
+//! How many statements each operation costs in SQLite, counted in the engine: what sqlx logs of those it ran, and how often SQLite
+//! committed. A file of its own, since the log is one for the whole process.
+
+#![allow(clippy::panic, clippy::string_slice, clippy::unwrap_used, reason = "tests")]
+
+use patkit::service::TokenEdit;
+use patkit::store::{KeyChecks, TokenCounts};
+use patkit::token::KeyId;
+use patkit::{
+    Actor, Keyring, ManualClock, MemoryDirectory, NewToken, Owner, OwnerId, OwnerKind, Realm, Reason,
+    SqliteStore, TokenPolicy, TokenService,
+};
+use sqlx::raw_sql;
+use sqlx::sqlite::{SqlitePool, SqlitePoolOptions};
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tracing_subscriber::fmt::MakeWriter;
+
+/// The statements that were logged.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<String>>>);
+
+impl Write for Log {
+    fn write(&mut self, line: &[u8]) -> io::Result<usize> {
+        let text = String::from_utf8_lossy(line).into_owned();
+        if text.contains("sqlx::query") && !text.contains("'barrier'") {
+            self.0.lock().unwrap().push(text);
+        }
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Log {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
+}
+
+struct Engine {
+    pool: SqlitePool,
+    log: Log,
+    commits: Arc<AtomicUsize>,
+}
+
+impl Engine {
+    async fn new() -> Self {
+        let log = Log::default();
+        let logs = tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).with_ansi(false);
+        logs.with_writer(log.clone()).init();
+        let pool = SqlitePoolOptions::new().max_connections(1).connect("sqlite::memory:").await.unwrap();
+        let commits = Arc::new(AtomicUsize::new(0));
+        let counting = commits.clone();
+        let mut connection = pool.acquire().await.unwrap();
+        connection.lock_handle().await.unwrap().set_commit_hook(move || {
+            counting.fetch_add(1, Ordering::SeqCst);
+            true
+        });
+        drop(connection);
+        Self { pool, log, commits }
+    }
+
+    /// What was counted since the last time: statements, and commits of what changed something.
+    async fn count(&self) -> (usize, usize) {
+        // The connection does one thing after the other: when this one answers, all before it is logged.
+        raw_sql("SELECT 'barrier'").fetch_all(&self.pool).await.unwrap();
+        (std::mem::take(&mut *self.log.0.lock().unwrap()).len(), self.commits.swap(0, Ordering::SeqCst))
+    }
+}
+
+fn owner(name: &str) -> OwnerId {
+    OwnerId::new(name).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_operation_costs_as_many_statements_as_it_must() {
+    let engine = Engine::new().await;
+    let store = SqliteStore::builder(engine.pool.clone()).migrate().await.unwrap();
+    let clock = Arc::new(ManualClock::at(chrono::DateTime::from_timestamp(1_800_000_000, 0).unwrap()));
+    let users = [
+        Owner::new(owner("ada"), OwnerKind::Human).role("admin"),
+        Owner::new(owner("robot"), OwnerKind::Service),
+    ];
+    let policy = TokenPolicy::builder().idle_limit_days(300).oversight(patkit::policy::Oversight::RevokeOnly);
+    let service = TokenService::builder(store, users.into_iter().collect::<MemoryDirectory>())
+        .brand("acme")
+        .keyring(Keyring::ephemeral().unwrap())
+        .policy(policy.build().unwrap())
+        .clock(clock.clone())
+        .audit_refusals(1)
+        .build()
+        .unwrap();
+    let (ada, home) = (Actor::session(owner("ada")), Realm::default());
+    assert!(engine.count().await.0 > 0, "nothing is counted");
+    macro_rules! costs {
+        ($what:literal, $statements:literal, $commits:literal, $operation:expr) => {{
+            let result = $operation.await;
+            assert_eq!(engine.count().await, ($statements, $commits), $what);
+            result
+        }};
+    }
+    // The record and its event.
+    let issued = costs!("generate", 2, 1, service.generate(&ada, NewToken::named("a"))).unwrap();
+    let (id, text) = (issued.token.id(), issued.plaintext.expose_secret());
+    let verified = costs!("verify", 1, 0, service.verify(text, None)).unwrap();
+    costs!("recheck", 1, 0, service.recheck(&verified)).unwrap();
+    costs!("refused by its text", 0, 0, service.verify(&text[..80], None)).unwrap_err();
+    let through = Actor::token(&verified);
+    costs!("get", 1, 0, service.get(&ada, id)).unwrap();
+    costs!("get itself", 2, 0, service.get(&through, id)).unwrap();
+    // Besides: the token that it is done through, and a change of that.
+    let child = costs!("through a token", 4, 1, service.generate(&through, NewToken::named("b"))).unwrap();
+    let robot = NewToken::named("robot").for_service(owner("robot"));
+    costs!("generate for a service", 2, 1, service.generate(&ada, robot)).unwrap();
+    costs!("list", 1, 0, service.list(&ada, None, 50)).unwrap();
+    costs!("list_service", 1, 0, service.list_service(&ada, None, 50)).unwrap();
+    costs!("list_overseen", 1, 0, service.list_overseen(&ada, &owner("ada"), None, 50)).unwrap();
+    // The record is read, changed, and told of.
+    costs!("rename", 3, 1, service.rename(&ada, id, "c")).unwrap();
+    costs!("edit", 3, 1, service.edit(&ada, id, TokenEdit::new().description("d"))).unwrap();
+    costs!("edit to what it is", 1, 0, service.edit(&ada, id, TokenEdit::new().name("c"))).unwrap();
+    let next = costs!("rotate", 4, 1, service.rotate(&ada, id, Duration::from_secs(60))).unwrap();
+    let next_id = next.token.id();
+    costs!("revoke", 3, 1, service.revoke(&ada, next_id, Reason::Owner)).unwrap();
+    costs!("refused as revoked", 1, 0, service.verify(next.plaintext.expose_secret(), None)).unwrap_err();
+    costs!("restore", 3, 1, service.restore(&ada, next_id)).unwrap();
+    // And two lists: of what it made, and of what it restored.
+    costs!("revoke as compromised", 5, 1, service.revoke(&ada, next_id, Reason::Compromised)).unwrap();
+    // One of uses, and one of the refusals that are audited.
+    costs!("flush", 2, 2, service.flush()).unwrap();
+    costs!("flush of nothing", 0, 0, service.flush()).unwrap();
+    for number in 0..1_000 {
+        let robot = NewToken::named(&format!("robot {number}")).for_service(owner("robot"));
+        let issued = service.generate(&ada, robot).await.unwrap();
+        service.verify(issued.plaintext.expose_secret(), None).await.unwrap();
+    }
+    engine.count().await;
+    costs!("flush of a thousand", 1, 1, service.flush()).unwrap();
+    clock.advance(chrono::TimeDelta::minutes(2));
+    // Presented after its overlap: the record, read again past a cache, and its event.
+    costs!("reuse", 4, 1, service.verify(text, None)).unwrap_err();
+    costs!("reuse within the hour", 1, 0, service.verify(text, None)).unwrap_err();
+    // The record, what it made, what it restored, what came of it through removed tokens, whose place it took; it goes, the
+    // other one names it no more, and the event.
+    costs!("delete", 8, 1, service.delete(&ada, next_id)).unwrap();
+    costs!("tokens_per_key", 1, 0, service.store().tokens_per_key()).unwrap();
+    // The check values, one that is recorded, the values again, and the counts.
+    costs!("check for the first time", 4, 1, service.check()).unwrap();
+    costs!("check", 2, 0, service.check()).unwrap();
+    let under_key = service.list_under_key(&home, KeyId::new(1), None, 50);
+    costs!("list_under_key", 1, 0, under_key).unwrap();
+    costs!("count_by_state", 1, 0, service.store().count_by_state(clock_now(&clock))).unwrap();
+    costs!("health", 1, 0, service.store().health()).unwrap();
+    costs!("shutdown", 1, 1, service.shutdown()).unwrap();
+    // A list, a change and its event, and a list that finds nothing more.
+    costs!("revoke_all", 4, 1, service.revoke_all(&home, &owner("ada"))).unwrap();
+    costs!("sweep_idle", 1, 0, service.sweep_idle()).unwrap();
+    assert_eq!(service.get(&ada, child.token.id()).await.unwrap().state(), patkit::TokenState::Revoked);
+    engine.count().await;
+    clock.advance(chrono::TimeDelta::days(2));
+    // A list of both ended ones; of each what it made, what it restored and what came of it through removed tokens, and of one
+    // its successor, which is gone; both go, their events; and a list that finds nothing more.
+    costs!("prune", 12, 1, service.prune(Duration::from_secs(86_400))).unwrap();
+    let issued = service.generate(&ada, NewToken::named("e")).await.unwrap();
+    engine.count().await;
+    // The owner's tokens, then the lists of what came of each: made, restored and through removed tokens; it goes, its event, the
+    // traces in all others; and all of it once more.
+    costs!("erase_owner", 9, 2, service.erase_owner(&home, &owner("ada"))).unwrap();
+    costs!("unknown", 1, 0, service.verify(issued.plaintext.expose_secret(), None)).unwrap_err();
+}
+
+fn clock_now(clock: &ManualClock) -> chrono::DateTime<chrono::Utc> {
+    patkit::Clock::now(clock)
+}

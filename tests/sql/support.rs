@@ -1,0 +1,165 @@
+//! Databases for tests: SQLite in a file of its own or in shared memory, and PostgreSQL, each test in a schema of its own.
+
+#![allow(
+    missing_docs,
+    missing_debug_implementations,
+    clippy::arithmetic_side_effects,
+    clippy::expect_used,
+    clippy::missing_panics_doc,
+    clippy::new_without_default,
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "tests"
+)]
+
+use patkit::service::TokenServiceBuilder;
+use patkit::{
+    Actor, EventId, Keyring, MemoryDirectory, Owner, OwnerId, OwnerKind, PostgresStore, SqliteStore,
+    TokenService, TokenStore,
+};
+use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+/// Where PostgreSQL is. `scripts/test` starts one and sets it; without it the tests fail, none is skipped.
+pub const URL: &str = "PATKIT_TEST_POSTGRES_URL";
+
+/// Where a pooler in transaction mode stands before that PostgreSQL; set by `scripts/test` as well.
+pub const POOLER_URL: &str = "PATKIT_TEST_POOLER_URL";
+
+pub fn pooler_url() -> String {
+    std::env::var(POOLER_URL)
+        .unwrap_or_else(|_| panic!("{POOLER_URL} is not set; run scripts/test, which starts a pooler"))
+}
+
+pub fn postgres_url() -> String {
+    std::env::var(URL)
+        .unwrap_or_else(|_| panic!("{URL} is not set; run scripts/test, which starts a database"))
+}
+
+/// `ada` in a session.
+pub fn ada() -> Actor {
+    Actor::session(OwnerId::new("ada").unwrap())
+}
+
+/// A service whose one user is `ada`; those of all processes have one key.
+pub fn service<S: TokenStore>(store: S) -> TokenService<S, MemoryDirectory> {
+    builder(store).build().unwrap()
+}
+
+pub fn builder<S: TokenStore>(store: S) -> TokenServiceBuilder<S, MemoryDirectory> {
+    let ada = Owner::new(OwnerId::new("ada").unwrap(), OwnerKind::Human).role("member");
+    let keyring = Keyring::from_text("1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=").unwrap();
+    let users = [ada].into_iter().collect();
+    TokenService::builder(store, users).brand("acme").keyring(keyring)
+}
+
+/// An id of an event, greater than those before.
+pub fn event_id() -> EventId {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let uuid = (0x0190_0000_0000_7000_8000_u128 << 48) | u128::from(count);
+    EventId::from_bytes(uuid.to_be_bytes()).unwrap()
+}
+
+/// A name that nothing else of this run and no earlier run has.
+pub fn unique(what: &str) -> String {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    let count = COUNT.fetch_add(1, Ordering::Relaxed);
+    let since = patkit::Clock::now(&patkit::SystemClock::new()).timestamp_micros() % 10_000_000_000;
+    format!("{what}_{}_{since}_{count}", std::process::id())
+}
+
+pub async fn postgres_pool(connections: u32) -> PgPool {
+    let options: PgConnectOptions = postgres_url().parse().unwrap();
+    PgPoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(Duration::from_secs(20))
+        .connect_with(options)
+        .await
+        .unwrap()
+}
+
+/// Through a pooler in transaction mode.
+pub async fn pooler_pool(connections: u32) -> PgPool {
+    let options: PgConnectOptions = pooler_url().parse().unwrap();
+    PgPoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(Duration::from_secs(20))
+        .connect_with(options)
+        .await
+        .unwrap()
+}
+
+/// A new schema.
+pub async fn schema(pool: &PgPool) -> String {
+    let schema = unique("t");
+    sqlx::raw_sql(sqlx::AssertSqlSafe(format!("CREATE SCHEMA {schema}"))).execute(pool).await.unwrap();
+    schema
+}
+
+/// An empty store in a schema of its own.
+pub async fn postgres_store(pool: &PgPool) -> PostgresStore {
+    let schema = schema(pool).await;
+    PostgresStore::builder(pool.clone()).schema(&schema).migrate().await.unwrap()
+}
+
+/// A directory that is removed when it is dropped.
+pub struct Folder(PathBuf);
+
+impl Folder {
+    pub fn new() -> Self {
+        let path = std::env::temp_dir().join(unique("patkit"));
+        std::fs::create_dir(&path).unwrap();
+        Self(path)
+    }
+
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Most that anything waits for its turn: long, since a disk that is busy with other things may take seconds for one write.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+pub fn sqlite_options(file: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new()
+        .filename(file)
+        .create_if_missing(true)
+        .journal_mode(SqliteJournalMode::Wal)
+        .busy_timeout(PATIENCE)
+}
+
+pub async fn sqlite_pool(file: &Path, connections: u32) -> SqlitePool {
+    SqlitePoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(PATIENCE)
+        .connect_with(sqlite_options(file))
+        .await
+        .unwrap()
+}
+
+/// In memory, shared by the connections of the pool; there as long as one of them is.
+pub async fn sqlite_memory_pool(connections: u32) -> SqlitePool {
+    let url = format!("sqlite:file:{}?mode=memory&cache=shared", unique("memory"));
+    SqlitePoolOptions::new()
+        .min_connections(1)
+        .max_connections(connections)
+        .idle_timeout(None)
+        .max_lifetime(None)
+        .connect(&url)
+        .await
+        .unwrap()
+}
+
+pub async fn sqlite_store(file: &Path) -> SqliteStore {
+    SqliteStore::builder(sqlite_pool(file, 8).await).migrate().await.unwrap()
+}

@@ -1,0 +1,481 @@
+//! Changes that join a transaction of the host's own.
+
+#![allow(
+    clippy::arithmetic_side_effects,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::large_futures,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "tests"
+)]
+
+use patkit::audit::{AuditAction, AuditEvent, AuditSink};
+use patkit::store::{
+    AuditLog, Change, ChangeBatch, Conflict, Engine, EventQuery, ListBy, ListQuery, SqlStore, Touch,
+};
+use patkit::token::LastUse;
+use patkit::{
+    CachedStore, ManageError, NewToken, OwnerId, PostgresStore, Realm, Reason, RejectReason, StoreError,
+    Token, TokenState, TokenStore, TokenView,
+};
+
+use sqlx::{AssertSqlSafe, Executor, Row, raw_sql};
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Waker};
+use std::time::Duration;
+use support_sql::{
+    Folder, ada, builder, event_id, postgres_pool, postgres_store, schema, service, sqlite_store,
+};
+
+/// How the host begins.
+const POSTGRES: &str = "BEGIN";
+const SQLITE: &str = "BEGIN IMMEDIATE";
+
+/// Keeps what it is told.
+#[derive(Clone, Default)]
+struct Told(Arc<Mutex<Vec<AuditAction>>>);
+
+impl AuditSink for Told {
+    fn record(&self, event: &AuditEvent) {
+        self.0.lock().unwrap().push(event.action);
+    }
+}
+
+impl Told {
+    fn take(&self) -> Vec<AuditAction> {
+        std::mem::take(&mut *self.0.lock().unwrap())
+    }
+}
+
+fn all() -> ListQuery {
+    ListQuery::new(ListBy::Kind { realm: Realm::default(), kind: patkit::TokenKind::Personal })
+}
+
+async fn names<S: TokenStore>(store: &S) -> Vec<String> {
+    let page = store.list(&all()).await.unwrap();
+    page.tokens.iter().map(|token| token.name.as_str().to_owned()).collect()
+}
+
+async fn actions<S: AuditLog>(store: &S, token: &TokenView) -> Vec<AuditAction> {
+    let query = EventQuery::new(Realm::default()).token(token.id()).oldest_first();
+    let events = store.events(&query).await.unwrap();
+    events.events.iter().map(|event| event.action).collect()
+}
+
+async fn run<E: Engine>(connection: &mut E::Connection, sql: &str)
+where
+    for<'c> &'c mut E::Connection: Executor<'c, Database = E>,
+{
+    raw_sql(AssertSqlSafe(sql.to_owned())).execute(connection).await.unwrap();
+}
+
+/// How many rows the host's own table has.
+async fn rows<E: Engine>(store: &SqlStore<E>, table: &str) -> usize
+where
+    for<'c> &'c mut E::Connection: Executor<'c, Database = E>,
+{
+    let mut connection = store.pool().acquire().await.unwrap();
+    raw_sql(AssertSqlSafe(format!("SELECT * FROM {table}"))).fetch_all(&mut *connection).await.unwrap().len()
+}
+
+/// A token and a row of the host's are there together or not at all, and nobody is told before.
+async fn joins<E: Engine>(store: SqlStore<E>, begin: &'static str, table: &str)
+where
+    for<'c> &'c mut E::Connection: Executor<'c, Database = E>,
+{
+    let mut connection = store.pool().acquire().await.unwrap();
+    run::<E>(&mut connection, &format!("CREATE TABLE {table} (name text)")).await;
+    drop(connection);
+    let told = Told::default();
+    let tokens = builder(store.clone()).audit_sink(told.clone()).build().unwrap();
+    for commits in [false, true] {
+        let mut transaction = store.pool().begin_with(begin).await.unwrap();
+        run::<E>(&mut transaction, &format!("INSERT INTO {table} VALUES ('apollo')")).await;
+        let within = tokens.within(store.within(&mut transaction));
+        let issued = within.generate(&ada(), NewToken::named("apollo")).await.unwrap();
+        let text = issued.plaintext.expose_secret();
+        // Within, it is there.
+        within.verify(text, None).await.unwrap();
+        within.flush().await.unwrap();
+        let renamed = within.rename(&ada(), issued.token.id(), "apollo deploys").await.unwrap();
+        assert_eq!(renamed.name().as_str(), "apollo deploys");
+        // For everybody else nothing has happened yet.
+        let refused = tokens.verify(text, None).await.unwrap_err();
+        assert_eq!(refused.reject_reason(), Some(RejectReason::Unknown));
+        assert_eq!((rows(&store, table).await, told.take()), (0, vec![]));
+        let uncommitted = within.into_uncommitted();
+        let expected = [AuditAction::Generated, AuditAction::Renamed];
+        assert_eq!(uncommitted.events().map(|event| event.action).collect::<Vec<_>>(), expected);
+        assert!(uncommitted.ids().all(|id| id == issued.token.id()));
+        if !commits {
+            transaction.rollback().await.unwrap();
+            assert!(tokens.verify(text, None).await.is_err());
+            assert!(names(&store).await.is_empty());
+            assert!(actions(&store, &issued.token).await.is_empty());
+            assert_eq!((rows(&store, table).await, told.take()), (0, vec![]));
+            continue;
+        }
+        transaction.commit().await.unwrap();
+        tokens.committed(&uncommitted);
+        assert_eq!(told.take(), expected);
+        assert_eq!(actions(&store, &issued.token).await, expected);
+        assert_eq!((names(&store).await, rows(&store, table).await), (vec!["apollo deploys".to_owned()], 1));
+        // Its use within was written with it.
+        assert!(store.find(issued.token.id()).await.unwrap().unwrap().last_used.is_some());
+        tokens.verify(text, None).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_token_and_a_row_of_the_hosts_are_there_together_or_not_at_all() {
+    let pool = postgres_pool(4).await;
+    let schema = schema(&pool).await;
+    let store = PostgresStore::builder(pool).schema(&schema).migrate().await.unwrap();
+    joins(store, POSTGRES, &format!("{schema}.projects")).await;
+    let folder = Folder::new();
+    joins(sqlite_store(&folder.path().join("db")).await, SQLITE, "projects").await;
+}
+
+/// Every operation within a transaction that is rolled back leaves all as it was; within one that is committed, it is done.
+async fn does_everything<E: Engine>(store: SqlStore<E>, begin: &'static str) {
+    let tokens = service(store.clone());
+    let mut made = Vec::new();
+    for name in ["revoked", "restored", "rotated", "deleted", "family"] {
+        made.push(tokens.generate(&ada(), NewToken::named(name)).await.unwrap());
+    }
+    let [revoked, restored, rotated, deleted, family] = &*made else { panic!("five") };
+    for ended in [restored, deleted] {
+        tokens.revoke(&ada(), ended.token.id(), Reason::Owner).await.unwrap();
+    }
+    let through = patkit::Actor::token(&tokens.verify(family.plaintext.expose_secret(), None).await.unwrap());
+    let child = tokens.generate(&through, NewToken::named("child")).await.unwrap();
+    let before = store.list(&all()).await.unwrap().tokens;
+    for commits in [false, true] {
+        let mut transaction = store.pool().begin_with(begin).await.unwrap();
+        let within = tokens.within(store.within(&mut transaction));
+        within.revoke(&ada(), revoked.token.id(), Reason::Owner).await.unwrap();
+        within.restore(&ada(), restored.token.id()).await.unwrap();
+        let next = within.rotate(&ada(), rotated.token.id(), Duration::ZERO).await.unwrap();
+        within.delete(&ada(), deleted.token.id()).await.unwrap();
+        within.revoke(&ada(), family.token.id(), Reason::Compromised).await.unwrap();
+        assert_eq!(within.list(&ada(), None, 50).await.unwrap().items.len(), 6);
+        drop(within.into_uncommitted());
+        if !commits {
+            transaction.rollback().await.unwrap();
+            assert_eq!(store.list(&all()).await.unwrap().tokens, before);
+            assert!(store.find(next.token.id()).await.unwrap().is_none());
+            continue;
+        }
+        transaction.commit().await.unwrap();
+        let works = async |issued: &patkit::IssuedToken| {
+            tokens.verify(issued.plaintext.expose_secret(), None).await.is_ok()
+        };
+        assert!(!works(revoked).await && !works(rotated).await && !works(deleted).await);
+        assert!(works(restored).await && works(&next).await);
+        assert!(!works(family).await && !works(&child).await, "the family is revoked with it");
+        assert!(store.find(deleted.token.id()).await.unwrap().is_none());
+    }
+    let mut transaction = store.pool().begin_with(begin).await.unwrap();
+    let within = tokens.within(store.within(&mut transaction));
+    let owner = OwnerId::new("ada").unwrap();
+    assert_eq!(within.revoke_all(&Realm::default(), &owner).await.unwrap(), 2);
+    drop(within.into_uncommitted());
+    transaction.commit().await.unwrap();
+    let page = store.list(&all().active_at(patkit::Clock::now(&patkit::SystemClock::new()))).await.unwrap();
+    assert!(page.tokens.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_operation_joins_a_transaction_of_the_hosts() {
+    does_everything(postgres_store(&postgres_pool(4).await).await, POSTGRES).await;
+    let folder = Folder::new();
+    does_everything(sqlite_store(&folder.path().join("db")).await, SQLITE).await;
+}
+
+/// A conflict leaves the transaction as it was before; it is named as outside of one.
+async fn conflicts<E: Engine>(store: SqlStore<E>, begin: &'static str, table: &str)
+where
+    for<'c> &'c mut E::Connection: Executor<'c, Database = E>,
+{
+    let mut connection = store.pool().acquire().await.unwrap();
+    run::<E>(&mut connection, &format!("CREATE TABLE {table} (name text)")).await;
+    drop(connection);
+    let tokens = service(store.clone());
+    let taken = tokens.generate(&ada(), NewToken::named("taken")).await.unwrap().token;
+    let other = tokens.generate(&ada(), NewToken::named("other")).await.unwrap().token;
+    let record = async |token: &TokenView| Token::clone(&store.find(token.id()).await.unwrap().unwrap());
+    let (taken_record, other_record) = (record(&taken).await, record(&other).await);
+    let update = |token: &Token, version| Change::Update(Arc::new(Token { version, ..token.clone() }));
+    let mut named_as_taken = Token { version: 2, ..other_record.clone() };
+    named_as_taken.rename(taken_record.name.clone());
+
+    let mut transaction = store.pool().begin_with(begin).await.unwrap();
+    run::<E>(&mut transaction, &format!("INSERT INTO {table} VALUES ('before')")).await;
+    let within = tokens.within(store.within(&mut transaction));
+    let refused = within.generate(&ada(), NewToken::named("Taken")).await;
+    assert!(matches!(refused, Err(ManageError::NameTaken)), "{refused:?}");
+    let refused = within.rename(&ada(), other.id(), "taken").await;
+    assert!(matches!(refused, Err(ManageError::NameTaken)), "{refused:?}");
+    let view = within.store();
+    for (batch, expected) in [
+        (vec![update(&taken_record, 9)], Conflict::Version(taken.id())),
+        (vec![Change::Insert(Arc::new(taken_record.clone()))], Conflict::Id(taken.id())),
+        // A name and a version: the version is told, wherever it stands.
+        (
+            vec![Change::Update(Arc::new(named_as_taken.clone())), update(&taken_record, 9)],
+            Conflict::Version(taken.id()),
+        ),
+        (vec![Change::Update(Arc::new(named_as_taken))], Conflict::Name(other.id())),
+        // The same record twice.
+        (vec![update(&other_record, 2), update(&other_record, 3)], Conflict::Version(other.id())),
+        // The same one twice, and before that one that does not fit; nothing of what came before is left.
+        (
+            vec![
+                update(&other_record, 2),
+                update(&taken_record, 7),
+                Change::Insert(Arc::new(other_record.clone())),
+            ],
+            Conflict::Version(taken.id()),
+        ),
+    ] {
+        let changes = batch.into_iter().fold(ChangeBatch::new(), ChangeBatch::change);
+        let refused = view.commit(&changes).await.unwrap_err();
+        assert_eq!(refused.conflict(), Some(expected));
+    }
+    within.generate(&ada(), NewToken::named("after")).await.unwrap();
+    drop(within.into_uncommitted());
+    run::<E>(&mut transaction, &format!("INSERT INTO {table} VALUES ('after')")).await;
+    transaction.commit().await.unwrap();
+    assert_eq!(names(&store).await, ["after", "other", "taken"]);
+    assert_eq!(rows(&store, table).await, 2);
+    assert_eq!(
+        (record(&taken).await, record(&other).await),
+        (taken_record, other_record),
+        "nothing half done"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_conflict_within_a_transaction_leaves_it_usable_and_names_the_first() {
+    let pool = postgres_pool(4).await;
+    let schema = schema(&pool).await;
+    let store = PostgresStore::builder(pool).schema(&schema).migrate().await.unwrap();
+    conflicts(store, POSTGRES, &format!("{schema}.projects")).await;
+    let folder = Folder::new();
+    conflicts(sqlite_store(&folder.path().join("db")).await, SQLITE, "projects").await;
+}
+
+/// What another one committed meanwhile is met by a second try, which reads anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_another_one_came_before_is_tried_again_within_the_transaction() {
+    let pool = postgres_pool(4).await;
+    let store = postgres_store(&pool).await;
+    let tokens = service(store.clone());
+    let issued = tokens.generate(&ada(), NewToken::named("a")).await.unwrap();
+    let mut transaction = pool.begin().await.unwrap();
+    let within = tokens.within(store.within(&mut transaction));
+    let read = within.store().find(issued.token.id()).await.unwrap().unwrap();
+    tokens.rename(&ada(), issued.token.id(), "b").await.unwrap();
+    let late =
+        ChangeBatch::new().change(Change::Update(Arc::new(Token { version: 2, ..Token::clone(&read) })));
+    let refused = within.store().commit(&late).await.unwrap_err();
+    assert_eq!(refused.conflict(), Some(Conflict::Version(issued.token.id())));
+    within.revoke(&ada(), issued.token.id(), Reason::Owner).await.unwrap();
+    drop(within.into_uncommitted());
+    transaction.commit().await.unwrap();
+    let token = tokens.get(&ada(), issued.token.id()).await.unwrap();
+    assert_eq!((token.name().as_str(), token.state(), token.version()), ("b", TokenState::Revoked, 3));
+}
+
+/// Dropped at any moment, all of a change is in the transaction or nothing, and nothing more is done through it.
+async fn dropped<E: Engine>(store: SqlStore<E>, begin: &'static str) {
+    let tokens = service(store.clone());
+    let mut issued = Vec::new();
+    for name in ["a", "b"] {
+        issued.push(tokens.generate(&ada(), NewToken::named(name)).await.unwrap().token);
+    }
+    let mut left_half_way = 0;
+    for round in 0..60_u32 {
+        let mut batch = ChangeBatch::new();
+        let mut before = Vec::new();
+        for token in &issued {
+            let record = Token::clone(&store.find(token.id()).await.unwrap().unwrap());
+            before.push(record.version);
+            let event = AuditEvent {
+                id: event_id(),
+                at: record.created_at,
+                realm: record.realm.clone(),
+                action: AuditAction::Renamed,
+                actor: patkit::token::ActorRef::System,
+                token: record.id,
+                owner: None,
+                reason: None,
+                address: None,
+            };
+            let version = record.version + 1;
+            batch = batch.change(Change::Update(Arc::new(Token { version, ..record }))).event(event);
+        }
+        let mut transaction = store.pool().begin_with(begin).await.unwrap();
+        let view = store.within(&mut transaction);
+        let mut change = Box::pin(view.commit(&batch));
+        let mut is_done = false;
+        let polls = round / 2;
+        for _ in 0..polls {
+            is_done = change.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready();
+            if is_done {
+                break;
+            }
+            std::thread::sleep(Duration::from_micros(50));
+            tokio::task::yield_now().await;
+        }
+        drop(change);
+        // What nobody polled was not begun.
+        if !is_done && polls > 0 {
+            left_half_way += 1;
+            let id = issued[0].id();
+            assert!(matches!(view.find(id).await, Err(StoreError::Unavailable(_))));
+            assert!(matches!(view.commit(&batch).await, Err(StoreError::Unavailable(_))));
+            let touch = Touch::new(id, LastUse::new(issued[0].created_at(), None));
+            assert!(matches!(view.touch(&[touch]).await, Err(StoreError::Unavailable(_))));
+        }
+        drop(view);
+        // The host does not do as it is told, and commits.
+        let _ = transaction.commit().await;
+        let mut after = Vec::new();
+        for token in &issued {
+            let version = store.find(token.id()).await.unwrap().unwrap().version;
+            let events = actions(&store, token).await;
+            assert_eq!(u64::try_from(events.len()).unwrap(), version, "each change with its event");
+            after.push(version);
+        }
+        assert_eq!(after[0], after[1], "round {round}: both or none");
+        assert!(!is_done || after[0] > before[0], "round {round}: it was acknowledged");
+    }
+    assert!(left_half_way > 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_that_is_dropped_within_a_transaction_leaves_all_of_it_or_nothing() {
+    dropped(postgres_store(&postgres_pool(2).await).await, POSTGRES).await;
+    let folder = Folder::new();
+    dropped(sqlite_store(&folder.path().join("db")).await, SQLITE).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transaction_that_has_failed_does_nothing_more() {
+    let pool = postgres_pool(4).await;
+    let store = postgres_store(&pool).await;
+    let tokens = service(store.clone());
+    let mut transaction = pool.begin().await.unwrap();
+    let row = sqlx::query("SELECT pg_backend_pid()").fetch_one(&mut *transaction).await.unwrap();
+    let pid: i32 = row.get(0);
+    let within = tokens.within(store.within(&mut transaction));
+    within.generate(&ada(), NewToken::named("a")).await.unwrap();
+    raw_sql(AssertSqlSafe(format!("SELECT pg_terminate_backend({pid})"))).execute(&pool).await.unwrap();
+    let is_there = format!("SELECT 1 FROM pg_stat_activity WHERE pid = {pid}");
+    while !raw_sql(AssertSqlSafe(is_there.clone())).fetch_all(&pool).await.unwrap().is_empty() {
+        tokio::task::yield_now().await;
+    }
+    for _ in 0..2 {
+        let refused = within.generate(&ada(), NewToken::named("b")).await;
+        assert!(matches!(refused, Err(ManageError::Unavailable(_))), "{refused:?}");
+    }
+    drop(within.into_uncommitted());
+    drop(transaction);
+    assert!(names(&store).await.is_empty());
+}
+
+/// A call that the database refuses ends what is done through the transaction, although the database would go on: what comes after
+/// it may rest on what was not done.
+async fn refuses_after_a_failure<E: Engine>(store: SqlStore<E>, begin: &'static str, table: &str, fails: &str)
+where
+    for<'c> &'c mut E::Connection: Executor<'c, Database = E>,
+{
+    let tokens = service(store.clone());
+    let issued = tokens.generate(&ada(), NewToken::named("before")).await.unwrap().token;
+    let record = Token::clone(&store.find(issued.id()).await.unwrap().unwrap());
+    let id = issued.id();
+    let touch = |address: &str| {
+        let last_use = LastUse::new(issued.created_at(), Some(address.parse().unwrap()));
+        Touch::new(id, last_use)
+    };
+    let bad = Token { name: patkit::token::TokenName::new("fails").unwrap(), version: 2, ..record.clone() };
+    let bad = ChangeBatch::new().change(Change::Update(Arc::new(bad)));
+    let good = ChangeBatch::new().change(Change::Update(Arc::new(Token { version: 2, ..record })));
+    for failing in ["commit", "touch", "find", "list"] {
+        let mut transaction = store.pool().begin_with(begin).await.unwrap();
+        match failing {
+            "commit" | "touch" => run::<E>(&mut transaction, fails).await,
+            _ => {
+                run::<E>(&mut transaction, &format!("ALTER TABLE {table} RENAME COLUMN name TO other")).await;
+            }
+        }
+        let view = store.within(&mut transaction);
+        let failed = match failing {
+            "commit" => view.commit(&bad).await,
+            "touch" => view.touch(&[touch("192.0.2.99")]).await,
+            "find" => view.find(id).await.map(drop),
+            _ => view.list(&all()).await.map(drop),
+        };
+        assert!(matches!(failed, Err(StoreError::Unavailable(_))), "{failing}: {failed:?}");
+        let ended = view.list_ended(issued.created_at(), 10).await.map(drop);
+        let calls = [
+            ("find", view.find(id).await.map(drop)),
+            ("list", view.list(&all()).await.map(drop)),
+            ("list_ended", ended),
+            ("commit", view.commit(&good).await),
+            ("touch", view.touch(&[touch("192.0.2.1")]).await),
+        ];
+        for (call, result) in calls {
+            let refused = match &result {
+                Err(StoreError::Unavailable(source)) => source.to_string(),
+                other => panic!("{call} after a failed {failing}: {other:?}"),
+            };
+            let expected = "the transaction is in use, or has failed: roll it back";
+            assert_eq!(refused, expected, "{call} after a failed {failing}");
+        }
+        drop(view);
+        transaction.rollback().await.unwrap();
+    }
+    let token = store.find(id).await.unwrap().unwrap();
+    assert_eq!((token.version, token.last_used), (1, None));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_done_in_a_transaction_after_a_call_that_failed() {
+    let pool = postgres_pool(4).await;
+    let schema = schema(&pool).await;
+    let store = PostgresStore::builder(pool).schema(&schema).migrate().await.unwrap();
+    let table = format!("{schema}.patkit_tokens");
+    let fails =
+        format!("ALTER TABLE {table} ADD CHECK (name <> 'fails' AND last_used_address <> '192.0.2.99')");
+    refuses_after_a_failure(store, POSTGRES, &table, &fails).await;
+    let folder = Folder::new();
+    let fails = "CREATE TRIGGER fails BEFORE UPDATE ON patkit_tokens WHEN NEW.name = 'fails' \
+         OR NEW.last_used_address = '192.0.2.99' BEGIN SELECT RAISE(ABORT, 'refused'); END";
+    refuses_after_a_failure(sqlite_store(&folder.path().join("db")).await, SQLITE, "patkit_tokens", fails)
+        .await;
+}
+
+/// What a cache in front still shows until it is told.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cache_forgets_what_a_transaction_changed() {
+    let pool = postgres_pool(4).await;
+    let store = postgres_store(&pool).await;
+    let tokens = service(CachedStore::builder(store.clone()).build().unwrap());
+    let issued = tokens.generate(&ada(), NewToken::named("a")).await.unwrap();
+    let text = issued.plaintext.expose_secret();
+    tokens.verify(text, None).await.unwrap();
+    let mut transaction = pool.begin().await.unwrap();
+    let within = tokens.within(store.within(&mut transaction));
+    within.revoke(&ada(), issued.token.id(), Reason::Owner).await.unwrap();
+    let uncommitted = within.into_uncommitted();
+    tokens.verify(text, None).await.expect("it is not revoked yet");
+    transaction.commit().await.unwrap();
+    tokens.verify(text, None).await.expect("it is in the cache");
+    for id in uncommitted.ids() {
+        tokens.store().invalidate(id);
+    }
+    assert_eq!(tokens.verify(text, None).await.unwrap_err().reject_reason(), Some(RejectReason::Revoked));
+}
