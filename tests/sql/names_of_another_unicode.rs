@@ -31,7 +31,7 @@ async fn works<S: TokenStore>(store: S, key: &str, table: &str, change: impl Asy
     assert!(matches!(judged, Err(ManageError::Invalid(_))), "{judged:?}");
 
     // The successor has the key as it was written, and the next one too.
-    let key_of = async |id| service.store().find(id).await.unwrap().unwrap().into_token().name_key;
+    let key_of = async |id| service.store().find(id).await.unwrap().unwrap().name_key;
     let before = key_of(one.token.id()).await;
     assert_eq!(before.unwrap().as_bytes(), &[7; 32]);
     let mut current = one.token.id();
