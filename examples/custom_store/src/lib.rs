@@ -154,7 +154,7 @@ impl RedbStore {
 
 impl TokenStore for RedbStore {
     async fn find(&self, id: TokenId) -> Result<Option<Arc<Token>>, StoreError> {
-        Ok(self.read(id)?.map(Found::from))
+        Ok(self.read(id)?.map(Arc::new))
     }
 
     /// Does the same as [`find`](Self::find): without a cache, both ask the database.

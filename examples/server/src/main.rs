@@ -45,23 +45,21 @@
 //! at start: with another key under a known id the server does not start. Without the variable the key is made anew with each start,
 //! and earlier tokens no longer verify.
 
-#![allow(clippy::print_stdout, reason = "the terminal is its log")]
-
 use axum::Router;
 use axum::extract::{Form, State};
+use axum::http::StatusCode;
 use axum::http::header::{COOKIE, LOCATION, SET_COOKIE};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, StatusCode};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{get, post};
 use patkit::http::{
     Authenticator, ClientAddress, Console, Incident, ManagementApi, Permitted, RequirePermission,
     RequiredPermission, openapi,
 };
-use patkit::store::{Change, ChangeBatch, ChangeFeed, KeyChecks};
+use patkit::store::{ChangeFeed, KeyChecks};
 use patkit::{
-    Actor, CachedStore, Keyring, MemoryDirectory, NewToken, Owner, OwnerId, OwnerKind, PostgresStore,
-    RoleCatalog, SqliteStore, Token, TokenService, TokenStore, Verified,
+    Actor, CachedStore, Keyring, MemoryDirectory, Owner, OwnerId, OwnerKind, PostgresStore, RoleCatalog,
+    SqliteStore, TokenService, TokenStore, Verified,
 };
 use serde::Deserialize;
 use sqlx::postgres::PgPoolOptions;
@@ -75,7 +73,6 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 
 type Failure = Box<dyn Error + Send + Sync>;
-type Tokens<S> = Arc<TokenService<Arc<CachedStore<S>>, MemoryDirectory>>;
 
 /// The demo's people: id, name, kind, role.
 const USERS: [(&str, &str, OwnerKind, &str); 4] = [
@@ -164,8 +161,7 @@ where
         .nest_service("/api", api.router::<()>())
         .route("/api/openapi.json", get(async || axum::Json(openapi("/api"))))
         .nest("/demo", demo)
-        .route("/sign-in", get(sign_in_page).post(sign_in).with_state(sessions.clone()))
-        .route("/demo/expired-token", post(make_expired::<S>).with_state((tokens.clone(), sessions)))
+        .route("/sign-in", get(sign_in_page).post(sign_in).with_state(sessions))
         .route("/favicon.ico", get(async || StatusCode::NO_CONTENT));
 
     // Last uses are written every few seconds, and changes of other processes are heard.
@@ -233,7 +229,7 @@ async fn whoami(token: Verified) -> String {
     format!("{}, by the token {}", token.owner().id(), token.token().name())
 }
 
-/// The same with and without authentication, for measuring.
+/// Behind the layer at `/demo/hello`, and open to everybody at `/demo/open`.
 async fn hello() -> &'static str {
     "hello"
 }
@@ -284,34 +280,11 @@ fn session_key() -> Result<String, Failure> {
 }
 
 fn signed_in_user(sessions: &Sessions, request: &Parts) -> Option<Actor> {
-    let sessions = sessions.lock().ok()?;
-    session_of(&sessions, &request.headers).map(|user| Actor::session(user.clone()))
-}
-
-fn session_of<'a>(sessions: &'a HashMap<String, OwnerId>, headers: &HeaderMap) -> Option<&'a OwnerId> {
-    let cookies = headers.get_all(COOKIE).iter().filter_map(|value| value.to_str().ok());
+    let cookies = request.headers.get_all(COOKIE).iter().filter_map(|value| value.to_str().ok());
     let mut pairs = cookies.flat_map(|value| value.split(';')).map(str::trim);
-    pairs.find_map(|pair| sessions.get(pair.strip_prefix("session=")?))
-}
-
-/// For trying the page out: makes a token of whoever is signed in that has expired already, which no call of the API can.
-async fn make_expired<S: TokenStore>(
-    State((tokens, sessions)): State<(Tokens<S>, Sessions)>,
-    headers: HeaderMap,
-) -> Result<StatusCode, StatusCode> {
-    let unavailable = |_| StatusCode::SERVICE_UNAVAILABLE;
-    let user = sessions.lock().ok().and_then(|sessions| session_of(&sessions, &headers).cloned());
-    let actor = Actor::session(user.ok_or(StatusCode::UNAUTHORIZED)?);
-    let issued =
-        tokens.generate(&actor, NewToken::named("expired")).await.map_err(|_| StatusCode::CONFLICT)?;
-    let found = tokens.store().find(issued.token.id()).await.map_err(unavailable)?;
-    let found = found.ok_or(StatusCode::NOT_FOUND)?;
-    let mut token = Token::clone(&found);
-    token.facts.expires_at = Some(token.created_at);
-    token.version = token.version.saturating_add(1);
-    let batch = ChangeBatch::new().change(Change::Update(Arc::new(token)));
-    tokens.store().commit(&batch).await.map_err(unavailable)?;
-    Ok(StatusCode::CREATED)
+    let sessions = sessions.lock().ok()?;
+    let user = pairs.find_map(|pair| sessions.get(pair.strip_prefix("session=")?))?;
+    Some(Actor::session(user.clone()))
 }
 
 struct Options {
