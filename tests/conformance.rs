@@ -693,7 +693,7 @@ impl TokenStore for Model {
         self.up()?;
         let state = self.state();
         if self.is(Fault::FindsTheNextId) {
-            return Ok(state.records.range(id..).next().map(|(_, token)| token.clone().into()));
+            return Ok(state.records.range(id..).next().map(|(_, token)| token.clone()));
         }
         Ok(state.records.get(&id).cloned())
     }
@@ -710,7 +710,7 @@ impl TokenStore for Model {
             }
         };
         match from_before {
-            Some(token) => Ok(Some(token.into())),
+            Some(token) => Ok(Some(token)),
             None => self.find(id).await,
         }
     }

@@ -250,7 +250,7 @@ struct Careless(Arc<Owner>);
 
 impl Directory for Careless {
     async fn find(&self, _realm: &Realm, _id: &OwnerId) -> Result<Option<Arc<Owner>>, DirectoryError> {
-        Ok(Some(self.0.clone().into()))
+        Ok(Some(self.0.clone()))
     }
 }
 

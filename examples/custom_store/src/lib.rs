@@ -11,8 +11,7 @@ mod row;
 
 use chrono::{DateTime, Utc};
 use patkit::store::{
-    Change, ChangeBatch, Conflict, CorruptRecord, KeyChecks, ListQuery, MAX_PAGE, Page, TokenCounts,
-    Touch,
+    Change, ChangeBatch, Conflict, CorruptRecord, KeyChecks, ListQuery, MAX_PAGE, Page, TokenCounts, Touch,
 };
 use patkit::token::{Credential, KeyCheck, KeyId, TokenState};
 use patkit::{AuditEvent, OwnerId, Realm, StoreError, Token, TokenId, TokenStore};
