@@ -144,7 +144,8 @@ pub struct RevokedBody {
     pub at: String,
     /// By whom.
     pub by: RevokedByBody,
-    /// Why: `owner`, `admin`, `system`, `offboarding`, `idle`, `rotated`, `reuse` or `compromised`.
+    /// Why: `owner`, `admin`, `system`, `offboarding`, `idle`, `rotated`, `reuse`, `suspected` or
+    /// `compromised`.
     pub reason: String,
 }
 

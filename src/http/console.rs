@@ -305,6 +305,20 @@ fn offered(wanted: Option<&[Grant]>, held: &PermissionSet, grants_scim: bool) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::token::Reason;
+
+    #[test]
+    fn the_page_has_a_text_for_each_reason_and_knows_the_final_ones() {
+        let script = include_str!("console/script.js");
+        let (_, rest) = script.split_once("const REASONS = {").unwrap();
+        let (texts, _) = rest.split_once("};").unwrap();
+        let (_, rest) = script.split_once("const FINAL = [").unwrap();
+        let (last, _) = rest.split_once(']').unwrap();
+        for reason in Reason::ALL {
+            assert!(texts.contains(&format!("\t{reason}: \"")), "{reason}");
+            assert_eq!(last.contains(&format!("\"{reason}\"")), reason.is_final(), "{reason}");
+        }
+    }
 
     #[test]
     fn the_page_offers_no_more_than_the_actor_holds() {

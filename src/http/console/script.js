@@ -388,6 +388,7 @@ const REASONS = {
 	idle: "because it was not used for long",
 	rotated: "when it was rotated",
 	reuse: "because a rotated token was used again",
+	suspected: "because the token that it came from may have leaked",
 	compromised: "because it may have leaked",
 };
 
