@@ -176,7 +176,7 @@ mod tests {
         let limits = Limits::new(1, 10 * SECOND);
         let admits = |now| limits.count(credential(0), now).is_admitted;
         assert!(admits(3 * SECOND));
-        assert!(!admits(13 * SECOND - Duration::from_nanos(1)));
+        assert!(!admits(Duration::new(12, 999_999_999)));
         assert!(admits(13 * SECOND));
         assert!(!admits(22 * SECOND), "the second window began at 13 s");
         assert!(admits(25 * SECOND));

@@ -1,11 +1,9 @@
 //! A cache in front of a store: verifications that ask the database once in a while instead of each time.
 
 mod follow;
-mod kept;
 mod lookup;
 
 use follow::Follower;
-use kept::Kept;
 pub(super) use lookup::Lookup;
 use lookup::{Asked, taken_apart};
 
@@ -15,6 +13,7 @@ use super::{
     Touch,
 };
 use crate::clock::{Clock, SystemClock};
+use crate::table::BoundedTable;
 use crate::token::details::{Details, Packed};
 use crate::token::{KeyCheck, KeyId, Token, TokenId, TokenState};
 use arc_swap::Guard;
@@ -493,8 +492,8 @@ impl<S: TokenStore> CachedStoreBuilder<S> {
         }
         Ok(CachedStore {
             lookup: Lookup {
-                found: Kept::new(Arc::new(Details::vacant()), self.capacity),
-                missing: Kept::new(Arc::new(()), self.negative_capacity),
+                found: BoundedTable::new(Arc::new(Details::vacant()), self.capacity),
+                missing: BoundedTable::new(Arc::new(()), self.negative_capacity),
                 lifetime: self.lifetime,
                 negative_lifetime: self.negative_lifetime,
                 built_at: self.clock.monotonic(),

@@ -5,11 +5,10 @@
     reason = "measured, as in the table: what is moved between functions is a tenth"
 )]
 
-use super::kept::Kept;
 use crate::clock::Clock;
 use crate::snapshot::Snapshot;
 use crate::store::StoredToken;
-use crate::table::Place;
+use crate::table::{BoundedTable, Place};
 use crate::token::TokenId;
 use crate::token::access::Access;
 use crate::token::details::{Details, Packed};
@@ -19,9 +18,9 @@ use std::time::Duration;
 
 pub(in crate::store) struct Lookup {
     /// The records, with their [`Access`] and when they were asked for.
-    pub(super) found: Kept<Details, 10>,
+    pub(super) found: BoundedTable<Details, 10>,
     /// Ids without a record, and when they were asked for.
-    pub(super) missing: Kept<(), 2>,
+    pub(super) missing: BoundedTable<(), 2>,
     pub(super) lifetime: Duration,
     pub(super) negative_lifetime: Duration,
     pub(super) clock: Arc<dyn Clock>,
