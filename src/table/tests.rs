@@ -94,7 +94,7 @@ fn removing_and_adding_for_ever_takes_no_more_room() {
             assert!(table.remove(key(number - 100), |_| true));
         }
     }
-    let most = table.shards.iter().map(|shard| shard.len_for_writer()).max();
+    let most = table.shards.iter().map(Shard::len_for_writer).max();
     assert!(most <= Some(128), "{most:?} places of an index");
     // At most 101 values at a time, a small part of what one shard holds.
     let slots: u32 = table.shards.iter().map(|shard| shard.lock().last).sum();
