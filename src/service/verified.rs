@@ -21,7 +21,8 @@ use std::sync::Arc;
 /// Proof that a credential was verified: the token, its owner, and what both together allow. Only verification makes one
 /// (and, for tests of hosts, the `testkit` feature).
 ///
-/// It tells how things were when it was made. For a stream or a socket that lives on, ask [`TokenService::recheck`] now
+/// It tells how things were when it was made. For a stream or a socket that lives on, ask
+/// [`TokenService::recheck`](super::TokenService::recheck) now
 /// and then.
 #[derive(Clone)]
 pub struct Verified {
