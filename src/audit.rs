@@ -1,7 +1,8 @@
-//! What happened, for the host's records: the events, and the sink that is told of them.
+//! Audit events, and the sink that receives them.
 //!
-//! An event is stored in the same commit as the change that it tells of: the store's table is the truth. The sink is
-//! called after the commit, once, best effort: a crash in between loses the call, not the event.
+//! An event is stored in the same commit as the change that it describes, so the store's table is
+//! authoritative. The sink is called after the commit, once and best effort. A crash between the
+//! two loses the call, but not the event.
 
 use crate::owner::{OwnerId, Realm};
 use crate::role::UnknownName;
@@ -14,29 +15,29 @@ use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 
-/// What happened to a token.
+/// The kind of an audit event of a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum AuditAction {
-    /// It was made.
+    /// The token was made.
     Generated,
-    /// It was put back into use.
+    /// The token was put back into use.
     Restored,
-    /// It was taken out of use.
+    /// The token was taken out of use.
     Revoked,
-    /// Its name or its description was changed.
+    /// The token's name or description was changed.
     Renamed,
-    /// A successor took its place.
+    /// The token was replaced by a successor.
     Rotated,
-    /// Its record was removed.
+    /// The token's record was removed.
     Deleted,
-    /// Its right secret was presented after it had been rotated.
+    /// The token's right secret was presented after the token had been rotated.
     Reuse,
-    /// Its text was found where it should not be.
+    /// The token's text was found where it should not be.
     Leak,
-    /// Its digest was moved to the primary key.
+    /// The token's digest was moved to the primary key.
     Redigested,
-    /// It was presented and refused.
+    /// The token was presented and refused.
     Refused,
 }
 
@@ -55,7 +56,7 @@ impl AuditAction {
         Self::Refused,
     ];
 
-    /// The action's name, such as `generated`.
+    /// Returns the action's name, such as `generated`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Generated => "generated",
@@ -71,7 +72,7 @@ impl AuditAction {
         }
     }
 
-    /// The action with this name.
+    /// Returns the action with this name.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|action| action.as_str() == name)
     }
@@ -83,34 +84,35 @@ impl fmt::Display for AuditAction {
     }
 }
 
-/// The id of an audit event: 128 bits, a `UUIDv7` (RFC 9562 section 5.7), written as 22 characters of `0-9A-Za-z`.
+/// The id of an audit event.
 ///
-/// The ids that one service makes increase strictly, so that its events of one instant have an order. A sink and the stored
-/// events name an event by the same id.
+/// It is 128 bits, a `UUIDv7` (RFC 9562 section 5.7), written as 22 characters of `0-9A-Za-z`. The
+/// ids from one service strictly increase, so its events of one instant are ordered. Sinks and
+/// stored events use the same ids.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EventId(TokenId);
 
-/// The text or the bytes are not an event id.
+/// The error if a text or bytes are not an event id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("an event id is 22 characters of 0-9A-Za-z that hold a UUIDv7")]
 #[non_exhaustive]
 pub struct EventIdError;
 
 impl EventId {
-    /// The id in these 16 bytes, as [`to_bytes`](Self::to_bytes) returned them.
+    /// Creates an id from the 16 bytes that [`to_bytes`](Self::to_bytes) returned.
     ///
     /// # Errors
-    /// [`EventIdError`] if they do not hold a `UUIDv7`.
+    /// [`EventIdError`] if the bytes are not a `UUIDv7`.
     pub fn from_bytes(bytes: [u8; 16]) -> Result<Self, EventIdError> {
         TokenId::from_bytes(bytes).map(Self).map_err(|_| EventIdError)
     }
 
-    /// The 16 bytes of the UUID, big-endian.
+    /// Returns the 16 bytes of the UUID, big-endian.
     pub const fn to_bytes(self) -> [u8; 16] {
         self.0.to_bytes()
     }
 
-    /// Returns the id of a new event at `now`.
+    /// Creates the id of a new event at `now`.
     pub(crate) fn generate(ids: &IdSource, now: DateTime<Utc>) -> Self {
         Self(ids.generate_event(now))
     }
@@ -119,7 +121,7 @@ impl EventId {
         Self(uuid)
     }
 
-    /// The UUID.
+    /// Returns the UUID.
     pub(crate) const fn uuid(self) -> TokenId {
         self.0
     }
@@ -145,39 +147,40 @@ impl FromStr for EventId {
     }
 }
 
-/// One event. It never holds any of a secret.
+/// An audit event. It never contains any part of a secret.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(clippy::exhaustive_structs, reason = "a store must not be able to forget a field")]
 pub struct AuditEvent {
-    /// Which event.
+    /// The id of the event.
     pub id: EventId,
-    /// When.
+    /// The time of the event.
     pub at: DateTime<Utc>,
-    /// In which realm.
+    /// The realm of the token.
     pub realm: Realm,
-    /// What.
+    /// The action.
     pub action: AuditAction,
-    /// By whom.
+    /// The actor.
     pub actor: ActorRef,
-    /// To which token.
+    /// The token.
     pub token: TokenId,
-    /// Whose token that is; none once the owner was erased.
+    /// The token's owner. `None` once the owner was erased.
     pub owner: Option<OwnerId>,
-    /// Why: the name of a [`Reason`], or of the reason of a refusal.
+    /// The name of a [`Reason`], or of the reason of a refusal.
     pub reason: Option<Cow<'static, str>>,
-    /// From where, if the host said.
+    /// The address of the actor, if the host gave one.
     pub address: Option<IpAddr>,
 }
 
 impl AuditEvent {
-    /// This event because of `reason`.
+    /// Sets the reason.
     pub fn because(mut self, reason: Reason) -> Self {
         self.reason = Some(Cow::Borrowed(reason.as_str()));
         self
     }
 
-    /// Takes out every trace of `owner`, as erasing an owner does to the stored events: whose the token was, who did it,
-    /// and from where.
+    /// Removes every trace of `owner`, as erasing an owner does to the stored events.
+    ///
+    /// This clears the token's owner, the actor and the address.
     pub fn erase(&mut self, realm: &Realm, owner: &OwnerId) {
         if self.realm != *realm {
             return;
@@ -196,17 +199,21 @@ impl AuditEvent {
     }
 }
 
-/// Is told of every event after it was stored; of a refusal when it happens, since those are stored with the next flush.
+/// Receives every event after it was stored.
 ///
-/// It is called on the thread of the operation: hand the event on and return. A panic in it goes to the caller of the
-/// operation, which is committed by then.
+/// A refusal is received when it happens, because refusals are stored with the next flush.
+///
+/// The sink is called on the thread of the operation, so hand the event on and return. A panic in
+/// the sink reaches the caller of the operation, which is committed by then.
 pub trait AuditSink: Send + Sync {
-    /// This happened.
+    /// Receives an event.
     fn record(&self, event: &AuditEvent);
 
-    /// An owner has a role, or a route demands a permission, that the role catalogue does not know. It is called once for each
-    /// name while a service lives, for up to [`MAX_REPORTED_NAMES`](crate::role::MAX_REPORTED_NAMES) roles and as many
-    /// permissions. Does nothing unless it is implemented.
+    /// Receives a name that the role catalogue does not know.
+    ///
+    /// An owner has an unknown role, or a route demands an unknown permission. A service calls this
+    /// once for each name, for up to [`MAX_REPORTED_NAMES`](crate::role::MAX_REPORTED_NAMES) roles
+    /// and as many permissions. The default does nothing.
     fn unknown_name(&self, _name: UnknownName<'_>) {}
 }
 
@@ -220,8 +227,10 @@ impl<S: AuditSink + ?Sized> AuditSink for Arc<S> {
     }
 }
 
-/// Writes each event as one `tracing` event of level INFO (WARN for reuse, leaks and compromise) with the target
-/// `patkit::audit`. Subscribers get every text as a field and escape it as they do.
+/// Writes each event as one `tracing` event with the target `patkit::audit`.
+///
+/// The level is INFO, or WARN for reuse, leaks and compromise. Subscribers get every text as a
+/// field and escape it in their own way.
 #[cfg(feature = "tracing")]
 #[derive(Debug, Clone, Copy, Default)]
 #[non_exhaustive]
@@ -229,7 +238,7 @@ pub struct TracingSink;
 
 #[cfg(feature = "tracing")]
 impl TracingSink {
-    /// The sink.
+    /// Creates the sink.
     pub const fn new() -> Self {
         Self
     }
@@ -258,7 +267,7 @@ impl AuditSink for TracingSink {
         }
         let alarming = matches!(event.action, AuditAction::Reuse | AuditAction::Leak)
             || event.reason.as_deref() == Some(Reason::Compromised.as_str());
-        // A level is part of the macro's static call site, so it cannot come in as a value.
+        // The level must be a constant because it is part of the macro's static call site.
         if alarming {
             write_at!(tracing::Level::WARN);
         } else {
@@ -267,7 +276,7 @@ impl AuditSink for TracingSink {
     }
 }
 
-/// Counts each event in the counter `patkit_audit_events_total`, with the labels `action` and `reason`.
+/// Counts each event in `patkit_audit_events_total`, with the labels `action` and `reason`.
 #[cfg(feature = "metrics")]
 #[derive(Debug, Clone, Copy, Default)]
 #[non_exhaustive]
@@ -275,7 +284,7 @@ pub struct MetricsSink;
 
 #[cfg(feature = "metrics")]
 impl MetricsSink {
-    /// The sink.
+    /// Creates the sink.
     pub const fn new() -> Self {
         Self
     }

@@ -1,32 +1,38 @@
-//! The `Authorization` header of a bearer request (RFC 9110 section 11, RFC 6750 section 2.1), as text: no HTTP library is
-//! needed.
+//! Parses the `Authorization` header of a bearer request without an HTTP library.
+//!
+//! The format is that of RFC 9110 section 11 and RFC 6750 section 2.1.
 
-/// The most bytes that an `Authorization` header of the scheme `Bearer` may have: 8 KiB. The text of a token has 97 at most.
-/// Headers of other schemes have no bound here.
+/// The maximum length of an `Authorization` header of the scheme `Bearer`: 8 KiB.
+///
+/// The text of a token has 97 bytes at most. Headers of other schemes are not bounded here.
 pub const MAX_HEADER_BYTES: usize = 8 * 1024;
 
-/// Why a header holds no bearer credential.
+/// The error if a header has no bearer credential.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BearerError {
-    /// There is no credential, or one of another scheme: answer 401 without an error code.
+    /// There is no credential, or it has another scheme. Answer 401 without an error code.
     #[error("the request has no bearer credential")]
     Missing,
-    /// `Bearer` is not followed by exactly one token68, or the header is too long: answer 400, `invalid_request`.
+    /// `Bearer` is not followed by exactly one token68, or the header is too long.
+    ///
+    /// Answer 400 with `invalid_request`.
     #[error(
         "the bearer credential is malformed: `Bearer`, a space and one token are expected, 8 KiB at most"
     )]
     Malformed,
 }
 
-/// Returns the value of the only `Authorization` header of a request, given the values as they came, or `None` if there is none or it
-/// belongs to another scheme than `Bearer`.
+/// Returns the value of a request's only `Authorization` header.
 ///
-/// The scheme is read first. A credential of another scheme is never judged, however long it is and whatever its bytes are.
+/// `headers` are the values as received. Returns `None` if there is none, or if it has another
+/// scheme than `Bearer`. A credential of another scheme is never checked, regardless of its length
+/// and bytes.
 ///
 /// # Errors
-/// [`BearerError::Malformed`] if there is more than one header, of whatever schemes, or if the bearer credential is longer than
-/// [`MAX_HEADER_BYTES`] or not visible ASCII with spaces and tabs (RFC 9110 section 5.5).
+/// [`BearerError::Malformed`] if there is more than one header, of any scheme, or if the bearer
+/// credential is longer than [`MAX_HEADER_BYTES`] or is not visible ASCII with spaces and tabs (RFC
+/// 9110 section 5.5).
 pub fn only<'a>(headers: impl IntoIterator<Item = &'a [u8]>) -> Result<Option<&'a str>, BearerError> {
     let mut headers = headers.into_iter();
     match (headers.next(), headers.next()) {
@@ -40,7 +46,9 @@ pub fn only<'a>(headers: impl IntoIterator<Item = &'a [u8]>) -> Result<Option<&'
     }
 }
 
-/// Returns the bearer credential of a request's only `Authorization` header if it is one well-formed token68, of whatever length.
+/// Returns the bearer credential of a request's only `Authorization` header.
+///
+/// Returns `None` unless it is one well-formed token68, of any length.
 #[cfg(feature = "tower")]
 pub(crate) fn token68<'a>(headers: impl IntoIterator<Item = &'a [u8]>) -> Option<&'a str> {
     let mut headers = headers.into_iter();
@@ -49,30 +57,34 @@ pub(crate) fn token68<'a>(headers: impl IntoIterator<Item = &'a [u8]>) -> Option
     is_token68(text).then_some(text)
 }
 
-/// Returns the rest of a header after the name `Bearer`, or `None` if the header belongs to another scheme.
+/// Returns the rest of a header after the name `Bearer`, or `None` if it has another scheme.
 fn after_name(header: &[u8]) -> Option<&[u8]> {
     let (name, rest) = header.split_first_chunk::<6>()?;
-    // `Bearerx` is another scheme. `Bearer` before a tab or a comma is no other scheme, since neither may stand in a name.
+    // `Bearerx` is another scheme. `Bearer` before a tab or a comma is not, because a scheme name
+    // cannot contain either.
     let is_ours =
         name.eq_ignore_ascii_case(b"bearer") && !rest.first().is_some_and(|byte| is_token_char(*byte));
     is_ours.then_some(rest)
 }
 
-/// The credential in an `Authorization` header. The scheme is compared without regard to case; one or more spaces stand
-/// after it; then exactly one token68 (RFC 9110 section 11.2) and nothing else but spaces.
+/// Returns the credential of an `Authorization` header.
 ///
-/// A request with more than one `Authorization` header is malformed as a whole: that is for the caller to see.
+/// The scheme is compared without regard to case. One or more spaces must follow, then exactly one
+/// token68 (RFC 9110 section 11.2) and nothing else but spaces.
+///
+/// A request with more than one `Authorization` header is malformed as a whole; the caller must
+/// check for that.
 ///
 /// # Errors
-/// [`BearerError`], which never holds anything of the header.
+/// [`BearerError`], which never contains any part of the header.
 pub fn credential(header: &str) -> Result<&str, BearerError> {
     let text = after_scheme(header)?;
     if is_token68(text) { Ok(text) } else { Err(BearerError::Malformed) }
 }
 
-/// Returns the text after the scheme, trimmed of spaces, without judging it.
+/// Returns the text after the scheme, trimmed of spaces, without checking it.
 pub(crate) fn after_scheme(header: &str) -> Result<&str, BearerError> {
-    // The usual header, without a search for where anything ends.
+    // The fast path for the usual header: no search for the end of the scheme or the token.
     if let Some(text) = header.strip_prefix("Bearer ")
         && header.len() <= MAX_HEADER_BYTES
         && !text.starts_with(' ')
@@ -88,9 +100,10 @@ pub(crate) fn after_scheme(header: &str) -> Result<&str, BearerError> {
     text.map(|text| text.trim_matches(' ')).ok_or(BearerError::Malformed)
 }
 
-/// RFC 9110 section 11.2: `1*( ALPHA / DIGIT / "-" / "." / "_" / "~" / "+" / "/" ) *"="`.
+/// Returns whether a text is a token68 of RFC 9110 section 11.2:
+/// `1*( ALPHA / DIGIT / "-" / "." / "_" / "~" / "+" / "/" ) *"="`.
 pub(crate) fn is_token68(text: &str) -> bool {
-    // What our own tokens are made of is seen without a branch per byte.
+    // The characters of this crate's own tokens are checked without a branch per byte.
     let plain = text.bytes().fold(true, |plain, byte| {
         plain & ((byte | 0x20).wrapping_sub(b'a') < 26 || byte.wrapping_sub(b'0') < 10 || byte == b'_')
     });
@@ -102,7 +115,7 @@ pub(crate) fn is_token68(text: &str) -> bool {
     !body.is_empty() && body.bytes().all(fits)
 }
 
-/// RFC 9110 section 5.6.2, `tchar`.
+/// Returns whether a byte is a `tchar` of RFC 9110 section 5.6.2.
 fn is_token_char(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }

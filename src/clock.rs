@@ -1,7 +1,7 @@
-//! Where the time comes from. No other file reads the system's clock.
+//! The sources of time. No other file reads the system's clock.
 //!
-//! Instants are chrono's `DateTime<Utc>`, cut to the microsecond when they enter the crate, so that every
-//! store gives back the same instant.
+//! Instants are chrono's `DateTime<Utc>`, cut to the microsecond when they enter the crate, so that
+//! every store returns the same instant.
 
 #![allow(clippy::disallowed_methods)]
 
@@ -12,25 +12,29 @@ use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-/// Says what time it is.
+/// A source of time.
 ///
-/// There is no leeway for clock skew anywhere: a node whose clock is ahead by five seconds refuses a token five
-/// seconds early, one that is behind accepts it five seconds late. Keep the nodes on NTP. A clock that goes back
-/// makes an expired token live again until the clock is right; no token outlives its stored expiry on a right
-/// clock.
+/// There is no leeway for clock skew. A node whose clock is 5 s ahead refuses a token 5 s early; a
+/// node whose clock is 5 s behind accepts it 5 s late. Keep the nodes on NTP. If a clock goes back,
+/// an expired token works again until the clock is right. On a right clock, no token outlives its
+/// stored expiry.
 pub trait Clock: Send + Sync {
-    /// The present instant. What is finer than a microsecond is cut off by the caller.
+    /// Returns the current instant. The caller cuts it to the microsecond.
     fn now(&self) -> DateTime<Utc>;
 
-    /// [`now`](Self::now) in microseconds since 1970, cut off towards the past: all that a verification asks for, and nothing else
-    /// asks for it. A clock that has the number at hand need not make a date of it first. It may be behind [`now`](Self::now) by a
-    /// bounded time: tokens then live that much longer.
+    /// Returns [`now`](Self::now) in microseconds since 1970, cut towards the past.
+    ///
+    /// A verification asks only for this, and nothing else does. A clock that counts in
+    /// microseconds can return its count without building a date. The result may be behind
+    /// [`now`](Self::now) by a bounded time; tokens then live that much longer.
     fn now_micros(&self) -> i64 {
         micros(self.now())
     }
 
-    /// The time since some fixed moment. It never goes back, whatever is done to the time of day: what is kept for a while
-    /// is measured by it.
+    /// Returns the time since some fixed moment. It never goes back, even if the time of day is
+    /// changed.
+    ///
+    /// Lifetimes of kept data, such as cache entries, are measured by it.
     fn monotonic(&self) -> Duration;
 }
 
@@ -54,7 +58,7 @@ impl<C: Clock + ?Sized> Clock for Arc<C> {
 pub struct SystemClock;
 
 impl SystemClock {
-    /// The system's clock.
+    /// Creates the system's clock.
     pub const fn new() -> Self {
         Self
     }
@@ -66,7 +70,7 @@ impl Clock for SystemClock {
     }
 
     fn now_micros(&self) -> i64 {
-        // Before 1970 and beyond what the number holds are both possible on a broken clock; neither may panic.
+        // A broken clock may be before 1970 or beyond the range of `i64`; neither may panic.
         match SystemTime::now().duration_since(UNIX_EPOCH) {
             Ok(since) => i64::try_from(since.as_secs())
                 .map_or(i64::MAX, |seconds| from_parts(seconds, since.subsec_micros().into())),
@@ -87,18 +91,22 @@ const fn from_parts(seconds: i64, micros: i64) -> i64 {
     seconds.saturating_mul(1_000_000).saturating_add(micros)
 }
 
-/// The system's clock as it was at the kernel's last tick, for verifications: reading it costs a fifth of what the exact one
-/// does, which is a tenth of a verification in memory. For [`TokenServiceBuilder::clock`](crate::service::TokenServiceBuilder::clock).
+/// The system's clock as of the kernel's last tick, for faster verifications.
 ///
-/// [`now_micros`](Clock::now_micros), which verifications ask, is behind the exact time by one tick at most, 1 to 10 ms by how the
-/// kernel was built ([`tick`](Self::tick)), and never ahead of it. [`now`](Clock::now), which changes ask, and
-/// [`monotonic`](Clock::monotonic) are exact.
+/// Reading it takes a fifth of the time of the exact clock, whose reading is a tenth of a
+/// verification in memory. Pass it to
+/// [`TokenServiceBuilder::clock`](crate::service::TokenServiceBuilder::clock).
 ///
-/// What follows: a token may be verified for up to a tick after its expiry, and the times of verifications, of last uses and of
-/// audited refusals may be early by as much. A revocation is a fact and no time: it is seen at once. A new token is verified at
-/// once, since nothing compares its creation with now.
+/// [`now_micros`](Clock::now_micros), which verifications use, is never ahead of the exact time and
+/// at most one [`tick`](Self::tick) behind it: 1 to 10 ms, depending on how the kernel was built.
+/// [`now`](Clock::now), which changes use, and [`monotonic`](Clock::monotonic) are exact.
 ///
-/// On Linux alone; elsewhere it is the exact clock.
+/// A token may therefore be verified for up to a tick after its expiry, and the times of
+/// verifications, last uses and audited refusals may be early by up to a tick. A revocation is seen
+/// at once, because it is a fact and not a time. A new token is verified at once, because nothing
+/// compares its creation with now.
+///
+/// On Linux only; elsewhere it is the exact clock.
 #[cfg(feature = "coarse-clock")]
 #[derive(Debug, Clone, Copy, Default)]
 #[non_exhaustive]
@@ -106,12 +114,12 @@ pub struct CoarseClock;
 
 #[cfg(feature = "coarse-clock")]
 impl CoarseClock {
-    /// The system's clock at its last tick.
+    /// Creates the system's clock as of its last tick.
     pub const fn new() -> Self {
         Self
     }
 
-    /// By how much it may be behind: zero where it is the exact clock.
+    /// Returns the time by which the clock may be behind. Zero where it is the exact clock.
     pub fn tick(&self) -> Duration {
         #[cfg(target_os = "linux")]
         {
@@ -146,27 +154,30 @@ impl Clock for CoarseClock {
     }
 }
 
-/// A clock that stands still until it is told otherwise; for tests and examples.
+/// A clock that changes only when it is set or advanced, for tests and examples.
 #[derive(Debug)]
 pub struct ManualClock {
     now: AtomicI64,
-    /// Microseconds by which it was moved forward.
+    /// The microseconds by which the clock was advanced.
     passed: AtomicU64,
 }
 
 impl ManualClock {
-    /// A clock that shows `now`.
+    /// Creates a clock that shows `now`.
     pub fn at(now: DateTime<Utc>) -> Self {
         Self { now: AtomicI64::new(now.timestamp_micros()), passed: AtomicU64::new(0) }
     }
 
-    /// Shows `now` from here on; it may lie in the past. No time passes by that: the clock was wrong before.
+    /// Sets the time, which may be in the past. [`monotonic`](Clock::monotonic) does not change, as
+    /// if the clock had been wrong before.
     pub fn set(&self, now: DateTime<Utc>) {
         self.now.store(now.timestamp_micros(), Ordering::SeqCst);
     }
 
-    /// Moves the clock by `by`, backwards where it is negative; stops at the ends of chrono's range. Time passes when it goes
-    /// forward.
+    /// Advances the clock by `by`, or moves it back if `by` is negative.
+    ///
+    /// The clock stops at the ends of chrono's range. [`monotonic`](Clock::monotonic) advances only
+    /// if `by` is positive.
     pub fn advance(&self, by: TimeDelta) {
         let by = by.num_microseconds().unwrap_or(i64::MAX);
         let now = self.now.load(Ordering::SeqCst).saturating_add(by);
@@ -189,11 +200,13 @@ impl Clock for ManualClock {
     }
 }
 
-/// How far ahead of now a stored instant may be. A later one was stored by a clock that was wrong, and nothing waits for it:
-/// clocks of nodes may differ, but not by a day.
+/// The maximum by which a stored instant may be ahead of now: 1 day.
+///
+/// Clocks of nodes may differ, but not by a day. A later instant was stored by a wrong clock, and
+/// nothing waits for it.
 pub const MAX_CLOCK_ERROR: TimeDelta = TimeDelta::days(1);
 
-/// The latest instant that a right clock may have stored, at `now`.
+/// Returns the latest instant that a right clock may have stored at `now`.
 pub(crate) fn plausible_until(now: DateTime<Utc>) -> DateTime<Utc> {
     now.checked_add_signed(MAX_CLOCK_ERROR).unwrap_or(DateTime::<Utc>::MAX_UTC)
 }
@@ -207,8 +220,11 @@ pub(crate) fn cut(instant: DateTime<Utc>) -> DateTime<Utc> {
     DateTime::from_timestamp_micros(instant.timestamp_micros()).unwrap_or(instant)
 }
 
-/// Microseconds since 1970, cut as [`cut`] does: what ends at a microsecond has ended at an instant if it has at the
-/// microsecond before it. chrono's range is well within that of the number.
+/// Returns the microseconds since 1970, cut as [`cut`] does.
+///
+/// The cut does not change an expiry check: an expiry at a whole microsecond is reached at an
+/// instant exactly if it is reached at the cut of that instant. chrono's range is well within that
+/// of `i64`.
 pub(crate) fn micros(instant: DateTime<Utc>) -> i64 {
     instant.timestamp_micros()
 }
@@ -217,7 +233,7 @@ const fn cut_nanos(nanos: u32) -> u32 {
     nanos.saturating_sub(nanos % 1_000)
 }
 
-/// Beyond chrono's range it is the end of that.
+/// Returns the instant at `micros` since 1970. Beyond chrono's range, returns the end of the range.
 pub(crate) fn at_micros(micros: i64) -> DateTime<Utc> {
     let end = if micros < 0 { DateTime::<Utc>::MIN_UTC } else { DateTime::<Utc>::MAX_UTC };
     DateTime::from_timestamp_micros(micros).unwrap_or(end)

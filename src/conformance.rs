@@ -1,6 +1,7 @@
-//! The suite that proves a store right: every promise of [`TokenStore`], checked through nothing but its methods.
+//! A test suite for stores. It checks every promise of [`TokenStore`] through the store's methods
+//! alone.
 //!
-//! A store's author calls it from one test, with a way to make an empty store:
+//! The author of a store calls it from one test, with a factory for empty stores:
 //!
 //! ```
 //! use patkit::MemoryStore;
@@ -12,12 +13,14 @@
 //! # }
 //! ```
 //!
-//! The factory is called once per check, so that no check depends on another one; it may panic when it cannot make a
-//! store. A store that also reads audit events, counts records or keeps key checks has [`Suite::run_audit_log`],
-//! [`Suite::run_counts`] and [`Suite::run_key_checks`]. [`Suite::run`] brings changes into conflict by polling many futures at once, on the runtime
-//! that it is awaited on; [`Suite::run_races`] does so from many threads.
+//! The factory is called once per check, so that no check depends on another one. It may panic if
+//! it cannot create a store. For a store that also reads audit events, counts records or keeps key
+//! checks, there are [`Suite::run_audit_log`], [`Suite::run_counts`] and [`Suite::run_key_checks`].
+//! [`Suite::run`] makes changes conflict by polling many futures at once, on the runtime that
+//! awaits it. [`Suite::run_races`] does so from many threads.
 //!
-//! A wrapper whose reads may lag behind its commits says by how much, and hands in its runtime's sleep:
+//! For a wrapper whose reads may lag behind its commits, pass the bound of the lag and the
+//! runtime's sleep:
 //!
 //! ```
 //! # use patkit::MemoryStore;
@@ -31,12 +34,13 @@
 //! # }
 //! ```
 //!
-//! All checks are run, also after one has failed: the [`Failure`] names each that did, with the sentence of the contract
-//! that the store breaks and what was seen instead.
+//! All checks run, even if one has failed. The [`Failure`] names each failed check, with the
+//! sentence of the contract that the store breaks and what was seen instead.
 //!
-//! What it cannot show: that a commit whose future is dropped, or whose connection is lost, is done whole or not at all;
-//! that what was committed survives a crash; that a corrupt record harms itself alone. Those need a hand on what is
-//! under the store, and belong into its own tests.
+//! The suite cannot show that a commit whose future is dropped, or whose connection is lost, is
+//! applied either whole or not at all, that committed data survives a crash, or that a corrupt
+//! record affects no other record. The tests of the store itself must show these, because they need
+//! access to what is below the store.
 
 use crate::audit::{AuditAction, AuditEvent, EventId};
 use crate::clock::MAX_CLOCK_ERROR;
@@ -63,12 +67,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
 
-/// A future on the heap, as [`Suite::run_races`] hands it out to be blocked on.
+/// A boxed future, which [`Suite::run_races`] passes out to be blocked on.
 pub type BoxedFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 type Sleep = Box<dyn Fn(Duration) -> BoxedFuture<'static, ()> + Send + Sync>;
 
-/// The checks, the stores that they are run on, and how stale what those read may be.
+/// The checks, the factory of the stores under test, and the staleness of their reads.
 pub struct Suite<F> {
     factory: F,
     settling: Settling,
@@ -80,16 +84,20 @@ struct Settling {
 }
 
 impl<F> Suite<F> {
-    /// The suite for the stores that `factory` makes: each empty, and each apart from the others. What they read is never
-    /// stale, unless [`staleness`](Self::staleness) says so.
+    /// Creates the suite for the stores of `factory`, each of which must be empty and separate from
+    /// the others.
+    ///
+    /// Reads of the stores must never be stale, unless [`staleness`](Self::staleness) allows it.
     pub fn new(factory: F) -> Self {
         let settling =
             Settling { staleness: Duration::ZERO, sleep: Box::new(|_| Box::pin(std::future::ready(()))) };
         Self { factory, settling }
     }
 
-    /// What was committed through a store is seen by its reads that start `staleness` later, and maybe not before. The suite
-    /// waits for so long between a change and each look at what has become of it.
+    /// Allows reads that lag behind commits by up to `staleness`.
+    ///
+    /// A read that starts `staleness` after a commit must see it; an earlier read may miss it. The
+    /// suite waits this long between a change and each read of its effect.
     pub fn staleness<T: Future<Output = ()> + Send + 'static>(
         mut self,
         staleness: Duration,
@@ -110,17 +118,17 @@ impl<F> fmt::Debug for Suite<F> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Check {
-    /// Its name.
+    /// The name of the check.
     pub name: &'static str,
-    /// What the contract says.
+    /// The sentence of the contract.
     pub contract: &'static str,
 }
 
-/// The checks that a store has passed; there is one only where it passed all of them.
+/// The checks of a run in which all passed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Report {
-    /// The checks, in the order in which they were run.
+    /// The checks, in the order in which they ran.
     pub passed: Vec<Check>,
 }
 
@@ -129,12 +137,12 @@ pub struct Report {
 #[error("the store breaks its contract:\n{}", self.list())]
 #[non_exhaustive]
 pub struct Failure {
-    /// Each of them, and what was seen.
+    /// Each failed check, and what was seen.
     pub broken: Vec<(Check, String)>,
 }
 
 impl Failure {
-    /// Whether the check with this name is among the failed ones.
+    /// Returns whether the check with this name failed.
     pub fn names(&self, check: &str) -> bool {
         self.broken.iter().any(|(broken, _)| broken.name == check)
     }
@@ -148,14 +156,14 @@ impl Failure {
     }
 }
 
-/// As it displays, so that `unwrap` shows it line by line.
+/// Formats as `Display`, so that `unwrap` shows each check on its own line.
 impl fmt::Debug for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
 }
 
-/// Runs the checks, each on a store of its own, whatever becomes of those before it.
+/// Runs the checks, each on a store of its own, even if earlier ones failed.
 macro_rules! run {
     ($suite:expr; $($check:ident: $contract:literal),+ $(,)?) => {{
         let mut verdicts = Vec::new();
@@ -189,7 +197,7 @@ where
     Fut: Future<Output = S> + Send,
     S: TokenStore,
 {
-    /// Checks what [`TokenStore`] promises.
+    /// Checks the promises of [`TokenStore`].
     ///
     /// # Errors
     /// [`Failure`], which names every check that failed.
@@ -235,8 +243,9 @@ where
         }
     }
 
-    /// Lets changes race each other from eight threads. `block_on` runs a future to its end on the calling thread, which is
-    /// one of the suite's own:
+    /// Runs changes from eight threads in races against each other.
+    ///
+    /// `block_on` runs a future to its end on the calling thread, which is one of the suite's own:
     ///
     /// ```
     /// # use patkit::MemoryStore;
@@ -245,10 +254,10 @@ where
     /// Suite::new(|| async { MemoryStore::new() }).run_races(|future| runtime.block_on(future)).unwrap();
     /// ```
     ///
-    /// Call it outside of any runtime.
+    /// Call this outside any runtime.
     ///
     /// # Errors
-    /// [`Failure`], which names every race that went wrong.
+    /// [`Failure`], which names every race that failed.
     pub fn run_races(&self, block_on: impl Fn(BoxedFuture<'_, ()>) + Sync) -> Result<Report, Failure> {
         let mut verdicts = Vec::new();
         for (check, plan) in race_plans() {
@@ -271,7 +280,8 @@ where
     Fut: Future<Output = S> + Send,
     S: TokenStore + AuditLog,
 {
-    /// Checks what [`AuditLog`] promises, and that events are stored with their change or not at all.
+    /// Checks the promises of [`AuditLog`], and that events are stored together with their change
+    /// or not at all.
     ///
     /// # Errors
     /// [`Failure`], which names every check that failed.
@@ -297,7 +307,7 @@ where
     Fut: Future<Output = S> + Send,
     S: TokenStore + TokenCounts,
 {
-    /// Checks what [`TokenCounts`] promises.
+    /// Checks the promises of [`TokenCounts`].
     ///
     /// # Errors
     /// [`Failure`], which names every check that failed.
@@ -314,7 +324,7 @@ where
     Fut: Future<Output = S> + Send,
     S: TokenStore + KeyChecks,
 {
-    /// Checks what [`KeyChecks`] promises.
+    /// Checks the promises of [`KeyChecks`].
     ///
     /// # Errors
     /// [`Failure`], which names every check that failed.
@@ -326,7 +336,7 @@ where
     }
 }
 
-/// What was seen where something else was promised.
+/// A description of what was seen instead of the promised result.
 struct Seen(String);
 
 impl<E: std::error::Error> From<E> for Seen {
@@ -346,7 +356,7 @@ fn ensure(holds: bool, seen: impl FnOnce() -> String) -> Result<(), Seen> {
     if holds { Ok(()) } else { Err(Seen(seen())) }
 }
 
-/// A store, and how long to wait until it shows what was changed.
+/// A store, and the time to wait until its reads show a change.
 struct Bench<'a, S> {
     store: S,
     settling: &'a Settling,
@@ -360,7 +370,8 @@ impl<S: TokenStore> Bench<'_, S> {
     }
 
     async fn commit_all(&self, changes: &[Change]) -> Result<(), Seen> {
-        // No database likes a statement per record for thousands, and none has to take all of them at once.
+        // A statement per record is slow for thousands of records, and a store need not accept all
+        // of them at once.
         for chunk in changes.chunks(100) {
             let batch = ChangeBatch { changes: chunk.to_vec(), ..ChangeBatch::new() };
             self.store.commit(&batch).await?;
@@ -377,7 +388,7 @@ impl<S: TokenStore> Bench<'_, S> {
         Ok(self.store.commit(&batch(changes)).await?)
     }
 
-    /// A commit that must conflict, and how.
+    /// Commits changes that must conflict in this way.
     async fn refused(
         &self,
         changes: impl IntoIterator<Item = Change> + Send,
@@ -387,7 +398,7 @@ impl<S: TokenStore> Bench<'_, S> {
         conflicts(&result, conflict)
     }
 
-    /// Right now: the caller has waited.
+    /// Checks the record without waiting, because the caller has waited.
     async fn holds(&self, expected: &Token) -> Result<(), Seen> {
         let is_it = |found: Option<&Token>| match found {
             None => Err(Seen(format!("{} was not found", expected.id))),
@@ -407,7 +418,7 @@ impl<S: TokenStore> Bench<'_, S> {
         is_none(self.find_at_once(id).flatten().as_ref())
     }
 
-    /// The answer that a verification need not wait for, if the store has one.
+    /// Returns the store's immediate answer for a verification, if it has one.
     #[allow(clippy::option_option, reason = "not known, or known that there is no such record")]
     fn find_at_once(&self, id: TokenId) -> Option<Option<Token>> {
         let shortcut = self.store.shortcut();
@@ -415,7 +426,7 @@ impl<S: TokenStore> Bench<'_, S> {
         Some(found.map(StoredToken::into_token))
     }
 
-    /// The ids of all pages of a list.
+    /// Returns the ids of all pages of a list.
     async fn list(&self, query: &ListQuery) -> Result<Vec<TokenId>, Seen> {
         let mut ids = Vec::new();
         let mut query = query.clone();
@@ -464,7 +475,7 @@ fn shown_ids(ids: &[TokenId]) -> String {
     format!("[{}]", text.join(", "))
 }
 
-/// Every field; the first that differs is named.
+/// Compares every field and names the first that differs.
 fn same(expected: &Token, found: &Token) -> Result<(), Seen> {
     let Token {
         id,
@@ -519,24 +530,26 @@ fn same(expected: &Token, found: &Token) -> Result<(), Seen> {
     Ok(())
 }
 
-/// 2027-01-15 08:00:00 UTC, and so many microseconds.
+/// Returns the instant this many microseconds after 2027-01-15 08:00:00 UTC.
 fn at(micros: i64) -> Result<DateTime<Utc>, Seen> {
     DateTime::from_timestamp_micros(1_800_000_000_000_000_i64.saturating_add(micros))
         .ok_or_else(|| Seen("the suite is broken: an instant is out of range".into()))
 }
 
-/// A greater number is a newer id: ten to a millisecond, so that both parts of an id count.
+/// Returns an id. A greater number makes a newer id. Ten ids share a millisecond, so that both
+/// parts of an id count.
 fn id(number: u64) -> Result<TokenId, Seen> {
     let millis = 1_800_000_000_000_u64.saturating_add(number.checked_div(10).unwrap_or_default());
     let place = number.checked_rem(10).unwrap_or_default();
     let spread = number.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 2;
-    // Even places differ in the twelve bits after the version, pairs in the low word alone.
+    // Even places differ in the twelve bits after the version, and pairs only in the low word.
     let (high, low) = (place >> 1, (place & 1) << 61);
     let words = [(millis << 16) | 0x7000 | (high << 4), (1 << 63) | low | (spread & ((1 << 61) - 1))];
     TokenId::from_words(words).ok_or_else(|| Seen("the suite is broken: an id is out of range".into()))
 }
 
-/// A plain record: active, personal, without end, of the owner `owner`, with a name of its own.
+/// Returns a plain record: active, personal, without an expiry, of the owner `owner`, with a unique
+/// name.
 fn record(number: u64) -> Result<Token, Seen> {
     let made = at(i64::try_from(number).unwrap_or_default())?;
     let owner = OwnerId::new("owner")?;
@@ -582,7 +595,7 @@ fn succession(successor: u64) -> Result<Option<Succession>, Seen> {
     Ok(Some(Succession { successor: id(successor)?, at: at(0)?, until: at(1)? }))
 }
 
-/// Gives it a successor, which takes its name.
+/// Gives the token a successor, which takes over its name.
 fn retire(token: &mut Token, successor: u64) -> Result<(), Seen> {
     token.facts.succession = succession(successor)?;
     token.name_key = None;
@@ -594,7 +607,7 @@ fn named(mut token: Token, name: &str) -> Result<Token, Seen> {
     Ok(token)
 }
 
-/// The token under the name of another one.
+/// Returns the token under the name of another token.
 fn namesake(mut token: Token, other: &Token) -> Token {
     token.rename(other.name.clone());
     token
@@ -612,7 +625,7 @@ fn remove(token: &Token) -> Change {
     Change::Remove { id: token.id, version: token.version }
 }
 
-/// The record after a change, with the next version.
+/// Returns the record after a change, with the next version.
 fn changed(token: &Token, change: impl FnOnce(&mut Token)) -> Token {
     let mut after = token.clone();
     change(&mut after);
@@ -640,7 +653,7 @@ fn ids_of(tokens: &[impl Borrow<Token>]) -> Vec<TokenId> {
     tokens.iter().map(|token| token.borrow().id).collect()
 }
 
-/// Newest first.
+/// Returns the ids of these numbers, newest first.
 fn ids(numbers: impl IntoIterator<Item = u64>) -> Result<Vec<TokenId>, Seen> {
     let mut ids = numbers.into_iter().map(id).collect::<Result<Vec<_>, _>>()?;
     ids.sort_unstable();
@@ -648,10 +661,10 @@ fn ids(numbers: impl IntoIterator<Item = u64>) -> Result<Vec<TokenId>, Seen> {
     Ok(ids)
 }
 
-/// Records that between them have every value that a field may have: each variant, each absence, and the ends of what
-/// is allowed.
+/// Returns records that together have every possible value of each field: each variant, each
+/// absence, and the bounds of the allowed range.
 fn every_kind_of_record() -> Result<Vec<Token>, Seen> {
-    // 255 bytes, of which most stand in characters of more than one.
+    // 255 bytes, most of them in multi-byte characters.
     let long = format!("{}x", "é".repeat(127));
     let wide = "𝔄".repeat(255);
     let text = format!("first line\nsecond line\n\n{}", "é\"'\\%_;--".repeat(40));
@@ -684,7 +697,8 @@ fn every_kind_of_record() -> Result<Vec<Token>, Seen> {
     let (first, last) = (extreme("0001-01-01T00:00:00Z")?, extreme("9999-12-31T23:59:59.999999Z")?);
     let instants = [first, at(-1)?, at(0)?, at(1)?, last];
     let mut tokens = Vec::new();
-    // Twice the reasons, so that the lists, each gone through at its own pace, meet in many ways.
+    // Each reason is used twice, so that the values of the lists, which have different lengths,
+    // meet in many combinations.
     for (number, reason) in Reason::ALL.into_iter().chain(Reason::ALL).enumerate() {
         let mut token = record(u64::try_from(number)?.saturating_add(100))?;
         let has = |bit: usize| number & bit == bit;
@@ -721,7 +735,7 @@ fn every_kind_of_record() -> Result<Vec<Token>, Seen> {
         token.created_by = pick(&actors, number)?;
         token.lifetime = pick(&lifetimes, number)?;
         token.idle_from = pick(&[last, first, at(999_999)?], number)?;
-        // The first one is as active as can be.
+        // The first record has neither an expiry nor a revocation.
         if number > 0 {
             token.facts.expires_at = (!has(1)).then_some(instant);
             token.facts.revocation = Some(Box::new(Revocation {
@@ -736,7 +750,7 @@ fn every_kind_of_record() -> Result<Vec<Token>, Seen> {
     Ok(tokens)
 }
 
-/// The list over and over again: what stands at this place.
+/// Returns the item at this place of the list, which repeats without end.
 fn pick<T: Clone>(list: &[T], place: usize) -> Result<T, Seen> {
     let found = list.iter().cycle().nth(place);
     found.cloned().ok_or_else(|| Seen("the suite is broken: a list is empty".into()))
@@ -754,7 +768,7 @@ async fn an_inserted_record_comes_back_unchanged<S: TokenStore>(bench: &Bench<'_
     bench.settle().await;
     for token in &tokens {
         bench.holds(token).await?;
-        // A list reads records too, and maybe by other code.
+        // A list also reads records, and maybe by other code.
         let query = ListQuery::new(ListBy::Owner {
             realm: token.realm.clone(),
             owner: token.owner.clone(),
@@ -770,7 +784,7 @@ async fn an_inserted_record_comes_back_unchanged<S: TokenStore>(bench: &Bench<'_
 
 async fn an_updated_record_comes_back_unchanged<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
     let tokens = every_kind_of_record()?;
-    // What a record is and whose it is stays; all else is new, and then as it was before.
+    // The identity and the owner of a record stay. Everything else changes, and then changes back.
     let plain = |token: &Token| -> Result<Token, Seen> {
         let plain = Token {
             id: token.id,
@@ -813,7 +827,7 @@ async fn what_is_not_there_is_not_found<S: TokenStore>(bench: &Bench<'_, S>) -> 
     Ok(())
 }
 
-/// Without any waiting, however stale other reads may be.
+/// Reads without waiting, however stale other reads may be.
 async fn a_change_is_current_at_once<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
     let mut token = record(1)?;
     let is_current =
@@ -825,7 +839,7 @@ async fn a_change_is_current_at_once<S: TokenStore>(bench: &Bench<'_, S>) -> Res
     is_current(None).await?;
     bench.insert(std::slice::from_ref(&token)).await?;
     is_current(Some(&token)).await?;
-    // Asked for before each change, so that whatever keeps answers has the one from before.
+    // Reads before each change, so that a cache holds the earlier answer.
     for lifetime in [Lifetime::Never, Lifetime::Days(7)] {
         drop(bench.store.find(token.id).await?);
         token = Token { lifetime, version: token.version.saturating_add(1), ..token };
@@ -842,7 +856,7 @@ async fn an_insert_never_overwrites<S: TokenStore>(bench: &Bench<'_, S>) -> Resu
     bench.insert(std::slice::from_ref(&first)).await?;
     let other = Token { id: first.id, ..record(2)? };
     bench.refused([insert(&other)], Conflict::Id(first.id)).await?;
-    // In another realm, of another owner, with the version after: an id is an id.
+    // Another realm, another owner and the next version make no difference: the id is the same.
     let elsewhere =
         Token { realm: Realm::new("elsewhere")?, owner: OwnerId::new("somebody else")?, version: 2, ..other };
     bench.refused([insert(&elsewhere)], Conflict::Id(first.id)).await?;
@@ -899,7 +913,7 @@ async fn an_update_keeps_the_last_use<S: TokenStore>(bench: &Bench<'_, S>) -> Re
     bench.store.touch(&[touch(&used, 500, Some(v4(1)))?]).await?;
     let known = Some(LastUse::new(at(500)?, Some(v4(1))));
     let mut stored = used;
-    // None, an older one and a newer one: whatever the record says.
+    // A missing, an older and a newer last use: the record's own value has no effect.
     for claimed in [None, Some(LastUse::new(at(400)?, None)), Some(LastUse::new(at(600)?, Some(v6())))] {
         stored = changed(&stored, |token| token.last_used = claimed);
         bench.commit([update(&stored)]).await?;
@@ -979,7 +993,7 @@ async fn a_batch_that_conflicts_leaves_nothing<S: TokenStore>(bench: &Bench<'_, 
     bench.lacks(comes.id).await?;
     bench.lacks(id(5)?).await?;
     bench.lists(&by_owner("owner", None)?, &ids([1, 2, 3])?).await?;
-    // Names were neither claimed nor freed, and versions did not move.
+    // Names were neither claimed nor freed, and versions did not change.
     let claims = namesake(record(6)?, &comes);
     let takes = namesake(record(7)?, goes);
     bench.commit([insert(&claims), update(&after)]).await?;
@@ -999,7 +1013,7 @@ async fn a_name_is_unique<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), See
     let called = |number: u64, name: &str| named(record(number)?, name);
     let first = called(1, "Straße")?;
     bench.insert(std::slice::from_ref(&first)).await?;
-    // What has one key is one name, however it is written.
+    // Texts with one key are one name, in every spelling.
     for same in ["Straße", "STRASSE", "strasse", "\u{ff33}trasse"] {
         let token = called(2, same)?;
         bench.refused([insert(&token)], Conflict::Name(token.id)).await?;
@@ -1009,7 +1023,7 @@ async fn a_name_is_unique<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), See
     bench.commit([update(&ended)]).await?;
     let token = called(2, "strasse")?;
     bench.refused([insert(&token)], Conflict::Name(token.id)).await?;
-    // What has another key is another name, whatever a collation makes of it.
+    // Texts with different keys are different names, even if a collation treats them as equal.
     let others =
         ["strase", "resume", "résumé", "a b", "ab", "ı", "i", "%", "_", "straße\u{301}", "аdmin", "admin"];
     for (number, other) in (10..).zip(others) {
@@ -1018,7 +1032,7 @@ async fn a_name_is_unique<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), See
     let other = called(10, "strase")?;
     let onto = changed(&other, |token| token.rename(first.name.clone()));
     bench.refused([update(&onto)], Conflict::Name(other.id)).await?;
-    // Its own name is not in its way.
+    // A record does not conflict with its own name.
     let rewritten = changed(&other, |token| token.notified_days = Some(1));
     bench.commit([update(&rewritten)]).await?;
     let shouted = named(changed(&rewritten, |_| {}), "STRASE")?;
@@ -1029,7 +1043,8 @@ async fn a_name_is_unique<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), See
 }
 
 async fn a_name_key_is_opaque<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
-    // A store neither computes a key nor checks a text: another version of the crate may have written both.
+    // A store neither computes a key nor checks a text, because another version of the crate may
+    // have written both.
     let keyed = |number: u64, name: &str, byte: u8| -> Result<Token, Seen> {
         let name_key = Some(NameKey::from_bytes([byte; 32]));
         Ok(Token { name: TokenName::stored(name), name_key, ..record(number)? })
@@ -1041,7 +1056,7 @@ async fn a_name_key_is_opaque<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(),
         let description = Some(Description::stored(text));
         tokens.push(Token { description, ..keyed(number, text, byte)? });
     }
-    // One name under two keys.
+    // One name has two keys.
     tokens.push(keyed(50, "ci", 50)?);
     bench.insert(&tokens).await?;
     bench.settle().await;
@@ -1066,7 +1081,8 @@ async fn a_name_is_one_owners_alone<S: TokenStore>(bench: &Bench<'_, S>) -> Resu
     let like = |number: u64| -> Result<Token, Seen> { Ok(namesake(record(number)?, &first)) };
     bench.insert(std::slice::from_ref(&first)).await?;
     let mut others = vec![Token { kind: TokenKind::Service, owner_kind: OwnerKind::Service, ..like(2)? }];
-    // Case, trailing spaces, normalization and patterns make no two owners the same.
+    // Owners that differ in case, trailing spaces, normalization or pattern characters are
+    // different owners.
     let owners = ["Owner", "owner ", "öwner", "o\u{308}wner", "owne_", "owner%", "another"];
     for (number, owner) in (10..).zip(owners) {
         others.push(Token { owner: OwnerId::new(owner)?, ..like(number)? });
@@ -1108,7 +1124,7 @@ async fn a_name_is_free_again<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(),
         let token = namesake(record(number)?, free);
         bench.commit([insert(&token)]).await?;
     }
-    // A second one with a successor and that name stands in nobody's way either.
+    // A second record with a successor and that name does not conflict either.
     let mut other = namesake(record(7)?, rotated);
     retire(&mut other, 6)?;
     bench.commit([insert(&other)]).await?;
@@ -1124,7 +1140,7 @@ async fn a_name_is_handed_on_within_a_batch<S: TokenStore>(bench: &Bench<'_, S>)
             }
             changes
         };
-        // By rotation, three times in a row.
+        // Rotate, three times in a row.
         let mut current = record(number)?;
         bench.insert(std::slice::from_ref(&current)).await?;
         for next in (number..).skip(1).take(3) {
@@ -1134,10 +1150,10 @@ async fn a_name_is_handed_on_within_a_batch<S: TokenStore>(bench: &Bench<'_, S>)
             bench.commit(in_order(vec![update(&retired), insert(&successor)])).await?;
             current = successor;
         }
-        // By removal.
+        // Remove.
         let heir = namesake(record(number.saturating_add(5))?, &current);
         bench.commit(in_order(vec![remove(&current), insert(&heir)])).await?;
-        // By renaming each other.
+        // Rename each other.
         let other = record(number.saturating_add(6))?;
         bench.insert(std::slice::from_ref(&other)).await?;
         let one = changed(&heir, |token| token.rename(other.name.clone()));
@@ -1157,7 +1173,7 @@ async fn two_of_one_name_in_a_batch_conflict<S: TokenStore>(bench: &Bench<'_, S>
     let two = namesake(record(2)?, &one);
     let result = bench.store.commit(&batch([insert(&one), insert(&two)])).await;
     let told = result.as_ref().err().and_then(StoreError::conflict);
-    // Either of the two is in the other's way.
+    // The conflict may name either of the two.
     let told = told.filter(|conflict| *conflict == Conflict::Name(one.id));
     conflicts(&result, told.unwrap_or(Conflict::Name(two.id)))?;
     bench.settle().await;
@@ -1216,7 +1232,7 @@ async fn a_list_holds_what_it_should<S: TokenStore>(bench: &Bench<'_, S>) -> Res
     for (by, expected) in table {
         bench.lists(&ListQuery::new(by), &ids(expected.iter().copied())?).await?;
     }
-    // An update moves a record from list to list.
+    // An update moves a record from one list to another.
     let [.., adopted] = &tokens;
     let third = id(3)?;
     let adopted = changed(adopted, |token| {
@@ -1253,7 +1269,7 @@ async fn a_list_of_a_key_holds_its_digests<S: TokenStore>(bench: &Bench<'_, S>) 
     bench.lists(&by(u16::MAX), &ids([2, 5])?).await?;
     bench.lists(&by(1), &[]).await?;
     bench.lists(&by(0).active_at(at(0)?), &ids([4, 6])?).await?;
-    // A digest that moves to another key moves from list to list.
+    // A digest that changes its key moves from one list to another.
     let Some(moved) = tokens.get(3) else { return Ok(()) };
     bench.commit([update(&changed(moved, |token| token.credential = under(u16::MAX)))]).await?;
     bench.settle().await;
@@ -1262,7 +1278,7 @@ async fn a_list_of_a_key_holds_its_digests<S: TokenStore>(bench: &Bench<'_, S>) 
 }
 
 async fn a_list_is_newest_first<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
-    // Not in the order of their ids, many to a millisecond, and older ones last.
+    // Out of order of their ids, many in one millisecond, and older ones last.
     let numbers = [17, 3, 25, 4, 12, 5, 11, 24, 16, 13];
     bench.insert(&records(numbers)?).await?;
     bench.settle().await;
@@ -1283,7 +1299,7 @@ async fn pages_are_exact<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen
         for limit in [1, 2, 67, MAX_PAGE] {
             bench.lists(&query.clone().limit(limit), &all).await?;
         }
-        // The end: a page that holds all that is left is the last one, be it full or not.
+        // The end of a list: a page with all remaining records is the last one, even if it is full.
         for (left, limit, more) in [(2, 1, true), (2, 2, false), (2, 3, false), (1, 1, false), (0, 1, false)]
         {
             let last = id(u64::try_from(left)?.saturating_add(1))?;
@@ -1294,7 +1310,7 @@ async fn pages_are_exact<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen
             })?;
         }
     }
-    // A page may begin where no record is.
+    // A page may begin at an id without a record.
     let between = by_owner("owner", None)?.after(Some(id(count.saturating_add(1_000))?));
     bench.lists(&between, &all).await?;
     bench.commit([remove(&record(100)?)]).await?;
@@ -1304,7 +1320,7 @@ async fn pages_are_exact<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen
 }
 
 async fn pages_hold_while_records_come_and_go<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
-    // Those with numbers that are multiples of three stay; others come and go between the pages.
+    // Records with multiples of three stay. Others appear and disappear between the pages.
     let stay = || (100..140_u64).filter(|number| number.checked_rem(3) == Some(0));
     let go: Vec<u64> = (100..140_u64).filter(|number| number.checked_rem(3) == Some(1)).collect();
     let come: Vec<u64> = (90..150_u64).filter(|number| number.checked_rem(3) == Some(2)).collect();
@@ -1320,7 +1336,8 @@ async fn pages_hold_while_records_come_and_go<S: TokenStore>(bench: &Bench<'_, S
         seen.extend(page.tokens.iter().map(|token| token.id));
         let Some(next) = page.next else { break };
         query = query.after(Some(next));
-        // From both ends and in the middle, and also the very record that the next page begins after.
+        // Removes records at both ends and in the middle, and also the record after which the next
+        // page begins.
         if page.tokens.len() == 2
             && let Some(last) = page.tokens.last()
             && go.contains(&number_of(last))
@@ -1346,7 +1363,7 @@ async fn pages_hold_while_records_come_and_go<S: TokenStore>(bench: &Bench<'_, S
     })
 }
 
-/// The number that [`record`] made it from.
+/// Returns the number from which [`record`] made the token.
 fn number_of(token: &Token) -> u64 {
     let micros = token.created_at.timestamp_micros();
     u64::try_from(micros.saturating_sub(1_800_000_000_000_000)).unwrap_or_default()
@@ -1368,7 +1385,8 @@ async fn only_active_ones_are_listed<S: TokenStore>(bench: &Bench<'_, S>) -> Res
         expires(3, 1_000)?,
         expires(4, 1_001)?,
         revoke(record(5)?, 0)?,
-        // Revoked, though with a later instant: a revocation counts whatever its time.
+        // Revoked at a later instant, which makes no difference, because a revocation always
+        // counts.
         revoke(record(6)?, 5_000)?,
         revoke(expires(7, 5_000)?, 0)?,
     ];
@@ -1413,12 +1431,12 @@ async fn idle_ones_are_listed<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(),
     bench.lists(&idle_at(1_000)?, &ids([1, 4, 7])?).await?;
     bench.lists(&idle_at(1_001)?, &ids([1, 2, 4, 5, 6, 7])?).await?;
     bench.lists(&idle_at(0)?, &[]).await?;
-    // A use counts at once.
+    // A use counts immediately.
     let [first, ..] = &tokens;
     bench.store.touch(&[touch(first, 1_000, None)?]).await?;
     bench.settle().await;
     bench.lists(&idle_at(1_000)?, &ids([4, 7])?).await?;
-    // What a clock that was wrong noted holds nothing up.
+    // Instants that a wrong clock recorded do not keep a record active.
     let error = MAX_CLOCK_ERROR.num_seconds() * 1_000_000;
     let from_the_future = [
         idle(11, error + 500, None)?,
@@ -1460,17 +1478,17 @@ async fn a_touch_moves_forward_alone<S: TokenStore>(bench: &Bench<'_, S>) -> Res
 async fn a_touch_replaces_what_a_wrong_clock_noted<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
     let token = record(1)?;
     bench.insert(std::slice::from_ref(&token)).await?;
-    // In seconds: when it was used, when that is written, what is known afterwards.
+    // In seconds: when the token was used, when that is written, and the last use known afterwards.
     let day = MAX_CLOCK_ERROR.num_seconds();
     let century = day * 36_525;
     let steps = [
         (century, century, century),
-        // A day later than now is not too late.
+        // A use a day after now is still accepted.
         (century - day, century - day, century),
         (century - day - 1, century - day - 1, century - day - 1),
         (century, century, century),
         (10 * day, 10 * day, 10 * day),
-        // Written long after it happened.
+        // These are written long after the use.
         (5 * day, 10 * day, 10 * day),
         (5 * day, 9 * day, 10 * day),
         (10 * day + 1, 10 * day + 1, 10 * day + 1),
@@ -1494,11 +1512,11 @@ async fn a_touch_changes_nothing_else<S: TokenStore>(bench: &Bench<'_, S>) -> Re
     bench.store.touch(&uses).await?;
     bench.settle().await;
     for token in &tokens {
-        // Some had been used at this very instant.
+        // Some were used at this very instant.
         let last_used = token.last_used.filter(|used| used.at >= last.at).or(Some(last));
         bench.holds(&Token { last_used, ..token.clone() }).await?;
     }
-    // A change that was prepared before the touch is not in conflict with it.
+    // A change that was prepared before the touch does not conflict with the touch.
     for token in &tokens {
         bench.commit([update(&changed(token, |_| {}))]).await?;
     }
@@ -1586,7 +1604,7 @@ async fn ended_records_are_listed<S: TokenStore>(bench: &Bench<'_, S>) -> Result
 }
 
 async fn the_first_to_end_are_listed_first<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
-    // The older a record is, the later it ended.
+    // Older records ended later.
     let mut tokens = records(1..=5)?;
     for (place, token) in (0_i64..).zip(&mut tokens) {
         token.facts.expires_at = Some(at(place.saturating_neg())?);
@@ -1602,7 +1620,7 @@ async fn the_first_to_end_are_listed_first<S: TokenStore>(bench: &Bench<'_, S>) 
             format!("a list of {limit} held {}, not {}", shown_ids(&listed), shown_ids(&expected))
         })?;
     }
-    // A record that is restored leaves the list, one that is revoked joins it.
+    // A restored record leaves the list, and a revoked one joins it.
     let [first, .., last] = tokens.as_slice() else { return Ok(()) };
     let restored = changed(last, |token| token.facts.expires_at = None);
     let revoked = revocation(Reason::Owner, -100)?;
@@ -1614,8 +1632,7 @@ async fn the_first_to_end_are_listed_first<S: TokenStore>(bench: &Bench<'_, S>) 
     ensure(listed == expected, || format!("it listed {}, not {}", shown_ids(&listed), shown_ids(&expected)))
 }
 
-/// What one of several at once does.
-/// Each after the one before, up to the first that fails.
+/// The work of one of several concurrent tasks. Its items run in order, up to the first that fails.
 enum Work {
     Commits(Vec<ChangeBatch>),
     Touches(Vec<Touch>),
@@ -1639,20 +1656,21 @@ impl Work {
     }
 }
 
-/// A race: what there is before it, what each of several does at once, and how many of them may have their way.
+/// A race: the initial records, the concurrent work, and how much of the work may succeed.
 struct Race {
     before: Vec<Change>,
-    /// By round: in each, these happen at once.
+    /// The work by round. The work of one round is concurrent.
     rounds: Vec<Vec<Work>>,
     outcome: Outcome,
 }
 
 enum Outcome {
-    /// In each round one is done and is what the records then say; all others have this conflict.
+    /// In each round, exactly one succeeds and determines the records. All others get this
+    /// conflict.
     One(Box<dyn Fn(usize, usize) -> Result<Conflict, Seen> + Send + Sync>),
-    /// As `One`, but the store may also have given up on those that are not done.
+    /// The same as `One`, except that the store may also have given up on those that fail.
     OneOrGivenUp,
-    /// All are done, and these are the records then.
+    /// All succeed, and these are the records afterwards.
     All(Vec<Token>),
 }
 
@@ -1697,7 +1715,7 @@ impl Race {
     }
 }
 
-/// Runs a race on the runtime that this is awaited on.
+/// Runs a race on the runtime that awaits this.
 async fn raced<S: TokenStore>(bench: &Bench<'_, S>, race: Race) -> Result<(), Seen> {
     bench.commit_all(&race.before).await?;
     let mut results = Vec::new();
@@ -1708,7 +1726,7 @@ async fn raced<S: TokenStore>(bench: &Bench<'_, S>, race: Race) -> Result<(), Se
     race.check(bench, &results).await
 }
 
-/// All of them at once, polled by one task.
+/// Polls all futures at once, in one task.
 async fn join_all<T: Send>(futures: Vec<BoxedFuture<'_, T>>) -> Vec<T> {
     let mut running: Vec<(BoxedFuture<'_, T>, Option<T>)> =
         futures.into_iter().map(|future| (future, None)).collect();
@@ -1726,7 +1744,7 @@ async fn join_all<T: Send>(futures: Vec<BoxedFuture<'_, T>>) -> Vec<T> {
     running.into_iter().filter_map(|(_, output)| output).collect()
 }
 
-/// What a future gives, on this thread.
+/// Returns the output of a future that runs on this thread.
 fn blocked<T: Send>(
     block_on: &(impl Fn(BoxedFuture<'_, ()>) + Sync),
     future: impl Future<Output = T> + Send,
@@ -1740,7 +1758,7 @@ fn blocked<T: Send>(
     output.ok_or_else(|| Seen("`block_on` returned before the future was done".into()))
 }
 
-/// Each place of the rounds on a thread of its own, one round after the other.
+/// Runs the rounds one after the other, with each work of a round on its own thread.
 fn on_threads<S: TokenStore>(
     store: &S,
     race: &Race,
@@ -1816,7 +1834,7 @@ fn race_of_updates() -> Result<Race, Seen> {
     })
 }
 
-/// The number of a record that one of a round inserts.
+/// Returns the number of a record that one work of a round inserts.
 fn contender(round: u64, place: u64) -> u64 {
     round.saturating_mul(100).saturating_add(place).saturating_add(1_000)
 }
@@ -1865,7 +1883,8 @@ async fn of_batches_in_opposite_order_one_wins<S: TokenStore>(bench: &Bench<'_, 
     raced(bench, race_of_batches()?).await
 }
 
-/// Half of them change two records in one order, half in the other: what locks them one by one gets stuck.
+/// Half of the batches change two records in one order, and half in the other order. A store that
+/// locks them one by one deadlocks.
 fn race_of_batches() -> Result<Race, Seen> {
     let tokens = records(0..ROUNDS.saturating_mul(2))?;
     let writers = |pair: &[Token]| -> Result<Vec<Work>, Seen> {
@@ -1893,7 +1912,8 @@ async fn touches_and_updates_at_once_are_all_kept<S: TokenStore>(bench: &Bench<'
     raced(bench, race_with_touches()?).await
 }
 
-/// One changes a record again and again, and all others note uses of it, none of them waiting for the others.
+/// One task changes a record again and again, and all others record uses of it. No task waits for
+/// another.
 fn race_with_touches() -> Result<Race, Seen> {
     let token = record(0)?;
     let mut current = token.clone();
@@ -1915,7 +1935,8 @@ fn race_with_touches() -> Result<Race, Seen> {
     Ok(Race { before: vec![insert(&token)], rounds: vec![round], outcome: Outcome::All(vec![current]) })
 }
 
-/// An event of the token with this number, so many microseconds on. Its id is greater than those of earlier calls.
+/// Returns an event of the token with this number, at this many microseconds. Its id is greater
+/// than those of earlier calls.
 fn event(number: u64, micros: i64, action: AuditAction) -> Result<AuditEvent, Seen> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     Ok(AuditEvent {
@@ -1987,7 +2008,7 @@ async fn events_are_of_one_realm_token_owner_and_period<S: TokenStore + AuditLog
     let ownerless = AuditEvent { owner: None, ..event(2, 3, Revoked)? };
     let abroad = AuditEvent { realm: elsewhere.clone(), ..event(1, 3, Revoked)? };
     let all = [&one, &two, &three, &four, &ownerless, &abroad].map(Clone::clone);
-    // Not in the order of their time.
+    // Stored out of order of their time.
     bench.store.commit(&events_alone(all.iter().rev().cloned().collect())).await?;
     let home = Realm::default();
     logs(bench, &home, all.get(..5).unwrap_or_default()).await?;
@@ -2027,7 +2048,7 @@ async fn events_are_of_one_realm_token_owner_and_period<S: TokenStore + AuditLog
     Ok(())
 }
 
-/// Ten events of one instant, and one before and one after it.
+/// Ten events have one instant, one is before it and one is after it.
 async fn pages_of_events_neither_repeat_nor_skip<S: TokenStore + AuditLog>(
     bench: &Bench<'_, S>,
 ) -> Result<(), Seen> {
@@ -2036,7 +2057,7 @@ async fn pages_of_events_neither_repeat_nor_skip<S: TokenStore + AuditLog>(
         expected.push(event(number, 0, AuditAction::Revoked)?);
     }
     expected.push(event(1, 1, AuditAction::Restored)?);
-    // Stored out of order, half of them together.
+    // Stored out of order, half of them in one commit.
     let mut stored = expected.clone();
     stored.reverse();
     stored.rotate_left(5);
@@ -2057,7 +2078,7 @@ async fn pages_of_events_neither_repeat_nor_skip<S: TokenStore + AuditLog>(
                 let EventPage { events, next, .. } = bench.store.events(&query).await?;
                 ensure(events.len() <= limit, || format!("{} events came, not {limit}", events.len()))?;
                 read.extend(events);
-                // The cursor as a client has it: in its text.
+                // The cursor goes through its text, as with a client.
                 let Some(next) = next.filter(|_| read.len() <= expected.len()) else { break };
                 let next = next.to_string().parse().map_err(|error| Seen(format!("{next}: {error}")))?;
                 query = query.after(Some(next));
@@ -2080,10 +2101,11 @@ async fn an_event_is_stored_once<S: TokenStore + AuditLog>(bench: &Bench<'_, S>)
     exports(bench, &mut ExportCursor::start(), 10, &[told, other]).await
 }
 
-/// How often an export is asked again for what is behind a transaction of somebody else that is still open.
+/// The number of times that an export is retried for events that are held back by another
+/// transaction that is still open.
 const EXPORT_TRIES: usize = 20_000;
 
-/// Exports all that there is, so many at once.
+/// Exports all events, this many at once.
 async fn exports<S: TokenStore + AuditLog>(
     bench: &Bench<'_, S>,
     cursor: &mut ExportCursor,
@@ -2109,7 +2131,7 @@ async fn an_export_holds_each_event_once_in_the_order_of_the_commits<S: TokenSto
     bench: &Bench<'_, S>,
 ) -> Result<(), Seen> {
     let elsewhere = Realm::new("elsewhere")?;
-    // Later commits tell of what happened earlier, as a flush does.
+    // Later commits have earlier events, as with a flush.
     let mut commits = Vec::new();
     for (number, micros) in [9, 5, 5, -3, 7].into_iter().enumerate() {
         let realm = if number == 2 { elsewhere.clone() } else { Realm::default() };
@@ -2128,7 +2150,7 @@ async fn an_export_holds_each_event_once_in_the_order_of_the_commits<S: TokenSto
     for limit in [1, 2, 3, 4] {
         exports(bench, &mut ExportCursor::start(), limit, &commits).await?;
     }
-    // What is purged is not exported, and a cursor that was there goes on.
+    // Purged events are not exported, and an existing cursor continues.
     ensure(bench.store.purge_events(at(6)?, 10).await? == 3, || "not all were purged".into())?;
     let [(_, cursor), ..] = &mut cursors;
     exports(bench, cursor, 2, &[]).await?;
@@ -2305,14 +2327,14 @@ async fn the_first_key_check_stays<S: TokenStore + KeyChecks>(bench: &Bench<'_, 
     bench.store.record_key_check(&first).await?;
     bench.store.record_key_check(&check(u16::MAX, 7)).await?;
     bench.store.record_key_check(&check(0, 8)).await?;
-    // Keys stay known without a record under them.
+    // Keys stay known even if no record uses them.
     let token = record(1)?;
     bench.insert(std::slice::from_ref(&token)).await?;
     bench.commit([remove(&token)]).await?;
     let expected = [(KeyId::new(0), [0; 16]), (KeyId::new(u16::MAX), value)];
     let found = known().await?;
     ensure(found == expected, || format!("the key checks were {found:?}, not {expected:?}"))?;
-    // Of many at once, one stays.
+    // One of many concurrent check values remains.
     let writers: Vec<KeyCheck> = (1..=8).map(|byte| check(1, byte)).collect();
     let writers =
         writers.iter().map(|check| -> BoxedFuture<'_, _> { Box::pin(bench.store.record_key_check(check)) });

@@ -1,26 +1,34 @@
-//! Tokens over HTTP: a layer that authenticates bearer requests, extractors, the management API and its settings page.
+//! Tokens over HTTP: a layer that authenticates bearer requests, extractors, the management API and
+//! its settings page.
 //!
-//! | feature | what it brings |
+//! | feature | adds |
 //! |---|---|
-//! | `tower` | [`Authenticator`], its layers [`required`](Authenticator::required) and [`optional`](Authenticator::optional), [`RequirePermission`] |
-//! | `axum` | [`Verified`] as an extractor, [`Permitted`], [`ManagementApi`] for a signed-in user or a token |
+//! | `tower` | [`Authenticator`], layers [`required`] and [`optional`], [`RequirePermission`] |
+//! | `axum` | [`Verified`] as an extractor, [`Permitted`], [`ManagementApi`] for a user or token |
 //! | `openapi` | [`openapi`](openapi()) |
 //! | `console` | [`Console`] |
 //!
-//! # What a client is told
-//! By RFC 6750 section 3 and RFC 9110 section 11, with a body of type `application/problem+json` (RFC 9457):
+//! # Refusals
+//! A refusal follows RFC 6750 section 3 and RFC 9110 section 11, with a body of type
+//! `application/problem+json` (RFC 9457). Its `WWW-Authenticate` is `Bearer realm="…"` with these
+//! parameters:
 //!
-//! | request | status | `WWW-Authenticate` |
+//! | request | status | parameters |
 //! |---|---|---|
-//! | no credential, or one of another scheme | 401 | `Bearer realm="…"` |
-//! | a token that is refused, whatever the reason | 401 | `Bearer realm="…", error="invalid_token"` |
-//! | a permission is missing | 403 | `Bearer realm="…", error="insufficient_scope", scope="…"` |
-//! | more than one `Authorization`, or `Bearer` without exactly one token68 after it | 400 | `Bearer realm="…", error="invalid_request"` |
-//! | the store or the directory does not answer | 503 | none, but `Retry-After`, in seconds |
+//! | no credential, or one of another scheme | 401 | none |
+//! | a token that is refused for any reason | 401 | `error="invalid_token"` |
+//! | a permission is missing | 403 | `error="insufficient_scope", scope="…"` |
+//! | more than one `Authorization` | 400 | `error="invalid_request"` |
+//! | `Bearer` without exactly one token68 after it | 400 | `error="invalid_request"` |
+//! | the store or the directory does not answer | 503 | no challenge; `Retry-After`, in seconds |
 //!
-//! All refusals of a token are the same, byte for byte: why it was refused is for the operator, who hears of it through
-//! [`Authenticator::on_incident`]. A token is looked for in the header alone, never in a query or a body. A refused one is an
-//! answer: nothing that comes after the layer, a session's cookie for instance, is asked instead.
+//! All refusals of a token are equal, byte for byte. Only the operator gets the reason, through
+//! [`Authenticator::on_incident`]. A token is read only from the header, never from a query or a
+//! body. A refusal is final: nothing behind the layer, such as a session's cookie, is tried
+//! instead.
+//!
+//! [`required`]: Authenticator::required
+//! [`optional`]: Authenticator::optional
 
 mod address;
 mod layer;
@@ -76,7 +84,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-/// Finds out who sends a request, and says what a client is told instead of an answer. Cloning it is cheap.
+/// Authenticates requests and builds the answers to refused clients. It is cheap to clone.
 pub struct Authenticator<S, D> {
     tokens: Arc<TokenService<S, D>>,
     only: Option<Realm>,
@@ -86,29 +94,31 @@ pub struct Authenticator<S, D> {
     challenge: Challenge,
 }
 
-/// Something that a client is not told the whole of, for the operator's logs. Neither it nor its `Debug` output holds any of a
-/// token's secret.
+/// An event for the operator's logs, of which the client gets only a part.
+///
+/// Neither an incident nor its `Debug` output reveals any of a token's secret.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Incident<'a> {
-    /// A credential was refused, or it could not be verified.
+    /// A credential was refused or could not be verified.
     Refused(&'a VerifyError),
-    /// An operation of the management API was not done.
+    /// An operation of the management API failed.
     NotDone(&'a ManageError),
-    /// A record that a list should have held is corrupt.
+    /// A record that belongs to a list is corrupt.
     Corrupt(&'a CorruptRecord),
-    /// A session's call that changes something was refused, because nothing shows that a page of this site sent it.
+    /// A session's state-changing call was refused, because nothing shows that a page of this site
+    /// sent it.
     #[cfg(feature = "axum")]
     CrossSite(&'a CrossSiteError),
 }
 
-/// What a layer does to a request that it lets through, without a layer.
+/// Marks the extensions of a request as a layer does, for tests without a layer.
 #[cfg(feature = "testkit")]
 pub(crate) fn let_through(extensions: &mut Extensions, verified: Option<Verified>) {
     layer::let_through(extensions, verified, Challenge::of_nobody());
 }
 
-/// Who hears of incidents.
+/// The callback for incidents.
 #[derive(Clone, Default)]
 struct Watch(Option<Arc<Watcher>>);
 
@@ -123,75 +133,87 @@ impl Watch {
 }
 
 impl<S: TokenStore, D: Directory> Authenticator<S, D> {
-    /// An authenticator whose clients have the address of their connection ([`ClientAddress::connection`]); the `realm` of its
-    /// challenges is the service's brand.
+    /// Creates an authenticator.
+    ///
+    /// The address of a client is that of its connection ([`ClientAddress::connection`]). The
+    /// `realm` of the challenges is the service's brand.
     pub fn new(tokens: Arc<TokenService<S, D>>) -> Self {
         let challenge = Challenge::of_brand(tokens.format().brand());
         let address = ClientAddress::connection();
         Self { tokens, only: None, address, ignores_foreign: false, watch: Watch::default(), challenge }
     }
 
-    /// With this `realm` in its challenges (RFC 9110 section 11.5): it names what is protected, to humans.
+    /// Sets the `realm` of the challenges (RFC 9110 section 11.5), which names the protected
+    /// resources to humans.
     ///
     /// # Errors
-    /// [`RealmError`] unless it is 1 to 128 visible ASCII characters or spaces.
+    /// [`RealmError`] unless the realm is 1 to 128 visible ASCII characters or spaces.
     pub fn realm(mut self, realm: &str) -> Result<Self, RealmError> {
         self.challenge = Challenge::new(realm)?;
         Ok(self)
     }
 
-    /// Verifies tokens of this tenant alone: those of others are unknown. Where a host has more than one and does not say this, each
-    /// handler has to look at [`Verified::realm`].
+    /// Verifies only tokens of this tenant. Tokens of other tenants are unknown.
+    ///
+    /// If a host has several tenants and does not call this method, each handler must check
+    /// [`Verified::realm`].
     pub fn only_realm(mut self, realm: Realm) -> Self {
         self.only = Some(realm);
         self
     }
 
-    /// Takes the address of a client from there.
+    /// Sets the source of the client's address.
     pub fn client_address(mut self, address: ClientAddress) -> Self {
         self.address = address;
         self
     }
 
-    /// Treats a bearer credential that is not of this host's as no credential: for a host whose own tokens, such as JWTs, share the
-    /// scheme. The header is passed on untouched, so that the host's own check behind [`optional`](Self::optional), or
-    /// the sessions of the management API, sees it.
+    /// Treats a bearer credential that is not this host's as no credential.
     ///
-    /// A credential is of this host's if it begins with an accepted brand and a kind, such as `acme_pat_`. So a mistyped token of
-    /// this host's is still refused, and so is a request with two `Authorization` headers or with a credential that is not one
-    /// token68. The length of a foreign credential is not bounded.
+    /// This is for a host whose own tokens, such as JWTs, use the same scheme. The header is passed
+    /// on unchanged, so that the host's own check behind [`optional`](Self::optional), or the
+    /// sessions of the management API, can read it.
+    ///
+    /// A credential is this host's if it begins with an accepted brand and a kind, such as
+    /// `acme_pat_`. A mistyped token of this host is therefore still refused. So is a request with
+    /// two `Authorization` headers, or with a credential that is not one token68. The length of a
+    /// foreign credential is not bounded.
     pub fn ignore_foreign(mut self) -> Self {
         self.ignores_foreign = true;
         self
     }
 
-    /// Calls this for everything that a client is not told the whole of; it must not block.
+    /// Calls `watch` for each incident. It must not block.
     pub fn on_incident(mut self, watch: impl Fn(Incident<'_>) + Send + Sync + 'static) -> Self {
         self.watch = Watch(Some(Arc::new(watch)));
         self
     }
 
-    /// The service.
+    /// Returns the token service.
     pub fn tokens(&self) -> &Arc<TokenService<S, D>> {
         &self.tokens
     }
 
-    /// The layer that lets requests with a good token pass alone.
+    /// Returns the layer that passes only requests with a valid token.
     pub fn required(&self) -> AuthLayer<S, D> {
         AuthLayer::new(self.clone(), true)
     }
 
-    /// The layer that also lets requests without a bearer credential pass, for what comes after it to decide. A credential that
-    /// is refused is refused here as well.
+    /// Returns the layer that also passes requests without a bearer credential, for the service
+    /// behind it to decide.
+    ///
+    /// A refused credential is also refused here.
     pub fn optional(&self) -> AuthLayer<S, D> {
         AuthLayer::new(self.clone(), false)
     }
 
-    /// Verifies the bearer credential of a request; `None` if it has none, or one that is [ignored](Self::ignore_foreign). For hosts that
-    /// need no layer.
+    /// Verifies the bearer credential of a request, for hosts that need no layer.
+    ///
+    /// Returns `None` if the request has no bearer credential, or one that is
+    /// [ignored](Self::ignore_foreign).
     ///
     /// # Errors
-    /// [`Problem`]: what the client is told.
+    /// [`Problem`], the answer for the client.
     pub async fn authenticate(
         &self,
         headers: &HeaderMap,
@@ -217,7 +239,7 @@ impl<S: TokenStore, D: Directory> Authenticator<S, D> {
         }
     }
 
-    /// What a client without a credential is told.
+    /// Returns the answer for a client without a credential.
     pub fn no_credential(&self) -> Problem {
         Problem::no_credential(&self.challenge)
     }

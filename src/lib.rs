@@ -1,8 +1,9 @@
 //! Personal access tokens for Rust backends.
 //!
-//! The host supplies persistence (a [`TokenStore`]) and says who its users are (a [`Directory`]); a [`TokenService`] does
-//! the rest: it generates tokens, keeps keyed digests of them, verifies them in constant time, knows who may manage which
-//! token, and lets every token follow the permissions that its owner has now.
+//! The host supplies persistence (a [`TokenStore`]) and describes its users (a [`Directory`]). A
+//! [`TokenService`] does the rest: it generates tokens, stores keyed digests of them, verifies them
+//! in constant time, decides who may manage which token, and limits every token to its owner's
+//! current permissions.
 
 pub mod audit;
 pub mod bearer;

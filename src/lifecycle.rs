@@ -1,23 +1,27 @@
-//! What may happen to a token next: pure functions of the stored facts and one instant.
+//! The allowed actions on a token: pure functions of the stored facts and one instant.
 //!
 //! | action | Active | Revoked | Expired |
 //! |---|---|---|---|
 //! | revoke | → Revoked | no change, succeeds; the first fact is kept | refused |
 //! | revoke as compromised | → Revoked | the reason becomes compromised | recorded |
-//! | restore | refused | → Active, unless the reason is final, it has a successor, or the authority is too low | refused |
+//! | restore | refused | → Active, except as below | refused |
 //! | rotate | a successor takes its place, unless it has one | refused | refused |
 //! | rename, describe | yes | yes | yes |
 //! | delete | refused | → gone | → gone |
 //!
-//! "The first fact is kept" has a consequence: an admin who revokes what its owner has revoked already changes nothing,
-//! and the owner may restore it. Revoke as compromised to have the last word.
+//! A revoked token is not restored if its reason is final, it has a successor, or the authority is
+//! too low.
+//!
+//! Because the first fact is kept, an admin's revocation of a token that its owner has revoked
+//! already changes nothing, and the owner may restore the token. To prevent that, revoke it as
+//! compromised.
 
 use crate::clock::cut;
 use crate::token::{ActorRef, Authority, Facts, Reason, Revocation, Succession, TokenId, TokenState};
 use chrono::{DateTime, TimeDelta, Utc};
 use std::fmt;
 
-/// What somebody wants to do to a token.
+/// An action on a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Action {
@@ -25,7 +29,7 @@ pub enum Action {
     Revoke,
     /// Put it back into use.
     Restore,
-    /// Let a successor take its place.
+    /// Replace it with a successor.
     Rotate,
     /// Change its name or its description.
     Rename,
@@ -37,7 +41,7 @@ impl Action {
     /// All actions.
     pub const ALL: [Self; 5] = [Self::Revoke, Self::Restore, Self::Rotate, Self::Rename, Self::Delete];
 
-    /// `revoke`, `restore`, `rotate`, `rename` or `delete`.
+    /// Returns `revoke`, `restore`, `rotate`, `rename` or `delete`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Revoke => "revoke",
@@ -55,16 +59,16 @@ impl fmt::Display for Action {
     }
 }
 
-/// The token's state does not allow the action.
+/// The error if a token's state does not allow an action.
 #[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a token that is {state} cannot be {}: {why}", done(*action))]
 #[non_exhaustive]
 pub struct Refusal {
-    /// The state that the token is in.
+    /// The state of the token.
     pub state: TokenState,
-    /// What was wanted.
+    /// The requested action.
     pub action: Action,
-    /// Why not.
+    /// The reason for the refusal.
     pub why: RefusalReason,
 }
 
@@ -78,37 +82,37 @@ const fn done(action: Action) -> &'static str {
     }
 }
 
-/// Why a token's state does not allow an action.
+/// The reason why a token's state does not allow an action.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RefusalReason {
-    /// It has to be revoked or expired first.
+    /// The token must be revoked or expired first.
     #[error("revoke the token first, or wait for its expiry")]
     StillActive,
-    /// Only a revoked token can be restored.
+    /// The token is not revoked, and only a revoked token can be restored.
     #[error("only a revoked token is restored")]
     NotRevoked,
-    /// It was revoked.
+    /// The token is revoked.
     #[error("restore the token first")]
     Revoked,
-    /// Its expiry is reached, and is never moved later.
+    /// The token is expired, and an expiry is never moved later.
     #[error("an expiry is final; generate a new token")]
     Expired,
-    /// It was rotated: a successor has taken its place.
+    /// The token was rotated and has a successor.
     #[error("the token has a successor; use that one")]
     HasSuccessor,
-    /// It was revoked for a reason that no authority undoes.
+    /// The token was revoked for a reason that no authority can undo.
     #[error("a revocation for the reason {0} is final; generate a new token")]
     Final(Reason),
-    /// It takes at least the authority that revoked it.
+    /// The action requires at least the authority that revoked the token.
     #[error("a revocation with the authority of the {0} takes as much authority to undo")]
     Authority(Authority),
 }
 
-/// Revokes: the facts after it, or none where nothing changes.
+/// Revokes a token. Returns the new facts, or `None` if nothing changes.
 ///
 /// # Errors
-/// [`Refusal`] for an expired token, unless the reason is compromised.
+/// [`Refusal`] if the token is expired, unless the reason is compromised.
 pub fn revoke(facts: &Facts, with: Revocation, now: DateTime<Utc>) -> Result<Option<Facts>, Refusal> {
     let state = facts.state(now);
     let compromised = with.reason == Reason::Compromised;
@@ -125,11 +129,13 @@ pub fn revoke(facts: &Facts, with: Revocation, now: DateTime<Utc>) -> Result<Opt
     Ok(Some(Facts { revocation: Some(Box::new(revocation)), ..facts.clone() }))
 }
 
-/// Restores a revoked token: the facts after it.
+/// Restores a revoked token. Returns the new facts.
+///
+/// A token revoked as idle may be restored by its owner.
 ///
 /// # Errors
-/// [`Refusal`] for a token that is not revoked, expired, has a successor, or was revoked for a final reason or with more
-/// authority than `authority`. A token revoked as idle may be restored by its owner.
+/// [`Refusal`] if the token is not revoked, is expired, has a successor, or was revoked for a final
+/// reason or with more authority than `authority`.
 pub fn restore(facts: &Facts, authority: Authority, now: DateTime<Utc>) -> Result<Facts, Refusal> {
     let state = facts.state(now);
     let refused = |why| Err(Refusal { state, action: Action::Restore, why });
@@ -150,11 +156,13 @@ pub fn restore(facts: &Facts, authority: Authority, now: DateTime<Utc>) -> Resul
     Ok(Facts { revocation: None, ..facts.clone() })
 }
 
-/// Retires a token in favour of `successor`: the facts after it. Without overlap it is revoked, with one its expiry is
-/// brought forward to the overlap's end, never put off.
+/// Rotates a token to `successor`. Returns the new facts.
+///
+/// Without overlap, the token is revoked. With an overlap, its expiry is moved earlier to the end
+/// of the overlap, never later.
 ///
 /// # Errors
-/// [`Refusal`] for a token that is not active or has a successor already.
+/// [`Refusal`] if the token is not active or already has a successor.
 pub fn rotate(
     facts: &Facts,
     successor: TokenId,
@@ -177,10 +185,10 @@ pub fn rotate(
     Ok(Facts { expires_at: Some(end), succession: succession(end), ..facts.clone() })
 }
 
-/// Whether a token may be rotated.
+/// Checks whether a token may be rotated.
 ///
 /// # Errors
-/// [`Refusal`] for a token that is not active or has a successor already.
+/// [`Refusal`] if the token is not active or already has a successor.
 pub fn may_rotate(facts: &Facts, now: DateTime<Utc>) -> Result<(), Refusal> {
     let state = facts.state(now);
     let why = match state {
@@ -192,10 +200,10 @@ pub fn may_rotate(facts: &Facts, now: DateTime<Utc>) -> Result<(), Refusal> {
     Err(Refusal { state, action: Action::Rotate, why })
 }
 
-/// Whether a token may be deleted.
+/// Checks whether a token may be deleted.
 ///
 /// # Errors
-/// [`Refusal`] for an active token.
+/// [`Refusal`] if the token is active.
 pub fn may_delete(facts: &Facts, now: DateTime<Utc>) -> Result<(), Refusal> {
     match facts.state(now) {
         state @ TokenState::Active => {

@@ -1,10 +1,11 @@
-//! Guesses which name was meant by a mistyped one.
+//! Suggests the name that a mistyped one was likely meant to be.
 
-/// The most edits between a text and the name that it is taken for.
+/// The maximum number of edits between a text and its suggestion.
 const MOST_EDITS: usize = 3;
 
-/// Returns the candidate that is the fewest edits away from `text`, if one is near enough: one edit for each four bytes, and
-/// [`MOST_EDITS`] at most.
+/// Returns the candidate with the fewest edits from `text`, if it is near enough.
+///
+/// Allows one edit for each four bytes: at least one, and [`MOST_EDITS`] at most.
 pub(crate) fn likely<'a, C>(text: &str, candidates: impl Iterator<Item = &'a C>) -> Option<&'a C>
 where
     C: AsRef<str> + 'a,
@@ -17,13 +18,14 @@ where
     near.min_by_key(|(edits, _)| *edits).map(|(_, candidate)| candidate)
 }
 
-/// Returns the Levenshtein distance of two texts, unless it exceeds `most`. Stops at the first row that does, so that texts which
-/// differ throughout cost little.
+/// Returns the Levenshtein distance of two texts, or `None` if it exceeds `most`.
+///
+/// Stops at the first row that exceeds `most`, so that very different texts cost little.
 fn distance(one: &[u8], other: &[u8], most: usize) -> Option<usize> {
     if one.len().abs_diff(other.len()) > most {
         return None;
     }
-    // The distances from what was read of `one` to each beginning of `other`, the empty one left out.
+    // The distances from the part of `one` read so far to each prefix of `other` but the empty one.
     let mut row: Vec<usize> = (1..=other.len()).collect();
     for (read, byte) in one.iter().enumerate() {
         let (mut diagonal, mut left) = (read, read.saturating_add(1));

@@ -1,4 +1,4 @@
-//! Who tokens act as, and how the host says who that is now.
+//! Owners, which tokens act as, and the directory through which the host describes them.
 
 pub mod cache;
 mod fast;
@@ -17,28 +17,31 @@ use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher, RandomState};
 use std::pin::Pin;
 use std::sync::{Arc, LazyLock, OnceLock};
 
-/// Most bytes of an owner's id and of a realm's name.
+/// The maximum length of an owner's id and of a realm's name, in bytes.
 pub const MAX_ID_BYTES: usize = 255;
 
-/// The host's id of an owner: opaque UTF-8 of 1 to 255 bytes without control characters, compared byte by byte.
+/// The host's id of an owner.
+///
+/// It is opaque UTF-8 of 1 to 255 bytes without control characters and is compared byte by byte.
 #[derive(Clone)]
 pub struct OwnerId {
-    /// Keyed anew in each process: nobody can choose ids that fall together in a map.
+    /// The key is random in each process, so that nobody can choose ids that collide in a map.
     hash: u64,
     text: Arc<str>,
 }
 
-/// The tenant. Owners, actors and tokens belong to exactly one, and nothing crosses from one to another.
+/// A tenant. Owners, actors and tokens belong to exactly one tenant and never cross to another.
 ///
-/// A host without tenants never sees it: everything is in the [default](Realm::default) realm, whose name is empty.
+/// A host without tenants can ignore it: everything is in the [default](Realm::default) realm,
+/// whose name is empty.
 #[derive(Clone, Eq, PartialOrd, Ord, Hash)]
 #[allow(clippy::derived_hash_with_manual_eq, reason = "equal where the derived one is, and faster")]
 pub struct Realm(Arc<str>);
 
-/// Anew in each process.
+/// Chosen at random in each process.
 static HASH_KEY: LazyLock<RandomState> = LazyLock::new(RandomState::new);
 
-/// Names what an [`IdError`] is about.
+/// The identifier that an [`IdError`] is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Identifier {
@@ -57,7 +60,7 @@ impl fmt::Display for Identifier {
     }
 }
 
-/// Why an owner's id or a realm's name was refused.
+/// The error if an owner's id or a realm's name is refused.
 #[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum IdError {
@@ -67,9 +70,9 @@ pub enum IdError {
     /// The text has more than [`MAX_ID_BYTES`] bytes.
     #[error("the {what} has {bytes} bytes; it may have at most {MAX_ID_BYTES}")]
     TooLong {
-        /// Which text.
+        /// The identifier.
         what: Identifier,
-        /// How many bytes it has.
+        /// The length of the text, in bytes.
         bytes: usize,
     },
     /// The text has a control character.
@@ -78,15 +81,15 @@ pub enum IdError {
 }
 
 impl OwnerId {
-    /// The id with this text.
+    /// Creates an id from text.
     ///
     /// # Errors
-    /// [`IdError`] when the text is empty, longer than 255 bytes or has a control character.
+    /// [`IdError`] if the text is empty, longer than 255 bytes or has a control character.
     pub fn new(text: &str) -> Result<Self, IdError> {
         checked_id(Identifier::Owner, text).map(Self::from_checked)
     }
 
-    /// The id's text.
+    /// Returns the id's text.
     pub fn as_str(&self) -> &str {
         &self.text
     }
@@ -98,7 +101,7 @@ impl OwnerId {
 
 impl PartialEq for OwnerId {
     fn eq(&self, other: &Self) -> bool {
-        // Most often it is one text that both share, and then nothing more is read.
+        // Both ids most often share one text; then no bytes are compared.
         self.hash == other.hash && (Arc::ptr_eq(&self.text, &other.text) || self.text == other.text)
     }
 }
@@ -111,7 +114,7 @@ impl PartialOrd for OwnerId {
     }
 }
 
-/// Byte by byte.
+/// Compares byte by byte.
 impl Ord for OwnerId {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
         self.text.cmp(&other.text)
@@ -124,7 +127,7 @@ impl Hash for OwnerId {
     }
 }
 
-/// Finds owners by the hash that their ids bring along.
+/// Hashes owner ids by the hash that each id stores.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct ByOwnHash(u64);
 
@@ -137,7 +140,7 @@ impl Hasher for ByOwnHash {
         self.0 = hash;
     }
 
-    /// Not what an id's hash comes by; still no two inputs are sure to fall together.
+    /// Not used for owner ids, which call `write_u64`. Still, different inputs do not all collide.
     fn write(&mut self, bytes: &[u8]) {
         for byte in bytes {
             self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
@@ -150,28 +153,28 @@ pub(crate) type OwnerMap<V> = HashMap<OwnerId, V, BuildHasherDefault<ByOwnHash>>
 
 impl PartialEq for Realm {
     fn eq(&self, other: &Self) -> bool {
-        // Nearly always the default realm on both sides, which is one text.
+        // Both sides are nearly always the default realm, which shares one text.
         Arc::ptr_eq(&self.0, &other.0) || self.0 == other.0
     }
 }
 
 impl Realm {
-    /// The realm with this name.
+    /// Creates a realm with this name.
     ///
     /// # Errors
-    /// [`IdError`] when the name is empty, longer than 255 bytes or has a control character.
+    /// [`IdError`] if the name is empty, longer than 255 bytes or has a control character.
     pub fn new(name: &str) -> Result<Self, IdError> {
         checked_id(Identifier::Realm, name).map(Self)
     }
 
-    /// The realm's name; empty for the default realm.
+    /// Returns the realm's name. It is empty for the default realm.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
 impl Realm {
-    /// Whether it is the default realm, the only one that a host without tenants has.
+    /// Returns whether this is the default realm, the only one of a host without tenants.
     pub fn is_default(&self) -> bool {
         self.0.is_empty()
     }
@@ -230,20 +233,20 @@ impl fmt::Debug for Realm {
     }
 }
 
-/// What an owner is.
+/// The kind of an owner.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum OwnerKind {
-    /// A person: has personal tokens.
+    /// A person, who has personal tokens.
     Human,
-    /// A service user: has service tokens, which admins manage.
+    /// A service user, which has service tokens that admins manage.
     Service,
-    /// Part of the host itself: has no tokens.
+    /// A part of the host itself, which has no tokens.
     Internal,
 }
 
 impl OwnerKind {
-    /// `human`, `service` or `internal`.
+    /// Returns `human`, `service` or `internal`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Human => "human",
@@ -259,7 +262,7 @@ impl fmt::Display for OwnerKind {
     }
 }
 
-/// What the host says of an owner, now.
+/// The current state of an owner, as the host describes it.
 ///
 /// ```
 /// # use patkit::owner::{Owner, OwnerId, OwnerKind};
@@ -268,15 +271,15 @@ impl fmt::Display for OwnerKind {
 /// # Ok::<(), patkit::owner::IdError>(())
 /// ```
 #[derive(Clone)]
-// Aligned to a line of the cache: the counts of its `Arc` are written all the time, the rest is only read. What a
-// verification reads comes first, in two lines.
+// Aligned to a cache line because the counts of its `Arc` are written all the time, while the rest
+// is only read. The fields that a verification reads come first, in two lines.
 #[repr(C, align(64))]
 pub struct Owner {
     id: OwnerId,
     realm: Realm,
-    /// The permissions under the catalogue that asked first: computed once, however often the owner is handed out.
+    /// The permissions under the first catalogue that asked. Computed once per owner value.
     resolved: OnceLock<(Arc<RoleCatalog>, PermissionSet)>,
-    /// The later of both instants that the host gave: no token from before it works.
+    /// The later of the two instants that the host gave. No token from before it works.
     valid_after: Option<DateTime<Utc>>,
     kind: OwnerKind,
     enabled: bool,
@@ -287,7 +290,7 @@ pub struct Owner {
 }
 
 impl Owner {
-    /// An enabled owner in the default realm, without roles and grants.
+    /// Creates an enabled owner in the default realm, without roles or grants.
     pub fn new(id: OwnerId, kind: OwnerKind) -> Self {
         Self {
             id,
@@ -303,115 +306,123 @@ impl Owner {
         }
     }
 
-    /// In this realm.
+    /// Sets the realm.
     pub fn in_realm(mut self, realm: Realm) -> Self {
         self.realm = realm;
         self
     }
 
-    /// With this name to show.
+    /// Sets the name to show.
     pub fn named(mut self, name: &str) -> Self {
         self.name = Some(name.into());
         self
     }
 
-    /// With this role too. A role that the service's catalogue does not know grants nothing.
+    /// Adds a role. A role that the service's catalogue does not know grants nothing.
     pub fn role(mut self, role: &str) -> Self {
         self.roles.push(role.into());
         self.resolved = OnceLock::new();
         self
     }
 
-    /// With these grants too, beside those of its roles.
+    /// Adds grants beside those of the roles.
     pub fn grants(mut self, grants: impl IntoIterator<Item = Grant>) -> Self {
         self.grants = self.grants.union(&grants.into_iter().collect());
         self.resolved = OnceLock::new();
         self
     }
 
-    /// Enabled or not. All tokens of a disabled owner are refused; they work again when it is enabled again.
+    /// Sets whether the owner is enabled. Defaults to `true`.
+    ///
+    /// All tokens of a disabled owner are refused. They work again once the owner is enabled again.
     pub fn enabled(mut self, enabled: bool) -> Self {
         self.enabled = enabled;
         self
     }
 
-    /// Tokens made before `instant` are refused: "sign out everywhere". Their owner goes on seeing them.
+    /// Refuses tokens made before `instant`: "sign out everywhere". Their owner still sees them.
     pub fn valid_after(mut self, instant: DateTime<Utc>) -> Self {
         self.valid_after = Some(crate::clock::cut(instant)).max(self.held_since);
         self
     }
 
-    /// The id belongs to this owner since `instant`, and belonged to somebody else before. Tokens made before it are refused.
-    /// This owner does not see them, nor do they count for its limit or keep it from using their names; admins, overseers and
-    /// the host still see them.
+    /// Sets since when the id belongs to this owner, if it belonged to another owner before.
+    ///
+    /// Tokens made before `instant` are refused. This owner does not see them; they do not count
+    /// for its limit or reserve their names. Admins, overseers and the host still see them.
     pub fn held_since(mut self, instant: DateTime<Utc>) -> Self {
         self.held_since = Some(crate::clock::cut(instant));
         self.valid_after = self.valid_after.max(self.held_since);
         self
     }
 
-    /// The owner's id.
+    /// Returns the owner's id.
     pub fn id(&self) -> &OwnerId {
         &self.id
     }
 
-    /// The owner's realm.
+    /// Returns the owner's realm.
     pub fn realm(&self) -> &Realm {
         &self.realm
     }
 
-    /// What the owner is.
+    /// Returns the owner's kind.
     pub fn kind(&self) -> OwnerKind {
         self.kind
     }
 
-    /// Whether the owner's tokens work.
+    /// Returns whether the owner's tokens work.
     pub fn is_enabled(&self) -> bool {
         self.enabled
     }
 
-    /// The name to show.
+    /// Returns the name to show.
     pub fn name(&self) -> Option<&str> {
         self.name.as_deref()
     }
 
-    /// The owner's roles, as the host gave them.
+    /// Returns the owner's roles, as the host gave them.
     pub fn roles(&self) -> impl Iterator<Item = &str> {
         self.roles.iter().map(|role| &**role)
     }
 
-    /// The owner's grants beside those of its roles.
+    /// Returns the owner's grants beside those of its roles.
     pub fn direct_grants(&self) -> &PermissionSet {
         &self.grants
     }
 
-    /// The instant before which no token was made that still works: the later one of *valid after* and *held since*.
+    /// Returns the instant before which tokens of this owner no longer work.
+    ///
+    /// This is the later of *valid after* and *held since*.
     pub fn tokens_valid_after(&self) -> Option<DateTime<Utc>> {
         self.valid_after
     }
 
-    /// Since when the id belongs to this owner, if it belonged to somebody else before.
+    /// Returns since when the id belongs to this owner, if it belonged to another owner before.
     pub fn id_held_since(&self) -> Option<DateTime<Utc>> {
         self.held_since
     }
 
-    /// What the owner may do: the closure of its roles under `catalog`, and its direct grants.
+    /// Returns the owner's permissions: those of its roles under `catalog`, and its direct grants.
     pub fn permissions(&self, catalog: &Arc<RoleCatalog>) -> PermissionSet {
         self.resolved_by(catalog).cloned().unwrap_or_else(|| self.resolve(catalog))
     }
 
-    /// The permissions under `catalog`, computed once; `None` where another catalogue was there first.
+    /// Returns the permissions under `catalog`, computed once.
+    ///
+    /// Returns `None` if another catalogue asked first.
     pub(crate) fn resolved_by(&self, catalog: &Arc<RoleCatalog>) -> Option<&PermissionSet> {
         let (by, permissions) = self.resolved.get_or_init(|| (catalog.clone(), self.resolve(catalog)));
         Arc::ptr_eq(by, catalog).then_some(permissions)
     }
 
-    /// The permissions under the catalogue that asked first, and that catalogue.
+    /// Returns the permissions under the first catalogue that asked, and that catalogue.
     pub(crate) fn resolved(&self) -> Option<&(Arc<RoleCatalog>, PermissionSet)> {
         self.resolved.get()
     }
 
-    /// An owner that may do nothing: stands where there always is one, should there be none.
+    /// Returns an owner without any permission. It serves as a placeholder where an owner is
+    /// required.
     pub(crate) fn nobody() -> &'static Arc<Self> {
         static NOBODY: LazyLock<Arc<Owner>> = LazyLock::new(|| {
             let id = OwnerId::from_checked(Arc::from(""));
@@ -420,7 +431,7 @@ impl Owner {
         &NOBODY
     }
 
-    /// Whether this is the owner with this realm and id.
+    /// Returns whether this is the owner with this realm and id.
     pub(crate) fn is(&self, realm: &Realm, id: &OwnerId) -> bool {
         self.id == *id && self.realm == *realm
     }
@@ -442,13 +453,16 @@ impl fmt::Debug for Owner {
     }
 }
 
-/// The host's answer to "who is this owner now?". It is asked on every verification and for every actor, so that a
-/// token follows its owner at once; put an [`OwnerCache`](cache::OwnerCache) in front of a slow one.
+/// Looks up the current state of an owner for the host.
 ///
-/// Hand out shared owners (`Arc<Owner>` from a map) where you can: an owner's permissions are computed once per
-/// `Owner` value.
+/// A directory is asked on every verification and for every actor, so that a change of an owner
+/// applies to its tokens at once. Put an [`OwnerCache`](cache::OwnerCache) in front of a slow
+/// directory.
 ///
-/// An answer for another id or realm than was asked for, `bot` when asked for `BOT`, counts as no such owner.
+/// Return shared owners (`Arc<Owner>` from a map) if you can, because an owner's permissions are
+/// computed once per `Owner` value.
+///
+/// An owner with another id or realm than requested, such as `bot` for `BOT`, counts as missing.
 ///
 /// ```
 /// # use patkit::owner::{Directory, DirectoryError, Owner, OwnerId, OwnerKind, Realm};
@@ -462,24 +476,25 @@ impl fmt::Debug for Owner {
 /// }
 /// ```
 pub trait Directory: Send + Sync {
-    /// The owner with this id in this realm, as it is now; `None` when there is none.
+    /// Returns the current state of the owner with this id in this realm, or `None` if there is
+    /// none.
     ///
     /// # Errors
-    /// [`DirectoryError`] when the directory cannot say; then verification answers *unavailable*.
+    /// [`DirectoryError`] if the directory cannot answer. Verification then returns *unavailable*.
     fn find(
         &self,
         realm: &Realm,
         id: &OwnerId,
     ) -> impl Future<Output = Result<Option<Arc<Owner>>, DirectoryError>> + Send;
 
-    /// Answers of this crate's own directories that need not be waited for.
+    /// Returns owners without waiting. Only this crate's own directories can.
     #[doc(hidden)]
     fn shortcut(&self) -> DirectoryShortcut<'_> {
         DirectoryShortcut::none()
     }
 }
 
-/// The directory cannot say who the owner is.
+/// The error if the directory cannot say who the owner is.
 #[derive(Clone, thiserror::Error)]
 #[error("the directory of owners cannot tell who the owner is")]
 pub struct DirectoryError {
@@ -487,7 +502,7 @@ pub struct DirectoryError {
 }
 
 impl DirectoryError {
-    /// A failure with this cause.
+    /// Creates an error with this cause.
     pub fn new(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self { source: Arc::from(source.into()) }
     }
@@ -535,18 +550,20 @@ impl<D: Directory + ?Sized> Directory for Box<D> {
     }
 }
 
-/// [`Directory`] for `dyn`: every directory is one, and `Arc<dyn DynDirectory>` is a directory again, at the price
-/// of an allocation per question.
+/// A [`Directory`] for use as `dyn`.
+///
+/// Every directory is a `DynDirectory`, and `Arc<dyn DynDirectory>` is a directory again, at the
+/// cost of one allocation per lookup.
 pub trait DynDirectory: Send + Sync {
-    /// [`Directory::find`], boxed.
+    /// Calls [`Directory::find`] and boxes the future.
     fn find_boxed<'a>(&'a self, realm: &'a Realm, id: &'a OwnerId) -> BoxedFind<'a>;
 
-    /// [`Directory::shortcut`].
+    /// Calls [`Directory::shortcut`].
     #[doc(hidden)]
     fn shortcut_dyn(&self) -> DirectoryShortcut<'_>;
 }
 
-/// What [`DynDirectory::find_boxed`] gives.
+/// The future that [`DynDirectory::find_boxed`] returns.
 pub type BoxedFind<'a> =
     Pin<Box<dyn Future<Output = Result<Option<Arc<Owner>>, DirectoryError>> + Send + 'a>>;
 
@@ -570,26 +587,27 @@ impl Directory for dyn DynDirectory + '_ {
     }
 }
 
-/// A directory in memory: for tests, examples and hosts with a fixed set of owners. Reading takes no lock.
+/// A directory in memory for tests, examples and hosts with a fixed set of owners. Reads take no
+/// lock.
 pub struct MemoryDirectory {
-    /// In a box: a directory is moved, as part of a service, and this is large.
+    /// Boxed because it is large and a directory is moved as part of a service.
     owners: Box<Table<Owner, 0>>,
 }
 
 impl MemoryDirectory {
-    /// A directory of nobody.
+    /// Creates an empty directory.
     pub fn new() -> Self {
         Self { owners: Box::new(Table::new(Owner::nobody().clone())) }
     }
 
-    /// Adds an owner or puts it in the place of the one with its id and realm.
+    /// Adds an owner, or replaces the owner with the same id and realm.
     pub fn put(&self, owner: Owner) {
         let key = key_of(&owner.realm, &owner.id);
         let owner = Arc::new(owner);
         self.owners.put(key, |found| found.is(&owner.realm, &owner.id), [], owner.clone());
     }
 
-    /// Removes an owner; `false` when it was not there.
+    /// Removes an owner. Returns `false` if the owner was missing.
     pub fn remove(&self, realm: &Realm, id: &OwnerId) -> bool {
         self.owners.remove(key_of(realm, id), |found| found.is(realm, id))
     }
@@ -601,9 +619,9 @@ impl MemoryDirectory {
     }
 }
 
-/// What an owner is looked up by: hashes, so two may share it.
+/// Returns the lookup key of an owner. It consists of hashes, so two owners may share it.
 fn key_of(realm: &Realm, id: &OwnerId) -> Key {
-    // Most hosts have the default realm alone, and hash nothing here.
+    // Most hosts use only the default realm and hash nothing here.
     let realm = if realm.is_default() { 0 } else { HASH_KEY.hash_one(realm) };
     [realm, id.hash.max(LEAST_SECOND_WORD)]
 }

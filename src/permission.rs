@@ -1,9 +1,12 @@
-//! What may be done: concrete permissions, grants with a trailing wildcard, sets of grants, and the scope that
-//! narrows one token. Who holds what is for [`role`](crate::role) and for the host.
+//! Permissions, grants with a trailing wildcard, sets of grants, and the scope that narrows one
+//! token.
 //!
-//! A permission is `segment(:segment)*`, a segment `[a-z0-9_-]+`, such as `datastores:read`. A grant is a
-//! permission, or one followed by `:*`, or `*` alone: `a:*` covers `a:b` and `a:b:c`, not `a`; `*` covers all.
-//! What is asked for is always concrete. Nothing granted means nothing allowed.
+//! The [`role`](crate::role) module and the host decide who holds which permission.
+//!
+//! A permission is `segment(:segment)*`, and a segment is `[a-z0-9_-]+`: for example
+//! `datastores:read`. A grant is a permission, a permission followed by `:*`, or `*` alone. `a:*`
+//! covers `a:b` and `a:b:c`, but not `a`; `*` covers everything. A check always asks for a concrete
+//! permission. A set without grants allows nothing.
 //!
 //! ```
 //! use patkit::permission::{Permission, PermissionSet};
@@ -23,17 +26,19 @@ use std::hash::{Hash, Hasher};
 use std::str::FromStr;
 use std::sync::Arc;
 
-/// The longest a permission or a grant may be, in bytes. Room for a handful of spelled-out segments; it bounds what
-/// a token's scope can cost to store and to check.
+/// The maximum length of a permission or a grant, in bytes.
+///
+/// This leaves room for several spelled-out segments and bounds the cost to store and to check a
+/// token's scope.
 pub const MAX_PERMISSION_BYTES: usize = 128;
 
-/// The most entries the scope of one token may list; see [`Scope::only`].
+/// The maximum number of entries in the scope of one token; see [`Scope::only`].
 pub const MAX_SCOPE_ENTRIES: usize = 64;
 
-/// One concrete permission, such as `datastores:read`: what a request needs.
+/// A concrete permission that a request needs, such as `datastores:read`.
 ///
-/// Parse it once and keep it: the check of a [`PermissionSet`] then costs a few nanoseconds. A clone shares the text.
-/// Equal, ordered and hashed by its text.
+/// Parse it once and keep it: the check of a [`PermissionSet`] then costs a few nanoseconds. A
+/// clone shares the text. Equality, order and hash are those of the text.
 #[derive(Clone)]
 pub struct Permission {
     text: Arc<str>,
@@ -41,14 +46,16 @@ pub struct Permission {
     prefixes: Arc<[Prefix]>,
 }
 
-/// What is given: a [`Permission`], everything below one (`datastores:*`), or everything (`*`).
+/// A [`Permission`], everything below one (`datastores:*`), or everything (`*`).
 ///
-/// A clone shares the text. Equal, ordered and hashed by its text.
+/// A clone shares the text. Equality, order and hash are those of the text.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Grant(Arc<str>);
 
-/// Why a text is no permission or no grant. Positions are byte offsets into that text; the text itself is not
-/// repeated, since it may come from anybody.
+/// The error if a text is not a permission or not a grant.
+///
+/// Positions are byte offsets into the text. The error does not repeat the text, because it may
+/// come from anyone.
 #[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PermissionError {
@@ -58,49 +65,49 @@ pub enum PermissionError {
     /// The text is longer than [`MAX_PERMISSION_BYTES`].
     #[error("the permission has {bytes} bytes; write {MAX_PERMISSION_BYTES} at most")]
     TooLong {
-        /// How long it is.
+        /// The length of the text, in bytes.
         bytes: usize,
     },
-    /// There is nothing before the first colon, between two, or after the last.
+    /// A segment is empty: before the first colon, between two colons, or after the last.
     #[error(
         "the permission has an empty segment at byte {at}; write a segment before, between and after colons"
     )]
     EmptySegment {
-        /// Where a segment was expected.
+        /// The position where a segment was expected.
         at: usize,
     },
-    /// A character other than `a` to `z`, `0` to `9`, `_`, `-` and the colon.
+    /// The text has a character other than `a` to `z`, `0` to `9`, `_`, `-` and the colon.
     #[error(
         "the permission has a character at byte {at} that is not allowed; use a-z, 0-9, '_', '-' and ':'"
     )]
     BadCharacter {
-        /// Where the character begins.
+        /// The position where the character begins.
         at: usize,
     },
-    /// A grant with an asterisk that is not the whole of its last segment.
+    /// A grant has an asterisk that is not the whole of its last segment.
     #[error(
         "the grant has a '*' at byte {at} that is not its whole last segment; write one such as datastores:*"
     )]
     MisplacedWildcard {
-        /// Where the asterisk is.
+        /// The position of the asterisk.
         at: usize,
     },
-    /// An asterisk, where a concrete permission is wanted.
+    /// The text has an asterisk, but a concrete permission is required.
     #[error("the permission has a '*' at byte {at}; write a concrete one such as datastores:read")]
     NotConcrete {
-        /// Where the asterisk is.
+        /// The position of the asterisk.
         at: usize,
     },
 }
 
 /// An immutable set of grants. A clone shares its content.
 ///
-/// The set keeps every distinct entry as it was written, also one that another entry covers, so that whoever reads
-/// it finds what they gave. Two sets are equal when their entries are.
+/// The set keeps every distinct entry as written, even if another entry covers it, so that readers
+/// find what was given. Two sets are equal if their entries are equal.
 #[derive(Clone)]
 pub struct PermissionSet {
-    /// Every role of a catalogue is a selection from one table: a role then costs one bit for each grant of the
-    /// catalogue, and the union of two roles is the union of their bits.
+    /// Every role of a catalogue is a selection from one table. A role then costs one bit for each
+    /// grant of the catalogue, and the union of two roles is the union of their bits.
     table: Arc<GrantTable>,
     /// One bit for each grant of the table.
     members: Arc<[u64]>,
@@ -108,10 +115,13 @@ pub struct PermissionSet {
     everything: bool,
 }
 
-/// What one token is narrowed to. It takes away from what the owner holds and never adds to it: a request through
-/// the token needs both [`PermissionSet::allows`] of what the owner holds now and [`Scope::allows`].
+/// The restriction of one token: a part of what its owner holds, never more.
 ///
-/// Neither kind is a default: whoever makes a token says which, and a scope that is missing from a store is damage.
+/// A request through the token needs both [`PermissionSet::allows`] of the owner's current
+/// permissions and [`Scope::allows`].
+///
+/// Neither kind of scope is a default: the maker of a token chooses one, and a scope that is
+/// missing from a store is damage.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Scope(Narrowing);
 
@@ -121,22 +131,22 @@ enum Narrowing {
     Only(PermissionSet),
 }
 
-/// Why a list of entries is no [`Scope`].
+/// The error if a list of entries is not a [`Scope`].
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ScopeError {
     /// The list has more than [`MAX_SCOPE_ENTRIES`] entries, repeated ones included.
     #[error("the scope has more than {MAX_SCOPE_ENTRIES} entries; list {MAX_SCOPE_ENTRIES} at most")]
     TooManyEntries,
-    /// An entry is no grant; among other things, longer than [`MAX_PERMISSION_BYTES`].
+    /// An entry is not a grant. For example, it is longer than [`MAX_PERMISSION_BYTES`].
     #[error("entry {index} of the scope is not a grant; write one such as datastores:read or datastores:*")]
     BadEntry {
-        /// Which entry, counted from 0.
+        /// The index of the entry, counted from 0.
         index: usize,
-        /// What is wrong with it.
+        /// The reason.
         source: PermissionError,
     },
-    /// Entries cover no permission that is known: [`RoleCatalog`](crate::RoleCatalog) says which are.
+    /// Some entries cover no permission that the [`RoleCatalog`](crate::RoleCatalog) knows.
     #[error("{}", Entries(entries))]
     Unknown {
         /// All such entries.
@@ -148,11 +158,11 @@ pub enum ScopeError {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct UnknownEntry {
-    /// Which entry, counted from 0.
+    /// The index of the entry, counted from 0.
     pub index: usize,
     /// The entry.
     pub entry: Grant,
-    /// What it was likely meant to be.
+    /// The grant that was likely meant.
     pub likely: Option<Grant>,
 }
 
@@ -172,7 +182,8 @@ impl fmt::Display for UnknownEntry {
     }
 }
 
-/// Shows unknown entries. Many in part: their error may end up in one line of a log.
+/// Shows unknown entries. Many are shown in part, because the error may end up in one line of a
+/// log.
 struct Entries<'a>(&'a [UnknownEntry]);
 
 impl fmt::Display for Entries<'_> {
@@ -190,18 +201,18 @@ impl fmt::Display for Entries<'_> {
 }
 
 impl Permission {
-    /// Reads a concrete permission.
+    /// Parses a concrete permission.
     ///
     /// # Errors
-    /// [`PermissionError`] when `text` is empty, longer than [`MAX_PERMISSION_BYTES`], has an empty segment, a
-    /// character outside the grammar, or an asterisk.
+    /// [`PermissionError`] if `text` is empty, is longer than [`MAX_PERMISSION_BYTES`], or has an
+    /// empty segment, a character outside the grammar, or an asterisk.
     pub fn parse(text: &str) -> Result<Self, PermissionError> {
         check(text, Wildcard::Nowhere)?;
         let prefixes = prefixes(text.as_bytes()).map(|key| Prefix { hash: hash_of(key), bytes: key.len() });
         Ok(Self { text: Arc::from(text), hash: hash_of(text.as_bytes()), prefixes: prefixes.collect() })
     }
 
-    /// Whether a text is a concrete permission, which [`parse`](Self::parse) then reads. Serves checks at compile time.
+    /// Returns whether [`parse`](Self::parse) accepts the text. Usable in checks at compile time.
     pub const fn is_concrete(text: &str) -> bool {
         let mut rest = text.as_bytes();
         if rest.len() > MAX_PERMISSION_BYTES {
@@ -219,70 +230,77 @@ impl Permission {
         !segment_is_empty
     }
 
-    /// The permission as text.
+    /// Returns the permission as text.
     pub fn as_str(&self) -> &str {
         &self.text
     }
 }
 
 impl Grant {
-    /// Reads a grant.
+    /// Parses a grant.
     ///
     /// # Errors
-    /// [`PermissionError`] when `text` is empty, longer than [`MAX_PERMISSION_BYTES`], has an empty segment, a
-    /// character outside the grammar, or an asterisk that is not the whole of the last segment.
+    /// [`PermissionError`] if `text` is empty, is longer than [`MAX_PERMISSION_BYTES`], or has an
+    /// empty segment, a character outside the grammar, or an asterisk that is not the whole of the
+    /// last segment.
     pub fn parse(text: &str) -> Result<Self, PermissionError> {
         check(text, Wildcard::AtTheEnd)?;
         Ok(Self(Arc::from(text)))
     }
 
-    /// The grant as text.
+    /// Returns the grant as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Whether it ends in `*`.
+    /// Returns whether the grant ends in `*`.
     pub fn is_wildcard(&self) -> bool {
         self.0.ends_with('*')
     }
 
-    /// Whether it is `*`.
+    /// Returns whether the grant is `*`.
     pub(crate) fn is_everything(&self) -> bool {
         &*self.0 == "*"
     }
 
-    /// Whether it gives `permission`.
+    /// Returns whether the grant gives `permission`.
     pub fn covers(&self, permission: &Permission) -> bool {
         self.covers_text(permission.as_str())
     }
 
-    /// Whether it gives all that `other` gives. `a:*` covers `a:b`, `a:b:*` and itself, not `a`.
+    /// Returns whether the grant gives all that `other` gives.
+    ///
+    /// For example, `a:*` covers `a:b`, `a:b:*` and itself, but not `a`.
     pub fn covers_grant(&self, other: &Self) -> bool {
         self.covers_text(other.as_str())
     }
 
-    /// Serves both of the above: the asterisk of `other` comes after the colon that a wildcard's key ends with.
+    /// Serves both methods above, because the asterisk of `other` comes after the colon that a
+    /// wildcard's key ends with.
     fn covers_text(&self, other: &str) -> bool {
         if self.is_wildcard() { other.starts_with(self.key()) } else { other == self.as_str() }
     }
 
-    /// The text without its asterisk: what everything that a wildcard covers begins with, what a concrete grant is.
-    /// A wildcard's key is empty or ends with a colon, a concrete one's never does, so no two grants share a key.
+    /// Returns the text without its asterisk: the prefix that a wildcard covers, or a concrete
+    /// grant itself.
+    ///
+    /// A wildcard's key is empty or ends with a colon. A concrete grant's key never does, so no two
+    /// grants share a key.
     fn key(&self) -> &str {
         self.0.strip_suffix('*').unwrap_or(&self.0)
     }
 }
 
 impl PermissionSet {
-    /// The set of nothing; it allows nothing.
+    /// Creates an empty set, which allows nothing.
     pub fn empty() -> Self {
         Self::from_sorted(Vec::new())
     }
 
-    /// Reads a set from grants as text. Their number is not bounded here; see [`Scope::only`].
+    /// Parses a set from grants as text. Their number is not bounded here; see [`Scope::only`].
     ///
     /// # Errors
-    /// The [`PermissionError`] of the first entry that is no grant.
+    /// The [`PermissionError`] of the first entry that is not a grant.
     pub fn parse<I>(grants: I) -> Result<Self, PermissionError>
     where
         I: IntoIterator<Item: AsRef<str>>,
@@ -290,7 +308,7 @@ impl PermissionSet {
         grants.into_iter().map(|text| Grant::parse(text.as_ref())).collect()
     }
 
-    /// Whether an entry covers `permission`. Allocates nothing.
+    /// Returns whether an entry covers `permission`. Does not allocate.
     pub fn allows(&self, permission: &Permission) -> bool {
         let text = permission.text.as_bytes();
         self.everything
@@ -301,12 +319,14 @@ impl PermissionSet {
                 .any(|prefix| text.get(..prefix.bytes).is_some_and(|key| self.has(prefix.hash, key)))
     }
 
-    /// [`allows`](Self::allows) for a permission given as text: one pass over its bytes checks the grammar and looks
-    /// it up. Allocates nothing.
+    /// Returns whether [`allows`](Self::allows) accepts a permission given as text.
+    ///
+    /// One pass over the bytes checks the grammar and computes the lookup hashes. Does not
+    /// allocate.
     ///
     /// # Errors
-    /// The [`PermissionError`] of [`Permission::parse`], whatever the set holds: `a:*` is never allowed, not by `*`
-    /// either.
+    /// The [`PermissionError`] of [`Permission::parse`], regardless of the entries: even a set with
+    /// `*` never allows `a:*`.
     pub fn allows_str(&self, permission: &str) -> Result<bool, PermissionError> {
         let text = permission.as_bytes();
         let mut allowed = self.everything;
@@ -315,41 +335,43 @@ impl PermissionSet {
         });
         match hash {
             Some(hash) => Ok(allowed || self.has(hash, text)),
-            // Were the two ever to disagree, nothing is allowed.
+            // If the two parsers ever disagreed, nothing would be allowed.
             None => check(permission, Wildcard::Nowhere).map(|()| false),
         }
     }
 
-    /// Whether one entry covers all that `grant` gives.
+    /// Returns whether one entry covers all that `grant` gives.
     pub fn covers_grant(&self, grant: &Grant) -> bool {
         self.names(grant) || self.covers_from_above(grant)
     }
 
-    /// Whether each entry of `other` is covered by one of these. Then nothing is allowed by `other` alone.
+    /// Returns whether an entry of this set covers each entry of `other`.
+    ///
+    /// If so, `other` allows nothing that this set does not allow.
     pub fn covers(&self, other: &Self) -> bool {
         other.iter().all(|grant| self.covers_grant(grant))
     }
 
-    /// Whether `grant` itself is an entry; one that is merely covered is not.
+    /// Returns whether `grant` itself is an entry. An entry that merely covers it does not count.
     pub fn names(&self, grant: &Grant) -> bool {
         let key = grant.key().as_bytes();
         self.has(hash_of(key), key)
     }
 
-    /// Whether a grant other than `*` covers what `entry` covers, or some of it.
+    /// Returns whether a grant other than `*` covers all or part of what `entry` covers.
     pub(crate) fn makes_known(&self, entry: &Grant) -> bool {
         let mut grants = self.iter().filter(|grant| !grant.is_everything());
         grants.any(|grant| grant.covers_grant(entry) || entry.covers_grant(grant))
     }
 
-    /// Whether it allows everything, by `*`.
+    /// Returns whether the set allows everything, by `*`.
     pub(crate) fn is_everything(&self) -> bool {
         self.everything
     }
 
-    /// What both sets allow: exactly that, in the fewest entries.
+    /// Returns the set that allows exactly what both sets allow, in the fewest entries.
     pub fn intersection(&self, other: &Self) -> Self {
-        // Of two grants one covers the other or they have nothing in common, so no new grant can come up.
+        // Two grants are disjoint or one covers the other, so the intersection needs no new grant.
         let in_both: Self = self
             .iter()
             .filter(|grant| other.covers_grant(grant))
@@ -359,7 +381,7 @@ impl PermissionSet {
         in_both.iter().filter(|grant| !in_both.covers_from_above(grant)).cloned().collect()
     }
 
-    /// The entries of both sets.
+    /// Returns the entries of both sets.
     pub fn union(&self, other: &Self) -> Self {
         if other.is_empty() {
             return self.clone();
@@ -377,7 +399,7 @@ impl PermissionSet {
         self.iter().chain(other.iter()).cloned().collect()
     }
 
-    /// The entries, in the order of their text.
+    /// Returns the entries, ordered by their text.
     pub fn iter(&self) -> impl Iterator<Item = &Grant> {
         self.table
             .grants
@@ -387,17 +409,17 @@ impl PermissionSet {
             .map(|(_, grant)| grant)
     }
 
-    /// How many entries there are.
+    /// Returns the number of entries.
     pub fn len(&self) -> usize {
         self.iter().count()
     }
 
-    /// Whether nothing is granted.
+    /// Returns whether the set has no entries.
     pub fn is_empty(&self) -> bool {
         self.members.iter().all(|bits| *bits == 0)
     }
 
-    /// Those of `grants` that are entries, as a set that shares this one's table.
+    /// Returns a set of those `grants` that are entries. It shares this set's table.
     pub(crate) fn select<'a>(&self, grants: impl IntoIterator<Item = &'a Grant>) -> Self {
         let mut members = vec![0_u64; self.members.len()];
         let mut everything = false;
@@ -417,13 +439,13 @@ impl PermissionSet {
     }
 
     fn from_sorted(grants: Vec<Grant>) -> Self {
-        // The bits beyond the last grant belong to none, so every word may be full.
+        // The bits beyond the last grant belong to no grant, so every word may be full.
         let members = vec![u64::MAX; grants.len().div_ceil(64)];
         let everything = grants.first().is_some_and(|grant| grant.key().is_empty());
         Self { table: Arc::new(GrantTable::new(grants)), members: Arc::from(members), everything }
     }
 
-    /// Whether a wildcard other than `grant` itself covers it.
+    /// Returns whether a wildcard other than `grant` itself covers it.
     fn covers_from_above(&self, grant: &Grant) -> bool {
         let key = grant.key().as_bytes();
         // The last prefix of a wildcard is its own key.
@@ -442,27 +464,31 @@ impl PermissionSet {
 }
 
 impl Scope {
-    /// All that the owner holds, now and later.
+    /// Creates a scope that allows all that the owner holds, now and later.
     pub const fn inherit() -> Self {
         Self(Narrowing::Inherit)
     }
 
-    /// Nothing.
+    /// Creates a scope that allows nothing.
     pub(crate) fn none() -> Self {
         Self(Narrowing::Only(PermissionSet::empty()))
     }
 
-    /// Only what `entries` cover, and of that only what the owner holds. No entries: nothing.
+    /// Creates a scope that allows only what both `entries` cover and the owner holds.
+    ///
+    /// Without entries, it allows nothing.
     ///
     /// # Errors
-    /// [`ScopeError`] when there are more than [`MAX_SCOPE_ENTRIES`] entries, or one is no [`Grant`].
+    /// [`ScopeError`] if there are more than [`MAX_SCOPE_ENTRIES`] entries, or one is not a
+    /// [`Grant`].
     pub fn only<I>(entries: I) -> Result<Self, ScopeError>
     where
         I: IntoIterator<Item: AsRef<str>>,
     {
         let mut grants = Vec::new();
         for (index, entry) in entries.into_iter().enumerate() {
-            // Before the entry is read, so that a list without end costs no more than a full one.
+            // Checked before the entry is read, so that an endless list costs no more than a full
+            // one.
             if index >= MAX_SCOPE_ENTRIES {
                 return Err(ScopeError::TooManyEntries);
             }
@@ -472,10 +498,10 @@ impl Scope {
         Self::only_grants(grants)
     }
 
-    /// [`only`](Self::only) for grants that were read before.
+    /// Creates the scope of [`only`](Self::only) from parsed grants.
     ///
     /// # Errors
-    /// [`ScopeError::TooManyEntries`] when there are more than [`MAX_SCOPE_ENTRIES`].
+    /// [`ScopeError::TooManyEntries`] if there are more than [`MAX_SCOPE_ENTRIES`].
     pub fn only_grants(grants: impl IntoIterator<Item = Grant>) -> Result<Self, ScopeError> {
         let mut grants = grants.into_iter();
         let kept: Vec<Grant> = grants.by_ref().take(MAX_SCOPE_ENTRIES).collect();
@@ -485,12 +511,14 @@ impl Scope {
         Ok(Self(Narrowing::Only(kept.into_iter().collect())))
     }
 
-    /// The scope of a token for SCIM endpoints (RFC 7644): only `scim:*`.
+    /// Returns the scope of a token for SCIM endpoints (RFC 7644): only `scim:*`.
     pub fn scim() -> Self {
         Self(Narrowing::Only(std::iter::once(Grant(Arc::from("scim:*"))).collect()))
     }
 
-    /// Whether the scope lets `permission` pass; the owner must hold it too. Allocates nothing.
+    /// Returns whether the scope covers `permission`. Does not allocate.
+    ///
+    /// The owner must hold the permission too.
     pub fn allows(&self, permission: &Permission) -> bool {
         match &self.0 {
             Narrowing::Inherit => true,
@@ -498,7 +526,8 @@ impl Scope {
         }
     }
 
-    /// [`allows`](Self::allows) for a permission given as text. Allocates nothing.
+    /// Returns whether [`allows`](Self::allows) accepts a permission given as text. Does not
+    /// allocate.
     ///
     /// # Errors
     /// The [`PermissionError`] of [`Permission::parse`].
@@ -509,8 +538,10 @@ impl Scope {
         }
     }
 
-    /// Whether a token with the scope `parent` may hand out this one: *inherit* only from *inherit*, a list from
-    /// *inherit* or from a list that covers each of its entries.
+    /// Returns whether a token with the scope `parent` may hand out this scope.
+    ///
+    /// *Inherit* may be handed out only from *inherit*. A list may be handed out from *inherit*, or
+    /// from a list that covers each of its entries.
     pub fn is_within(&self, parent: &Self) -> bool {
         match (&self.0, &parent.0) {
             (_, Narrowing::Inherit) => true,
@@ -519,12 +550,12 @@ impl Scope {
         }
     }
 
-    /// Whether it is *inherit*.
+    /// Returns whether the scope is *inherit*.
     pub fn is_inherit(&self) -> bool {
         self.as_set().is_none()
     }
 
-    /// The entries it is narrowed to; `None` when it is *inherit*.
+    /// Returns the entries to which the scope narrows, or `None` if it is *inherit*.
     pub fn as_set(&self) -> Option<&PermissionSet> {
         match &self.0 {
             Narrowing::Inherit => None,
@@ -532,8 +563,10 @@ impl Scope {
         }
     }
 
-    /// Whether an entry covers something below `scim:` or lies there: `*`, `scim:*`, `scim:users`; not `scim`.
-    /// *Inherit* lists nothing and so is not meant.
+    /// Returns whether an entry covers, or is, a permission below `scim:`.
+    ///
+    /// Such entries are `*`, `scim:*` and `scim:users`, but not `scim`. *Inherit* lists no entries,
+    /// so the result is `false`.
     pub fn covers_scim(&self) -> bool {
         self.as_set()
             .is_some_and(|set| set.everything || set.iter().any(|grant| grant.as_str().starts_with("scim:")))
@@ -699,15 +732,17 @@ impl<'de> Deserialize<'de> for PermissionSet {
     }
 }
 
-/// *Inherit* is null, a list is an array of strings. There is no way back: on input an absent scope and a null one
-/// must be told apart by whoever reads it, and entries go through [`Scope::only`].
+/// Serializes *inherit* as null and a list as an array of strings.
+///
+/// There is no `Deserialize`: a reader must distinguish an absent scope from a null one, and
+/// entries go through [`Scope::only`].
 impl Serialize for Scope {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         self.as_set().serialize(serializer)
     }
 }
 
-/// Reads a text through a parser, so that nothing unchecked comes in.
+/// Deserializes text through a parser, so that no unchecked text gets in.
 struct TextVisitor<T> {
     expected: &'static str,
     parse: fn(&str) -> Result<T, PermissionError>,
@@ -743,30 +778,31 @@ impl<'de> Visitor<'de> for SetVisitor {
     }
 }
 
-/// One `a:b:` that a permission begins with: the key of a wildcard that covers it.
+/// A prefix `a:b:` of a permission: the key of a wildcard that covers the permission.
 struct Prefix {
     hash: u64,
     bytes: usize,
 }
 
-/// Distinct grants, sorted by text, found by the hash of their key in an open-addressed table.
+/// Distinct grants, sorted by text and found by the hash of their key in an open-addressed table.
 ///
-/// Measured in `benches/permission.rs` against binary search over the sorted text, and against binary search and scan
-/// over one array of hashes. Up to 64 grants the table and the sorted hashes cost the same within a few nanoseconds;
-/// at a thousand, which the roles of a large catalogue share, the table costs what it costs at 16 and the sorted
-/// hashes two to three times that. A scan falls behind from 16 on, and search over text costs several times as much
+/// `benches/permission.rs` measures the table against binary search over the sorted text, and
+/// against binary search and scan over one array of hashes. Up to 64 grants, the table and the
+/// sorted hashes cost the same within a few nanoseconds. At a thousand grants, which the roles of a
+/// large catalogue share, the table costs what it costs at 16, and the sorted hashes two to three
+/// times that. A scan is slower from 16 grants on. Search over text costs several times as much
 /// throughout.
 struct GrantTable {
     grants: Box<[Grant]>,
-    /// A power of two, at least four times as many as grants, so that a probe seldom takes a second step; or none
-    /// where there are no grants.
+    /// The length is a power of two, at least four times the number of grants, so that a probe
+    /// seldom takes a second step. Empty if there are no grants.
     slots: Box<[Slot]>,
 }
 
 #[derive(Clone, Copy)]
 struct Slot {
     hash: u64,
-    /// Where in `grants`, or [`VACANT`].
+    /// The index in `grants`, or [`VACANT`].
     index: usize,
 }
 
@@ -790,8 +826,10 @@ impl GrantTable {
         Self { grants: Box::from(grants), slots: Box::from(slots) }
     }
 
-    /// The grant with that key. Ends at a vacant slot, of which there are always some. An equal hash
-    /// finds nothing by itself: the text decides.
+    /// Returns the index of the grant with that key.
+    ///
+    /// The probe ends at a vacant slot; some are always vacant. An equal hash alone is no match,
+    /// because the text decides.
     #[inline]
     fn find(&self, hash: u64, key: &[u8]) -> Option<usize> {
         let mut at = first_slot(hash, self.slots.len());
@@ -809,7 +847,7 @@ impl GrantTable {
 }
 
 fn first_slot(hash: u64, room: usize) -> usize {
-    // A usize of 32 bits has bits enough for a table of any size it can hold.
+    // A `usize` of 32 bits has enough bits for a table of any size that fits in memory.
     usize::try_from(hash & u64::from(u32::MAX)).unwrap_or(0) & room.wrapping_sub(1)
 }
 
@@ -817,55 +855,61 @@ fn next_slot(at: usize, room: usize) -> usize {
     at.wrapping_add(1) & room.wrapping_sub(1)
 }
 
-/// Which word of a set's members a grant of its table has, and which bit of it.
+/// Returns the word and the bit of a set's members that belong to the table's grant at `index`.
 fn place(index: usize) -> (usize, u64) {
     (index / 64, 1_u64.rotate_left(u32::try_from(index % 64).unwrap_or(0)))
 }
 
-/// A text as words of eight bytes, the first byte lowest: the whole ones, the rest with zeros behind its end, and how
-/// many bytes that rest has. A check works on words: byte by byte it costs several times as much.
+/// Splits a text into words of eight bytes, the first byte lowest.
+///
+/// Returns the whole words, the rest padded with zeros at its end, and the number of bytes in the
+/// rest. A check works on words because byte by byte it costs several times as much.
 #[inline]
 fn words(text: &[u8]) -> (&[[u8; 8]], u64, usize) {
     let (whole, rest) = text.as_chunks();
     let last = match text.last_chunk() {
-        // The last eight bytes, less those that are in the word before.
+        // The last eight bytes, without those that are in the word before.
         Some(end) => shifted_out(u64::from_le_bytes(*end), rest.len()),
         None => rest.iter().rev().fold(0, |word, byte| word << 8 | u64::from(*byte)),
     };
     (whole, last, rest.len())
 }
 
-/// The last `kept` bytes of a word, of 0 to 7, moved to its beginning.
+/// Returns the last `kept` bytes (0 to 7) of a word, moved to its beginning.
 #[inline]
 fn shifted_out(word: u64, kept: usize) -> u64 {
     let bits = u32::try_from(8_usize.saturating_sub(kept).saturating_mul(8)).unwrap_or(u64::BITS);
     word.checked_shr(bits).unwrap_or(0)
 }
 
-/// The hash of a key. Not keyed: whoever picks grants so that they collide slows down only the set they are in, which
-/// in a scope has 64 at most, and gains nothing else, since the text decides.
+/// Hashes a key.
+///
+/// The hash is not keyed. An attacker who picks colliding grants slows down only the set that holds
+/// them, which has at most 64 grants in a scope, and gains nothing else, because the text decides.
 fn hash_of(key: &[u8]) -> u64 {
     let (whole, last, _) = words(key);
     mix(whole.iter().fold(0, |state, word| mix(state, u64::from_le_bytes(*word))), last)
 }
 
-/// Takes one word more into a hash; no word leaves it as it is, so that a text may end with a whole one.
+/// Mixes one more word into a hash. A zero word changes nothing, so that a text may end with a
+/// whole word.
 #[inline]
 fn mix(state: u64, word: u64) -> u64 {
     if word == 0 {
         return state;
     }
-    // The golden ratio, odd; then the mixed upper half comes down to where slots are chosen.
+    // The factor is the golden ratio, odd. The shift moves the mixed upper half down to the bits
+    // that choose the slot.
     let mixed = (state ^ word).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     mixed ^ mixed >> 32
 }
 
-/// The keys of the wildcards that cover a text from above: what it has up to each colon.
+/// Returns the keys of the wildcards that cover a text from above: its prefix up to each colon.
 fn prefixes(text: &[u8]) -> impl Iterator<Item = &[u8]> {
     text.iter().enumerate().filter(|(_, byte)| **byte == b':').filter_map(|(at, _)| text.get(..=at))
 }
 
-/// Where the grammar lets an asterisk stand.
+/// Where the grammar allows an asterisk.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Wildcard {
     Nowhere,
@@ -895,21 +939,24 @@ fn check(text: &str, wildcard: Wildcard) -> Result<(), PermissionError> {
     if segment_is_empty { Err(PermissionError::EmptySegment { at: text.len() }) } else { Ok(()) }
 }
 
-/// The same grammar for a concrete permission, and its hash, in one pass, eight bytes at a time. Calls `on_prefix` with
-/// the hash and the length of what there is up to each colon; a caller gives no answer before the text has passed.
-/// `None` when it has not: [`check`] says why.
+/// Checks a concrete permission and hashes it in one pass, eight bytes at a time.
+///
+/// Calls `on_prefix` with the hash and the length of the prefix up to each colon. A caller must not
+/// answer before the text has passed. Returns `None` if the text fails the grammar; [`check`] then
+/// returns the reason.
 #[inline]
 fn scan(text: &[u8], mut on_prefix: impl FnMut(u64, usize)) -> Option<u64> {
     if text.len() > MAX_PERMISSION_BYTES {
         return None;
     }
     let mut hash = 0;
-    // The top bit of the lowest byte, where the byte before the word is a colon; a text begins as after one.
+    // The top bit of the lowest byte is set if the byte before the word is a colon. A text begins
+    // as if after a colon.
     let mut after_colon = 0x80;
     let mut passed = 0_usize;
     let (whole, last, rest) = words(text);
     for index in 0..=whole.len() {
-        // The last word may be none at all; it then passes and changes nothing.
+        // The last word may be empty; it then passes and changes nothing.
         let (word, filled) = match whole.get(index) {
             Some(word) => (u64::from_le_bytes(*word), u64::MAX),
             None => (last, shifted_out(u64::MAX, rest)),
@@ -924,7 +971,7 @@ fn scan(text: &[u8], mut on_prefix: impl FnMut(u64, usize)) -> Option<u64> {
         }
         let mut left = colons;
         while left != 0 {
-            // All bits up to the lowest that is set: the bytes up to the first colon that is left.
+            // All bits up to the lowest set bit: the bytes up to the first remaining colon.
             let up_to_colon = left ^ left.wrapping_sub(1);
             let bytes = usize::try_from(left.trailing_zeros() / 8).unwrap_or(0).saturating_add(1);
             on_prefix(mix(hash, word & up_to_colon), passed.saturating_add(bytes));
@@ -940,13 +987,14 @@ fn scan(text: &[u8], mut on_prefix: impl FnMut(u64, usize)) -> Option<u64> {
 /// The top bit of each byte of a word.
 const TOPS: u64 = u64::from_ne_bytes([0x80; 8]);
 
-/// The top bit of each byte that lies in `low..=high`, both of them ASCII.
+/// Returns the top bit of each byte that is in `low..=high`, both of them ASCII.
 ///
-/// A byte beyond ASCII lies in no range. It may carry into the byte after it, whose bit then says nothing; but a word
-/// in which one byte lies in no range is refused, whatever the others do.
+/// A byte beyond ASCII is in no range. It may carry into the next byte, whose bit is then
+/// meaningless. This is harmless because a word is refused if any of its bytes is in no range.
 #[inline]
 fn range(word: u64, low: u8, high: u8) -> u64 {
-    // Each sum sets the top bit of its byte: one from `low` on, the other beyond `high`. In ASCII none carries on.
+    // Each sum sets the top bit of its byte: the first from `low` on, the second beyond `high`. An
+    // ASCII byte never carries.
     let reaches_low = word.wrapping_add(u64::from_ne_bytes([0x80_u8.wrapping_sub(low); 8]));
     let exceeds_high = word.wrapping_add(u64::from_ne_bytes([0x7f_u8.wrapping_sub(high); 8]));
     reaches_low & !exceeds_high & TOPS

@@ -1,4 +1,4 @@
-//! What a host allows: a value with defaults and bounds. A bad or contradictory one is refused when it is built.
+//! The token policy of a host: settings with defaults and bounds, checked when the policy is built.
 
 use crate::clock::cut;
 use crate::token::Lifetime;
@@ -6,28 +6,46 @@ use chrono::{DateTime, TimeDelta, Utc};
 use std::fmt;
 use std::time::Duration;
 
-/// Most days of any lifetime or limit in a policy: a thousand years, so that no sum of two dates overflows by mistake.
+/// The maximum of any lifetime or limit in a policy, in days.
+///
+/// This is a thousand years, so that no sum of two dates overflows by mistake.
 pub const MAX_DAYS: u32 = 365_000;
 
 /// The shortest lifetime of a token, in seconds.
 pub const MIN_LIFETIME_SECONDS: u32 = 60;
 
-/// What a host allows.
+/// The token policy of a host.
 ///
 /// | setting | default | bounds |
 /// |---|---|---|
-/// | [`shown_lifetimes`](TokenPolicyBuilder::shown_lifetimes) | those of 30, 60, 90, 365 days and never that are allowed | hints for a page; each must be allowed |
-/// | [`default_lifetime`](TokenPolicyBuilder::default_lifetime) | 90 days, or the longest if that is less | [`MIN_LIFETIME_SECONDS`] to [`MAX_DAYS`], not above the longest |
-/// | [`longest_lifetime`](TokenPolicyBuilder::longest_lifetime) | none | [`MIN_LIFETIME_SECONDS`] to [`MAX_DAYS`]; then *never* is refused |
-/// | [`never_allowed`](TokenPolicyBuilder::never_allowed) | yes, unless there is a longest lifetime | not `true` beside a longest lifetime |
-/// | [`live_tokens_per_owner`](TokenPolicyBuilder::live_tokens_per_owner) | none | 1 or more |
-/// | [`idle_limit_days`](TokenPolicyBuilder::idle_limit_days) | none | 1 to [`MAX_DAYS`], not below the granularity |
-/// | [`longest_overlap`](TokenPolicyBuilder::longest_overlap) | 7 days, or the longest lifetime if that is less | 0 to [`MAX_DAYS`] days, not above the longest lifetime |
-/// | [`reuse`](TokenPolicyBuilder::reuse) | alert, window 30 days | window up to [`MAX_DAYS`] days; to revoke, 1 day or more and above the overlap |
-/// | [`tokens_managing_tokens`](TokenPolicyBuilder::tokens_managing_tokens) | attenuated | |
-/// | [`oversight`](TokenPolicyBuilder::oversight) | hidden | |
-/// | [`last_used_granularity`](TokenPolicyBuilder::last_used_granularity) | 60 s | 0 s or more, not above the idle limit |
-/// | [`unknown_scopes`](TokenPolicyBuilder::unknown_scopes) | refused | |
+/// | [`shown_lifetimes`] | 30, 60, 90, 365 days and never, if allowed | each must be allowed |
+/// | [`default_lifetime`] | 90 days, or the longest if that is less | not above the longest |
+/// | [`longest_lifetime`] | none | if set, *never* is refused |
+/// | [`never_allowed`] | yes, unless there is a longest | not `true` beside a longest lifetime |
+/// | [`live_tokens_per_owner`] | none | 1 or more |
+/// | [`idle_limit_days`] | none | 1 or more, not below the granularity |
+/// | [`longest_overlap`] | 7 days, or the longest if that is less | not above the longest |
+/// | [`reuse`] | alert, window 30 days | to revoke, a window of 1 day or more, above the overlap |
+/// | [`tokens_managing_tokens`] | attenuated | |
+/// | [`oversight`] | hidden | |
+/// | [`last_used_granularity`] | 60 s | 0 s or more, not above the idle limit |
+/// | [`unknown_scopes`] | refused | |
+///
+/// Every lifetime must be [`MIN_LIFETIME_SECONDS`] to [`MAX_DAYS`]. The overlap, the idle limit and
+/// the reuse window must be [`MAX_DAYS`] at most.
+///
+/// [`shown_lifetimes`]: TokenPolicyBuilder::shown_lifetimes
+/// [`default_lifetime`]: TokenPolicyBuilder::default_lifetime
+/// [`longest_lifetime`]: TokenPolicyBuilder::longest_lifetime
+/// [`never_allowed`]: TokenPolicyBuilder::never_allowed
+/// [`live_tokens_per_owner`]: TokenPolicyBuilder::live_tokens_per_owner
+/// [`idle_limit_days`]: TokenPolicyBuilder::idle_limit_days
+/// [`longest_overlap`]: TokenPolicyBuilder::longest_overlap
+/// [`reuse`]: TokenPolicyBuilder::reuse
+/// [`tokens_managing_tokens`]: TokenPolicyBuilder::tokens_managing_tokens
+/// [`oversight`]: TokenPolicyBuilder::oversight
+/// [`last_used_granularity`]: TokenPolicyBuilder::last_used_granularity
+/// [`unknown_scopes`]: TokenPolicyBuilder::unknown_scopes
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenPolicy {
     shown_lifetimes: Vec<Lifetime>,
@@ -45,56 +63,66 @@ pub struct TokenPolicy {
     unknown_scopes: UnknownScopes,
 }
 
-/// What happens when the right secret of a rotated token is presented after its overlap. It is refused in any case.
+/// The reaction when the right secret of a rotated token is presented after its overlap.
+///
+/// The secret is refused in any case.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum ReuseSignal {
-    /// Nothing more.
+    /// Does nothing more.
     Off,
-    /// One audit event per token and hour.
+    /// Records one audit event per token and hour.
     #[default]
     Alert,
-    /// The event, and within the window after the rotation its living descendants are revoked.
+    /// Records the event and, within the window after the rotation, revokes the token's living
+    /// descendants.
     RevokeFamily,
 }
 
-/// Whether a token may manage tokens. Any token may inspect and revoke itself, and rotate itself unless forbidden.
+/// Whether a token may manage tokens.
+///
+/// Any token may inspect and revoke itself, and may rotate itself unless management is forbidden.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum TokenManagement {
-    /// It may, where its effective permissions hold the permission; what it makes is no wider than itself.
+    /// A token may manage tokens if its effective permissions include the permission. The tokens
+    /// that it makes are no wider than itself.
     #[default]
     Attenuated,
-    /// The same, and only where its scope names the permission itself, not by a wildcard or by inheriting.
+    /// As [`Attenuated`](Self::Attenuated), but only if the token's scope names the permission
+    /// itself: neither a wildcard nor *inherit* suffices.
     Named,
-    /// It may not.
+    /// A token may not manage tokens.
     Forbidden,
 }
 
-/// What holders of `tokens:oversee` see of personal tokens of others.
+/// The access of holders of `tokens:oversee` to other owners' personal tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Oversight {
-    /// Nothing.
+    /// No access.
     #[default]
     Hidden,
-    /// They may list them and revoke them.
+    /// Holders may list and revoke the tokens.
     RevokeOnly,
 }
 
-/// What becomes of a scope entry that covers no permission that the [role catalogue](crate::RoleCatalog) knows or that the
-/// token's owner holds. A token that has such an entry already is rotated and restored with it.
+/// The handling of unknown scope entries.
+///
+/// An entry is unknown if it covers no permission that the [role catalogue](crate::RoleCatalog)
+/// knows or that the token's owner holds. An existing token that has such an entry is rotated and
+/// restored with it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum UnknownScopes {
-    /// The token is not generated, and the error names the entry.
+    /// The token is not generated. The error names the entry.
     #[default]
     Refused,
-    /// The entry is taken as it is.
+    /// The entry is accepted as it is.
     Allowed,
 }
 
-/// Why a policy was refused.
+/// The error of [`TokenPolicyBuilder::build`].
 #[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PolicyError {
@@ -103,10 +131,10 @@ pub enum PolicyError {
     OutOfBounds {
         /// The setting, by the name of its method.
         setting: &'static str,
-        /// What it may be.
+        /// The allowed values.
         bounds: &'static str,
     },
-    /// Two settings contradict each other, and the host set the first one itself.
+    /// Two settings contradict each other. The host set the first one itself.
     #[error("the policy's {setting} contradicts its {other}; {cure}")]
     Contradiction {
         /// The setting, by the name of its method.
@@ -119,7 +147,7 @@ pub enum PolicyError {
 }
 
 impl PolicyError {
-    /// The setting that is refused, by the name of its method.
+    /// Returns the refused setting, by the name of its method.
     pub const fn setting(&self) -> &'static str {
         match self {
             Self::OutOfBounds { setting, .. } | Self::Contradiction { setting, .. } => setting,
@@ -127,33 +155,33 @@ impl PolicyError {
     }
 }
 
-/// Why a lifetime was refused.
+/// The error if a lifetime is not allowed.
 #[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum LifetimeError {
     /// The lifetime is less than [`MIN_LIFETIME_SECONDS`].
     #[error("the lifetime is too short; ask for {MIN_LIFETIME_SECONDS} s or more")]
     TooShort,
-    /// The lifetime is longer than the policy's longest, or than any policy's.
+    /// The lifetime is longer than the longest of this policy, or than any policy allows.
     #[error("the lifetime is too long; ask for {} at most", Span(*most))]
     TooLong {
-        /// The longest.
+        /// The longest allowed lifetime.
         most: TimeDelta,
     },
-    /// The policy wants an end.
+    /// The policy requires an expiry.
     #[error("a lifetime without end is not allowed; ask for a number of days or seconds")]
     NeverNotAllowed,
-    /// The token would outlive the one through which it is made.
+    /// The token would outlive the token through which it is made.
     #[error(
         "the lifetime ends after that of the token through which the new token is made; ask for a shorter one"
     )]
     OutlivesCreator,
-    /// The date is beyond the calendar.
+    /// The expiry is beyond the last date that can be represented.
     #[error("the lifetime ends after the last date that can be represented; ask for a shorter one")]
     Overflow,
 }
 
-/// A span of time in a text: whole days as days, anything else in seconds.
+/// Shows a time span: in days if it is whole days, otherwise in seconds.
 struct Span(TimeDelta);
 
 impl fmt::Display for Span {
@@ -168,10 +196,10 @@ impl fmt::Display for Span {
 }
 
 impl Lifetime {
-    /// A lifetime of whole days.
+    /// Creates a lifetime of whole days.
     ///
     /// # Errors
-    /// [`LifetimeError`] for less than 1 day or more than [`MAX_DAYS`].
+    /// [`LifetimeError`] if it is less than 1 day or more than [`MAX_DAYS`].
     pub fn days(days: i64) -> Result<Self, LifetimeError> {
         if days < 1 {
             return Err(LifetimeError::TooShort);
@@ -182,10 +210,10 @@ impl Lifetime {
         }
     }
 
-    /// A lifetime of seconds.
+    /// Creates a lifetime in seconds.
     ///
     /// # Errors
-    /// [`LifetimeError`] for less than [`MIN_LIFETIME_SECONDS`] or more than [`MAX_DAYS`].
+    /// [`LifetimeError`] if it is less than [`MIN_LIFETIME_SECONDS`] or more than [`MAX_DAYS`].
     pub fn seconds(seconds: i64) -> Result<Self, LifetimeError> {
         match u64::try_from(seconds) {
             Ok(seconds) => bounded(span_of_seconds(seconds)).map(|_| Self::Seconds(seconds)),
@@ -193,7 +221,7 @@ impl Lifetime {
         }
     }
 
-    /// How long it is, if it says so itself.
+    /// Returns the length of the lifetime, or `None` if it depends on the policy or has no end.
     fn span(self) -> Option<TimeDelta> {
         match self {
             Self::Days(count) => Some(days(count)),
@@ -216,7 +244,7 @@ fn span_of_seconds(seconds: u64) -> TimeDelta {
     i64::try_from(seconds).ok().and_then(TimeDelta::try_seconds).unwrap_or(TimeDelta::MAX)
 }
 
-/// A lifetime within the bounds of every policy.
+/// Checks a lifetime against the bounds of every policy.
 fn bounded(lifetime: TimeDelta) -> Result<TimeDelta, LifetimeError> {
     if lifetime < shortest() {
         Err(LifetimeError::TooShort)
@@ -228,81 +256,84 @@ fn bounded(lifetime: TimeDelta) -> Result<TimeDelta, LifetimeError> {
 }
 
 impl TokenPolicy {
-    /// A builder with the defaults.
+    /// Creates a builder with the defaults.
     pub fn builder() -> TokenPolicyBuilder {
         TokenPolicyBuilder::default()
     }
 
-    /// The lifetimes that a page offers; others may be asked for.
+    /// Returns the lifetimes that a page offers. Requests may ask for others.
     pub fn shown_lifetimes(&self) -> &[Lifetime] {
         &self.shown_lifetimes
     }
 
-    /// The lifetime when none is asked for.
+    /// Returns the lifetime that applies if a request asks for none.
     pub fn default_lifetime(&self) -> TimeDelta {
         self.default_lifetime
     }
 
-    /// The longest lifetime.
+    /// Returns the longest lifetime.
     pub fn longest_lifetime(&self) -> Option<TimeDelta> {
         self.longest_lifetime
     }
 
-    /// Whether a token may live without end.
+    /// Returns whether a token may have no expiry.
     pub fn is_never_allowed(&self) -> bool {
         self.never_allowed
     }
 
-    /// Most active tokens of one owner.
+    /// Returns the maximum number of active tokens of one owner.
     pub fn live_tokens_per_owner(&self) -> Option<u32> {
         self.live_tokens_per_owner
     }
 
-    /// After how many days without use a sweep revokes a token.
+    /// Returns after how many days without use a sweep revokes a token.
     pub fn idle_limit_days(&self) -> Option<u32> {
         self.idle_limit_days
     }
 
-    /// The longest overlap of a rotation.
+    /// Returns the longest overlap of a rotation.
     pub fn longest_overlap(&self) -> TimeDelta {
         self.longest_overlap
     }
 
-    /// What reuse of a rotated token does.
+    /// Returns the reaction to reuse of a rotated token.
     pub fn reuse(&self) -> ReuseSignal {
         self.reuse
     }
 
-    /// For how many days after a rotation reuse revokes the family.
+    /// Returns for how many days after a rotation reuse revokes the family.
     pub fn reuse_window_days(&self) -> u32 {
         self.reuse_window_days
     }
 
-    /// Whether tokens may manage tokens.
+    /// Returns whether tokens may manage tokens.
     pub fn tokens_managing_tokens(&self) -> TokenManagement {
         self.tokens_managing_tokens
     }
 
-    /// What overseers see.
+    /// Returns the access of overseers to other owners' personal tokens.
     pub fn oversight(&self) -> Oversight {
         self.oversight
     }
 
-    /// How finely the last use is recorded.
+    /// Returns how finely the last use is recorded.
     pub fn last_used_granularity(&self) -> TimeDelta {
         self.last_used_granularity
     }
 
-    /// What becomes of unknown scope entries.
+    /// Returns the handling of unknown scope entries.
     pub fn unknown_scopes(&self) -> UnknownScopes {
         self.unknown_scopes
     }
 
-    /// When a token made at `now` with this lifetime ends. `through` is the expiry of the token that it is made through,
-    /// where one is: the outer `None` means no token, the inner one that the token has no end.
+    /// Returns the expiry of a token made at `now` with this lifetime, or `None` if it has no
+    /// expiry.
+    ///
+    /// `through` is the expiry of the token through which the new token is made. The outer `None`
+    /// means that there is no such token, the inner `None` that it has no expiry.
     ///
     /// # Errors
-    /// [`LifetimeError`] when the lifetime is not allowed; the default one is shortened instead.
+    /// [`LifetimeError`] if the lifetime is not allowed. The default lifetime is shortened instead.
     pub fn expiry(
         &self,
         lifetime: Lifetime,
@@ -334,10 +365,13 @@ impl TokenPolicy {
         }
     }
 
-    /// When a successor made at `now` ends: the same lifetime again, shortened to what is allowed today.
+    /// Returns the expiry of a successor made at `now`.
+    ///
+    /// The successor gets its predecessor's lifetime again, shortened to what the policy allows
+    /// now.
     ///
     /// # Errors
-    /// [`LifetimeError::Overflow`] at the end of the calendar.
+    /// [`LifetimeError::Overflow`] if the expiry is beyond the last date that can be represented.
     pub fn renewed_expiry(
         &self,
         lifetime: Lifetime,
@@ -353,11 +387,13 @@ impl TokenPolicy {
         after(now, span).map(Some)
     }
 
-    /// When a successor ends that is made through a token at `now`: when its predecessor does. A predecessor without an expiry gets
-    /// a successor with the longest lifetime that is allowed today.
+    /// Returns the expiry of a successor that is made through a token at `now`.
+    ///
+    /// The successor expires when its predecessor does. If the predecessor has no expiry, the
+    /// successor gets the longest lifetime that the policy allows now.
     ///
     /// # Errors
-    /// [`LifetimeError::Overflow`] at the end of the calendar.
+    /// [`LifetimeError::Overflow`] if the expiry is beyond the last date that can be represented.
     pub(crate) fn kept_expiry(
         &self,
         expires_at: Option<DateTime<Utc>>,
@@ -393,11 +429,13 @@ impl Default for TokenPolicy {
 const SHOWN: [Lifetime; 5] =
     [Lifetime::Days(30), Lifetime::Days(60), Lifetime::Days(90), Lifetime::Days(365), Lifetime::Never];
 
-/// Makes a [`TokenPolicy`]. A default gives way to the settings that it would contradict; two settings that the host made and
-/// that contradict each other are refused.
+/// Builds a [`TokenPolicy`].
+///
+/// A default is adjusted to the settings that it would contradict. Two contradicting settings that
+/// the host made are refused.
 #[derive(Debug, Clone, Default)]
 pub struct TokenPolicyBuilder {
-    /// The settings that contradict no other, and the defaults of all.
+    /// The settings that contradict no other, and the defaults of all settings.
     policy: TokenPolicy,
     shown_lifetimes: Option<Vec<Lifetime>>,
     default_lifetime: Option<TimeDelta>,
@@ -406,99 +444,108 @@ pub struct TokenPolicyBuilder {
 }
 
 impl TokenPolicyBuilder {
-    /// The lifetimes that a page offers.
+    /// Sets the lifetimes that a page offers.
     pub fn shown_lifetimes(mut self, lifetimes: impl IntoIterator<Item = Lifetime>) -> Self {
         self.shown_lifetimes = Some(lifetimes.into_iter().collect());
         self
     }
 
-    /// The lifetime when none is asked for.
+    /// Sets the lifetime that applies if a request asks for none.
     pub fn default_lifetime(mut self, lifetime: Duration) -> Self {
         self.default_lifetime = Some(span(lifetime));
         self
     }
 
-    /// [`default_lifetime`](Self::default_lifetime) in whole days.
+    /// Sets [`default_lifetime`](Self::default_lifetime) in whole days.
     pub fn default_lifetime_days(mut self, count: u32) -> Self {
         self.default_lifetime = Some(days(count));
         self
     }
 
-    /// The longest lifetime. With it, a lifetime without end is refused.
+    /// Sets the longest lifetime. With it, tokens without an expiry are refused.
     pub fn longest_lifetime(mut self, lifetime: Duration) -> Self {
         self.policy.longest_lifetime = Some(span(lifetime));
         self
     }
 
-    /// [`longest_lifetime`](Self::longest_lifetime) in whole days.
+    /// Sets [`longest_lifetime`](Self::longest_lifetime) in whole days.
     pub fn longest_lifetime_days(mut self, count: u32) -> Self {
         self.policy.longest_lifetime = Some(days(count));
         self
     }
 
-    /// Whether a token may live without end.
+    /// Sets whether a token may have no expiry.
     pub fn never_allowed(mut self, allowed: bool) -> Self {
         self.never_allowed = Some(allowed);
         self
     }
 
-    /// Most active tokens of one owner. Requests that race may pass it by their number; a restored token counts, one
-    /// that was rotated and is in its overlap does not.
+    /// Sets the maximum number of active tokens of one owner.
+    ///
+    /// Concurrent requests may exceed it by their number. A restored token counts; a rotated token
+    /// in its overlap does not.
     pub fn live_tokens_per_owner(mut self, most: u32) -> Self {
         self.policy.live_tokens_per_owner = Some(most);
         self
     }
 
-    /// After how many days without use a sweep revokes a token; the last use is known to within the granularity and the
-    /// flush interval, so the sweep waits that much longer.
+    /// Sets after how many days without use a sweep revokes a token.
+    ///
+    /// The sweep waits longer by the granularity and the flush interval, because the last use is
+    /// known only to within both.
     pub fn idle_limit_days(mut self, days: u32) -> Self {
         self.policy.idle_limit_days = Some(days);
         self
     }
 
-    /// The longest overlap that a rotation may ask for.
+    /// Sets the longest overlap that a rotation may ask for.
     pub fn longest_overlap(mut self, overlap: Duration) -> Self {
         self.longest_overlap = Some(span(overlap));
         self
     }
 
-    /// What happens when a rotated token is presented after its overlap, and for how many days after the rotation
-    /// [`ReuseSignal::RevokeFamily`] revokes. The window must be longer than the overlaps, since reuse begins when one is over.
+    /// Sets what happens when a rotated token is presented after its overlap.
+    ///
+    /// [`ReuseSignal::RevokeFamily`] revokes for `window_days` after the rotation. The window must
+    /// be longer than the overlaps, because reuse begins when an overlap ends.
     pub fn reuse(mut self, signal: ReuseSignal, window_days: u32) -> Self {
         self.policy.reuse = signal;
         self.policy.reuse_window_days = window_days;
         self
     }
 
-    /// Whether tokens may manage tokens.
+    /// Sets whether tokens may manage tokens.
     pub fn tokens_managing_tokens(mut self, rule: TokenManagement) -> Self {
         self.policy.tokens_managing_tokens = rule;
         self
     }
 
-    /// What holders of `tokens:oversee` see of personal tokens of others.
+    /// Sets the access of holders of `tokens:oversee` to other owners' personal tokens.
     pub fn oversight(mut self, oversight: Oversight) -> Self {
         self.policy.oversight = oversight;
         self
     }
 
-    /// How finely the last use is recorded: uses within this much of the recorded one are not written. The sweep of idle tokens
-    /// waits so much longer.
+    /// Sets how finely the last use is recorded.
+    ///
+    /// A use within this span of the recorded one is not written. The sweep of idle tokens waits
+    /// longer by this span.
     pub fn last_used_granularity(mut self, granularity: Duration) -> Self {
         self.policy.last_used_granularity = span(granularity);
         self
     }
 
-    /// What becomes of a scope entry that covers no known permission.
+    /// Sets the handling of a scope entry that covers no known permission.
     pub fn unknown_scopes(mut self, rule: UnknownScopes) -> Self {
         self.policy.unknown_scopes = rule;
         self
     }
 
-    /// The policy.
+    /// Builds the policy.
     ///
     /// # Errors
-    /// [`PolicyError`], which names the setting that is out of its bounds, or two settings that contradict each other.
+    /// [`PolicyError`], which names the setting that is out of its bounds, or two settings that
+    /// contradict each other.
     pub fn build(self) -> Result<TokenPolicy, PolicyError> {
         self.check_bounds()?;
         self.check_contradictions()?;
@@ -617,7 +664,8 @@ pub(crate) fn days(days: u32) -> TimeDelta {
     TimeDelta::try_days(i64::from(days)).unwrap_or(TimeDelta::MAX)
 }
 
-/// A duration that chrono cannot represent is over every bound, so that the greatest span stands for it.
+/// Converts a duration; one that chrono cannot represent becomes the maximum, which is above every
+/// bound.
 fn span(duration: Duration) -> TimeDelta {
     TimeDelta::from_std(duration).unwrap_or(TimeDelta::MAX)
 }
@@ -681,7 +729,7 @@ mod tests {
         );
     }
 
-    /// Each pair of settings in both orders, just beyond the edge and at it.
+    /// Tests each pair of settings in both orders, just beyond the bound and at it.
     #[test]
     fn settings_that_contradict_each_other_are_refused() {
         use Lifetime::{Days, Never, Seconds};

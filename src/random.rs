@@ -1,28 +1,28 @@
-//! Where randomness comes from. No other file asks the system for it.
+//! The sources of randomness. No other file asks the system for it.
 
 use rand::TryRng;
 use rand::rngs::SysRng;
 
 /// The source of secrets and ids: the operating system's generator, or a CSPRNG seeded from it.
 ///
-/// Every unguessable bit of every token comes from here. Replace it only with a hardware generator or, in tests,
-/// with one that fails.
+/// Every unguessable bit of every token comes from here. Replace it only with a hardware generator
+/// or, in tests, with one that fails.
 pub trait SecureRandom: Send + Sync {
-    /// Fills `buffer` with bytes that nobody can predict.
+    /// Fills `buffer` with unpredictable bytes.
     ///
     /// # Errors
-    /// [`RandomError`] when the generator cannot; then no token is made.
+    /// [`RandomError`] if the generator fails. Then no token is made.
     fn fill(&self, buffer: &mut [u8]) -> Result<(), RandomError>;
 }
 
-/// The generator gave no randomness. Nothing was made from what it had given until then.
+/// The generator failed. The bytes that it gave before the failure were not used.
 #[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the random generator of the operating system failed, so that no secret was made; try again")]
 #[non_exhaustive]
 pub struct RandomError;
 
 impl RandomError {
-    /// The generator failed.
+    /// Creates the error.
     pub const fn new() -> Self {
         Self
     }
@@ -40,7 +40,7 @@ impl Default for RandomError {
 pub struct SystemRandom;
 
 impl SystemRandom {
-    /// The operating system's generator.
+    /// Creates the operating system's generator.
     pub const fn new() -> Self {
         Self
     }

@@ -1,5 +1,6 @@
-//! Roles: named bundles of grants that may inherit from each other, and the catalogue that holds them. Who has which
-//! role is for the host's directory.
+//! Roles, which are named bundles of grants that may inherit from each other, and their catalogue.
+//!
+//! The host's directory decides who has which role.
 //!
 //! ```
 //! use patkit::permission::PermissionSet;
@@ -27,27 +28,33 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-/// The longest the name of a role may be, in bytes.
+/// The maximum length of a role name, in bytes.
 pub const MAX_ROLE_NAME_BYTES: usize = 64;
 
-/// The most roles one catalogue may have.
+/// The maximum number of roles in one catalogue.
 pub const MAX_ROLES: usize = 10_000;
 
-/// The most distinct grants one catalogue may have over all its roles. A role takes a bit for each, so that this and
-/// [`MAX_ROLES`] together keep a catalogue below 13 MB however its roles inherit.
+/// The maximum number of distinct grants in one catalogue, over all its roles.
 ///
-/// The declared permissions are as many at most.
+/// A role takes one bit for each grant, so this limit and [`MAX_ROLES`] together keep a catalogue
+/// below 13 MB however its roles inherit.
+///
+/// The same limit applies to the declared permissions.
 pub const MAX_CATALOG_GRANTS: usize = 10_000;
 
-/// The most unknown roles, and the most unknown permissions, that one service reports to its operator. A directory may give any
-/// number of names, and the memory of those that were reported is bounded.
+/// The maximum number of unknown roles that one service reports, and of unknown permissions.
+///
+/// The limit bounds the memory of the reported names, because a directory may return any number of
+/// them.
 pub const MAX_REPORTED_NAMES: usize = 1_024;
 
 /// The name of a role: 1 to [`MAX_ROLE_NAME_BYTES`] of `[a-z0-9_-]`. A clone shares the text.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RoleName(Arc<str>);
 
-/// Why a text is no [`RoleName`]. Positions are byte offsets into that text, which itself is not repeated.
+/// The error if a text is not a [`RoleName`].
+///
+/// Positions are byte offsets into the text, which the error does not repeat.
 #[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RoleNameError {
@@ -57,25 +64,27 @@ pub enum RoleNameError {
     /// The text is longer than [`MAX_ROLE_NAME_BYTES`].
     #[error("the name of the role has {bytes} bytes; use {MAX_ROLE_NAME_BYTES} at most")]
     TooLong {
-        /// How long it is.
+        /// The length of the text, in bytes.
         bytes: usize,
     },
-    /// A character other than `a` to `z`, `0` to `9`, `_` and `-`.
+    /// The text has a character other than `a` to `z`, `0` to `9`, `_` and `-`.
     #[error(
         "the name of the role has a character at byte {at} that is not allowed; use a-z, 0-9, '_' and '-'"
     )]
     BadCharacter {
-        /// Where the character begins.
+        /// The position where the character begins.
         at: usize,
     },
 }
 
-/// The roles of a host, checked, with all that each gives worked out, and the permissions that the host knows. Immutable.
+/// The checked roles of a host, the permissions of each role, and the permissions that the host
+/// knows.
 ///
-/// The catalogue knows the permissions that its roles grant, those that are [declared](RoleCatalogBuilder::permission), those of
-/// this crate and everything below `scim:`. A grant such as `datastores:*` makes everything below `datastores:` known; a grant of
-/// `*` makes nothing known. A scope entry that covers no known permission is most often a typing error:
-/// [`UnknownScopes`](crate::policy::UnknownScopes) says what becomes of it.
+/// A catalogue is immutable. It knows the permissions that its roles grant,
+/// [declared](RoleCatalogBuilder::permission) permissions, the permissions of this crate and
+/// everything below `scim:`. A grant such as `datastores:*` makes everything below `datastores:`
+/// known; a grant of `*` makes nothing known. A scope entry that covers no known permission is most
+/// often a typing error; [`UnknownScopes`](crate::policy::UnknownScopes) sets its handling.
 #[derive(Debug, Clone)]
 pub struct RoleCatalog {
     roles: BTreeMap<RoleName, PermissionSet>,
@@ -85,7 +94,7 @@ pub struct RoleCatalog {
     reports: Option<Arc<Reports>>,
 }
 
-/// A permission that a host has, and what a page shows of it.
+/// A permission of a host, with the texts that a page shows for it.
 ///
 /// ```
 /// # use patkit::{DeclaredPermission, RoleCatalog};
@@ -103,7 +112,7 @@ pub struct DeclaredPermission {
     description: Option<String>,
 }
 
-/// A name that the catalogue does not know, which most often is a typing error. It is cut after 128 bytes.
+/// A name that the catalogue does not know, most often a typing error. It is cut after 128 bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum UnknownName<'a> {
@@ -113,114 +122,115 @@ pub enum UnknownName<'a> {
     Permission(&'a str),
 }
 
-/// Collects roles for a [`RoleCatalog`]. The order of the calls does not matter; mistakes come up in
-/// [`build`](Self::build).
+/// Builds a [`RoleCatalog`] from roles.
+///
+/// The order of the calls does not matter. Mistakes are reported by [`build`](Self::build).
 #[derive(Debug, Clone, Default)]
 pub struct RoleCatalogBuilder {
     declared: Vec<DeclaredPermission>,
     roles: Vec<String>,
-    /// Which role, and its parent.
+    /// The role and its parent.
     parents: Vec<(String, String)>,
-    /// Which role, and what it is given.
+    /// The role and its grant.
     grants: Vec<(String, String)>,
 }
 
-/// Why roles make no [`RoleCatalog`]. Names that are no role names are shown escaped.
+/// The error if roles do not form a [`RoleCatalog`]. Invalid role names are shown escaped.
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RoleError {
-    /// A role is defined under a name that is none.
+    /// A role is defined under an invalid name.
     #[error("the role name {name:?} is not valid; use 1 to {MAX_ROLE_NAME_BYTES} of a-z, 0-9, '_' and '-'")]
     BadName {
-        /// The name, as it was given.
+        /// The name, as given.
         name: String,
-        /// What is wrong with it.
+        /// The reason.
         source: RoleNameError,
     },
     /// A role is defined twice.
     #[error("the role {role} is defined twice; leave out one of the two")]
     Duplicate {
-        /// Which.
+        /// The role.
         role: RoleName,
     },
-    /// A role that is not defined is given a parent or a grant.
+    /// An undefined role is given a parent or a grant.
     #[error("the role {role:?} is given {given:?}, but is not defined; define the role, or correct its name")]
     UnknownRole {
-        /// Its name, as it was given.
+        /// The name of the role, as given.
         role: String,
         /// The parent or the grant.
         given: String,
     },
-    /// A role inherits one that is not defined.
+    /// A role inherits an undefined role.
     #[error(
         "the role {role} inherits {parent:?}, which is not defined; define the parent, or correct its name"
     )]
     UnknownParent {
-        /// Which role.
+        /// The role.
         role: RoleName,
-        /// The name of the parent, as it was given.
+        /// The name of the parent, as given.
         parent: String,
     },
-    /// Roles inherit each other in a ring.
+    /// Roles inherit each other in a cycle.
     #[error("roles inherit in a ring, which must be broken: {}", Ring(.roles))]
     Cycle {
-        /// The roles on the ring: each inherits the next, the last the first.
+        /// The roles of the cycle: each inherits the next, the last the first.
         roles: Vec<RoleName>,
     },
-    /// A role is given something that is no grant.
+    /// A role is given a text that is not a grant.
     #[error(
         "the role {role} is given {grant:?}, which is not a grant; write one such as datastores:read or datastores:*"
     )]
     BadGrant {
-        /// Which role.
+        /// The role.
         role: RoleName,
-        /// What it is given.
+        /// The text.
         grant: String,
-        /// What is wrong with it.
+        /// The reason.
         source: PermissionError,
     },
-    /// A declared permission is not a concrete one.
+    /// A declared permission is not concrete.
     #[error(
         "the declared permission {permission:?} is not a concrete one; write one such as datastores:read"
     )]
     BadPermission {
-        /// The permission, as it was declared.
+        /// The permission, as declared.
         permission: String,
-        /// What is wrong with it.
+        /// The reason.
         source: PermissionError,
     },
     /// A permission is declared twice.
     #[error("the permission {permission} is declared twice; leave out one of the two")]
     DuplicatePermission {
-        /// Which.
+        /// The permission.
         permission: String,
     },
     /// More than [`MAX_CATALOG_GRANTS`] permissions are declared.
     #[error("the catalogue declares {count} permissions; declare {MAX_CATALOG_GRANTS} at most")]
     TooManyPermissions {
-        /// How many there are.
+        /// The number of declared permissions.
         count: usize,
     },
-    /// There are more than [`MAX_ROLES`].
+    /// There are more than [`MAX_ROLES`] roles.
     #[error("the catalogue has {count} roles; define {MAX_ROLES} at most")]
     TooManyRoles {
-        /// How many there are.
+        /// The number of roles.
         count: usize,
     },
-    /// There are more than [`MAX_CATALOG_GRANTS`] distinct ones.
+    /// There are more than [`MAX_CATALOG_GRANTS`] distinct grants.
     #[error("the catalogue has {count} distinct grants; give {MAX_CATALOG_GRANTS} at most")]
     TooManyGrants {
-        /// How many there are.
+        /// The number of distinct grants.
         count: usize,
     },
 }
 
 impl RoleName {
-    /// Reads the name of a role.
+    /// Parses the name of a role.
     ///
     /// # Errors
-    /// [`RoleNameError`] when `text` is empty, longer than [`MAX_ROLE_NAME_BYTES`] or has a character outside
-    /// `[a-z0-9_-]`.
+    /// [`RoleNameError`] if `text` is empty, is longer than [`MAX_ROLE_NAME_BYTES`] or has a
+    /// character outside `[a-z0-9_-]`.
     pub fn parse(text: &str) -> Result<Self, RoleNameError> {
         if text.is_empty() {
             return Err(RoleNameError::Empty);
@@ -234,19 +244,19 @@ impl RoleName {
         }
     }
 
-    /// The name as text.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
 impl RoleCatalog {
-    /// A builder without roles.
+    /// Creates a builder without roles.
     pub fn builder() -> RoleCatalogBuilder {
         RoleCatalogBuilder::default()
     }
 
-    /// A builder with the ready-made roles, to which a host adds its own grants and roles:
+    /// Creates a builder with the ready-made roles, to which a host adds its own grants and roles:
     ///
     /// | role | inherits | grants |
     /// |---|---|---|
@@ -261,18 +271,19 @@ impl RoleCatalog {
         )
     }
 
-    /// All that a role gives, by itself and by inheritance; `None` for one that is not in the catalogue.
+    /// Returns all permissions of a role, its own and inherited, or `None` if the role is unknown.
     pub fn permissions_of(&self, role: &str) -> Option<&PermissionSet> {
         self.roles.get(role)
     }
 
-    /// All that somebody holds who has `roles` and the `direct` grants. A role that is not in the catalogue gives
-    /// nothing.
+    /// Returns the permissions of an owner that has `roles` and the `direct` grants.
+    ///
+    /// A role that is not in the catalogue gives nothing.
     pub fn resolve<I>(&self, roles: I, direct: &PermissionSet) -> PermissionSet
     where
         I: IntoIterator<Item: AsRef<str>>,
     {
-        // Sets of one catalogue share a table, so that joining them first is cheap.
+        // Sets of one catalogue share a table, so joining them first is cheap.
         roles
             .into_iter()
             .filter_map(|role| {
@@ -286,39 +297,43 @@ impl RoleCatalog {
             .union(direct)
     }
 
-    /// The names of the roles, sorted.
+    /// Returns the names of the roles, sorted.
     pub fn roles(&self) -> impl Iterator<Item = &RoleName> {
         self.roles.keys()
     }
 
-    /// The declared permissions, in the order in which they were declared.
+    /// Returns the declared permissions, in the order of their declaration.
     pub fn declared(&self) -> &[DeclaredPermission] {
         &self.declared
     }
 
-    /// Whether the catalogue knows a permission.
+    /// Returns whether the catalogue knows a permission.
     pub fn knows(&self, permission: &Permission) -> bool {
         self.known.allows(permission)
     }
 
-    /// [`knows`](Self::knows) for a permission given as text. Allocates nothing.
+    /// Returns whether the catalogue [`knows`](Self::knows) a permission given as text. Does not
+    /// allocate.
     pub(crate) fn knows_text(&self, permission: &str) -> bool {
         self.known.allows_str(permission).unwrap_or(false)
     }
 
-    /// Whether a scope entry covers a permission that the catalogue knows, or that somebody holds who has the permissions `held`.
+    /// Returns whether a scope entry covers a permission that the catalogue knows or that is in
+    /// `held`.
     pub(crate) fn knows_entry(&self, entry: &Grant, held: &PermissionSet) -> bool {
         self.known.makes_known(entry) || held.makes_known(entry)
     }
 
-    /// What an unknown scope entry was likely meant to be: a grant that the catalogue knows or somebody holds. It is covered by
-    /// `held`, so that nobody learns of a permission that they do not hold.
+    /// Returns the grant that an unknown scope entry was likely meant to be.
+    ///
+    /// The grant is known to the catalogue or in `held`. It is always covered by `held`, so that
+    /// nobody learns of a permission that they do not hold.
     pub(crate) fn likely_entry(&self, entry: &Grant, held: &PermissionSet) -> Option<Grant> {
         let known = self.known.iter().filter(|known| held.covers_grant(known));
         likely(entry.as_str(), known.chain(held.iter())).cloned()
     }
 
-    /// Calls `listener` once for each name that the catalogue does not know, up to [`MAX_REPORTED_NAMES`] of a kind.
+    /// Calls `listener` once for each unknown name, for up to [`MAX_REPORTED_NAMES`] of each kind.
     pub(crate) fn reporting_to(self, listener: impl Fn(UnknownName<'_>) + Send + Sync + 'static) -> Self {
         Self { reports: Some(Arc::new(Reports::new(Box::new(listener)))), ..self }
     }
@@ -333,12 +348,14 @@ impl RoleCatalog {
 }
 
 impl DeclaredPermission {
-    /// A concrete permission, such as `datastores:read`. [`RoleCatalogBuilder::build`] refuses a text that is not one.
+    /// Creates a concrete permission, such as `datastores:read`.
+    ///
+    /// [`RoleCatalogBuilder::build`] refuses a text that is not a concrete permission.
     pub fn new(name: &str) -> Self {
         Self { name: name.to_owned(), label: None, group: None, description: None }
     }
 
-    /// Sets what a page calls the permission.
+    /// Sets the label that a page shows for the permission.
     pub fn label(mut self, label: &str) -> Self {
         self.label = Some(label.to_owned());
         self
@@ -350,28 +367,28 @@ impl DeclaredPermission {
         self
     }
 
-    /// Sets what a page says of the permission.
+    /// Sets the description that a page shows for the permission.
     pub fn description(mut self, description: &str) -> Self {
         self.description = Some(description.to_owned());
         self
     }
 
-    /// The permission, as text.
+    /// Returns the permission as text.
     pub fn as_str(&self) -> &str {
         &self.name
     }
 
-    /// What a page calls the permission.
+    /// Returns the label that a page shows for the permission.
     pub fn label_text(&self) -> Option<&str> {
         self.label.as_deref()
     }
 
-    /// The heading under which a page shows the permission.
+    /// Returns the heading under which a page shows the permission.
     pub fn group_text(&self) -> Option<&str> {
         self.group.as_deref()
     }
 
-    /// What a page says of the permission.
+    /// Returns the description that a page shows for the permission.
     pub fn description_text(&self) -> Option<&str> {
         self.description.as_deref()
     }
@@ -384,7 +401,7 @@ impl From<&str> for DeclaredPermission {
 }
 
 impl UnknownName<'_> {
-    /// The name.
+    /// Returns the name.
     pub fn as_str(&self) -> &str {
         match self {
             Self::Role(name) | Self::Permission(name) => name,
@@ -414,15 +431,15 @@ type Listener = Box<dyn Fn(UnknownName<'_>) + Send + Sync>;
 /// Reports each unknown name once.
 struct Reports {
     listener: Listener,
-    /// Its keys are random, so that nobody can choose a name that hides another one.
+    /// Its keys are random, so that nobody can choose a name that hides another.
     hasher: RandomState,
     roles: Seen,
     permissions: Seen,
 }
 
-/// The hashes of the names that were reported. A reader takes no lock.
+/// The hashes of the reported names. Readers take no lock.
 struct Seen {
-    /// Zero where there is none.
+    /// Zero marks a free slot.
     hashes: Box<[AtomicU64]>,
     is_full: AtomicBool,
 }
@@ -453,11 +470,12 @@ impl Seen {
         Self { hashes, is_full: AtomicBool::new(false) }
     }
 
-    /// Returns whether the hash was not there and has been added.
+    /// Returns whether the hash was missing and has been added.
     fn insert(&self, hash: u64) -> bool {
         let room = self.hashes.len();
         let first = usize::try_from(hash & u64::from(u32::MAX)).unwrap_or(0).checked_rem(room).unwrap_or(0);
-        // Every name is looked for along the same places, so that no two threads add one twice.
+        // Every lookup of a name probes the same slots in the same order, so that no two threads
+        // add it twice.
         for slot in self.hashes.iter().cycle().skip(first).take(room) {
             match slot.compare_exchange(0, hash, Ordering::Relaxed, Ordering::Relaxed) {
                 Ok(_) => return true,
@@ -470,7 +488,8 @@ impl Seen {
     }
 }
 
-/// The first 128 bytes of a name: a directory or a route may have one of any length.
+/// Returns the first 128 bytes of a name, because a directory or a route may give one of any
+/// length.
 pub(crate) fn beginning(name: &str) -> &str {
     let end = (0..=name.len().min(128)).rev().find(|end| name.is_char_boundary(*end));
     end.and_then(|end| name.get(..end)).unwrap_or_default()
@@ -483,7 +502,7 @@ impl fmt::Debug for Reports {
 }
 
 impl RoleCatalogBuilder {
-    /// Defines a role: its name, the roles it inherits, and what it is given besides.
+    /// Defines a role by its name, the roles it inherits and its own grants.
     pub fn role(mut self, name: &str, parents: &[&str], grants: &[&str]) -> Self {
         self.roles.push(name.to_owned());
         for parent in parents {
@@ -492,13 +511,13 @@ impl RoleCatalogBuilder {
         self.grant(name, grants)
     }
 
-    /// Lets a role inherit all that `parent` gives, besides what it inherits already.
+    /// Lets a role also inherit all that `parent` gives.
     pub fn inherits(mut self, role: &str, parent: &str) -> Self {
         self.parents.push((role.to_owned(), parent.to_owned()));
         self
     }
 
-    /// Gives a role more.
+    /// Adds grants to a role.
     pub fn grant<I>(mut self, role: &str, grants: I) -> Self
     where
         I: IntoIterator<Item: AsRef<str>>,
@@ -513,17 +532,18 @@ impl RoleCatalogBuilder {
         self
     }
 
-    /// Checks the roles and works out all that each gives.
+    /// Checks the roles and computes the permissions of each.
     ///
     /// # Errors
-    /// The first [`RoleError`] found: a bad or repeated name, an unknown role or parent, a bad grant, too many of
-    /// either, or roles that inherit in a ring.
+    /// The first [`RoleError`] found: a bad or repeated name, an unknown role or parent, a bad
+    /// grant, too many roles or grants, or roles that inherit in a cycle.
     pub fn build(mut self) -> Result<RoleCatalog, RoleError> {
         let declared = std::mem::take(&mut self.declared);
         let mut known = checked(&declared)?;
         let drafts = self.drafts()?;
-        // Each role is a selection from this set and joining two is joining bits, so that a long line of roles,
-        // each with a grant of its own, does not copy its grants over and over.
+        // Each role is a selection from this set, and joining two roles is joining bits. A long
+        // chain of roles, each with a grant of its own, therefore does not copy its grants
+        // repeatedly.
         let all: PermissionSet = drafts.values().flat_map(|draft| &draft.grants).cloned().collect();
         let count = all.len();
         if count > MAX_CATALOG_GRANTS {
@@ -541,7 +561,7 @@ impl RoleCatalogBuilder {
         Ok(RoleCatalog { roles, declared, known: known.into_iter().collect(), reports: None })
     }
 
-    /// Everything parsed, and every name in it that of a defined role.
+    /// Parses everything and checks that every name is that of a defined role.
     fn drafts(self) -> Result<BTreeMap<RoleName, Draft>, RoleError> {
         let count = self.roles.len();
         if count > MAX_ROLES {
@@ -616,10 +636,10 @@ impl TryFrom<&str> for RoleName {
     }
 }
 
-/// What every catalogue knows: the permissions of this crate, and those of SCIM (RFC 7644).
+/// The permissions that every catalogue knows: those of this crate and of SCIM (RFC 7644).
 const OWN: [&str; 5] = ["tokens:manage", "service-tokens:manage", "tokens:scim", "tokens:oversee", "scim:*"];
 
-/// The declared permissions as grants.
+/// Returns the declared permissions as grants.
 fn checked(declared: &[DeclaredPermission]) -> Result<BTreeSet<Grant>, RoleError> {
     let count = declared.len();
     if count > MAX_CATALOG_GRANTS {
@@ -636,7 +656,7 @@ fn checked(declared: &[DeclaredPermission]) -> Result<BTreeSet<Grant>, RoleError
     Ok(known)
 }
 
-/// A role before its parents are followed.
+/// A role whose parents are not resolved yet.
 #[derive(Default)]
 struct Draft {
     parents: BTreeSet<RoleName>,
@@ -647,11 +667,12 @@ fn defined(drafts: &BTreeMap<RoleName, Draft>, name: &str) -> Option<RoleName> {
     drafts.get_key_value(name).map(|(role, _)| role.clone())
 }
 
-/// The roles in an order in which each comes after its parents. Without recursion: a line of roles may be as long as
-/// the catalogue.
+/// Orders the roles so that each comes after its parents.
+///
+/// Does not recurse, because a chain of roles may be as long as the catalogue.
 fn parents_first(drafts: &BTreeMap<RoleName, Draft>) -> Result<Vec<(&RoleName, &Draft)>, RoleError> {
     let mut children: HashMap<&RoleName, Vec<&RoleName>> = HashMap::new();
-    // How many parents of a role have not come yet.
+    // The number of parents of a role that have not come yet.
     let mut waiting: BTreeMap<&RoleName, usize> = BTreeMap::new();
     for (role, draft) in drafts {
         waiting.insert(role, draft.parents.len());
@@ -679,7 +700,7 @@ fn parents_first(drafts: &BTreeMap<RoleName, Draft>) -> Result<Vec<(&RoleName, &
     }
 }
 
-/// Follows roles that wait, each for a parent that waits too, until one comes up again.
+/// Returns a cycle: follows waiting roles to their waiting parents until a role comes up again.
 fn ring(
     drafts: &BTreeMap<RoleName, Draft>,
     waiting: &BTreeMap<&RoleName, usize>,
@@ -699,7 +720,8 @@ fn ring(
     path
 }
 
-/// Shows a ring of roles. A long one in part: its error may end up in one line of a log.
+/// Shows a cycle of roles. A long one is shown in part, because the error may end up in one line of
+/// a log.
 struct Ring<'a>(&'a [RoleName]);
 
 impl fmt::Display for Ring<'_> {

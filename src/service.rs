@@ -1,8 +1,9 @@
-//! What a host calls: one service that knows all rules.
+//! The service that a host calls, which enforces all rules.
 //!
-//! * making and managing tokens, for an [`Actor`]: [`TokenService::generate`] and its like;
-//! * verifying them: [`TokenService::verify_header`];
-//! * what the host itself does: [`TokenService::revoke_all`], [`TokenService::sweep_idle`], [`TokenService::flush`].
+//! * Creating and managing tokens for an [`Actor`]: [`TokenService::generate`] and similar methods.
+//! * Verifying tokens: [`TokenService::verify_header`].
+//! * Operations of the host itself: [`TokenService::revoke_all`], [`TokenService::sweep_idle`],
+//!   [`TokenService::flush`].
 
 mod actor;
 mod check;
@@ -48,7 +49,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use usage::Usage;
 
-/// The permissions that the rules of this crate ask for.
+/// The permissions that the rules of this crate require.
 pub mod permissions {
     /// Manage one's own personal tokens.
     pub const TOKENS_MANAGE: &str = "tokens:manage";
@@ -56,45 +57,48 @@ pub mod permissions {
     pub const SERVICE_TOKENS_MANAGE: &str = "service-tokens:manage";
     /// Put permissions under `scim:` into a token's scope.
     pub const TOKENS_SCIM: &str = "tokens:scim";
-    /// List and revoke personal tokens of others, where the policy allows any oversight.
+    /// List and revoke personal tokens of others, if the policy allows any oversight.
     pub const TOKENS_OVERSEE: &str = "tokens:oversee";
 }
 
-/// How often a change is tried again when others change the same record at the same time.
+/// The maximum number of tries of a change that conflicts with concurrent changes.
 const MAX_TRIES: usize = 64;
-/// The same for a revocation: who wants to keep a token alive may be changing it all the time.
+/// The maximum number of tries of a revocation, because somebody may keep changing a token to keep
+/// it alive.
 const MAX_REVOKE_TRIES: usize = 2_048;
 
-/// Makes, manages and verifies the tokens of a host.
+/// Creates, manages and verifies the tokens of a host.
 ///
-/// It keeps no token in memory, so that any number of them may work on one store: what one of them commits is what
-/// the others see. Share it in an `Arc`.
+/// The service keeps no token in memory, so that any number of services may share one store: each
+/// sees what the others commit. Share it in an `Arc`.
 ///
-/// Dropping the future of an operation on one token leaves all of it done or nothing. What goes on to others (a family, all of an
-/// owner's, a sweep) may stop between two of them, each of which is changed whole; calling it again goes on.
+/// If the future of an operation on one token is dropped, the operation is done completely or not
+/// at all. An operation on several tokens (a family, all tokens of an owner, a sweep) may stop
+/// between two of them, but changes each one completely. Calling it again continues it.
 pub struct TokenService<S, D> {
     store: S,
     directory: D,
     format: TokenFormat,
-    // Shared with those that work within a transaction of the host's.
+    // Shared with the services that `within` makes.
     keyring: Arc<Keyring>,
     catalog: Arc<RoleCatalog>,
     policy: TokenPolicy,
     clock: Arc<dyn Clock>,
     random: Arc<dyn SecureRandom>,
-    /// Shared with those that work within a transaction of the host's, so that all ids increase.
+    /// Shared with the services that `within` makes, so that all ids increase.
     ids: Arc<IdSource>,
     sink: Option<Arc<dyn AuditSink>>,
     usage: Usage,
-    /// Reuse that needs nothing more to be done for now.
+    /// Predecessors whose reuse needs no more work for now.
     reuse: ReuseMemory,
     flush_interval: Duration,
-    /// Where it works within a transaction of the host's: what it put there, to be told after the host's commit.
+    /// The changes to report after the host's commit, if this service works within a transaction of
+    /// the host.
     uncommitted: Option<Mutex<Uncommitted>>,
 }
 
 impl TokenService<(), ()> {
-    /// Begins a service on a store and a directory.
+    /// Returns a builder of a service on a store and a directory.
     pub fn builder<S: TokenStore, D: Directory>(store: S, directory: D) -> TokenServiceBuilder<S, D> {
         TokenServiceBuilder {
             store,
@@ -115,27 +119,29 @@ impl TokenService<(), ()> {
 }
 
 impl<S: TokenStore, D: Directory> TokenService<S, D> {
-    /// The store.
+    /// Returns the store.
     pub fn store(&self) -> &S {
         &self.store
     }
 
-    /// The directory.
+    /// Returns the directory.
     pub fn directory(&self) -> &D {
         &self.directory
     }
 
-    /// The policy.
+    /// Returns the policy.
     pub fn policy(&self) -> &TokenPolicy {
         &self.policy
     }
 
-    /// The roles, and the permissions that the host knows.
+    /// Returns the roles and the permissions that the host knows.
     pub fn roles(&self) -> &RoleCatalog {
         &self.catalog
     }
 
-    /// The format of the tokens' text: for secret scanners and for checking a text without the store.
+    /// Returns the format of the tokens' text.
+    ///
+    /// Use it for secret scanners, and to check a text without the store.
     pub fn format(&self) -> &TokenFormat {
         &self.format
     }
@@ -144,21 +150,24 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         cut(self.clock.now())
     }
 
-    /// The time since some fixed moment.
+    /// Returns the time since a fixed moment.
     #[cfg(feature = "axum")]
     pub(crate) fn monotonic(&self) -> Duration {
         self.clock.monotonic()
     }
 
-    /// The owner, if the directory knows it.
+    /// Looks up an owner. Returns `None` if the directory does not know it.
     async fn owner(&self, realm: &Realm, id: &OwnerId) -> Result<Option<Arc<Owner>>, Unavailable> {
         let found = self.directory.find(realm, id).await.map_err(Unavailable::Directory)?;
-        // A directory that answers for another id or realm, `bot` when asked for `BOT`, has not found the owner.
+        // A directory that answers for another id or realm, such as `bot` for `BOT`, has not found
+        // the owner.
         Ok(found.filter(|owner| owner.is(realm, id)))
     }
 
-    /// Commits a batch, tells the sink, and finds out what happened where the store does not know: by the record of the
-    /// batch's first insert or update.
+    /// Commits a batch and notifies the sink.
+    ///
+    /// If the store does not know the outcome, this looks it up in the record of the batch's first
+    /// insert or, without an insert, of its first change.
     async fn commit(&self, batch: ChangeBatch) -> Result<(), StoreError> {
         match self.store.commit(&batch).await {
             Err(StoreError::OutcomeUnknown(cause)) if !self.is_committed(&batch).await => {
@@ -178,7 +187,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         let inserted = batch.changes.iter().find(|change| matches!(change, Change::Insert(_)));
         match inserted.or(batch.changes.first()) {
             Some(Change::Insert(token) | Change::Update(token)) => {
-                // Its last use may have moved since, and a seal is the store's own.
+                // The last use may have moved since, and only the store sets the seal.
                 let is_ours = |found: &Token| {
                     let found = Token { last_used: token.last_used, seal: token.seal, ..Token::clone(found) };
                     found == **token && found.name.as_str() == token.name.as_str()
@@ -210,7 +219,7 @@ impl<S, D> fmt::Debug for TokenService<S, D> {
     }
 }
 
-/// Makes a [`TokenService`].
+/// Builds a [`TokenService`].
 pub struct TokenServiceBuilder<S, D> {
     store: S,
     directory: D,
@@ -227,17 +236,17 @@ pub struct TokenServiceBuilder<S, D> {
     pending_cap: usize,
 }
 
-/// Why a service was not built.
+/// Why a service could not be built.
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BuildError {
     /// No brand was given.
     #[error("the service has no brand; call `.brand(\"acme\")` on the builder")]
     NoBrand,
-    /// A brand is out of bounds.
+    /// A brand is invalid.
     #[error("the brand {0:?} is refused: {1}")]
     Brand(String, BrandError),
-    /// The brands do not go together.
+    /// The brands cannot be combined.
     #[error(transparent)]
     Format(TokenFormatError),
     /// No keyring was given.
@@ -245,10 +254,10 @@ pub enum BuildError {
         "the service has no keyring; call `.keyring(Keyring::from_env(\"ACME_TOKEN_KEYS\")?)` on the builder"
     )]
     NoKeyring,
-    /// The standard role catalogue is broken; give one.
+    /// The standard role catalogue is invalid; set one.
     #[error("the role catalogue is refused: {0}")]
     Roles(RoleError),
-    /// The flush interval is not from 1 ms to 1 hour.
+    /// The flush interval is not 1 ms to 1 hour.
     #[error("the flush interval must be 1 ms to 1 hour; set it by `.flush_interval(…)` on the builder")]
     FlushInterval,
     /// The cap of pending uses is zero.
@@ -257,79 +266,88 @@ pub enum BuildError {
 }
 
 impl<S: TokenStore, D: Directory> TokenServiceBuilder<S, D> {
-    /// The first part of every token's text: `[a-z][a-z0-9]{1,15}`. There is no default.
+    /// Sets the first part of every token's text.
+    ///
+    /// Must match `[a-z][a-z0-9]{1,15}`. Required.
     pub fn brand(mut self, brand: &str) -> Self {
         self.brand = Some(brand.into());
         self
     }
 
-    /// A brand that tokens had before and that is still accepted; up to eight.
+    /// Adds a former brand, whose tokens are still accepted.
+    ///
+    /// At most eight.
     pub fn former_brand(mut self, brand: &str) -> Self {
         self.former_brands.push(brand.into());
         self
     }
 
-    /// The keys. There is no default.
+    /// Sets the keys. Required.
     pub fn keyring(mut self, keyring: Keyring) -> Self {
         self.keyring = Some(keyring);
         self
     }
 
-    /// The roles; [`RoleCatalog::standard`] where none are given.
+    /// Sets the roles. Defaults to [`RoleCatalog::standard`].
     pub fn roles(mut self, catalog: RoleCatalog) -> Self {
         self.catalog = Some(catalog);
         self
     }
 
-    /// The policy, instead of the default one.
+    /// Sets the policy. Defaults to `TokenPolicy::default()`.
     pub fn policy(mut self, policy: TokenPolicy) -> Self {
         self.policy = policy;
         self
     }
 
-    /// The clock, instead of the system's.
+    /// Sets the clock. Defaults to the system's.
     pub fn clock(mut self, clock: impl Clock + 'static) -> Self {
         self.clock = Arc::new(clock);
         self
     }
 
-    /// The generator of secrets, instead of the operating system's.
+    /// Sets the generator of secrets. Defaults to the operating system's.
     pub fn random(mut self, random: impl SecureRandom + 'static) -> Self {
         self.random = Arc::new(random);
         self
     }
 
-    /// Who is told of every audit event after it was stored.
+    /// Sets the sink that is notified of every audit event after the event is stored.
     pub fn audit_sink(mut self, sink: impl AuditSink + 'static) -> Self {
         self.sink = Some(Arc::new(sink));
         self
     }
 
-    /// Audits one in `one_in` refusals of a known token, chosen at random: 1 audits each, 0 none. Defaults to 0. The events are
-    /// stored with the next flush.
+    /// Audits one in `one_in` rejections of a known token, chosen at random.
+    ///
+    /// 1 audits each rejection and 0 none. Defaults to 0. The events are stored with the next
+    /// flush.
     pub fn audit_refusals(mut self, one_in: u32) -> Self {
         self.refusals_audited = one_in;
         self
     }
 
-    /// How often [`TokenService::run_flusher`] writes last uses: from 1 ms to 1 hour, 10 s by default. A crash loses what was
-    /// used within it.
+    /// Sets how often [`TokenService::run_flusher`] writes last uses.
+    ///
+    /// Must be 1 ms to 1 hour. Defaults to 10 s. A crash loses the uses since the last flush.
     pub fn flush_interval(mut self, interval: Duration) -> Self {
         self.flush_interval = interval;
         self
     }
 
-    /// For how many tokens a last use may wait for being written, 100,000 by default; what comes beyond while the store is
-    /// down is dropped and counted.
+    /// Sets for how many tokens a last use may wait to be written.
+    ///
+    /// Must be 1 or more. Defaults to 100,000. While the store is down, uses beyond the cap are
+    /// dropped and counted.
     pub fn pending_cap(mut self, cap: usize) -> Self {
         self.pending_cap = cap;
         self
     }
 
-    /// The service.
+    /// Builds the service.
     ///
     /// # Errors
-    /// [`BuildError`], which names what is missing or refused.
+    /// [`BuildError`], which names the missing or invalid part.
     pub fn build(self) -> Result<TokenService<S, D>, BuildError> {
         let brand = |text: String| Brand::new(&text).map_err(|error| BuildError::Brand(text, error));
         let former = self.former_brands.into_iter().map(brand).collect::<Result<Vec<_>, _>>()?;
@@ -372,7 +390,7 @@ impl<S, D> fmt::Debug for TokenServiceBuilder<S, D> {
     }
 }
 
-/// Tells the operator of names that the role catalogue does not know.
+/// Returns a callback that reports the names that the role catalogue does not know.
 fn reporter(sink: Option<Arc<dyn AuditSink>>) -> impl Fn(UnknownName<'_>) + Send + Sync + 'static {
     move |name| {
         #[cfg(feature = "tracing")]
@@ -383,12 +401,16 @@ fn reporter(sink: Option<Arc<dyn AuditSink>>) -> impl Fn(UnknownName<'_>) + Send
     }
 }
 
-/// A panic elsewhere leaves what the service keeps in memory whole: nothing panics while it holds one of these locks.
+/// Locks a mutex and ignores poisoning.
+///
+/// The data stays valid, because nothing panics while it holds one of these locks.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A span of chrono's for one of std's; what chrono cannot hold is longer than anything here.
+/// Converts a std duration to chrono's.
+///
+/// A duration that chrono cannot hold becomes the maximum, which is longer than any limit here.
 fn to_delta(duration: Duration) -> TimeDelta {
     TimeDelta::from_std(duration).unwrap_or(TimeDelta::MAX)
 }

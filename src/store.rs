@@ -1,7 +1,8 @@
-//! Persistence: what a database must do, and nothing of what is allowed.
+//! Persistence: the operations that a database must provide.
 //!
-//! A store keeps [`Token`] records and [`AuditEvent`]s. All rules are above it; it does not know which change is
-//! permitted, only that changes are atomic and never lost.
+//! A store keeps [`Token`] records and [`AuditEvent`]s. It does not know which changes are
+//! permitted, because the service enforces all rules. A store guarantees only that changes are
+//! atomic and never lost.
 
 mod audit_log;
 #[cfg(feature = "cache")]
@@ -39,232 +40,261 @@ use chrono::{DateTime, Utc};
 use std::pin::Pin;
 use std::sync::Arc;
 
-/// Most entries that a page of a list is asked for.
+/// The maximum number of entries in a page of a list.
 pub const MAX_PAGE: usize = 200;
 
 /// The contract of a store.
 ///
-/// * **Atomic**: [`commit`](Self::commit) does everything in its batch or nothing, audit events included. When its
-///   future is dropped, the same holds.
-/// * **Never overwrites**: an insert with an id that is there is a conflict; an update or a remove whose expected version
-///   is not the record's is a conflict, and so is one whose record is gone.
-/// * **Events** are stored once: an event whose [`id`](AuditEvent::id) is stored already stays as it is, so that storing it again
-///   after a commit whose outcome is unknown is safe.
-/// * **Names**: among the records of one realm, owner and kind, [`Token::name_key`] is unique where it is there, whatever the name. The
-///   store keeps the key as it is and never computes it. Uniqueness is checked on what a batch leaves behind, so that a batch may hand a name on.
-/// * **Kinds**: a record whose [`TokenKind::owner_kind`] is not its `owner_kind` is refused.
-/// * **Acknowledged means seen**: what was committed is seen by every read that starts afterwards. A wrapper that cannot
-///   promise this states how stale its answers may be.
-/// * **Last uses** belong to [`touch`](Self::touch) alone: an update keeps the stored `last_used`, whatever its record says.
-/// * **Errors** are [`StoreError::Unavailable`] for a fault that may pass, [`StoreError::Corrupt`] for a record that cannot
-///   be read, which harms itself alone, and [`StoreError::OutcomeUnknown`] when a commit may or may not have happened.
-/// * Times come cut to the microsecond and must come back unchanged.
+/// * **Atomic**: [`commit`](Self::commit) applies everything in its batch or nothing, audit events
+///   included. This also holds if its future is dropped.
+/// * **Never overwrites**: an insert conflicts if its id exists. An update or a remove conflicts if
+///   the record does not have the expected version or no longer exists.
+/// * **Events** are stored once: an event whose [`id`](AuditEvent::id) is already stored is left
+///   unchanged. It is therefore safe to store an event again after a commit whose outcome is
+///   unknown.
+/// * **Names**: [`Token::name_key`], if present, is unique among the records of one realm, owner
+///   and kind, regardless of the name. The store keeps the key as given and never computes it.
+///   Uniqueness is checked on the result of a batch, so that a batch may pass a name from one
+///   record to another.
+/// * **Kinds**: a record is refused if its [`TokenKind::owner_kind`] is not its `owner_kind`.
+/// * **Acknowledged means visible**: a committed change is visible to every read that starts after
+///   the commit returned. A wrapper that cannot guarantee this documents how stale its answers may
+///   be.
+/// * **Last uses** change only through [`touch`](Self::touch): an update keeps the stored
+///   `last_used` and ignores the one in its record.
+/// * **Errors** are [`StoreError::Unavailable`] for a fault that may be transient,
+///   [`StoreError::Corrupt`] for a record that cannot be read, which must not affect other records,
+///   and [`StoreError::OutcomeUnknown`] if a commit may or may not have happened.
+/// * **Times** are passed truncated to the microsecond and must be returned unchanged.
 ///
-/// The conformance suite (feature `conformance`) checks all of it. `MemoryStore` is the reference implementation.
+/// The conformance suite (feature `conformance`) checks all of this. `MemoryStore` is the reference
+/// implementation.
 ///
-/// `&S`, `Arc<S>` and `Box<S>` are stores if `S` is one. `Arc<dyn DynTokenStore>` is a store too, at the price of one allocation
-/// per call.
+/// `&S`, `Arc<S>` and `Box<S>` are stores if `S` is one. `Arc<dyn DynTokenStore>` is a store too,
+/// at the cost of one allocation per call.
 pub trait TokenStore: Send + Sync {
-    /// The record with this id, in whatever realm.
+    /// Returns the record with this id, in any realm.
     ///
     /// # Errors
-    /// [`StoreError`] when the store cannot say.
+    /// [`StoreError`] if the store fails.
     fn find(&self, id: TokenId) -> impl Future<Output = Result<Option<Arc<Token>>, StoreError>> + Send;
 
-    /// The record with this id as the database has it now, in whatever realm. A cache never answers this: it asks the store
-    /// behind it.
+    /// Returns the record with this id as the database has it now, in any realm.
     ///
-    /// Every management operation decides on what this returns. Only verifications use [`find`](Self::find). A store without a
-    /// cache does the same for both.
+    /// A cache never answers this itself but asks the store behind it. Every management operation
+    /// decides on the result; only verifications use [`find`](Self::find). In a store without a
+    /// cache both do the same.
     ///
     /// # Errors
-    /// [`StoreError`] when the store cannot say.
+    /// [`StoreError`] if the store fails.
     fn find_current(
         &self,
         id: TokenId,
     ) -> impl Future<Output = Result<Option<Arc<Token>>, StoreError>> + Send;
 
-    /// One page of a list, newest (greatest id) first.
+    /// Returns one page of a list, newest (greatest id) first.
     ///
     /// # Errors
-    /// [`StoreError`] when the store cannot say. A corrupt record is told in the page and does not fail it.
+    /// [`StoreError`] if the store fails. A corrupt record is reported in the page and does not
+    /// fail it.
     fn list(&self, query: &ListQuery) -> impl Future<Output = Result<Page, StoreError>> + Send;
 
-    /// Does all of a batch or nothing.
+    /// Applies all of a batch or nothing.
     ///
     /// # Errors
-    /// [`StoreError::Conflict`] for a change that conflicts, of ids and versions before names; [`StoreError::OutcomeUnknown`] when it may have
-    /// happened all the same; any other when it did not happen.
+    /// [`StoreError::Conflict`] if a change conflicts; conflicts of ids and versions are reported
+    /// before those of names. [`StoreError::OutcomeUnknown`] if the commit may have happened
+    /// despite the failure. After any other error nothing was committed.
     fn commit(&self, batch: &ChangeBatch) -> impl Future<Output = Result<(), StoreError>> + Send;
 
-    /// Notes last uses: each moves its record's `last_used` forward or does nothing, never back, unless the stored one was noted
-    /// by a clock that was wrong ([`Touch::replaces`]). A record that is gone stays gone. The version does not move. A batch
-    /// need not be atomic.
+    /// Records last uses.
+    ///
+    /// Each use moves the `last_used` of its record forward or does nothing. It moves `last_used`
+    /// back only if a wrong clock wrote the stored one ([`Touch::replaces`]). A missing record is
+    /// not created, and the version does not change. A batch need not be atomic.
     ///
     /// # Errors
-    /// [`StoreError`] when any may not have been noted; they are sent again then.
+    /// [`StoreError`] if any use may not have been recorded; the caller then sends all of them
+    /// again.
     fn touch(&self, uses: &[Touch]) -> impl Future<Output = Result<(), StoreError>> + Send;
 
-    /// Up to `limit` records that expired or were revoked at or before `before`, those that ended first in front: what
-    /// pruning removes next. The page's `next` is `None`.
+    /// Returns up to `limit` records that expired or were revoked at or before `before`.
     ///
-    /// The service removes them with [`commit`](Self::commit), in one batch with their audit events and with the records that
-    /// name them, so that no family is cut.
+    /// Those that ended first come first, because pruning removes them next. The page's `next` is
+    /// `None`.
+    ///
+    /// The service removes the records with [`commit`](Self::commit), in one batch with their audit
+    /// events and with the records that refer to them, so that no family is split.
     ///
     /// # Errors
-    /// [`StoreError`] when the store cannot say. A corrupt record is told in the page, counts towards `limit`, and does not fail it.
+    /// [`StoreError`] if the store fails. A corrupt record is reported in the page, counts towards
+    /// `limit`, and does not fail the page.
     fn list_ended(
         &self,
         before: DateTime<Utc>,
         limit: usize,
     ) -> impl Future<Output = Result<Page, StoreError>> + Send;
 
-    /// Look-ups of this crate's own stores that need not be waited for.
+    /// Returns the lookups of this crate's own stores that do not need to be awaited.
     #[doc(hidden)]
     fn shortcut(&self) -> StoreShortcut<'_> {
         StoreShortcut::none()
     }
 }
 
-/// Counting records; not every store needs it.
+/// Counts records. Optional for a store.
 pub trait TokenCounts: Send + Sync {
-    /// How many records are in each state at `now`.
+    /// Returns the number of records in each state at `now`.
     ///
     /// # Errors
-    /// [`StoreError`] when the store cannot say.
+    /// [`StoreError`] if the store fails.
     fn count_by_state(
         &self,
         now: DateTime<Utc>,
     ) -> impl Future<Output = Result<Vec<(TokenState, u64)>, StoreError>> + Send;
 }
 
-/// Check values of the keys that digests were made with, for [`TokenService::check`](crate::TokenService::check); not every
-/// store needs it.
+/// Stores check values of the keys that digests were made with. Optional for a store.
+///
+/// [`TokenService::check`](crate::TokenService::check) uses them.
 pub trait KeyChecks: Send + Sync {
     /// Returns all check values, one per key id, in any order.
     ///
     /// # Errors
-    /// [`StoreError`] if the store cannot say.
+    /// [`StoreError`] if the store fails.
     fn key_checks(&self) -> impl Future<Output = Result<Vec<KeyCheck>, StoreError>> + Send;
 
-    /// Records a check value, unless there is one for its key id: the first one stays for ever.
+    /// Records a check value, unless its key id already has one: the first one is never replaced.
     ///
     /// # Errors
-    /// [`StoreError`] if the store cannot tell that a value is recorded for this key id.
+    /// [`StoreError`] if the store cannot confirm that a value is recorded for this key id.
     fn record_key_check(&self, check: &KeyCheck) -> impl Future<Output = Result<(), StoreError>> + Send;
 
-    /// Returns how many records, of whatever realm and state, have a digest under each key. Keys without a record may be left out.
+    /// Returns how many records, of any realm and state, have a digest under each key.
+    ///
+    /// Keys without a record may be left out.
     ///
     /// # Errors
-    /// [`StoreError`] if the store cannot say.
+    /// [`StoreError`] if the store fails.
     fn tokens_per_key(&self) -> impl Future<Output = Result<Vec<(KeyId, u64)>, StoreError>> + Send;
 }
 
-/// Hearing of changes that others make; for caches. Not every store has it.
+/// Notifies caches of changes that others make. Optional for a store.
 pub trait ChangeFeed: Send + Sync {
-    /// What tells of the changes.
+    /// The feed that delivers the changes.
     type Feed: Feed;
 
-    /// Whether the store can be followed as it is set up; asked once, before following begins.
+    /// Checks whether the store can be followed in its current setup. Called once, before following
+    /// begins.
     ///
     /// # Errors
     /// [`FollowError`], which names the bound and the cure.
     fn check_following(&self) -> Result<(), FollowError>;
 
-    /// Begins to listen to notifications: whatever is committed after this has returned is told by the feed, whose
-    /// [`next`](Feed::next) waits for it. `None` if the store has no notifications.
+    /// Starts to listen for notifications. Returns `None` if the store has no notifications.
+    ///
+    /// The feed delivers every change that is committed after this has returned. Its
+    /// [`next`](Feed::next) waits for one.
     ///
     /// # Errors
-    /// [`StoreError`] when the store cannot.
+    /// [`StoreError`] if the store fails.
     fn listen(&self) -> impl Future<Output = Result<Option<Self::Feed>, StoreError>> + Send;
 
-    /// Sends a notification in the way of those that tell of changes, over another connection than those that listen. Every
-    /// feed that hears it tells [`FeedEvent::Proven`] with this nonce.
+    /// Sends a notification over the channel that announces changes.
+    ///
+    /// It is sent from a connection other than those that listen. Every feed that receives it
+    /// returns [`FeedEvent::Proven`] with this nonce.
     ///
     /// # Errors
-    /// [`StoreError`] when the store cannot.
+    /// [`StoreError`] if the store fails.
     fn probe(&self, nonce: u64) -> impl Future<Output = Result<(), StoreError>> + Send;
 
-    /// Begins to poll: whatever is committed after this has returned is told by the feed, whose [`next`](Feed::next) asks the
-    /// store and answers at once. It must work through a pooler that passes on no notifications.
+    /// Starts to poll for changes.
+    ///
+    /// The feed delivers every change that is committed after this has returned. Its
+    /// [`next`](Feed::next) queries the store and returns without waiting for a change. Polling
+    /// must work through a pooler that passes on no notifications.
     ///
     /// # Errors
-    /// [`StoreError`] when the store cannot.
+    /// [`StoreError`] if the store fails.
     fn poll(&self) -> impl Future<Output = Result<Self::Feed, StoreError>> + Send;
 }
 
-/// Tells of changes, from [`ChangeFeed::listen`] or [`ChangeFeed::poll`].
+/// Delivers changes, from [`ChangeFeed::listen`] or [`ChangeFeed::poll`].
 pub trait Feed: Send {
-    /// What happened since the last time; a change may be told twice. If the future is dropped, the next one tells what it
-    /// would have told.
+    /// Returns what happened since the last call.
+    ///
+    /// A change may be delivered more than once. If the future is dropped, the next call returns
+    /// what the dropped one would have returned.
     ///
     /// # Errors
-    /// [`StoreError`] when the feed is at its end: what comes afterwards is not told.
+    /// [`StoreError`] if the feed has ended: later changes are not delivered.
     fn next(&mut self) -> impl Future<Output = Result<FeedEvent, StoreError>> + Send;
 }
 
-/// What a [`Feed`] tells.
+/// An event of a [`Feed`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum FeedEvent {
-    /// These were changed.
+    /// These records were changed.
     Changed(Vec<TokenId>),
-    /// Any may have been changed.
+    /// Any record may have been changed.
     Missed,
     /// A notification with this nonce arrived ([`ChangeFeed::probe`]).
     Proven(u64),
 }
 
-/// Why a store cannot be followed.
+/// The reason why a store cannot be followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum FollowError {
-    /// Listening takes a connection of the pool for itself, and the store would wait for it for ever.
+    /// Listening takes one connection of the pool for itself, so the store would wait for a
+    /// connection for ever.
     #[error(
         "the pool has at most {connections} connection, and following the store takes one for itself; set \
          `.max_connections({needed})` or more on the pool"
     )]
     PoolTooSmall {
-        /// Most connections of the pool.
+        /// The maximum number of connections of the pool.
         connections: u32,
-        /// How many it must have at least.
+        /// The number of connections that the pool needs at least.
         needed: u32,
     },
 }
 
-/// What a list holds, and which page of it.
+/// A list, and the page of it to return.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ListQuery {
-    /// Which records.
+    /// Which records the list holds.
     pub by: ListBy,
-    /// Only those that are Active at this instant.
+    /// Only records that are Active at this instant.
     pub active_at: Option<DateTime<Utc>>,
-    /// Only those with a smaller id: what comes after the last one of the page before.
+    /// Only records with a smaller id: those that follow the last record of the previous page.
     pub after: Option<TokenId>,
-    /// Most records of the page, from 1 to [`MAX_PAGE`].
+    /// The maximum number of records in the page, from 1 to [`MAX_PAGE`].
     pub limit: usize,
 }
 
 impl ListQuery {
-    /// The first page, of [`MAX_PAGE`] records, of all these.
+    /// Queries the first page, of [`MAX_PAGE`] records, of the whole list.
     pub fn new(by: ListBy) -> Self {
         Self { by, active_at: None, after: None, limit: MAX_PAGE }
     }
 
-    /// Only those that are Active at `now`.
+    /// Keeps only records that are Active at `now`.
     pub fn active_at(mut self, now: DateTime<Utc>) -> Self {
         self.active_at = Some(now);
         self
     }
 
-    /// Only what comes after this id.
+    /// Keeps only records that follow this id.
     pub fn after(mut self, id: Option<TokenId>) -> Self {
         self.after = id;
         self
     }
 
-    /// Whether a record is one of the list, and comes after where the page begins.
+    /// Whether a record is in the list and follows the start of the page.
     pub fn holds(&self, token: &Token) -> bool {
         let is_listed = match &self.by {
             ListBy::Owner { realm, owner, kind } => {
@@ -284,7 +314,7 @@ impl ListQuery {
             && self.active_at.is_none_or(|now| token.state(now) == TokenState::Active)
     }
 
-    /// At most this many, held to 1 to [`MAX_PAGE`].
+    /// Sets the maximum number of records, clamped to 1 to [`MAX_PAGE`].
     pub fn limit(mut self, limit: usize) -> Self {
         self.limit = limit.clamp(1, MAX_PAGE);
         self
@@ -295,33 +325,36 @@ impl ListQuery {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ListBy {
-    /// Those of one owner, of one kind or of any.
+    /// Records of one owner, of one kind or of any.
     Owner {
         /// The owner's realm.
         realm: Realm,
         /// The owner.
         owner: OwnerId,
-        /// Of this kind alone.
+        /// The kind, or `None` for every kind.
         kind: Option<TokenKind>,
     },
-    /// Those of one kind in a realm.
+    /// Records of one kind in a realm.
     Kind {
         /// The realm.
         realm: Realm,
         /// The kind.
         kind: TokenKind,
     },
-    /// Those that a token made ([`Token::creator`]), in whatever realm.
+    /// Records that a token created ([`Token::creator`]), in any realm.
     Creator(TokenId),
-    /// Those that were last restored through a token ([`Token::restored_by`]), in whatever realm.
+    /// Records that were last restored through a token ([`Token::restored_by`]), in any realm.
     Restorer(TokenId),
-    /// Tokens that descend from a token through removed ones ([`Token::ancestor`]), in all realms.
+    /// Records that descend from a token through removed ones ([`Token::ancestor`]), in all realms.
     Ancestor(TokenId),
-    /// Those whose [`Token::last_activity`] is before an instant, in all realms: [`Token::is_idle`]. With
-    /// [`active_at`](ListQuery::active_at), an activity later than [`MAX_CLOCK_ERROR`](crate::clock::MAX_CLOCK_ERROR) after that
-    /// instant does not count, since a wrong clock noted it.
+    /// Records whose [`Token::last_activity`] is before an instant ([`Token::is_idle`]), in all
+    /// realms.
+    ///
+    /// With [`active_at`](ListQuery::active_at), an activity later than
+    /// [`MAX_CLOCK_ERROR`](crate::clock::MAX_CLOCK_ERROR) after that instant does not count,
+    /// because a wrong clock wrote it.
     Idle(DateTime<Utc>),
-    /// Those whose digest was made with this key, in all realms.
+    /// Records whose digest was made with this key, in all realms.
     Key(KeyId),
 }
 
@@ -333,42 +366,43 @@ pub struct Page {
     pub tokens: Vec<Arc<Token>>,
     /// The records of the page that could not be read.
     pub corrupt: Vec<CorruptRecord>,
-    /// Where the next page begins; none on the last one.
+    /// The start of the next page; `None` on the last page.
     pub next: Option<TokenId>,
 }
 
 impl Page {
-    /// A page of these, which goes on after `next`.
+    /// Creates a page of these records; the next page starts after `next`.
     pub fn new(tokens: Vec<Arc<Token>>, corrupt: Vec<CorruptRecord>, next: Option<TokenId>) -> Self {
         Self { tokens, corrupt, next }
     }
 }
 
-/// Changes that happen together or not at all, with their audit events.
+/// Changes that are applied together or not at all, with their audit events.
 #[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct ChangeBatch {
-    /// The changes; no two of them of the same record.
+    /// The changes. No two may be of the same record.
     pub changes: Vec<Change>,
-    /// What is told of them. A batch may hold events alone.
+    /// The audit events. A batch may hold events alone.
     pub events: Vec<AuditEvent>,
-    /// Take out the traces of this owner from all stored events ([`AuditEvent::erase`]), before these are added.
+    /// The owner to erase from all stored events ([`AuditEvent::erase`]), before `events` are
+    /// added.
     pub erase: Option<(Realm, OwnerId)>,
 }
 
 impl ChangeBatch {
-    /// An empty batch.
+    /// Creates an empty batch.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// With this change too.
+    /// Adds a change.
     pub fn change(mut self, change: Change) -> Self {
         self.changes.push(change);
         self
     }
 
-    /// With this event too.
+    /// Adds an event.
     pub fn event(mut self, event: AuditEvent) -> Self {
         self.events.push(event);
         self
@@ -381,19 +415,20 @@ impl ChangeBatch {
 pub enum Change {
     /// Adds a record; its version is 1.
     Insert(Arc<Token>),
-    /// Puts a record in the place of the one with its id and the version before its own; the stored `last_used` is kept.
+    /// Replaces the record that has this id and the preceding version. The stored `last_used` is
+    /// kept.
     Update(Arc<Token>),
     /// Removes a record.
     Remove {
-        /// Which.
+        /// The id of the record.
         id: TokenId,
-        /// The version that it must have.
+        /// The version that the record must have.
         version: u64,
     },
 }
 
 impl Change {
-    /// The id of the record that changes.
+    /// Returns the id of the record that changes.
     pub fn id(&self) -> TokenId {
         match self {
             Self::Insert(token) | Self::Update(token) => token.id,
@@ -406,63 +441,68 @@ impl Change {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Touch {
-    /// Which token.
+    /// The token that was used.
     pub id: TokenId,
-    /// Its use.
+    /// The use.
     pub last_use: LastUse,
-    /// The latest instant that a right clock may have stored by now. A later stored use is replaced by this one.
+    /// The latest instant that a correct clock can have stored by now. A later stored use is
+    /// replaced by this one.
     pub plausible_until: DateTime<Utc>,
 }
 
 impl Touch {
-    /// This use of that token, written when it happened: `plausible_until` is [`MAX_CLOCK_ERROR`](crate::clock::MAX_CLOCK_ERROR)
-    /// after it.
+    /// Creates a use of a token, written at the time of the use.
+    ///
+    /// `plausible_until` is [`MAX_CLOCK_ERROR`](crate::clock::MAX_CLOCK_ERROR) after the use.
     pub fn new(id: TokenId, last_use: LastUse) -> Self {
         Self::at(id, last_use, last_use.at)
     }
 
-    /// This use of that token, written at `now`. If the use is later than a right clock may have noted it, it happened before
-    /// `now` and is stored as a use at `now`.
+    /// Creates a use of a token, written at `now`.
+    ///
+    /// If the use is later than a correct clock can have recorded, it happened before `now` and is
+    /// stored as a use at `now`.
     pub fn at(id: TokenId, last_use: LastUse, now: DateTime<Utc>) -> Self {
         let plausible_until = plausible_until(now);
         let at = if last_use.at > plausible_until { now } else { last_use.at };
         Self { id, last_use: LastUse::new(at, last_use.address), plausible_until }
     }
 
-    /// Whether this use replaces the one that is known: a later use does, and any if the known one was noted by a wrong clock.
+    /// Whether this use replaces the known one: if this use is later, or if a wrong clock wrote the
+    /// known one.
     pub fn replaces(&self, known: DateTime<Utc>) -> bool {
         self.last_use.replaces(known, self.plausible_until)
     }
 }
 
-/// Why a store did not do what it was asked for.
+/// The reason why a store failed.
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
-    /// The store is out of reach, overloaded or read-only. Nothing happened.
+    /// The store is unreachable, overloaded or read-only. Nothing was changed.
     #[error("the token store is unavailable")]
     Unavailable(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// A change conflicts with what is there. Nothing happened.
+    /// A change conflicts with the stored records. Nothing was changed.
     #[error("the change conflicts: {0}")]
     Conflict(Conflict),
     /// A record cannot be read.
     #[error("a stored record is corrupt: {0}")]
     Corrupt(CorruptRecord),
-    /// A commit may have happened or not.
+    /// A commit may or may not have happened.
     #[error("the store did not say whether the change was stored; read the record to find out")]
     OutcomeUnknown(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// A cursor of an audit log is refused.
+    /// A cursor of an audit log was refused.
     #[error(transparent)]
     Cursor(CursorError),
 }
 
 impl StoreError {
-    /// The store is unavailable because of `source`.
+    /// Creates an [`Unavailable`](Self::Unavailable) error with this source.
     pub fn unavailable(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         Self::Unavailable(source.into())
     }
 
-    /// The conflict, if it is one.
+    /// Returns the conflict, or `None` for another error.
     pub fn conflict(&self) -> Option<Conflict> {
         match self {
             Self::Conflict(conflict) => Some(*conflict),
@@ -475,10 +515,10 @@ impl StoreError {
 #[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Conflict {
-    /// A record with this id is there already.
+    /// A record with this id already exists.
     #[error("the id {0} is taken")]
     Id(TokenId),
-    /// Another record has the name of this one.
+    /// Another record already has the name of this one.
     #[error("the name of {0} is taken")]
     Name(TokenId),
     /// The record was changed or removed since it was read.
@@ -489,7 +529,7 @@ pub enum Conflict {
     OwnerKind(TokenId),
 }
 
-/// Where a record is that cannot be read.
+/// The location of a record that cannot be read.
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{table}.{column} of the row {row:?}")]
 #[non_exhaustive]
@@ -498,18 +538,18 @@ pub struct CorruptRecord {
     pub table: String,
     /// The column.
     pub column: String,
-    /// The row, by what identifies it there.
+    /// The row, by the value that identifies it in the table.
     pub row: String,
 }
 
 impl CorruptRecord {
-    /// A record that cannot be read because of this column.
+    /// Reports a record as corrupt because of this column.
     pub fn new(table: &str, column: &str, row: &str) -> Self {
         Self { table: table.into(), column: column.into(), row: row.into() }
     }
 }
 
-/// Forwards a store through a pointer. A macro, since the same methods stand behind three of them.
+/// Forwards a store through a pointer. A macro, because three pointer types need the same methods.
 macro_rules! forward {
     ($pointer:ty) => {
         #[deny(clippy::missing_trait_methods)]
@@ -585,11 +625,13 @@ forward_key_checks!(&S);
 forward_key_checks!(Arc<S>);
 forward_key_checks!(Box<S>);
 
-/// A boxed future of a [`DynTokenStore`].
+/// The boxed future of a [`DynTokenStore`] method.
 pub type BoxedStore<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
 
-/// [`TokenStore`] for `dyn`: every store is one, and `dyn DynTokenStore` is a store again, so that
-/// `Arc<dyn DynTokenStore>` may stand wherever a store may.
+/// The dyn-compatible form of [`TokenStore`].
+///
+/// Every store implements it, and `dyn DynTokenStore` implements [`TokenStore`], so that an
+/// `Arc<dyn DynTokenStore>` can be used in place of any store.
 pub trait DynTokenStore: Send + Sync {
     /// [`TokenStore::find`], boxed.
     fn find_boxed(&self, id: TokenId) -> BoxedStore<'_, Option<Arc<Token>>>;

@@ -1,9 +1,11 @@
-//! Makes a [`Verified`] without a store and a secret: for tests of hosts, behind its own feature.
+//! Makes a [`Verified`] without a store or a secret, for tests of hosts. Has its own feature.
 //!
-//! Put the feature into `[dev-dependencies]` and nowhere else: in a release build, a caller of this module can be anybody. Features are
-//! unified, so any crate of the build can turn this one on for all of them. A build without debug assertions, such as
-//! `cargo build --release`, therefore does not compile with it. To run tests or benches in such a profile, set
-//! `PATKIT_TESTKIT_IN_RELEASE` for that one command: `PATKIT_TESTKIT_IN_RELEASE=1 cargo test --release`.
+//! Enable the feature only in `[dev-dependencies]`, because in a release build a caller of this
+//! module could impersonate anyone. Features are unified, so any crate of the build can enable it
+//! for all of them. A build without debug assertions, such as `cargo build --release`, therefore
+//! does not compile with it. To run tests or benches in such a profile, set
+//! `PATKIT_TESTKIT_IN_RELEASE` for that one command:
+//! `PATKIT_TESTKIT_IN_RELEASE=1 cargo test --release`.
 
 use crate::clock::micros;
 use crate::owner::Owner;
@@ -25,15 +27,16 @@ const _: () = assert!(
      [dev-dependencies] alone, or, to run tests, set PATKIT_TESTKIT_IN_RELEASE=1 for that command"
 );
 
-/// Does to a request what an [`AuthLayer`](crate::http::AuthLayer) does that lets this token through: extractors and
-/// [`RequirePermission`](crate::http::RequirePermission) then find the token. `None` is a request without a credential, behind an
-/// optional layer.
+/// Changes a request as an [`AuthLayer`](crate::http::AuthLayer) does that accepts this token.
+///
+/// Extractors and [`RequirePermission`](crate::http::RequirePermission) then find the token. `None`
+/// stands for a request without a credential behind an optional layer.
 #[cfg(feature = "tower")]
 pub fn let_through(extensions: &mut http::Extensions, verified: Option<Verified>) {
     crate::http::let_through(extensions, verified);
 }
 
-/// A verified token to be made up.
+/// A builder of a [`Verified`] for tests.
 ///
 /// ```
 /// use patkit::testkit::FakeToken;
@@ -57,11 +60,11 @@ pub struct FakeToken {
     now: DateTime<Utc>,
 }
 
-/// Why a verified token was not made up.
+/// The error if a [`Verified`] cannot be made.
 #[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum FakeTokenError {
-    /// An internal owner has no tokens.
+    /// The owner is internal, and internal owners have no tokens.
     #[error("the owner is internal and has no tokens; use a human or a service user")]
     OwnerKind,
     /// The name is refused.
@@ -70,7 +73,7 @@ pub enum FakeTokenError {
 }
 
 impl FakeToken {
-    /// A token of this owner: its kind is the one that such an owner has; it inherits all that its owner may do.
+    /// Creates a token of this owner, with the owner's kind of token and the scope *inherit*.
     pub fn of(owner: Owner) -> Self {
         Self {
             owner,
@@ -83,51 +86,51 @@ impl FakeToken {
         }
     }
 
-    /// With this name.
+    /// Sets the name.
     pub fn named(mut self, name: &str) -> Self {
         self.name = name.into();
         self
     }
 
-    /// Narrowed to this.
+    /// Sets the scope.
     pub fn scope(mut self, scope: Scope) -> Self {
         self.scope = scope;
         self
     }
 
-    /// With these networks; they are not checked against the address.
+    /// Sets the networks, which are not checked against the address.
     pub fn networks(mut self, networks: Networks) -> Self {
         self.networks = Some(networks);
         self
     }
 
-    /// That ends then.
+    /// Sets the expiry.
     pub fn expires_at(mut self, instant: DateTime<Utc>) -> Self {
         self.expires_at = Some(instant);
         self
     }
 
-    /// Used from this address.
+    /// Sets the address from which the token is used.
     pub fn peer(mut self, address: IpAddr) -> Self {
         self.peer = Some(address);
         self
     }
 
-    /// Made and verified at `now`, instead of at the beginning of 1970.
+    /// Sets the instant of creation and verification. Defaults to the beginning of 1970.
     pub fn at(mut self, now: DateTime<Utc>) -> Self {
         self.now = now;
         self
     }
 
-    /// The proof that nobody gave, with the permissions that the owner's roles have in this catalogue.
+    /// Returns the [`Verified`], with the permissions of the owner's roles in this catalogue.
     ///
     /// # Errors
-    /// [`FakeTokenError`] for an internal owner, or a name that is refused.
+    /// [`FakeTokenError`] if the owner is internal or the name is refused.
     pub fn verified(self, catalog: RoleCatalog) -> Result<Verified, FakeTokenError> {
         let kind = TokenKind::for_owner(self.owner.kind()).ok_or(FakeTokenError::OwnerKind)?;
         let now = crate::clock::cut(self.now);
         let millis = u64::try_from(now.timestamp_millis()).unwrap_or(0);
-        // The form of a UUIDv7, which `from_words` checks; the fallback is never taken.
+        // Has the form of a UUIDv7, which `from_words` checks, so the fallback is never taken.
         let id = TokenId::from_words([(millis << 16) | 0x7000, 1 << 63]);
         let name = TokenName::new(&self.name).map_err(FakeTokenError::Name)?;
         let token = Token {

@@ -1,4 +1,4 @@
-//! The token: the stored record, and what is shown of it.
+//! The token: the stored record, and the view that is shown of it.
 
 pub(crate) mod access;
 pub(crate) mod base62;
@@ -40,18 +40,18 @@ use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
 use subtle::ConstantTimeEq;
 
-/// Whose token it is, and so who manages it.
+/// Says whose a token is, and so who manages it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum TokenKind {
-    /// The owner is human and manages it.
+    /// The owner is a human, who manages the token.
     Personal,
-    /// The owner is a service user; admins manage it.
+    /// The owner is a service user. Admins manage the token.
     Service,
 }
 
 impl TokenKind {
-    /// `personal` or `service`.
+    /// Returns `personal` or `service`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Personal => "personal",
@@ -59,7 +59,7 @@ impl TokenKind {
         }
     }
 
-    /// What stands in a token's text: `pat` or `svc`.
+    /// Returns the code of the kind in a token's text: `pat` or `svc`.
     pub const fn code(self) -> &'static str {
         match self {
             Self::Personal => "pat",
@@ -67,7 +67,7 @@ impl TokenKind {
         }
     }
 
-    /// The kind of owner whose tokens are of this kind.
+    /// Returns the kind of owner whose tokens are of this kind.
     pub const fn owner_kind(self) -> OwnerKind {
         match self {
             Self::Personal => OwnerKind::Human,
@@ -75,7 +75,7 @@ impl TokenKind {
         }
     }
 
-    /// The kind of token that such an owner has; none for an internal one.
+    /// Returns the kind of token that such an owner has. `None` if the owner is internal.
     pub const fn for_owner(kind: OwnerKind) -> Option<Self> {
         match kind {
             OwnerKind::Human => Some(Self::Personal),
@@ -100,68 +100,73 @@ impl fmt::Display for TokenKind {
 
 /// A token as a store keeps it.
 ///
-/// It does not serialize: a page or an API shows a [`TokenView`]. The struct is open and exhaustive so that a store
-/// can read and write every field; a new field is a breaking change on purpose, since a store that forgets one loses
-/// data.
+/// It does not serialize: pages and APIs show a [`TokenView`]. The struct is open and exhaustive so
+/// that a store can read and write every field. A new field is a breaking change on purpose,
+/// because a store that omits a field loses data.
 #[derive(Debug, Clone, PartialEq)]
 #[allow(clippy::exhaustive_structs, reason = "a store must not be able to forget a field")]
 pub struct Token {
-    /// What its secret is checked against.
+    /// The digest that the token's secret is checked against.
     pub credential: Credential,
-    /// Who it acts as.
+    /// The owner that the token acts as.
     pub owner: OwnerId,
     /// The tenant.
     pub realm: Realm,
-    /// Where it may be used from; everywhere where there is no list.
+    /// The networks from which the token may be used. It may be used from anywhere if this is
+    /// `None`.
     pub networks: Option<Networks>,
     /// Personal or service.
     pub kind: TokenKind,
-    /// What the owner was when the token was made. A store refuses a record whose kind does not fit it.
+    /// The kind of the owner when the token was created. A store refuses a record whose `kind` does
+    /// not fit this kind.
     pub owner_kind: OwnerKind,
-    /// Expiry, revocation and succession: what its state is derived from.
+    /// The expiry, revocation and succession, from which the state is derived.
     pub facts: Facts,
-    /// Its last use known to the store.
+    /// The last use known to the store.
     pub last_used: Option<LastUse>,
-    /// When it was made.
+    /// When the token was created.
     pub created_at: DateTime<Utc>,
     /// The public id.
     pub id: TokenId,
-    /// What it is narrowed to.
+    /// The scope to which the token is narrowed.
     pub scope: Scope,
-    /// What its owner calls it.
+    /// The name that the owner gave the token.
     pub name: TokenName,
-    /// The key that its name is unique by, for its realm, owner and kind. `None` exactly if the token has a successor, which
-    /// then has the key. [`rename`](Self::rename) sets both.
+    /// The key by which the name is unique within its realm, owner and kind. `None` exactly if the
+    /// token has a successor, which then has the key. [`rename`](Self::rename) sets both.
     pub name_key: Option<NameKey>,
-    /// What it is for.
+    /// The purpose of the token, in the owner's words.
     pub description: Option<Description>,
-    /// Who made it; the family of a compromised token is found by this. Once the token that made it is removed, this names
-    /// that token's own creator.
+    /// The creator of the token, by which the family of a compromised token is found. Once the
+    /// token that created this one is removed, this field names that token's own creator.
     pub created_by: ActorRef,
-    /// The token through which it was last restored; `None` if it was never restored or last by a session or the host. It
-    /// belongs to the family of that token too.
+    /// The token through which this one was last restored.
+    ///
+    /// `None` if it was never restored, or was last restored by a session or the host. The token
+    /// also belongs to the family of the token that is named here.
     pub restored_by: Option<TokenId>,
-    /// The token whose place it took by rotation.
+    /// The token that this one replaced by rotation.
     pub predecessor: Option<TokenId>,
-    /// A token that this one descends from through removed tokens of its line. A reuse of the ancestor reaches this token,
-    /// but its compromise does not.
+    /// A token from which this one descends through removed tokens of its line. Reuse of the
+    /// ancestor reaches this token, but compromise of the ancestor does not.
     pub ancestor: Option<TokenId>,
-    /// The lifetime that was asked for; rotation asks for it again.
+    /// The requested lifetime. Rotation requests it again.
     pub lifetime: Lifetime,
-    /// From when on it counts as idle while it is not used: when it was made or last restored.
+    /// The start of the idle time of an unused token: when the token was created or last restored.
     pub idle_from: DateTime<Utc>,
-    /// When its use after rotation was last reported.
+    /// When a use of the token after its rotation was last reported.
     pub reuse_reported_at: Option<DateTime<Utc>>,
-    /// The smallest threshold, in days before the expiry, that a notice was claimed for.
+    /// The smallest threshold, in days before the expiry, for which a notice was claimed.
     pub notified_days: Option<u16>,
-    /// The MAC of a sealing store over everything above that decides access.
+    /// The MAC of a sealing store over all fields above that decide access.
     pub seal: Option<Seal>,
-    /// Counts the changes of the record, from 1; a batch of last uses does not move it.
+    /// The number of changes of the record, from 1. A batch of last uses does not change it.
     pub version: u64,
 }
 
 impl Token {
-    /// What stands in a place for a record where there is none; it is told by its address and never handed out.
+    /// Returns the placeholder for a missing record. It is recognized by its address and never
+    /// handed out.
     pub(crate) fn vacant() -> &'static Arc<Self> {
         static VACANT: LazyLock<Arc<Token>> = LazyLock::new(|| {
             Arc::new(Token {
@@ -194,63 +199,68 @@ impl Token {
         &VACANT
     }
 
-    /// The state at `now`.
+    /// Returns the state at `now`.
     pub fn state(&self, now: DateTime<Utc>) -> TokenState {
         self.facts.state(now)
     }
 
-    /// Whether it may be used from this address. Where it is bound to networks, no address is not allowed.
+    /// Returns whether the token may be used from `address`. If the token is bound to networks,
+    /// `None` is not allowed.
     pub fn is_allowed_from(&self, address: Option<IpAddr>) -> bool {
         is_allowed(self.networks.as_ref(), address)
     }
 
-    /// Gives it another name, and its key unless it has a successor.
+    /// Sets the name, and the name key unless the token has a successor.
     pub fn rename(&mut self, name: TokenName) {
         self.name_key = self.facts.succession.is_none().then(|| name.key());
         self.name = name;
     }
 
-    /// When it was last active in any way: used, restored or made.
+    /// Returns when the token was last used, restored or created, whichever is latest.
     pub fn last_activity(&self) -> DateTime<Utc> {
         self.last_used.map_or(self.idle_from, |used| used.at.max(self.idle_from))
     }
 
-    /// Whether it was made before `instant`. A creation later than [`MAX_CLOCK_ERROR`](crate::clock::MAX_CLOCK_ERROR) after `now`
-    /// counts as before any instant, since a wrong clock stored it.
+    /// Returns whether the token was created before `instant`.
+    ///
+    /// A creation later than [`MAX_CLOCK_ERROR`](crate::clock::MAX_CLOCK_ERROR) after `now` counts
+    /// as before any instant, because a wrong clock stored it.
     pub fn is_older_than(&self, instant: DateTime<Utc>, now: DateTime<Utc>) -> bool {
         self.created_at < instant || self.created_at > plausible_until(now)
     }
 
-    /// Whether it was not active in any way since `before`. With `now`, an activity later than
-    /// [`MAX_CLOCK_ERROR`](crate::clock::MAX_CLOCK_ERROR) after it does not count, since a wrong clock noted it.
+    /// Returns whether the token was not used, restored or created since `before`.
+    ///
+    /// With `now`, an activity later than [`MAX_CLOCK_ERROR`](crate::clock::MAX_CLOCK_ERROR) after
+    /// `now` does not count, because a wrong clock recorded it.
     pub fn is_idle(&self, before: DateTime<Utc>, now: Option<DateTime<Utc>>) -> bool {
         let latest = now.map_or(DateTime::<Utc>::MAX_UTC, plausible_until);
         let is_before = |at: DateTime<Utc>| at < before || at > latest;
         is_before(self.idle_from) && self.last_used.is_none_or(|used| is_before(used.at))
     }
 
-    /// The token that made it, where one did.
+    /// Returns the token that created this one. `None` if no token did.
     pub fn creator(&self) -> Option<TokenId> {
         self.created_by.token()
     }
 }
 
-/// Whether what is bound to these networks may be used from this address.
+/// Returns whether a token that is bound to these networks may be used from this address.
 pub(crate) fn is_allowed(networks: Option<&Networks>, address: Option<IpAddr>) -> bool {
     networks.is_none_or(|networks| address.is_some_and(|address| networks.contains(address)))
 }
 
-/// What a token's secret is checked against.
+/// The digest that a token's secret is checked against.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Credential {
     /// This crate's own keyed digest.
     Keyed(KeyedDigest),
-    /// A digest imported from another system, for a token that was not presented here yet.
+    /// A digest imported from another system, for a token that was not yet presented here.
     Foreign(ForeignDigest),
 }
 
-/// A digest of another system's scheme. Nothing verifies it yet; a store keeps it as it is.
+/// A digest of another system's scheme. Nothing verifies it yet; a store keeps it unchanged.
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct ForeignDigest {
@@ -261,13 +271,13 @@ pub struct ForeignDigest {
 }
 
 impl ForeignDigest {
-    /// A digest of this scheme.
+    /// Creates a digest of this scheme.
     pub fn new(scheme: &str, value: &[u8]) -> Self {
         Self { scheme: scheme.into(), value: value.into() }
     }
 }
 
-/// In constant time over the digest's bytes.
+/// Compares the bytes of the digest in constant time.
 impl PartialEq for ForeignDigest {
     fn eq(&self, other: &Self) -> bool {
         self.scheme == other.scheme && bool::from(self.value.ct_eq(&other.value))
@@ -282,18 +292,18 @@ impl fmt::Debug for ForeignDigest {
     }
 }
 
-/// The lifetime that was asked for.
+/// A requested lifetime.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub enum Lifetime {
-    /// None was asked for: the policy's default.
+    /// The policy's default, because no lifetime was requested.
     #[default]
     Default,
-    /// Whole days.
+    /// A number of whole days.
     Days(u32),
-    /// Seconds.
+    /// A number of seconds.
     Seconds(u64),
-    /// No end.
+    /// An unlimited lifetime.
     Never,
 }
 
@@ -301,20 +311,24 @@ pub enum Lifetime {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct LastUse {
-    /// When, to the policy's granularity.
+    /// The time, to the policy's granularity.
     pub at: DateTime<Utc>,
-    /// From where, if the host said.
+    /// The client's address, if the host gave it.
     pub address: Option<IpAddr>,
 }
 
 impl LastUse {
-    /// A use at `at`, cut to the microsecond. An IPv4-mapped IPv6 address (RFC 4291 section 2.5.5.2) becomes the IPv4 address
-    /// in it.
+    /// Creates a use at `at`, cut to the microsecond.
+    ///
+    /// An IPv4-mapped IPv6 address (RFC 4291 section 2.5.5.2) becomes the IPv4 address in it.
     pub fn new(at: DateTime<Utc>, address: Option<IpAddr>) -> Self {
         Self { at: crate::clock::cut(at), address: address.map(|address| address.to_canonical()) }
     }
 
-    /// Whether this use replaces one at `known`: it is later, or a wrong clock noted the known one, after `plausible_until`.
+    /// Returns whether this use replaces a use at `known`.
+    ///
+    /// It does if it is later, or if `known` is after `plausible_until`, because a wrong clock
+    /// recorded it then.
     pub(crate) fn replaces(&self, known: DateTime<Utc>, plausible_until: DateTime<Utc>) -> bool {
         known < self.at || known > plausible_until
     }
@@ -325,12 +339,12 @@ impl LastUse {
 pub struct Seal(KeyedDigest);
 
 impl Seal {
-    /// A seal made with this key.
+    /// Creates a seal from a MAC.
     pub const fn new(mac: KeyedDigest) -> Self {
         Self(mac)
     }
 
-    /// The MAC and the key that it was made with.
+    /// Returns the MAC, with the key that made it.
     pub const fn mac(&self) -> &KeyedDigest {
         &self.0
     }
@@ -342,16 +356,18 @@ impl fmt::Debug for Seal {
     }
 }
 
-/// What is shown of a token: everything but its digest and its seal, with its state at one instant and, where the
-/// directory knows it, its owner.
+/// The view of a token for pages and APIs.
 ///
-/// Its state is `active`, `revoked` or `expired` by what is stored, and `ended` if it is active by that and its owner's *valid
-/// after* has ended it.
+/// It has every field but the digest and the seal, the state at one instant, and the owner if the
+/// directory knows it.
 ///
-/// It serializes to the form of a JSON API:
-/// `id, name, description, kind, state, active, created, expiration, last_used, last_used_address, revoked, scopes`
-/// (null: inherit), `allowed_networks, successor, user {id, name, kind}`; times are RFC 3339 in UTC. If the directory could not
-/// answer for the owner, `user` also has `unavailable: true`.
+/// The stored facts make the state `active`, `revoked` or `expired`. If the token is active by the
+/// stored facts but the owner's *valid after* has ended it, the view shows `ended`.
+///
+/// A view serializes to the form of a JSON API: `id, name, description, kind, state, active,
+/// created, expiration, last_used, last_used_address, revoked, scopes` (null: inherit),
+/// `allowed_networks, successor, user {id, name, kind}`. Times are RFC 3339 in UTC. If the
+/// directory could not answer for the owner, `user` also has `unavailable: true`.
 #[derive(Clone)]
 pub struct TokenView {
     id: TokenId,
@@ -360,7 +376,7 @@ pub struct TokenView {
     owner: Option<Snapshot<Owner>>,
 }
 
-/// What a directory answered for a token's owner.
+/// A directory's answer for a token's owner.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum OwnerAnswer {
@@ -373,7 +389,7 @@ pub enum OwnerAnswer {
 }
 
 impl OwnerAnswer {
-    /// Whether the owner's *valid after* has ended a token.
+    /// Returns whether the owner's *valid after* has ended a token.
     pub(crate) fn has_ended(&self, token: &Token, now: DateTime<Utc>) -> bool {
         let Self::Known(owner) = self else { return false };
         owner.tokens_valid_after().is_some_and(|after| token.is_older_than(after, now))
@@ -387,7 +403,7 @@ impl From<Option<Arc<Owner>>> for OwnerAnswer {
 }
 
 impl TokenView {
-    /// The view of a token at `now`.
+    /// Creates the view of a token at `now`.
     pub fn new(token: &Token, owner: impl Into<OwnerAnswer>, now: DateTime<Utc>) -> Self {
         let Packed { id, access, details } = Packed::of(token);
         let owner = owner.into();
@@ -401,7 +417,7 @@ impl TokenView {
         Self { id, terms, details: details.into(), owner }
     }
 
-    /// The view of a token that was found active, made without a look at the details.
+    /// Creates the view of a token that was found active, without reading the details.
     pub(crate) const fn active(
         id: TokenId,
         terms: Terms,
@@ -411,38 +427,40 @@ impl TokenView {
         Self { id, terms, details, owner: Some(owner) }
     }
 
-    /// The public id.
+    /// Returns the public id.
     pub fn id(&self) -> TokenId {
         self.id
     }
 
-    /// The tenant.
+    /// Returns the tenant.
     pub fn realm(&self) -> &Realm {
         self.details.realm()
     }
 
-    /// Personal or service.
+    /// Returns whether the token is personal or a service token.
     pub fn kind(&self) -> TokenKind {
         self.terms.kind()
     }
 
-    /// The state at the instant of the view, by what is stored.
+    /// Returns the state at the instant of the view, by the stored facts.
     pub fn state(&self) -> TokenState {
         self.terms.state_seen()
     }
 
-    /// Whether the owner's *valid after* has ended the token, or the owner's id has gone to somebody else since: it is refused,
-    /// whatever its state. False if the directory could not answer.
+    /// Returns whether the owner's *valid after* has ended the token, or the owner's id now belongs
+    /// to somebody else.
+    ///
+    /// Such a token is refused in every state. Returns false if the directory could not answer.
     pub fn is_ended(&self) -> bool {
         self.terms.is_ended()
     }
 
-    /// Whether the state is active and the owner's *valid after* has not ended the token.
+    /// Returns whether the state is active and the owner's *valid after* has not ended the token.
     pub fn is_active(&self) -> bool {
         self.state() == TokenState::Active && !self.is_ended()
     }
 
-    /// The state as a page shows it: `active`, `revoked`, `expired` or `ended`.
+    /// Returns the state as a page shows it: `active`, `revoked`, `expired` or `ended`.
     pub fn shown_state(&self) -> &'static str {
         match self.state() {
             TokenState::Active if self.is_ended() => "ended",
@@ -450,73 +468,78 @@ impl TokenView {
         }
     }
 
-    /// The name.
+    /// Returns the name.
     pub fn name(&self) -> &TokenName {
         self.details.name()
     }
 
-    /// The description.
+    /// Returns the description.
     pub fn description(&self) -> Option<&Description> {
         self.details.description()
     }
 
-    /// Who it acts as.
+    /// Returns the id of the owner that the token acts as.
     pub fn owner_id(&self) -> &OwnerId {
         self.details.owner()
     }
 
-    /// Who that is now. `None` if the directory knows no such owner, or could not answer:
-    /// [`owner_unavailable`](Self::owner_unavailable) tells which.
+    /// Returns the current state of the owner.
+    ///
+    /// Returns `None` if the directory knows no such owner or could not answer.
+    /// [`owner_unavailable`](Self::owner_unavailable) distinguishes the two.
     pub fn owner(&self) -> Option<&Owner> {
         self.owner.as_deref()
     }
 
-    /// Whether the directory could not answer for the owner when the view was made. It may answer later.
+    /// Returns whether the directory could not answer for the owner when the view was created. It
+    /// may answer later.
     pub fn owner_unavailable(&self) -> bool {
         self.terms.lacks_answer()
     }
 
-    /// What it is narrowed to.
+    /// Returns the scope to which the token is narrowed.
     pub fn scope(&self) -> &Scope {
         self.details.scope()
     }
 
-    /// Where it may be used from.
+    /// Returns the networks from which the token may be used. `None` if it may be used from
+    /// anywhere.
     pub fn networks(&self) -> Option<&Networks> {
         self.details.networks()
     }
 
-    /// When it was made.
+    /// Returns when the token was created.
     pub fn created_at(&self) -> DateTime<Utc> {
         at_micros(self.terms.created_at())
     }
 
-    /// Who made it.
+    /// Returns who created the token.
     pub fn created_by(&self) -> &ActorRef {
         self.details.created_by()
     }
 
-    /// When it ends, if ever.
+    /// Returns when the token expires. `None` if it never does.
     pub fn expires_at(&self) -> Option<DateTime<Utc>> {
         self.terms.expires_at()
     }
 
-    /// Its last use; none when it was never used. What was used within the last flush interval may not show yet.
+    /// Returns the last use. `None` if the token was never used. A use within the last flush
+    /// interval may be missing.
     pub fn last_used(&self) -> Option<LastUse> {
         self.details.last_used(&self.terms)
     }
 
-    /// When, why and by whom it was revoked.
+    /// Returns when, why and by whom the token was revoked.
     pub fn revocation(&self) -> Option<&Revocation> {
         self.details.revocation()
     }
 
-    /// The token that took its place.
+    /// Returns the token that replaced this one.
     pub fn successor(&self) -> Option<TokenId> {
         self.details.succession().map(|succession| succession.successor)
     }
 
-    /// Counts the changes of the record.
+    /// Returns the number of changes of the record.
     pub fn version(&self) -> u64 {
         self.details.version()
     }
@@ -576,7 +599,7 @@ impl Serialize for User<'_> {
     }
 }
 
-/// An instant as RFC 3339 writes it, in UTC, to the microsecond where there is one.
+/// An instant in RFC 3339 form, in UTC, with microseconds if it has any.
 pub(crate) struct Rfc3339(pub(crate) DateTime<Utc>);
 
 impl fmt::Display for Rfc3339 {

@@ -1,17 +1,20 @@
-//! Where a request comes from, as far as the host vouches for it.
+//! The address of a request's client, as far as the host can vouch for it.
 
 use http::header::FORWARDED;
 use http::{Extensions, HeaderMap, HeaderName};
 use std::net::{IpAddr, SocketAddr};
 use std::num::NonZeroU8;
 
-/// The address of the connection that a request came on, which the host puts into the request's extensions. With axum's
-/// `into_make_service_with_connect_info::<SocketAddr>()` it need not (feature `axum`).
+/// The address of a request's connection, which the host puts into the request's extensions.
+///
+/// With axum's `into_make_service_with_connect_info::<SocketAddr>()`, the host need not do so
+/// (feature `axum`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(clippy::exhaustive_structs, reason = "a value that the host makes")]
 pub struct Connection(pub IpAddr);
 
-/// Where the address of a client is taken from. A token that is bound to networks works only from an address that is known.
+/// The source of a client's address. A token that is bound to networks works only from a known
+/// address.
 #[derive(Debug, Clone)]
 pub struct ClientAddress(Source);
 
@@ -23,28 +26,36 @@ enum Source {
 }
 
 impl ClientAddress {
-    /// No address is known.
+    /// Knows no address.
     pub const fn unknown() -> Self {
         Self(Source::Unknown)
     }
 
-    /// The address of the connection: right where clients reach the host themselves, or over a balancer that keeps their address.
-    /// It is a [`Connection`] in the extensions or, with the feature `axum`, axum's `ConnectInfo<SocketAddr>`.
+    /// Uses the address of the connection.
+    ///
+    /// This is right if clients connect to the host directly, or through a balancer that keeps
+    /// their address. The address is a [`Connection`] in the extensions or, with the feature
+    /// `axum`, axum's `ConnectInfo<SocketAddr>`.
     pub const fn connection() -> Self {
         Self(Source::Connection)
     }
 
-    /// The address that proxies of the host's own write into this header: `Forwarded` (RFC 7239), or a list of addresses such as
-    /// `X-Forwarded-For`. `proxies` is how many of them a request passes: each adds the address that it was called from at the
-    /// end, so the client's is that many places from the end, whatever a client wrote before it.
+    /// Uses the address that the host's own proxies write into this header.
     ///
-    /// A request with fewer places, or with something else than an address there, has no known address. Use it only where nobody
-    /// can reach the host but through these proxies: to all others the header is theirs to write.
+    /// The header is `Forwarded` (RFC 7239), or a list of addresses such as `X-Forwarded-For`.
+    /// `proxies` is the number of proxies that a request passes. Each proxy appends the address
+    /// that called it, so the client's address is that many entries from the end, regardless of
+    /// what the client wrote before it.
+    ///
+    /// The address is unknown if a request has fewer entries, or has no address in that entry. Use
+    /// this only if nobody can reach the host except through these proxies, because everybody else
+    /// can write the header.
     pub const fn forwarded(header: HeaderName, proxies: NonZeroU8) -> Self {
         Self(Source::Header { name: header, proxies })
     }
 
-    /// An IPv4-mapped IPv6 address, as a socket for both has it, is the IPv4 address in it.
+    /// Returns the address of the client. An IPv4-mapped IPv6 address, as a dual-stack socket
+    /// reports it, becomes the IPv4 address in it.
     pub(super) fn of(&self, headers: &HeaderMap, extensions: &Extensions) -> Option<IpAddr> {
         self.as_sent(headers, extensions).map(|address| address.to_canonical())
     }
@@ -55,7 +66,8 @@ impl ClientAddress {
             Source::Connection => of_connection(extensions),
             Source::Header { name, proxies } => {
                 let is_forwarded = *name == FORWARDED;
-                // From the end: a client can make what stands before as long as it likes.
+                // Reads from the end, because a client can make the part before it as long as it
+                // likes.
                 let mut places =
                     headers.get_all(name).iter().rev().flat_map(|value| from_end(value.as_bytes(), b','));
                 let place = places.nth(usize::from(proxies.get()).saturating_sub(1))?;
@@ -75,8 +87,10 @@ fn of_connection(extensions: &Extensions) -> Option<IpAddr> {
     connection
 }
 
-/// What a separator parts, from the end. Inside of quotes it parts nothing (RFC 9110 section 5.6.4): a proxy may repeat there
-/// what the client wrote, such as the `Host` of its request.
+/// Splits the text at the separators, from the end.
+///
+/// A separator in quotes does not split (RFC 9110 section 5.6.4), because a proxy may quote text
+/// from the client, such as the `Host` of its request.
 fn from_end(text: &[u8], separator: u8) -> impl Iterator<Item = &[u8]> {
     let mut rest = Some(text);
     std::iter::from_fn(move || {
@@ -94,13 +108,14 @@ fn from_end(text: &[u8], separator: u8) -> impl Iterator<Item = &[u8]> {
     })
 }
 
-/// Whether an odd number of backslashes stands before.
+/// Returns whether an odd number of backslashes precedes this place.
 fn is_escaped(text: &[u8], at: usize) -> bool {
     let before = text.iter().take(at).rev().take_while(|byte| **byte == b'\\');
     before.fold(false, |is_odd, _| !is_odd)
 }
 
-/// RFC 7239 section 4: `for=…` among pairs that a `;` parts, once.
+/// Parses a `Forwarded` element (RFC 7239 section 4): `for=…`, exactly once, among pairs that `;`
+/// separates.
 fn of_forwarded(element: &[u8]) -> Option<IpAddr> {
     let mut nodes = from_end(element, b';').filter_map(|pair| {
         let (name, node) = str::from_utf8(pair).ok()?.trim().split_once('=')?;
@@ -114,7 +129,8 @@ fn of_forwarded(element: &[u8]) -> Option<IpAddr> {
     of_text(quoted.unwrap_or(node))
 }
 
-/// An address, with or without a port (RFC 7239 section 6); an obfuscated or unknown node is none.
+/// Parses an address with or without a port (RFC 7239 section 6). `None` for an obfuscated or
+/// unknown node.
 fn of_text(text: &str) -> Option<IpAddr> {
     if let Ok(address) = text.parse() {
         return Some(address);
@@ -181,7 +197,8 @@ mod tests {
             (&["192.0.2.1"], None),
             (&["for=\"192.0.2.1"], None),
             (&["for=10.0.0.1;for=192.0.2.1"], None),
-            // What the client wrote, such as its `Host`, is no part of the list where a proxy quotes it.
+            // Text from the client that a proxy quotes, such as its `Host`, is not a part of the
+            // list.
             (&["for=192.0.2.1;host=\"x,for=10.0.0.1;a=b\";proto=https"], Some("192.0.2.1")),
             (&["host=\"x;for=10.0.0.1;a=b\";for=192.0.2.1"], Some("192.0.2.1")),
             (&["host=\"x\\\",for=10.0.0.1;a=\\\"b\\\\\";for=192.0.2.1"], Some("192.0.2.1")),

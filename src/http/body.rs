@@ -1,4 +1,5 @@
-//! The bodies of the management API: what is read and what is answered, as types that also make the `OpenAPI` document.
+//! The bodies of the management API's requests and answers, as types that also make the `OpenAPI`
+//! document.
 
 use super::fields::{Fields, Refused};
 use super::{FieldError, Problem};
@@ -14,169 +15,179 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::time::Duration;
 
-/// The longest lifetime that is asked for over HTTP, in days.
+/// The longest lifetime that can be requested over HTTP, in days.
 const MAX_DAYS: i64 = 365;
 
-/// A token to be made.
+/// A request for a new token.
 #[derive(Debug, Clone, Default, Serialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 #[allow(clippy::exhaustive_structs, reason = "a request that a client makes")]
 pub struct NewTokenBody {
-    /// What its owner calls it: 1 to 255 characters, no other live token of the owner has it.
+    /// The name of the token: 1 to 255 characters. No other live token of the owner may have it.
     #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 255))]
     pub name: String,
-    /// What it is for: up to 1,000 characters.
+    /// The description of the token, up to 1,000 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(max_length = 1000, nullable = false))]
     pub description: Option<String>,
-    /// How many days it lives; null: it never expires; absent: the default of the policy.
+    /// The lifetime in days. If null, the token never expires. If absent, the policy's default
+    /// applies.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(value_type = Option<i64>, minimum = 1, maximum = 365))]
     pub expires_in_days: Option<Option<i64>>,
-    /// Whether it is for SCIM endpoints alone: a scope of `scim:*`. Not together with `scopes`.
+    /// Whether the token is only for SCIM endpoints, which is a scope of `scim:*`. Not allowed
+    /// together with `scopes`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub scim_endpoints_only: Option<bool>,
-    /// What it is narrowed to, such as `datastores:read` or `datastores:*`; absent or null: all that its owner may do; empty: nothing.
+    /// The scopes of the token, such as `datastores:read` or `datastores:*`. If absent or null, the
+    /// token may do all that its owner may do. If empty, it may do nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(max_items = 64))]
     pub scopes: Option<Vec<String>>,
-    /// The networks that it works from, such as `10.0.0.0/8`; absent: everywhere.
+    /// The networks from which the token works, such as `10.0.0.0/8`. If absent, it works from
+    /// anywhere.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(min_items = 1, max_items = 32, nullable = false))]
     pub allowed_networks: Option<Vec<String>>,
-    /// The service user that it is for; absent: a personal token of whoever asks.
+    /// The service user that owns the token. If absent, the token is a personal token of the
+    /// caller.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 255, nullable = false))]
     pub user_id: Option<String>,
 }
 
-/// A change of a token; at least one of `active`, `name` and `description`.
+/// A change of a token. At least one of `active`, `name` and `description` is required.
 #[derive(Debug, Clone, Default, Serialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 #[allow(clippy::exhaustive_structs, reason = "a request that a client makes")]
 pub struct EditBody {
-    /// `false` revokes it, `true` restores it; where it is so already, nothing changes. A token in the state `ended` is revoked by
-    /// `false` with a reason.
+    /// `false` revokes the token and `true` restores it. Nothing changes if the token is already in
+    /// that state. To revoke a token in the state `ended`, send `false` with a reason.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub active: Option<bool>,
-    /// Why it is revoked: `compromised`, or the actor's own (`owner`, `admin`), which is the default. With `active: false` alone.
+    /// The reason for the revocation: `compromised`, or the actor's own reason (`owner` or
+    /// `admin`), which is the default. Allowed only with `active: false`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(nullable = false, pattern = "^(owner|admin|compromised)$"))]
     pub reason: Option<String>,
-    /// Its new name: 1 to 255 characters.
+    /// The new name: 1 to 255 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(min_length = 1, max_length = 255, nullable = false))]
     pub name: Option<String>,
-    /// Its new description, up to 1,000 characters; an empty one takes it away.
+    /// The new description, up to 1,000 characters. An empty description removes it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(max_length = 1000, nullable = false))]
     pub description: Option<String>,
 }
 
-/// A rotation.
+/// A request to rotate a token.
 #[derive(Debug, Clone, Default, Serialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 #[allow(clippy::exhaustive_structs, reason = "a request that a client makes")]
 pub struct RotateBody {
-    /// For how many seconds the old token goes on working beside its successor, 0 by default; the policy bounds it.
+    /// The number of seconds for which the old token still works beside its successor, 0 by
+    /// default. The policy sets the maximum.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "openapi", schema(nullable = false))]
     pub overlap_seconds: Option<u32>,
 }
 
-/// A token as it is shown.
+/// A token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[non_exhaustive]
 pub struct TokenBody {
     /// The public id, 22 characters.
     pub id: String,
-    /// What its owner calls it.
+    /// The name that the owner gave the token.
     pub name: String,
-    /// What it is for.
+    /// The description that the owner gave the token.
     #[cfg_attr(feature = "openapi", schema(required))]
     pub description: Option<String>,
     /// `personal` or `service`.
     pub kind: String,
-    /// `active`, `revoked`, `expired` or `ended`: all tokens from before an instant were ended for their owner, such as by signing out
-    /// everywhere, and this one is no longer accepted.
+    /// `active`, `revoked`, `expired` or `ended`. A token is `ended`, and no longer accepted, if
+    /// all tokens of its owner from before some instant were ended, for example by signing out
+    /// everywhere.
     pub state: String,
     /// Whether the state is `active`.
     pub active: bool,
-    /// When it was made (RFC 3339, UTC).
+    /// When the token was created (RFC 3339, UTC).
     pub created: String,
-    /// When it expires (RFC 3339, UTC); null: never.
+    /// When the token expires (RFC 3339, UTC). Null if it never expires.
     #[cfg_attr(feature = "openapi", schema(required))]
     pub expiration: Option<String>,
-    /// When it was last used (RFC 3339, UTC), to the granularity of the policy; null: not yet.
+    /// When the token was last used (RFC 3339, UTC), to the granularity of the policy. Null if it
+    /// was never used.
     #[cfg_attr(feature = "openapi", schema(required))]
     pub last_used: Option<String>,
-    /// The address that it was last used from, where it is known.
+    /// The address from which the token was last used, if it is known.
     #[cfg_attr(feature = "openapi", schema(required))]
     pub last_used_address: Option<String>,
-    /// By whom it was revoked, and why; null where it was not.
+    /// Who revoked the token, and why. Null if the token was not revoked.
     #[cfg_attr(feature = "openapi", schema(required))]
     pub revoked: Option<RevokedBody>,
-    /// What it is narrowed to; null: all that its owner may do.
+    /// The scopes of the token. If null, the token may do all that its owner may do.
     #[cfg_attr(feature = "openapi", schema(required))]
     pub scopes: Option<Vec<String>>,
-    /// The networks that it works from; null: everywhere.
+    /// The networks from which the token works. If null, it works from anywhere.
     #[cfg_attr(feature = "openapi", schema(required))]
     pub allowed_networks: Option<Vec<String>>,
-    /// The id of the token that took its place by rotation.
+    /// The id of the token that replaced this one by rotation.
     #[cfg_attr(feature = "openapi", schema(required))]
     pub successor: Option<String>,
-    /// Who it acts as.
+    /// The user that the token acts as.
     pub user: UserBody,
 }
 
-/// That a token was revoked.
+/// The revocation of a token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[non_exhaustive]
 pub struct RevokedBody {
-    /// When (RFC 3339, UTC).
+    /// When the token was revoked (RFC 3339, UTC).
     pub at: String,
-    /// By whom.
+    /// Who revoked the token.
     pub by: RevokedByBody,
-    /// Why: `owner`, `admin`, `system`, `offboarding`, `idle`, `rotated`, `reuse`, `suspected` or
-    /// `compromised`.
+    /// The reason: `owner`, `admin`, `system`, `offboarding`, `idle`, `rotated`, `reuse`,
+    /// `suspected` or `compromised`.
     pub reason: String,
 }
 
-/// By whom a token was revoked.
+/// The actor who revoked a token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[non_exhaustive]
 pub struct RevokedByBody {
     /// `system`, `owner`, `token`, `erased` or `unproven`.
     pub kind: String,
-    /// The owner's id, where it was one.
+    /// The id of the owner, if the actor is an owner.
     #[cfg_attr(feature = "openapi", schema(required))]
     pub owner: Option<String>,
-    /// The id of the token that it was done through.
+    /// The id of the token that the actor used, if there is one.
     #[cfg_attr(feature = "openapi", schema(required))]
     pub token: Option<String>,
 }
 
-/// Who a token acts as.
+/// The user that a token acts as.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[non_exhaustive]
 pub struct UserBody {
     /// The id.
     pub id: String,
-    /// What the directory calls the owner now.
+    /// The current name in the directory.
     #[cfg_attr(feature = "openapi", schema(required))]
     pub name: Option<String>,
     /// `human`, `service` or `internal`.
     pub kind: String,
-    /// True if the directory could not say who the owner is now: the name is not known then. Absent otherwise.
+    /// True if the directory could not answer for the owner, so that the name is unknown. Absent
+    /// otherwise.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     #[cfg_attr(feature = "openapi", schema(required = false))]
     pub unavailable: bool,
@@ -189,24 +200,24 @@ pub struct UserBody {
 pub struct PageBody {
     /// The tokens.
     pub items: Vec<TokenBody>,
-    /// The `cursor` of the next page; null on the last one.
+    /// The `cursor` of the next page. Null on the last page.
     #[cfg_attr(feature = "openapi", schema(required))]
     pub next: Option<String>,
 }
 
-/// A token that was just made: the one answer that holds its text.
+/// A new token. This is the only answer with the token's text.
 #[derive(Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[non_exhaustive]
 pub struct IssuedBody {
     /// The token's text. It is never shown again.
     pub bearer_token: String,
-    /// What is shown of it.
+    /// The token without its text.
     #[serde(flatten)]
     pub token: TokenBody,
 }
 
-/// An [`IssuedBody`] as it is written: the text is borrowed, so that no copy of it has to be wiped.
+/// An [`IssuedBody`] for writing. The text is borrowed, so that no copy of it has to be wiped.
 #[derive(Serialize)]
 pub(super) struct IssuedAnswer<'a> {
     pub(super) bearer_token: &'a str,
@@ -214,40 +225,41 @@ pub(super) struct IssuedAnswer<'a> {
     pub(super) token: TokenBody,
 }
 
-/// What a client is told instead of an answer (RFC 9457).
+/// The answer to a refused or failed request (RFC 9457).
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct ProblemBody {
-    /// `about:blank`: the title is the status's.
+    /// Always `about:blank`, because the title is that of the status.
     pub r#type: String,
-    /// What the status is called.
+    /// The name of the status.
     pub title: String,
-    /// The status.
+    /// The HTTP status.
     pub status: u16,
-    /// What went wrong, for humans.
+    /// The problem, for humans.
     pub detail: String,
-    /// What went wrong, for programs: such as `invalid_token`, `name_taken` or `state`.
+    /// The problem, for programs, such as `invalid_token`, `name_taken` or `state`.
     pub code: String,
-    /// Every field of the request that is refused.
+    /// Every refused field of the request.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub errors: Vec<FieldErrorBody>,
 }
 
-/// A field of a request that is refused.
+/// A refused field of a request.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(feature = "openapi", derive(utoipa::ToSchema))]
 #[serde(deny_unknown_fields)]
 #[non_exhaustive]
 pub struct FieldErrorBody {
-    /// The JSON pointer (RFC 6901) of the field, such as `/scopes/0`; a field of the query stands in it as if the query were an object.
+    /// The JSON pointer (RFC 6901) of the field, such as `/scopes/0`. A field of the query is named
+    /// as if the query were an object.
     pub pointer: String,
-    /// What is wrong with the field, for whoever filled it in.
+    /// The problem with the field, for the user who filled it in.
     pub detail: String,
 }
 
-/// Without the token's text.
+/// Omits the token's text.
 impl fmt::Debug for IssuedBody {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("IssuedBody").field("token", &self.token).finish_non_exhaustive()
@@ -258,8 +270,8 @@ impl NewTokenBody {
     /// Reads a body.
     ///
     /// # Errors
-    /// [`Problem`]: 400 if the body is no JSON, 422 with every field that is unknown, missing, given twice, of another type or out of
-    /// bounds.
+    /// [`Problem`]: 400 if the body is not JSON, 422 with every field that is unknown, missing,
+    /// repeated, of another type or out of bounds.
     pub(super) fn read(body: &[u8]) -> Result<Self, Problem> {
         let mut fields = Fields::new(body)?;
         let name = fields.text("name");
@@ -281,7 +293,7 @@ impl NewTokenBody {
         refused.finish().map(|()| new)
     }
 
-    /// Returns the token that the body asks for.
+    /// Returns the token that the body requests.
     ///
     /// # Errors
     /// [`Problem`], 422 with every field that is out of bounds.
@@ -312,7 +324,7 @@ impl NewTokenBody {
         }
     }
 
-    /// Looks at each field whose type was right.
+    /// Checks each field that had the right type.
     fn check(&self, refused: &mut Refused) {
         check_name(&self.name, refused);
         check_description(self.description.as_deref(), refused);
@@ -358,7 +370,7 @@ impl EditBody {
     /// Reads a body.
     ///
     /// # Errors
-    /// As those of [`NewTokenBody`].
+    /// The same as for [`NewTokenBody`].
     pub(super) fn read(body: &[u8]) -> Result<Self, Problem> {
         let mut fields = Fields::new(body)?;
         let edit = Self {
@@ -372,7 +384,7 @@ impl EditBody {
         refused.finish().map(|()| edit)
     }
 
-    /// Returns the change that the body asks for.
+    /// Returns the change that the body requests.
     ///
     /// # Errors
     /// [`Problem`], 422 with every field that is out of bounds.
@@ -417,7 +429,7 @@ impl RotateBody {
     /// Reads a body.
     ///
     /// # Errors
-    /// As those of [`NewTokenBody`].
+    /// The same as for [`NewTokenBody`].
     pub(super) fn read(body: &[u8]) -> Result<Self, Problem> {
         let mut fields = Fields::new(body)?;
         let seconds = fields.integer("overlap_seconds");
@@ -430,7 +442,7 @@ impl RotateBody {
         refused.finish().map(|()| Self { overlap_seconds })
     }
 
-    /// Returns for how long the old token goes on working.
+    /// Returns how long the old token still works.
     pub fn overlap(&self) -> Duration {
         Duration::from_secs(self.overlap_seconds.unwrap_or(0).into())
     }
@@ -478,7 +490,8 @@ fn of_network(error: NetworkError) -> String {
     }
 }
 
-/// Returns the fields that the service refused, and why in a user's words; no field if the whole request is meant.
+/// Returns the fields that the service refused, and the reason in a user's words. There are no
+/// fields if the whole request was refused.
 pub(super) fn refused_by_service(input: &InvalidInput) -> (Vec<FieldError>, String) {
     let of = |path: &[&str], detail: String| (vec![FieldError::new(path, detail.clone())], detail);
     match input {

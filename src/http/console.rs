@@ -1,4 +1,4 @@
-//! The settings page: a page that a host mounts as it is, served from the binary.
+//! The settings page, which a host mounts as it is and which is served from the binary.
 
 use super::router::{Api, json, no_such_path};
 use super::{ManagementApi, Problem, Sessions, user};
@@ -24,19 +24,20 @@ const PAGE: &str = include_str!("console/page.html");
 const STYLE: &str = include_str!("console/style.css");
 const SCRIPT: &str = include_str!("console/script.js");
 
-/// Allows the page's own two files, what a theme refers to on the same origin, and calls to it. Nobody frames the page, and no
-/// script makes markup of text.
+/// Allows the page's own two files, same-origin files of a theme, and same-origin calls. No page
+/// may frame this one, and no script may turn text into markup.
 const POLICY: HeaderValue = HeaderValue::from_static(
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; font-src 'self'; connect-src 'self'; \
      base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'",
 );
 
-/// The settings page of a [`ManagementApi`], for whoever is signed in: list, make, revoke, restore, rotate, rename and delete
-/// tokens.
+/// The settings page of a [`ManagementApi`], where a signed-in user manages tokens.
 ///
-/// The page is three files without a build step, an outside request, an inline script or an inline style; it sends a content
-/// security policy of its own. It is themed by the CSS variables that stand at the top of `style.css`. It shows what the
-/// actor may do and offers no more; what decides is the API.
+/// A user can list, create, revoke, restore, rotate, rename and delete tokens.
+///
+/// The page is three files without a build step, an external request, an inline script or an inline
+/// style. It sends its own content security policy. The CSS variables at the top of `style.css` set
+/// its theme. The page offers only what the actor may do, but the API decides.
 ///
 /// ```no_run
 /// # use patkit::http::{Authenticator, Console, ManagementApi};
@@ -56,7 +57,7 @@ pub struct Console<S, D, A> {
     service_users: Vec<Hint>,
 }
 
-/// A service user that the page offers.
+/// A service user that the page suggests.
 #[derive(Clone, Serialize)]
 struct Hint {
     id: String,
@@ -64,7 +65,7 @@ struct Hint {
 }
 
 impl<S: TokenStore + 'static, D: Directory + 'static, A: Sessions> Console<S, D, A> {
-    /// The page of this API, which is mounted under the path `api`, such as `/api`.
+    /// Creates the page of this API, which is mounted under the path `api`, such as `/api`.
     pub fn new(api: &ManagementApi<S, D, A>, path: &str) -> Self {
         Self {
             api: api.shared(),
@@ -77,22 +78,27 @@ impl<S: TokenStore + 'static, D: Directory + 'static, A: Sessions> Console<S, D,
         }
     }
 
-    /// The page's title, "Access tokens" by default.
+    /// Sets the page's title. Defaults to "Access tokens".
     pub fn title(mut self, title: &str) -> Self {
         title.clone_into(&mut self.title);
         self
     }
 
-    /// The address of the host's sign-in, which the page links to when a session has expired. Without one, the page says to sign in
-    /// in another tab. A form that is open keeps what was typed; its link opens a new tab.
+    /// Sets the URL of the host's sign-in, to which the page links when a session has expired.
+    ///
+    /// Without a URL, the page asks the user to sign in in another tab. An open form keeps its
+    /// input, because its link opens a new tab.
     pub fn sign_in(mut self, url: &str) -> Self {
         url.clone_into(&mut self.sign_in);
         self
     }
 
-    /// Adds style rules of the host after the page's own, such as `:root { --patkit-accent: #0a7; }`. The variables are described
-    /// at the top of `style.css`. Fonts, images and style sheets that the rules refer to must be on the origin of the page
-    /// (scheme, host and port), since its content security policy blocks all others, `data:` included. A relative URL counts from
+    /// Adds style rules of the host after the page's own, such as
+    /// `:root { --patkit-accent: #0a7; }`.
+    ///
+    /// The variables are described at the top of `style.css`. Fonts, images and style sheets of the
+    /// rules must be on the origin of the page (scheme, host and port), because its content
+    /// security policy blocks all others, including `data:`. A relative URL is resolved against
     /// `style.css`, so a path from the root is safer:
     ///
     /// ```css
@@ -104,9 +110,12 @@ impl<S: TokenStore + 'static, D: Directory + 'static, A: Sessions> Console<S, D,
         self
     }
 
-    /// Sets the permissions that the page offers, such as `reports:read` or `reports:*`, in this order; by default all that the actor
-    /// holds. The page offers no more of them than the actor holds at that moment: of `reports:*`, to an actor who holds
-    /// `reports:read` alone, only `reports:read`. Others that the actor holds can be typed in.
+    /// Sets the permissions that the page offers, such as `reports:read` or `reports:*`, in this
+    /// order.
+    ///
+    /// Defaults to all permissions of the actor. The page offers only permissions that the actor
+    /// holds at that moment: of `reports:*`, it offers only `reports:read` to an actor who holds
+    /// only `reports:read`. Other permissions that the actor holds can be typed in.
     ///
     /// # Errors
     /// [`PermissionError`] if a text is neither a permission nor a grant.
@@ -119,15 +128,17 @@ impl<S: TokenStore + 'static, D: Directory + 'static, A: Sessions> Console<S, D,
         Ok(self)
     }
 
-    /// A service user that the page offers to an admin. Others can be typed in.
+    /// Adds a service user that the page suggests to an admin. Others can be typed in.
     pub fn service_user(mut self, id: &OwnerId, name: &str) -> Self {
         self.service_users.push(Hint { id: id.as_str().to_owned(), name: name.to_owned() });
         self
     }
 
-    /// The routes: the page itself at `/`, its two files, and what it asks about the actor. Mount it with `nest_service`, which
-    /// also passes on the path with a slash at its end. To `merge` it into a router with a fallback of its own, call `reset_fallback`
-    /// on it first.
+    /// Returns the routes: the page at `/`, its two files, and its request for the actor's
+    /// settings.
+    ///
+    /// Mount them with `nest_service`, which also passes on the path with a trailing slash. Before
+    /// you `merge` them into a router with its own fallback, call `reset_fallback` on them.
     pub fn router<T: Clone + Send + Sync + 'static>(self) -> Router<T> {
         let page = page(&self.path, &self.title, &self.sign_in);
         let style = format!("{STYLE}\n{}", self.theme);
@@ -158,7 +169,8 @@ fn page(path: &str, title: &str, sign_in: &str) -> String {
     filled.into_iter().fold(PAGE.to_owned(), |page, (place, text)| page.replace(place, &escaped(text)))
 }
 
-/// As the text of an element or of a quoted attribute. Braces go as well, so that no text becomes a place for another.
+/// Escapes a text for an element or a quoted attribute. Braces are escaped as well, so that no text
+/// becomes a placeholder for another.
 fn escaped(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for character in text.chars() {
@@ -175,8 +187,10 @@ fn escaped(text: &str) -> String {
     escaped
 }
 
-/// Where the page's files are, from the page's own path: beside it where that ends with a slash, else in a folder of its name.
-/// Relative, so that a proxy may serve it all under another path.
+/// Returns the path of the page's files, relative to the page's own path.
+///
+/// The files are beside the page if its path ends with a slash, and else in a folder of its name.
+/// The path is relative so that a proxy may serve the page under another path.
 fn base_of(request: &Request) -> String {
     let original = request.extensions().get::<OriginalUri>();
     let path = original.map_or_else(|| request.uri().path(), |original| original.0.path());
@@ -189,7 +203,7 @@ fn base_of(request: &Request) -> String {
 fn file(content_type: &'static str, text: impl IntoResponse) -> Response {
     let headers = [
         (CONTENT_TYPE, HeaderValue::from_static(content_type)),
-        // Another version of the crate has other files under the same names.
+        // Another version of the crate has different files under the same names.
         (CACHE_CONTROL, HeaderValue::from_static("no-cache")),
         (CONTENT_SECURITY_POLICY, POLICY),
         (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
@@ -198,14 +212,14 @@ fn file(content_type: &'static str, text: impl IntoResponse) -> Response {
     (headers, text).into_response()
 }
 
-/// What the page asks about the actor.
+/// The actor's settings, which the page requests.
 #[derive(Serialize)]
 struct Settings<'a> {
     user: Hint,
     may: May,
-    /// What the page offers for a scope.
+    /// The permissions that the page offers for a scope.
     scopes: Vec<String>,
-    /// All that the actor holds.
+    /// All permissions of the actor.
     holds: Vec<String>,
     service_users: &'a [Hint],
     policy: Policy,
@@ -218,7 +232,7 @@ struct May {
     scim: bool,
 }
 
-/// Days, and `null` for a life without end.
+/// Lifetimes in days. `null` is an unlimited lifetime.
 #[derive(Serialize)]
 struct Policy {
     lifetimes: Vec<Option<i64>>,
@@ -233,7 +247,7 @@ impl Policy {
         let days = |lifetime: &Lifetime| match lifetime {
             Lifetime::Days(days) => Some(Some(i64::from(*days))),
             Lifetime::Never => Some(None),
-            // The page offers whole days.
+            // The page offers only whole days.
             Lifetime::Seconds(_) | Lifetime::Default => None,
         };
         Self {
@@ -278,8 +292,10 @@ async fn settings<S: TokenStore, D: Directory, A: Sessions>(
     Ok(json(StatusCode::OK, &settings))
 }
 
-/// The part of `wanted` that the actor holds, in its order; without it, all that the actor holds. A scope that covers `scim:` takes a
-/// permission of its own.
+/// Returns the part of `wanted` that the actor holds, in its order, or all that the actor holds if
+/// `wanted` is `None`.
+///
+/// A scope that covers `scim:` needs a separate permission.
 fn offered(wanted: Option<&[Grant]>, held: &PermissionSet, grants_scim: bool) -> Vec<String> {
     let within = |grant: &Grant| -> Vec<Grant> {
         if held.covers_grant(grant) {
@@ -356,7 +372,7 @@ mod tests {
         assert_eq!(page.matches("{{").count(), 2, "the two places of the base are filled with each request");
     }
 
-    /// Of the three files together.
+    /// The limit for the three files together.
     const MOST_BYTES: usize = 76_000;
 
     #[test]

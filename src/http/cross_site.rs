@@ -1,4 +1,5 @@
-//! Where the request of a session comes from: a page of the host's own site, or one of another site that sends the cookie along.
+//! Checks whether a session's request comes from a page of the host's own site, because a page of
+//! another site can send the cookie too.
 
 use http::header::{HOST, ORIGIN};
 use http::request::Parts;
@@ -7,11 +8,12 @@ use http::{HeaderMap, HeaderValue};
 /// The most characters of a header that an error repeats.
 const MOST_SHOWN: usize = 256;
 
-/// Why a state-changing call of a session was refused. The text says what the host has to set.
+/// The reason why a state-changing call of a session was refused. The text says what the host must
+/// set.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CrossSiteError {
-    /// The browser says that a page of another site sends the request.
+    /// The browser reports that a page of another site sent the request.
     #[error(
         "Sec-Fetch-Site is not same-origin, so a page of another site sent the request; if that page is yours, allow its origin with \
          ManagementApiBuilder::allow_origin"
@@ -22,7 +24,7 @@ pub enum CrossSiteError {
         /// The value of `Origin`, if the request has one.
         origin: Option<String>,
     },
-    /// `Origin` names another host or port than the request was sent to.
+    /// `Origin` names another host or port than those to which the request was sent.
     #[error(
         "Origin is not the Host that the request was sent to; if the page is yours, let the proxy pass the Host header on as it came, \
          or allow the page's origin with ManagementApiBuilder::allow_origin"
@@ -30,26 +32,27 @@ pub enum CrossSiteError {
     OtherOrigin {
         /// The value of `Origin`.
         origin: String,
-        /// The host and the port that the request was sent to, if it names one.
+        /// The host and the port to which the request was sent, if the request names one.
         host: Option<String>,
     },
-    /// Nothing says which page sent the request.
+    /// Nothing shows which page sent the request.
     #[error(
         "the request has neither Sec-Fetch-Site nor Origin; a script needs a bearer token, a proxy has to pass both headers on, and a \
          session that no browser sends by itself is declared with Actor::proven_by_header"
     )]
     NoOrigin,
-    /// `Sec-Fetch-Site`, `Origin` or `Host` stands in the request more than once.
+    /// `Sec-Fetch-Site`, `Origin` or `Host` is in the request more than once.
     #[error(
         "Sec-Fetch-Site, Origin or Host is in the request twice; a proxy has to pass each on once, as it came"
     )]
     Repeated,
 }
 
-/// Checks that a page of this site, or one of the listed origins, sent the request.
+/// Checks that a page of this site, or of one of the listed origins, sent the request.
 ///
-/// `Sec-Fetch-Site` and `Origin` are set by browsers, and no page can set them (Fetch standard, forbidden request-headers). Browsers
-/// send the first only to hosts that are potentially trustworthy: https, or the machine itself.
+/// Browsers set `Sec-Fetch-Site` and `Origin`, and no page can set them (Fetch standard, forbidden
+/// request-headers). Browsers send the first only to hosts that are potentially trustworthy: https,
+/// or the machine itself.
 pub(super) fn check(parts: &Parts, allowed: &[HeaderValue]) -> Result<(), CrossSiteError> {
     let site = only(&parts.headers, "sec-fetch-site")?;
     if site.is_some_and(|site| site == "same-origin") {
@@ -60,7 +63,8 @@ pub(super) fn check(parts: &Parts, allowed: &[HeaderValue]) -> Result<(), CrossS
         return Ok(());
     }
     let host = match parts.uri.authority() {
-        // HTTP/2, or the absolute form, which outranks the field (RFC 9112 section 3.2.2).
+        // HTTP/2, or the absolute form, which has precedence over the field (RFC 9112
+        // section 3.2.2).
         Some(authority) => Some(authority.as_str()),
         None => only(&parts.headers, HOST.as_str())?.and_then(|host| host.to_str().ok()),
     };
@@ -87,8 +91,10 @@ fn shown(value: &HeaderValue) -> String {
     String::from_utf8_lossy(value.as_bytes()).chars().take(MOST_SHOWN).collect()
 }
 
-/// Whether an origin has the host and the port that a request was sent to. A port that is not written is the one of the origin's
-/// scheme, since behind a proxy the host does not know its own.
+/// Returns whether an origin has the host and the port to which a request was sent.
+///
+/// A missing port is the port of the origin's scheme, because a host behind a proxy does not know
+/// its own scheme.
 fn is_of_host(origin: &HeaderValue, host: Option<&str>) -> bool {
     let origin = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
     let (Some((scheme, origin)), Some(host)) = (origin, host) else { return false };
@@ -106,10 +112,11 @@ fn is_of_host(origin: &HeaderValue, host: Option<&str>) -> bool {
     }
 }
 
-/// Parts `host[:port]`; `None` if it is anything else, such as one with a user name or a path.
+/// Parses `host[:port]`. `None` if the text is anything else, such as one with a user name or a
+/// path.
 fn host_and_port(text: &str) -> Option<(&str, Option<u16>)> {
     let (host, port) = match text.rsplit_once(':') {
-        // The colon is inside of an IPv6 address.
+        // The colon is inside an IPv6 address.
         Some((_, after)) if after.ends_with(']') => (text, None),
         Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => {
             (host, Some(port.parse().ok()?))
@@ -178,7 +185,7 @@ mod tests {
         for (origin, host, passes) in table {
             let found = check(&parts("/", &[("origin", origin), ("host", host)]), &[]);
             assert_eq!(found.is_ok(), passes, "{origin} {host} {found:?}");
-            // HTTP/2 names it in the request's target.
+            // HTTP/2 names the host in the request's target.
             let uri = format!("http://{host}/");
             if passes && uri.parse::<http::Uri>().is_ok() {
                 assert_eq!(check(&parts(&uri, &[("origin", origin)]), &[]), Ok(()), "{origin} {host}");
@@ -199,7 +206,7 @@ mod tests {
         assert_eq!(of(&[host, own]), Ok(()));
         assert_eq!(of(&[host, site("cross-site"), ("origin", "https://app.example.com")]), Ok(()));
         assert_eq!(of(&[host]), Err(CrossSiteError::NoOrigin));
-        // What the browser says outranks the comparison, which knows no scheme.
+        // The browser's report has precedence over the comparison, which knows no scheme.
         for value in ["cross-site", "same-site", "none", "Same-Origin", ""] {
             let refused = of(&[host, own, site(value)]);
             assert!(matches!(refused, Err(CrossSiteError::OtherSite { .. })), "{value} {refused:?}");

@@ -17,7 +17,9 @@ impl IntoResponse for Problem {
     }
 }
 
-/// The token that the layer has verified. Without one the handler does not run: the client is told that it needs one.
+/// Extracts the token that the layer has verified.
+///
+/// Without a token, the handler does not run, and the client learns that it needs one.
 impl<S: Sync> FromRequestParts<S> for Verified {
     type Rejection = Problem;
 
@@ -26,8 +28,9 @@ impl<S: Sync> FromRequestParts<S> for Verified {
     }
 }
 
-/// `None` where an optional layer let a request without a bearer credential pass. A credential that was refused has been
-/// answered by the layer.
+/// Extracts `None` if an optional layer passed a request without a bearer credential.
+///
+/// The layer has already answered a request with a refused credential.
 impl<S: Sync> OptionalFromRequestParts<S> for Verified {
     type Rejection = Problem;
 
@@ -56,7 +59,9 @@ impl<S: Sync> OptionalFromRequestParts<S> for Verified {
 /// }
 /// ```
 pub trait RequiredPermission {
-    /// The permission, such as `datastores:read`. Text that is no concrete permission does not compile where it is used:
+    /// The permission, such as `datastores:read`.
+    ///
+    /// A text that is not a concrete permission does not compile where it is used:
     ///
     /// ```compile_fail
     /// use patkit::http::{Permitted, RequiredPermission};
@@ -72,15 +77,16 @@ pub trait RequiredPermission {
     const PERMISSION: &'static str;
 }
 
-/// The token that the layer has verified, where it has the permission `P`; it derefs to [`Verified`]. Otherwise the handler
-/// does not run, and the client is told which permission it lacks.
+/// The token that the layer has verified, if it has the permission `P`. It derefs to [`Verified`].
+///
+/// Otherwise the handler does not run, and the client learns which permission it lacks.
 pub struct Permitted<P> {
     verified: Verified,
     permission: PhantomData<fn() -> P>,
 }
 
 impl<P> Permitted<P> {
-    /// The token.
+    /// Returns the token.
     pub fn into_verified(self) -> Verified {
         self.verified
     }
@@ -110,7 +116,7 @@ impl<P: RequiredPermission, S: Sync> FromRequestParts<S> for Permitted<P> {
                 "RequiredPermission::PERMISSION must be a concrete permission such as `datastores:read`, without `*`"
             );
         }
-        // The assertion has the grammar of the parser, so the parser refuses nothing here.
+        // The assertion has the grammar of the parser, so the parser never fails here.
         let permission = Permission::parse(P::PERMISSION).map_err(|_| without_layer())?;
         let verified = permitted(&parts.extensions, &permission)?.clone();
         Ok(Self { verified, permission: PhantomData })

@@ -1,4 +1,4 @@
-//! Reads the fields of a JSON object one by one, so that all that are refused are told at once.
+//! Reads the fields of a JSON object one by one, so that one answer reports all refused fields.
 
 use super::Problem;
 use super::problem::FieldError;
@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 use std::borrow::Cow;
 use std::fmt;
 
-/// The most errors that an answer lists, so that it is not much longer than the request.
+/// The most errors that an answer lists, so that the answer is not much longer than the request.
 const MOST_ERRORS: usize = 100;
 
 /// The errors of a request's fields.
@@ -33,7 +33,7 @@ impl Refused {
     }
 }
 
-/// The fields of a body that were not read yet, and those that are refused.
+/// The fields of a body that are not yet read, and the errors of the refused fields.
 pub(super) struct Fields<'a> {
     fields: Vec<(String, &'a RawValue)>,
     pub(super) refused: Refused,
@@ -41,13 +41,13 @@ pub(super) struct Fields<'a> {
 
 impl<'a> Fields<'a> {
     /// # Errors
-    /// [`Problem`]: 400 if the body is not well-formed JSON, 422 if it is no object.
+    /// [`Problem`]: 400 if the body is not well-formed JSON, 422 if it is not an object.
     pub(super) fn new(body: &'a [u8]) -> Result<Self, Problem> {
         let broken = |_| {
             let detail = "the body is not well-formed JSON";
             Problem::new(StatusCode::BAD_REQUEST, "invalid_json", detail)
         };
-        // The whole first: broken JSON is told before a wrong type.
+        // Parses the whole body first, so that broken JSON is reported before a wrong type.
         let body: &RawValue = serde_json::from_slice(body).map_err(broken)?;
         let object = serde_json::from_str(body.get()).map(|Object(fields)| fields);
         let fields = object.map_err(|_| {
@@ -69,7 +69,7 @@ impl<'a> Fields<'a> {
         Ok(Self { fields, refused })
     }
 
-    /// Takes a field out; `None` if it is absent or refused already.
+    /// Removes and returns a field. `None` if it is absent or already refused.
     fn take(&mut self, name: &str) -> Option<&'a RawValue> {
         let at = self.fields.iter().position(|(field, _)| field == name)?;
         let (_, value) = self.fields.swap_remove(at);
@@ -101,7 +101,7 @@ impl<'a> Fields<'a> {
         Some(texts)
     }
 
-    /// `Some(None)` is null, where `T` is what a field that is there may be.
+    /// Returns `Some(None)` if the field is null. `T` is the type of a field that is not null.
     #[allow(clippy::option_option, reason = "absent, null and a value are three things")]
     pub(super) fn nullable<T>(
         &mut self,
@@ -115,8 +115,10 @@ impl<'a> Fields<'a> {
         read(self, name).map(Some)
     }
 
-    /// A whole number. One that is written with a fraction of zeros, or with an exponent, is one as well (`30.0`, `3e1`). A number beyond
-    /// 64 bits counts as the greatest or the least that there is.
+    /// Reads a whole number.
+    ///
+    /// A number with a fraction of zeros, or with an exponent, is whole as well (`30.0`, `3e1`). A
+    /// number beyond 64 bits becomes the greatest or the least 64-bit number.
     pub(super) fn integer(&mut self, name: &str) -> Option<i64> {
         let integer = integer(self.take(name)?.get());
         if integer.is_none() {
@@ -136,7 +138,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// An object with its fields as they came, repeated ones included.
+/// An object with its fields in the order of the text, including repeated fields.
 struct Object<'a>(Vec<(String, &'a RawValue)>);
 
 impl<'de> Deserialize<'de> for Object<'de> {
@@ -167,11 +169,15 @@ impl<'de> Deserialize<'de> for Object<'de> {
     }
 }
 
-/// Fields of a body that are looked at. No body has so many, so a longer one is refused for those already; and looking for repeated
-/// fields costs the square of their number.
+/// The most fields of a body that are checked.
+///
+/// No valid body has so many, so the first 64 fields of a longer body already include a refused
+/// one. The limit also bounds the search for repeated fields, whose cost is the square of their
+/// number.
 const MOST_FIELDS: usize = 64;
 
-/// Reads the text of a JSON number (RFC 8259 section 6) exactly; `None` if it is not whole, or no number.
+/// Reads the text of a JSON number (RFC 8259 section 6) exactly. `None` if the text is not a
+/// number, or the number is not whole.
 fn integer(text: &str) -> Option<i64> {
     let (is_negative, text) = text.strip_prefix('-').map_or((false, text), |text| (true, text));
     if !text.starts_with(|first: char| first.is_ascii_digit()) {
@@ -188,7 +194,7 @@ fn integer(text: &str) -> Option<i64> {
         Some(exponent) => (-1, exponent),
         None => (1, exponent.strip_prefix('+').unwrap_or(exponent)),
     };
-    // More digits than 64 bits have are as good as endless.
+    // An exponent that does not fit into 64 bits counts as the largest that fits.
     let exponent: i64 = exponent.parse().unwrap_or(i64::MAX);
     let trimmed = digits.len().saturating_sub(significant.len());
     let places = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);

@@ -1,4 +1,4 @@
-//! The layers: who gets through to a service.
+//! The layers, which decide whether a request reaches a service.
 
 use super::problem::Challenge;
 use super::{Authenticator, Problem};
@@ -17,21 +17,25 @@ use std::task::{Context, Poll};
 use tower_layer::Layer;
 use tower_service::Service;
 
-/// The body of an answer: the service's own, or that of a refusal.
+/// The body of an answer: the service's own body, or that of a refusal.
 pub type ResponseBody<B> = Either<B, Full<Bytes>>;
 
 type Answer<B, E> = Pin<Box<dyn Future<Output = Result<Response<ResponseBody<B>>, E>> + Send>>;
 
-/// Left in the extensions of a request that a layer let through, for whoever refuses it later.
+/// The mark in the extensions of a request that a layer let through, with the challenge for later
+/// refusals.
 #[derive(Debug, Clone)]
 pub(super) struct Passed(pub(super) Challenge);
 
-/// The layer that verifies the bearer credential of each request and puts a [`Verified`] into its extensions; see
-/// [`Authenticator::required`] and [`Authenticator::optional`].
+/// The layer that verifies the bearer credential of each request and puts a [`Verified`] into its
+/// extensions.
 ///
-/// It works over hyper, axum, tonic and whatever else has requests of the `http` crate. A credential that it refuses never
-/// reaches the service behind it. Over axum, give it to `Router::route_layer`: `Router::layer` would also stand before the routes
-/// that are not there. The `Authorization` header of what it lets through is marked as sensitive, so that the header
+/// See [`Authenticator::required`] and [`Authenticator::optional`].
+///
+/// It works with hyper, axum, tonic and everything else that uses requests of the `http` crate. A
+/// refused credential never reaches the service behind it. With axum, pass the layer to
+/// `Router::route_layer`, because `Router::layer` would also guard unknown routes. The layer marks
+/// the `Authorization` header of the requests that it lets through as sensitive, so that the header
 /// map's `Debug` output does not show it.
 pub struct AuthLayer<S, D> {
     authenticator: Arc<Authenticator<S, D>>,
@@ -105,7 +109,7 @@ where
         let layer = self.layer.clone();
         let mut inner = ready(&mut self.inner);
         Box::pin(async move {
-            // A body need not be `Sync`, so it can't be borrowed while the store is asked.
+            // A body need not be `Sync`, so it cannot be borrowed across the call of the store.
             let (mut parts, body) = request.into_parts();
             let authenticator = &layer.authenticator;
             match authenticator.authenticate(&parts.headers, &parts.extensions).await {
@@ -119,8 +123,10 @@ where
     }
 }
 
-/// The layer that demands a permission, inside of an [`AuthLayer`]: a token without the permission is refused with 403. A request that no
-/// [`AuthLayer`] has let through is refused with 500, whatever is in its extensions, since the host has left the layer out.
+/// The layer that requires a permission, inside an [`AuthLayer`].
+///
+/// A token without the permission is refused with 403. A request that no [`AuthLayer`] let through
+/// is refused with 500, regardless of its extensions, because the host has left out that layer.
 ///
 /// ```
 /// # use patkit::http::RequirePermission;
@@ -132,10 +138,10 @@ where
 pub struct RequirePermission(Permission);
 
 impl RequirePermission {
-    /// Demands this permission of every request.
+    /// Requires this permission of every request.
     ///
     /// # Errors
-    /// [`PermissionError`] where the text is no concrete permission.
+    /// [`PermissionError`] if the text is not a concrete permission.
     pub fn new(permission: &str) -> Result<Self, PermissionError> {
         Permission::parse(permission).map(Self)
     }
@@ -182,13 +188,13 @@ where
     }
 }
 
-/// Leaves behind what a layer has found out.
+/// Puts the results of a layer into the extensions.
 pub(super) fn let_through(
     extensions: &mut http::Extensions,
     verified: Option<Verified>,
     challenge: Challenge,
 ) {
-    // What an outer layer, or the host, has left there is not this layer's.
+    // A value from an outer layer, or from the host, is not this layer's result.
     extensions.remove::<Verified>();
     if let Some(verified) = verified {
         extensions.insert(verified);
@@ -196,8 +202,10 @@ pub(super) fn let_through(
     extensions.insert(Passed(challenge));
 }
 
-/// Returns the token that a layer has verified. `Passed` is looked for first: without it no layer has seen the request, and nothing in
-/// the extensions counts.
+/// Returns the token that a layer has verified.
+///
+/// It checks `Passed` first. Without that mark, no layer has seen the request, and nothing in the
+/// extensions counts.
 pub(super) fn verified(extensions: &http::Extensions) -> Result<&Verified, Problem> {
     let Some(Passed(challenge)) = extensions.get() else { return Err(without_layer()) };
     extensions.get().ok_or_else(|| Problem::no_credential(challenge))
@@ -216,7 +224,8 @@ pub(super) fn permitted<'a>(
     Err(Problem::insufficient_scope(challenge, Some(permission.as_str())))
 }
 
-/// The host forgot the layer: nobody gets in, and the operator is told, if the feature `tracing` is on.
+/// Returns the answer if the host has left out the layer. Every request is refused, and the
+/// operator gets a log event if the feature `tracing` is on.
 pub(super) fn without_layer() -> Problem {
     #[cfg(feature = "tracing")]
     tracing::error!(
@@ -237,7 +246,8 @@ fn refusal<B>(problem: &Problem) -> Response<ResponseBody<B>> {
     problem.to_response().map(|body| Either::Right(Full::new(body)))
 }
 
-/// The service that was found ready; its clone, which may not be, takes its place.
+/// Returns the service that was polled ready and leaves its clone, which may not be ready, in its
+/// place.
 fn ready<I: Clone>(inner: &mut I) -> I {
     let clone = inner.clone();
     std::mem::replace(inner, clone)

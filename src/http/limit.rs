@@ -1,4 +1,4 @@
-//! The limit on how many tokens one credential creates in a window of time.
+//! The limit on the number of tokens that one credential creates in a window of time.
 
 use crate::service::ActorCredential;
 use http::HeaderValue;
@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 /// The most windows that are kept at once, which bounds the memory to a few megabytes. If more
-/// credentials create tokens, the window that began first is dropped, and that credential starts a
+/// credentials create tokens, the window that began first is dropped, and its credential starts a
 /// new one.
 const MAX_WINDOWS: usize = 10_000;
 
@@ -16,8 +16,8 @@ const LONGEST: Duration = Duration::from_secs(365 * 86_400);
 
 /// Allows each credential a number of tokens in a window of time.
 ///
-/// The window of a credential begins with the first token that is counted, and the next one begins
-/// with the first token after its end. Time is what the caller passes in:
+/// The window of a credential begins with the first counted token, and the next one begins with the
+/// first token after its end. The caller passes in the time, from
 /// [`Clock::monotonic`](crate::Clock::monotonic).
 pub(super) struct Limits {
     most: u32,
@@ -51,7 +51,7 @@ impl Limits {
     /// Counts a token that this credential is about to create, unless its limit is reached. `now`
     /// is the time since some fixed moment.
     pub(super) fn count(&self, credential: ActorCredential, now: Duration) -> Quota {
-        // Nothing below panics, so a poisoned lock protects a whole map.
+        // Nothing below panics, so a poisoned lock still protects a consistent map.
         let mut windows = self.windows.lock().unwrap_or_else(PoisonError::into_inner);
         if windows.len() >= MAX_WINDOWS && !windows.contains_key(&credential) {
             self.drop_windows(&mut windows, now);
@@ -60,8 +60,8 @@ impl Limits {
         if self.has_ended(window, now) {
             *window = Window { start: now, used: 0 };
         }
-        // If a host's clock breaks its promise and goes back, the window ends at most its own
-        // length from now, instead of whenever the clock is right again.
+        // If a host's clock breaks its contract and goes back, the window still ends at most its
+        // own length from now, instead of when the clock has caught up.
         window.start = window.start.min(now);
         let is_admitted = window.used < self.most;
         window.used = window.used.saturating_add(u32::from(is_admitted));
@@ -170,7 +170,7 @@ mod tests {
         }
     }
 
-    /// The end of a window belongs to the next one, to the nanosecond.
+    /// The end of a window belongs to the next window, to the nanosecond.
     #[test]
     fn a_window_begins_with_the_first_token_and_not_with_its_end() {
         let limits = Limits::new(1, 10 * SECOND);
@@ -195,13 +195,13 @@ mod tests {
         let longest = Limits::new(u32::MAX, Duration::MAX);
         let quota = longest.count(credential(0), SECOND);
         assert_eq!((quota.left, quota.retry_after()), (u32::MAX - 1, 365 * 86_400));
-        // At the end of time, the window cannot end any more.
+        // At the greatest time, the window can no longer end.
         let last = Limits::new(1, LONGEST);
         assert!(last.count(credential(0), Duration::MAX).is_admitted);
         assert!(!last.count(credential(0), Duration::MAX).is_admitted);
     }
 
-    /// A host's clock should not go back. If one does, nobody gets more tokens, and nobody waits
+    /// A host's clock must not go back. If it does, no credential gets more tokens, and none waits
     /// longer than one window.
     #[test]
     fn a_clock_that_goes_back_gives_nothing_and_locks_nobody_out() {
@@ -216,7 +216,7 @@ mod tests {
         assert!(count(560).is_admitted);
     }
 
-    /// What the host does to the time of day moves no window.
+    /// Changes of the time of day by the host do not move a window.
     #[test]
     fn a_time_of_day_that_is_set_back_changes_nothing() {
         let clock = ManualClock::at(DateTime::<Utc>::UNIX_EPOCH);

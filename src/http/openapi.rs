@@ -1,4 +1,5 @@
-//! The management API as an `OpenAPI` document: the schemas come from the types that are read and answered.
+//! The management API as an `OpenAPI` document. The schemas come from the types of the requests and
+//! answers.
 
 use super::body::{
     EditBody, FieldErrorBody, IssuedBody, NewTokenBody, PageBody, ProblemBody, RevokedBody, RevokedByBody,
@@ -19,11 +20,12 @@ use utoipa::openapi::{
     ResponseBuilder, Schema, Server,
 };
 
-/// The document of a [`ManagementApi`](super::ManagementApi) that is mounted under `base`, such as `/api`, with or without a slash at
-/// its end: `OpenAPI` 3.1. Serve it or
-/// write it to a file as JSON; or merge it into the document of the host.
+/// Returns the `OpenAPI` 3.1 document of a [`ManagementApi`](super::ManagementApi).
 ///
-/// It knows one way to sign in, the bearer token; a host adds its own.
+/// `base` is the path under which the API is mounted, such as `/api`, with or without a trailing
+/// slash. Serve the document, write it to a file as JSON, or merge it into the host's document.
+///
+/// Its only security scheme is the bearer token; a host adds its own.
 pub fn openapi(base: &str) -> OpenApi {
     let base = base.trim_end_matches('/');
     let info =
@@ -126,7 +128,7 @@ fn paths() -> Paths {
     paths
 }
 
-/// With what any call may be told.
+/// Builds a call, with the refusals that any call may get.
 fn call(name: &str, summary: &str) -> OperationBuilder {
     let start = OperationBuilder::new().operation_id(Some(name)).summary(Some(summary)).tag("user-tokens");
     [400, 401, 403, 412, 422, 503]
@@ -145,12 +147,12 @@ fn user() -> Parameter {
     parameter.description(Some(description)).schema(Some(schema)).build()
 }
 
-/// A call that is about one token.
+/// Builds a call on one token.
 fn one(name: &str, summary: &str) -> OperationBuilder {
     call(name, summary).parameter(id()).response("404", problem(404))
 }
 
-/// A call with a body.
+/// Adds the refusals of a call with a body.
 fn writing(call: OperationBuilder) -> OperationBuilder {
     [413, 415].into_iter().fold(call, |call, status| call.response(status.to_string(), problem(status)))
 }
@@ -213,7 +215,8 @@ fn created() -> Response {
     with_header(answer, "Location", Type::String)
 }
 
-/// `RateLimit` and `RateLimit-Policy` stand in answers of 201 as well, if the host has a limit.
+/// Builds the answer of a reached limit. `RateLimit` and `RateLimit-Policy` are also in answers of
+/// 201 if the host has a limit.
 fn limited() -> Response {
     let headers =
         [("Retry-After", Type::Integer), ("RateLimit", Type::String), ("RateLimit-Policy", Type::String)];

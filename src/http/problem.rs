@@ -1,5 +1,8 @@
-//! What a client is told instead of an answer: a status, `application/problem+json` (RFC 9457), and the challenge of
-//! RFC 6750. Every text in it is a constant of this crate, or names a field that the client sent and its bound.
+//! The answer to a refused or failed request: a status, `application/problem+json` (RFC 9457), and
+//! the challenge of RFC 6750.
+//!
+//! Every text in it is a constant of this crate, or names a field that the client sent and its
+//! bound.
 
 use crate::service::{RejectReason, VerifyError};
 use crate::token::Brand;
@@ -10,10 +13,10 @@ use serde::Serialize;
 use serde::ser::{SerializeStruct, Serializer};
 use std::borrow::Cow;
 
-/// After how many seconds a client may try again what was unavailable.
+/// The seconds after which a client may retry if a backend was unavailable.
 const RETRY_SECONDS: HeaderValue = HeaderValue::from_static("1");
 
-/// An answer that tells what went wrong.
+/// The answer to a refused or failed request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem(Box<Members>);
 
@@ -26,20 +29,21 @@ struct Members {
     headers: Vec<(HeaderName, HeaderValue)>,
 }
 
-/// A field of a request that is refused.
+/// A refused field of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct FieldError {
-    /// The JSON pointer (RFC 6901) of the field in the body, such as `/scopes/0`; a field of the query stands in it as if the query
-    /// were an object.
+    /// The JSON pointer (RFC 6901) of the field in the body, such as `/scopes/0`. A field of the
+    /// query is named as if the query were an object.
     pub pointer: String,
-    /// What is wrong with the field, in the words of whoever filled it in.
+    /// The problem with the field, for the user who filled it in.
     pub detail: Cow<'static, str>,
 }
 
 #[cfg(feature = "axum")]
 impl FieldError {
-    /// An error of the field with these names and places, from the outermost on. At most 64 characters of each are shown.
+    /// Creates an error of the field with these names and indexes, from the outermost on. At most
+    /// 64 characters of each are shown.
     pub(super) fn new(path: &[&str], detail: impl Into<Cow<'static, str>>) -> Self {
         let escaped = |name: &&str| {
             let name: String = name.chars().take(64).collect();
@@ -48,7 +52,7 @@ impl FieldError {
         Self { pointer: path.iter().map(escaped).collect(), detail: detail.into() }
     }
 
-    /// Whether it is about the field of this name or a part of it.
+    /// Returns whether the error is about the field of this name or a part of it.
     pub(super) fn is_of(&self, field: &str) -> bool {
         let rest = self.pointer.strip_prefix('/').and_then(|pointer| pointer.strip_prefix(field));
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
@@ -61,7 +65,7 @@ impl Problem {
         Self(Box::new(Members { status, code, detail, errors, headers }))
     }
 
-    /// 422: these fields are refused.
+    /// Returns a 422 that lists these refused fields.
     #[cfg(feature = "axum")]
     pub(super) fn invalid(errors: Vec<FieldError>) -> Self {
         let detail = match &errors[..] {
@@ -73,34 +77,34 @@ impl Problem {
         problem
     }
 
-    /// The status of the answer.
+    /// Returns the status of the answer.
     pub fn status(&self) -> StatusCode {
         self.0.status
     }
 
-    /// What it is, for programs: such as `invalid_token` or `name_taken`.
+    /// Returns the code of the problem for programs, such as `invalid_token` or `name_taken`.
     pub fn code(&self) -> &'static str {
         self.0.code
     }
 
-    /// What it is, for humans.
+    /// Returns the description of the problem for humans.
     pub fn detail(&self) -> &str {
         &self.0.detail
     }
 
-    /// Every field of the request that is refused.
+    /// Returns every refused field of the request.
     pub fn errors(&self) -> &[FieldError] {
         &self.0.errors
     }
 
-    /// Names the field that the problem is about; the detail says what is wrong with it.
+    /// Sets the field that the problem is about. The detail says what is wrong with it.
     #[cfg(feature = "axum")]
     pub(super) fn of_field(mut self, field: &str) -> Self {
         self.0.errors = vec![FieldError::new(&[field], self.0.detail.clone())];
         self
     }
 
-    /// Names no fields but these, which the request has.
+    /// Keeps only errors of these fields, which the request has.
     #[cfg(feature = "axum")]
     pub(super) fn about(mut self, fields: &[&str]) -> Self {
         self.0.errors.retain(|error| fields.iter().any(|field| error.is_of(field)));
@@ -135,7 +139,8 @@ impl Problem {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", detail).retried()
     }
 
-    /// `None` stands for a permission that is none of the request's business to name.
+    /// Returns a refusal for a missing permission. `None` stands for a permission that the client
+    /// must not learn.
     pub(super) fn insufficient_scope(challenge: &Challenge, permission: Option<&str>) -> Self {
         let detail = "the token does not have the permission";
         Self::new(StatusCode::FORBIDDEN, "insufficient_scope", detail)
@@ -155,7 +160,7 @@ impl Problem {
         }
     }
 
-    /// The answer.
+    /// Returns the HTTP response.
     pub fn to_response(&self) -> Response<Bytes> {
         let body = serde_json::to_vec(self).map(Bytes::from).unwrap_or_default();
         let mut response = Response::new(body);
@@ -179,8 +184,8 @@ impl Serialize for FieldError {
     }
 }
 
-/// As RFC 9457 section 3.1 has it, with `code` and `errors` as extensions. The type is `about:blank`, so the title is the
-/// status's (section 4.2.1).
+/// Serializes as RFC 9457 section 3.1 requires, with `code` and `errors` as extensions. The type is
+/// `about:blank`, so the title is that of the status (section 4.2.1).
 impl Serialize for Problem {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut problem = serializer.serialize_struct("Problem", 6)?;
@@ -202,7 +207,7 @@ impl Serialize for Problem {
 #[derive(Debug, Clone)]
 pub(super) struct Challenge(HeaderValue);
 
-/// A `realm` that no challenge can have.
+/// The error for a `realm` that no challenge can have.
 #[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the realm of a challenge has 1 to 128 visible ASCII characters or spaces, such as \"acme\"")]
 #[non_exhaustive]
@@ -216,12 +221,12 @@ impl Challenge {
         if fits { Ok(Self(value)) } else { Err(RealmError) }
     }
 
-    /// A brand is letters and digits.
+    /// A brand has only letters and digits.
     pub(super) fn of_brand(brand: &Brand) -> Self {
         Self::new(brand.as_str()).unwrap_or(Self(HeaderValue::from_static("Bearer")))
     }
 
-    /// The challenge of no service, for tests of hosts.
+    /// Returns a challenge of no service, for tests of hosts.
     #[cfg(feature = "testkit")]
     pub(super) const fn of_nobody() -> Self {
         Self(HeaderValue::from_static("Bearer realm=\"test\""))
@@ -235,7 +240,7 @@ impl Challenge {
         self.with(&format!(", error=\"{error}\""))
     }
 
-    /// A permission's characters are those of a scope token (RFC 6749 section 3.3).
+    /// The characters of a permission are those of a scope token (RFC 6749 section 3.3).
     fn insufficient(&self, permission: Option<&str>) -> HeaderValue {
         let scope = permission.map(|permission| format!(", scope=\"{permission}\"")).unwrap_or_default();
         self.with(&format!(", error=\"insufficient_scope\"{scope}"))

@@ -1,4 +1,4 @@
-//! The management API: what a settings page and a script call.
+//! The management API, which the settings page and scripts call.
 
 use super::body::{
     EditBody, IssuedAnswer, NewTokenBody, PageBody, RotateBody, TokenBody, refused_by_service,
@@ -32,23 +32,28 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Tokens on a page, where a client does not say.
+/// The number of tokens on a page if the client does not set it.
 const DEFAULT_PAGE: usize = 50;
-/// Bytes of a request's body: the longest of all fields together, each character escaped, have room in it.
+/// The most bytes of a request's body. All fields at their longest, with each character escaped,
+/// fit together.
 const MAX_BODY: usize = 64 * 1024;
-/// Bytes of a body that are read at all, for its client's sake.
+/// The most bytes of a body that are read, so that its client can still get the answer.
 const MOST_DROPPED: usize = 1024 * 1024;
 
-/// Says who is signed in: the one thing that the management API has to know of the host's sessions.
+/// Looks up the signed-in user of a request, which is all that the management API needs from the
+/// host's sessions.
 ///
-/// A function does, too: `|request: &Parts| -> Option<Actor> { … }`.
+/// A function is enough: `|request: &Parts| -> Option<Actor> { … }`.
 pub trait Sessions: Send + Sync + 'static {
-    /// The actor of the session that a request belongs to ([`Actor::session`]); `None` where nobody is signed in. It is not asked
-    /// about a request with a bearer token, unless that is [foreign and ignored](Authenticator::ignore_foreign). If the session is known by
-    /// a header that no browser sends by itself, declare it with [`Actor::proven_by_header`].
+    /// Returns the actor of the session that a request belongs to ([`Actor::session`]). `None` if
+    /// nobody is signed in.
+    ///
+    /// It is not called for a request with a bearer token, unless that token is [foreign and
+    /// ignored](Authenticator::ignore_foreign). If the session is identified by a header that no
+    /// browser sends by itself, declare it with [`Actor::proven_by_header`].
     ///
     /// # Errors
-    /// [`DirectoryError`] when it cannot be found out: the client is told to try again.
+    /// [`DirectoryError`] if the lookup fails. The client is asked to retry.
     fn actor(&self, request: &Parts) -> impl Future<Output = Result<Option<Actor>, DirectoryError>> + Send;
 }
 
@@ -71,47 +76,62 @@ impl<F: Fn(&Parts) -> Option<Actor> + Send + Sync + 'static> Sessions for F {
 /// # }
 /// ```
 ///
-/// | call | does |
+/// | call | effect |
 /// |---|---|
-/// | `GET /user-tokens` | the actor's personal tokens, newest first: `?limit=50` (1 to 200) `&cursor=` |
-/// | `POST /user-tokens` | makes one, see [`NewTokenBody`]: 201, with `bearer_token` |
-/// | `GET /user-tokens/service` | the service tokens of the realm, paged alike |
-/// | `GET`, `DELETE /user-tokens/current` | the bearer token of this request: shows it, revokes it (204) |
-/// | `GET /user-tokens/{id}` | shows one; its `ETag` is its version |
-/// | `PATCH`, `PUT /user-tokens/{id}` | changes it, see [`EditBody`], as one atomic change; with `If-Match` only that version (412) |
-/// | `POST /user-tokens/{id}/rotate` | lets a successor take its place, see [`RotateBody`]: 201, with `bearer_token` |
-/// | `DELETE /user-tokens/{id}` | deletes it (204); 409 while it is active |
+/// | `GET /user-tokens` | lists the actor's personal tokens, newest first |
+/// | `POST /user-tokens` | creates a token, see [`NewTokenBody`]: 201, `bearer_token` |
+/// | `GET /user-tokens/service` | lists the service tokens of the realm, newest first |
+/// | `GET`, `DELETE /user-tokens/current` | shows or revokes (204) this request's bearer token |
+/// | `GET /user-tokens/{id}` | shows a token; its `ETag` is its version |
+/// | `PATCH`, `PUT /user-tokens/{id}` | changes a token atomically, see [`EditBody`] |
+/// | `POST /user-tokens/{id}/rotate` | replaces a token, see [`RotateBody`]: 201, `bearer_token` |
+/// | `DELETE /user-tokens/{id}` | deletes a token (204); 409 while it is active |
 ///
-/// The actor is the bearer token of the request or, if it has none, whoever the host says is signed in. A bearer token that is
-/// refused is refused: the session is not asked.
+/// Lists are paged by `?limit=50` (1 to 200) and `&cursor=`. With `If-Match`, a change applies only
+/// to that version; otherwise it gets 412.
+///
+/// The actor is the bearer token of the request or, if the request has none, the user whom the host
+/// reports as signed in. If a bearer token is refused, the session is not tried.
 ///
 /// # Refusals
-/// Refusals are `application/problem+json`: 400 if the body is no JSON, 401, 403, 404 if the token is not there or not for the actor to
-/// see, 404 for an unknown path and for one with a slash too many, 405, 409 if the name is taken or the state does not allow the call,
-/// 412, 413 over 64 KiB, 415 if the body is not `application/json`, 422 for a field of the body or the query that is unknown or refused
-/// (`errors` has all of them, each with its JSON pointer), 429 over the host's limit, 503. No answer is to be stored by a cache.
+/// Refusals are `application/problem+json`:
 ///
-/// Each answer has a `Patkit-User` header, an opaque marker of the user that it is for. A request that sends the marker back is
-/// answered for that user alone: 412 `user_changed` if another user is signed in meanwhile. The settings page does so with every
-/// request; other clients need not.
+/// - 400 if the body is not JSON
+/// - 401, 403, 405, 412, 503
+/// - 404 if the token does not exist or the actor may not see it, or if the path is unknown or has
+///   an extra slash
+/// - 409 if the name is taken or the state does not allow the call
+/// - 413 over 64 KiB, and 415 if the body is not `application/json`
+/// - 422 if a field of the body or the query is unknown or refused (`errors` lists all of them,
+///   each with its JSON pointer)
+/// - 429 over the host's limit
+///
+/// No cache may store an answer.
+///
+/// Each answer has a `Patkit-User` header, an opaque marker of the user whom it is for. A request
+/// that sends the marker back is answered only for that user: it gets 412 `user_changed` if another
+/// user has signed in meanwhile. The settings page sends the marker with every request; other
+/// clients need not.
 ///
 /// # Cross-site requests
-/// Without a bearer token, a call that changes anything is let through if one of these holds:
+/// Without a bearer token, a state-changing call passes if one of these conditions holds:
 ///
 /// 1. It has `Sec-Fetch-Site: same-origin`, which a page cannot forge.
 /// 2. Its `Origin` is in the list of [`allow_origin`](ManagementApiBuilder::allow_origin).
-/// 3. It has no `Sec-Fetch-Site`, and the host and the port of its `Origin` are those of its `Host`. Browsers leave `Sec-Fetch-Site` out
-///    on plain HTTP, such as `http://nas.local`. A proxy in front of the host has to pass `Host` on as it came.
+/// 3. It has no `Sec-Fetch-Site`, and the host and the port of its `Origin` are those of its
+///    `Host`. Browsers omit `Sec-Fetch-Site` on plain HTTP, such as `http://nas.local`. A proxy in
+///    front of the host must pass `Host` on unchanged.
 /// 4. The session is [proven by a header](Actor::proven_by_header) that no browser sends by itself.
 ///
-/// Otherwise the call is refused with 403 and the code `cross_site`, its detail says which check failed and what to set, and
-/// [`on_incident`](Authenticator::on_incident) is called with [`Incident::CrossSite`].
+/// Otherwise the call is refused with 403 and the code `cross_site`. The detail says which check
+/// failed and what to set, and [`on_incident`](Authenticator::on_incident) is called with
+/// [`Incident::CrossSite`].
 ///
 #[cfg_attr(not(doctest), doc = "", doc = include_str!("cors.md"))]
 ///
 /// # Lost answers
-/// A rotation without overlap whose answer is lost leaves a successor whose text nobody has: rotate once more, or ask for an
-/// overlap if the line is bad.
+/// If the answer to a rotation without overlap is lost, nobody has the successor's text. Rotate
+/// once more, or request an overlap if the connection is unreliable.
 pub struct ManagementApi<S, D, A>(Arc<Api<S, D, A>>);
 
 pub(super) struct Api<S, D, A> {
@@ -124,22 +144,22 @@ pub(super) struct Api<S, D, A> {
 
 type IsRecent = Box<dyn Fn(&Parts, &Actor) -> bool + Send + Sync>;
 
-/// The text is no origin.
+/// The error for a text that is not an origin.
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[error("the origin {0:?} is refused; write scheme, host and port, such as https://app.example.com")]
 #[non_exhaustive]
 pub struct OriginError(pub String);
 
-/// Settings that are given before the API is shared.
+/// The settings of an API, before the API is shared.
 pub struct ManagementApiBuilder<S, D, A>(Api<S, D, A>);
 
 impl<S: TokenStore + 'static, D: Directory + 'static, A: Sessions> ManagementApi<S, D, A> {
-    /// The API with no origins but its own and no limit.
+    /// Creates the API with no origins but its own and no limit.
     pub fn new(authenticator: Authenticator<S, D>, sessions: A) -> Self {
         Self::builder(authenticator, sessions).build()
     }
 
-    /// Begins one with other settings.
+    /// Creates a builder for an API with other settings.
     pub fn builder(authenticator: Authenticator<S, D>, sessions: A) -> ManagementApiBuilder<S, D, A> {
         ManagementApiBuilder(Api {
             authenticator,
@@ -150,15 +170,16 @@ impl<S: TokenStore + 'static, D: Directory + 'static, A: Sessions> ManagementApi
         })
     }
 
-    /// Returns the authenticator that the API was made with.
+    /// Returns the authenticator of the API.
     pub fn authenticator(&self) -> &Authenticator<S, D> {
         &self.0.authenticator
     }
 
-    /// The routes, with answers of this API for unknown paths below its own.
+    /// Returns the routes, which also answer unknown paths below their own.
     ///
-    /// Mount them with `nest_service`, which also passes on the base path with a slash at its end. With `nest`, that one path is the
-    /// host's to answer. To `merge` them into a router that has a fallback of its own, call `reset_fallback` on them first.
+    /// Mount them with `nest_service`, which also passes on the base path with a trailing slash.
+    /// With `nest`, the host must answer that path. Before you `merge` them into a router with its
+    /// own fallback, call `reset_fallback` on them.
     pub fn router<T: Clone + Send + Sync + 'static>(&self) -> Router<T> {
         let own = get(list::<S, D, A>).post(generate::<S, D, A>);
         let current = get(show_current::<S, D, A>).delete(revoke_current::<S, D, A>);
@@ -181,12 +202,14 @@ impl<S: TokenStore + 'static, D: Directory + 'static, A: Sessions> ManagementApi
 }
 
 impl<S, D, A> ManagementApiBuilder<S, D, A> {
-    /// Lets calls that change anything through from pages of this origin as well, such as `https://app.example.com`. Answers to the
-    /// browser's preflight requests are the host's to give, see [`ManagementApi`].
+    /// Also allows state-changing calls from pages of this origin, such as
+    /// `https://app.example.com`.
+    ///
+    /// The host must answer the browser's preflight requests; see [`ManagementApi`].
     ///
     /// # Errors
-    /// [`OriginError`] for what is no scheme, host and port as a browser writes them (RFC 6454 section 6.2), which leaves the
-    /// scheme's own port out.
+    /// [`OriginError`] if the text is not a scheme, host and port as a browser writes them
+    /// (RFC 6454 section 6.2), which omits the default port of the scheme.
     pub fn allow_origin(mut self, origin: &str) -> Result<Self, OriginError> {
         let (scheme, host) = origin.split_once("://").unwrap_or_default();
         let is_plain = |text: &str, more: &[u8]| {
@@ -207,8 +230,10 @@ impl<S, D, A> ManagementApiBuilder<S, D, A> {
         Ok(self)
     }
 
-    /// Makes and rotates tokens only where this says that the sign-in of the session is recent enough; otherwise the client is
-    /// told so (403, `recent_sign_in_required`). A bearer token is not asked for it.
+    /// Creates and rotates tokens only if this function finds the session's sign-in recent enough.
+    ///
+    /// Otherwise the client gets 403 `recent_sign_in_required`. The function is not called for a
+    /// bearer token.
     pub fn recent_sign_in(
         mut self,
         is_recent: impl Fn(&Parts, &Actor) -> bool + Send + Sync + 'static,
@@ -217,19 +242,22 @@ impl<S, D, A> ManagementApiBuilder<S, D, A> {
         self
     }
 
-    /// Lets each credential make or rotate at most `most` tokens (1 or more) in `per` (1 millisecond to 365 days; a value out of bounds
-    /// counts as the nearer bound); 429 beyond, with `Retry-After` and the `RateLimit` fields of revision 09 of
-    /// draft-ietf-httpapi-ratelimit-headers.
+    /// Limits each credential to `most` created or rotated tokens in each window of length `per`.
     ///
-    /// A credential is a bearer token, or a session's owner. Only calls that the actor may make are counted, so a token that may do
-    /// nothing uses up nobody's limit. The window begins with the first call that is counted. Windows are kept in this process, for
-    /// 10,000 credentials at most, and measured by the service's [`Clock`](crate::Clock).
+    /// `most` is 1 or more, and `per` is 1 millisecond to 365 days; a value out of bounds counts as
+    /// the nearer bound. Calls beyond the limit get 429, with `Retry-After` and the `RateLimit`
+    /// fields of revision 09 of draft-ietf-httpapi-ratelimit-headers.
+    ///
+    /// A credential is a bearer token, or a session's owner. Only calls that the actor may make are
+    /// counted, so a token without permissions uses up nobody's limit. The window begins with the
+    /// first counted call. Windows are kept in this process, for at most 10,000 credentials, and
+    /// are measured by the service's [`Clock`](crate::Clock).
     pub fn limit_generation(mut self, most: u32, per: Duration) -> Self {
         self.0.limits = Some(Limits::new(most, per));
         self
     }
 
-    /// The API.
+    /// Builds the API.
     pub fn build(self) -> ManagementApi<S, D, A> {
         ManagementApi(Arc::new(self.0))
     }
@@ -260,14 +288,14 @@ type Shared<S, D, A> = State<Arc<Api<S, D, A>>>;
 type Answer = Result<Response, Problem>;
 type PathOf = Result<Path<Vec<(String, String)>>, PathRejection>;
 
-/// Who calls.
+/// The caller of a request.
 pub(super) struct Caller {
     pub(super) actor: Actor,
-    /// The bearer token, where it is one.
+    /// The bearer token, if the caller is one.
     token: Option<TokenId>,
 }
 
-/// A call whose caller is known and whose query has no field but those that the call has.
+/// A call with a known caller and a checked query, which has only fields of this call.
 struct Call {
     caller: Caller,
     parts: Parts,
@@ -387,7 +415,7 @@ async fn delete<S: TokenStore, D: Directory, A: Sessions>(
     Ok(no_content())
 }
 
-/// What makes a token's text.
+/// A call that creates a token's text.
 #[derive(Clone, Copy)]
 enum Issuing {
     Personal,
@@ -396,7 +424,8 @@ enum Issuing {
 }
 
 impl<S: TokenStore, D: Directory, A: Sessions> Api<S, D, A> {
-    /// Finds out who calls, before anything else of the request is looked at; then checks the query, which may have `fields`.
+    /// Authenticates the caller, before anything else of the request is read, and then checks the
+    /// query, which may have `fields`.
     async fn admit(&self, request: Request, fields: &[&str]) -> Result<Call, Problem> {
         let (mut parts, body) = request.into_parts();
         mark_as_sensitive(&mut parts.headers);
@@ -437,7 +466,7 @@ impl<S: TokenStore, D: Directory, A: Sessions> Api<S, D, A> {
         Ok(Caller { actor, token: None })
     }
 
-    /// Refuses a session whose sign-in is too long ago for making a token's text.
+    /// Refuses a session whose sign-in is too old to create a token's text.
     fn demand_recent_sign_in(&self, parts: &Parts, caller: &Caller) -> Result<(), Problem> {
         match (&self.is_recent, caller.token) {
             (Some(is_recent), None) if !is_recent(parts, &caller.actor) => {
@@ -448,8 +477,10 @@ impl<S: TokenStore, D: Directory, A: Sessions> Api<S, D, A> {
         }
     }
 
-    /// Counts a token that is to be made, if the host limits them and the actor may make it. If the actor may not, the service refuses
-    /// the call, and nothing is counted.
+    /// Counts a token that is about to be created, if the host has a limit and the actor may create
+    /// the token.
+    ///
+    /// If the actor may not, the service refuses the call, and nothing is counted.
     async fn count_issuing(&self, caller: &Caller, issuing: Issuing) -> Result<Option<Quota>, Problem> {
         let Some(limits) = &self.limits else { return Ok(None) };
         let tokens = &self.authenticator.tokens;
@@ -497,7 +528,7 @@ impl<S: TokenStore, D: Directory, A: Sessions> Api<S, D, A> {
         Ok(json(StatusCode::OK, &PageBody::from(&page)))
     }
 
-    /// What the client is told of an operation that was not done.
+    /// Returns the answer for a failed operation.
     pub(super) fn not_done(&self, error: &ManageError, caller: &Caller) -> Problem {
         self.authenticator.watch.tell(Incident::NotDone(error));
         let challenge = &self.authenticator.challenge;
@@ -538,8 +569,11 @@ impl<S: TokenStore, D: Directory, A: Sessions> Api<S, D, A> {
     }
 }
 
-/// The id is the last part; those before it are of the path that the host mounts the API under. A text that is no id is looked up as the
-/// id of no token: so an actor that may do nothing hears nothing else than for any other.
+/// Returns the id in the last part of the path. The parts before it belong to the path under which
+/// the host mounts the API.
+///
+/// A text that is not an id is looked up as the id of no token, so that an actor without
+/// permissions gets the same answer for every text.
 fn id_of(path: PathOf) -> TokenId {
     let last = path.ok().and_then(|Path(mut parts)| parts.pop());
     last.and_then(|(_, id)| id.parse().ok()).unwrap_or(TokenId::UNISSUED)
@@ -560,7 +594,7 @@ pub(super) fn no_such_path() -> Problem {
 /// The fields of a list's query.
 const PAGING: [&str; 2] = ["limit", "cursor"];
 
-/// Reads a query that may have these fields, each once.
+/// Reads a query that may have each of these fields once.
 fn query_of(parts: &Parts, fields: &[&str]) -> Result<Vec<(String, String)>, Problem> {
     let query = Query::<Vec<(String, String)>>::try_from_uri(&parts.uri);
     let Ok(Query(pairs)) = query else {
@@ -595,12 +629,14 @@ fn page_of(query: &[(String, String)]) -> Result<(Option<TokenId>, usize), Probl
     Ok((after.flatten(), limit.flatten().unwrap_or(DEFAULT_PAGE)))
 }
 
-/// Reads `If-Match` (RFC 9110 section 13.1.1); `None` if any version will do. Tags are compared strongly, so a weak one names no version;
-/// nor does one that is no tag of this API, or a field that is malformed.
+/// Reads `If-Match` (RFC 9110 section 13.1.1). `None` if any version matches.
+///
+/// Tags are compared strongly, so a weak tag names no version. Neither does a tag that is not from
+/// this API, or a malformed field.
 fn expected_versions(headers: &HeaderMap) -> Option<Vec<u64>> {
     let mut lines = headers.get_all(IF_MATCH).iter().peekable();
     lines.peek()?;
-    // A tag holds no comma here: one that does is cut into pieces that name no version.
+    // A tag has no comma here: a tag with one is cut into pieces that name no version.
     let tags: Vec<&[u8]> =
         lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b',')).map(<[u8]>::trim_ascii).collect();
     if tags == [b"*"] {
@@ -608,7 +644,7 @@ fn expected_versions(headers: &HeaderMap) -> Option<Vec<u64>> {
     }
     let version = |tag: &[u8]| {
         let digits = str::from_utf8(tag).ok()?.strip_prefix('"')?.strip_suffix('"')?;
-        // One version has one tag.
+        // Accepts only one spelling of each version.
         digits.parse().ok().filter(|version: &u64| version.to_string() == digits)
     };
     Some(tags.into_iter().filter_map(version).collect())
@@ -628,8 +664,10 @@ async fn json_body(parts: &Parts, body: Body) -> Result<Bytes, Problem> {
     limited(parts, body).await
 }
 
-/// Reads a body to the bound. A larger one is read on for a while and dropped: a client that is still sending when the connection
-/// is closed would hear of the closing alone and not of why.
+/// Reads a body up to the bound.
+///
+/// A larger body is read further for a while and dropped. If the connection were closed while the
+/// client is still sending, the client would see only the closed connection, not the reason.
 async fn limited(parts: &Parts, mut body: Body) -> Result<Bytes, Problem> {
     let too_large = || {
         let detail = "the body is 64 KiB at most";
@@ -661,7 +699,7 @@ async fn limited(parts: &Parts, mut body: Body) -> Result<Bytes, Problem> {
     if length > MAX_BODY { Err(too_large()) } else { Ok(read.into()) }
 }
 
-/// The one answer that holds a token's text. Its body is wiped when it is dropped.
+/// Returns the only answer with a token's text. Its body is wiped when it is dropped.
 fn issued_answer(issued: &IssuedToken, location: &str, quota: Option<Quota>) -> Response {
     let body = IssuedAnswer {
         bearer_token: issued.plaintext.expose_secret(),
@@ -679,7 +717,7 @@ fn issued_answer(issued: &IssuedToken, location: &str, quota: Option<Quota>) -> 
     response
 }
 
-/// The token, with its version as its `ETag`.
+/// Returns an answer with the token, and its version as the `ETag`.
 fn token_answer(token: &TokenView) -> Response {
     let mut response = json(StatusCode::OK, &TokenBody::from(token));
     response.headers_mut().insert(ETAG, etag(token));
@@ -713,7 +751,7 @@ fn no_content() -> Response {
     (StatusCode::NO_CONTENT, [(CACHE_CONTROL, HeaderValue::from_static("no-store"))]).into_response()
 }
 
-/// Every other method: axum adds the `Allow` header.
+/// Refuses every other method. axum adds the `Allow` header.
 fn no_other<T: Clone + Send + Sync + 'static>(methods: MethodRouter<T>) -> MethodRouter<T> {
     methods.fallback(async |_: Method| {
         let detail = "the method is none of those in Allow";

@@ -1,11 +1,12 @@
-//! Bodies that hold a secret: written once into memory that is wiped when the last of them is dropped.
+//! Bodies with a secret. Each is written once, into memory that is wiped when its last reference is
+//! dropped.
 
 use bytes::Bytes;
 use serde::Serialize;
 use std::io::{self, Write};
 use zeroize::Zeroizing;
 
-/// Counts bytes and keeps none.
+/// Counts bytes and stores none.
 struct Count(usize);
 
 impl Write for Count {
@@ -21,7 +22,8 @@ impl Write for Count {
 
 /// Writes a value as JSON into a buffer that is wiped when it is dropped.
 ///
-/// The value is written twice, the first time to count its bytes: a buffer that grows would leave copies behind.
+/// The value is written twice, the first time to count its bytes, because a growing buffer would
+/// leave copies behind.
 ///
 /// # Errors
 /// The serializer's error.
@@ -29,7 +31,7 @@ pub(super) fn json<T: Serialize>(value: &T) -> serde_json::Result<Bytes> {
     let mut length = Count(0);
     serde_json::to_writer(&mut length, value)?;
     let mut buffer = Zeroizing::new(vec![0; length.0]);
-    // A slice does not grow: were the value longer now, this would be an error.
+    // A slice does not grow, so a value that is longer this time would be an error.
     serde_json::to_writer(buffer.as_mut_slice(), value)?;
     Ok(Bytes::from_owner(buffer))
 }

@@ -1,8 +1,9 @@
-//! Which user an answer is for, so that a page never mixes two users.
+//! The marker of the user whom an answer is for, so that a page never mixes two users.
 //!
-//! A browser has one session for all of its tabs, so a page that one user opened may send its next request in the session of
-//! another. Each answer names its user by an opaque marker in the [`USER`] header; a request that sends a marker back is
-//! refused unless the marker is that of its own caller. A client that sends none is not asked.
+//! A browser has one session for all of its tabs, so a page that one user opened may send its next
+//! request in another user's session. Each answer names its user by an opaque marker in the
+//! [`USER`] header. A request that sends a marker back is refused unless it is the marker of the
+//! request's caller. A client need not send a marker.
 
 use super::Problem;
 use crate::service::Actor;
@@ -14,14 +15,14 @@ use http::{HeaderName, HeaderValue, StatusCode};
 use sha2::{Digest, Sha256};
 use std::sync::{Arc, OnceLock};
 
-/// The marker of the user that an answer is for, or that a request expects to be answered for.
+/// The header with the marker of the user whom an answer is for, or whom a request expects.
 pub(super) const USER: HeaderName = HeaderName::from_static("patkit-user");
 
-/// The place in a request's extensions where [`check`] leaves the marker for the answer.
+/// The slot in a request's extensions where [`check`] leaves the marker for the answer.
 #[derive(Clone, Default)]
 struct Answered(Arc<OnceLock<HeaderValue>>);
 
-/// Names the user in the answer to each request whose caller was found out, whatever the answer is.
+/// Names the user in every answer to a request whose caller is known, refusals included.
 pub(super) async fn name_user(mut request: Request, next: Next) -> Response {
     let answered = Answered::default();
     request.extensions_mut().insert(answered.clone());
@@ -32,10 +33,11 @@ pub(super) async fn name_user(mut request: Request, next: Next) -> Response {
     response
 }
 
-/// Refuses a request whose page belongs to another user than its caller.
+/// Refuses a request whose page belongs to a user other than its caller.
 ///
 /// # Errors
-/// 412 `user_changed` (RFC 9110 section 15.5.13): a condition in the header fields of the request is false.
+/// 412 `user_changed` (RFC 9110 section 15.5.13): a condition in the header fields of the request
+/// is false.
 pub(super) fn check(parts: &Parts, actor: &Actor) -> Result<(), Problem> {
     let marker = marker(actor);
     if let (Some(answered), Some(marker)) = (parts.extensions.get::<Answered>(), &marker) {
@@ -48,12 +50,15 @@ pub(super) fn check(parts: &Parts, actor: &Actor) -> Result<(), Problem> {
     Err(Problem::new(StatusCode::PRECONDITION_FAILED, "user_changed", detail))
 }
 
-/// The same for all sessions and tokens of one owner, on all nodes; `None` for the host itself. A digest, since a header has no
-/// room for every character of an owner id. It is no secret: an answer names the owner by id as well.
+/// Returns a marker that is equal for all sessions and tokens of one owner, on all nodes. `None`
+/// for the host itself.
+///
+/// It is a digest, because a header has no room for every character of an owner id. It is not a
+/// secret, because an answer names the owner by id as well.
 fn marker(actor: &Actor) -> Option<HeaderValue> {
     let (realm, owner) = actor.counts_as();
     let mut digest = Sha256::new();
-    // Neither text has a control character, so that the separators are unambiguous.
+    // Neither text has a control character, so the separators are unambiguous.
     for part in ["patkit-user", realm.as_str(), owner?.as_str()] {
         digest.update(part);
         digest.update([0]);

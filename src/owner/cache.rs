@@ -9,22 +9,24 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 const SHARDS: usize = 16;
-/// The longest lifetime.
+/// The longest lifetime: 1 day.
 const LONGEST: Duration = Duration::from_secs(86_400);
 
-/// Keeps the owners that a directory gave for a while.
+/// Caches the owners that a slow directory returns.
 ///
-/// A change of an owner is seen after at most the `lifetime`, counted from the moment when the directory was asked; at once
-/// after [`invalidate_owner`](Self::invalidate_owner), in this process: answers that were asked for before that are not kept.
+/// A change of an owner is seen after at most the `lifetime`, counted from the moment when the
+/// directory was asked. After [`invalidate_owner`](Self::invalidate_owner), it is seen at once in
+/// this process: a lookup that started before the invalidation is not cached.
 ///
-/// It also keeps that there is no such owner, for the same lifetime, so that a token whose owner is gone costs no question. It
-/// keeps at most `capacity` answers. If it is full, answers that there is no such owner are evicted first.
+/// The cache also keeps missing owners for the same lifetime, so that a token whose owner is gone
+/// costs no lookup. It keeps at most `capacity` answers. If it is full, answers about missing
+/// owners are evicted first.
 pub struct OwnerCache<D> {
     directory: D,
     answers: Answers,
 }
 
-/// The answers that a cache keeps.
+/// The cached answers.
 pub(super) struct Answers {
     lifetime: Duration,
     clock: Arc<dyn Clock>,
@@ -37,7 +39,8 @@ pub(super) struct Answers {
 struct Shard {
     owners: HashMap<Realm, OwnerMap<Entry>>,
     len: usize,
-    /// Counts the invalidations: an answer is kept only if none came while it was waited for.
+    /// Counts the invalidations. An answer is kept only if no invalidation happened during its
+    /// lookup.
     epoch: u64,
 }
 
@@ -47,11 +50,11 @@ struct Entry {
     asked_at: Duration,
 }
 
-/// Why a cache was refused.
+/// The error if a cache is refused.
 #[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum OwnerCacheError {
-    /// The lifetime is zero or over a day.
+    /// The lifetime is zero or more than 1 day.
     #[error("the owner cache's lifetime must be over 0 s and at most 1 day; the argument `lifetime` sets it")]
     Lifetime,
     /// The capacity is zero.
@@ -60,10 +63,12 @@ pub enum OwnerCacheError {
 }
 
 impl<D> OwnerCache<D> {
-    /// A cache of up to `capacity` answers (rounded up to a multiple of 16), each for `lifetime`.
+    /// Creates a cache of up to `capacity` answers, each kept for `lifetime`.
+    ///
+    /// The capacity is rounded up to a multiple of 16.
     ///
     /// # Errors
-    /// [`OwnerCacheError`] when the capacity is zero, or the lifetime zero or over a day.
+    /// [`OwnerCacheError`] if the capacity is zero, or if the lifetime is zero or more than 1 day.
     pub fn new(directory: D, lifetime: Duration, capacity: usize) -> Result<Self, OwnerCacheError> {
         if lifetime.is_zero() || lifetime > LONGEST {
             return Err(OwnerCacheError::Lifetime);
@@ -83,26 +88,27 @@ impl<D> OwnerCache<D> {
         })
     }
 
-    /// With this clock instead of the system's.
+    /// Sets the clock. Defaults to the system's clock.
     pub fn clock(mut self, clock: impl Clock + 'static) -> Self {
         self.answers.clock = Arc::new(clock);
         self
     }
 
-    /// The directory behind it.
+    /// Returns the directory behind the cache.
     pub fn directory(&self) -> &D {
         &self.directory
     }
 
-    /// Forgets an owner: the next question goes to the directory. Call it after every change of an owner, also after its
-    /// creation.
+    /// Removes an owner from the cache, so that the next lookup goes to the directory.
+    ///
+    /// Call it after every change of an owner, including its creation.
     pub fn invalidate_owner(&self, realm: &Realm, id: &OwnerId) {
         let mut shard = self.answers.shard(realm, id);
         shard.epoch = shard.epoch.wrapping_add(1);
         shard.remove(realm, id);
     }
 
-    /// Forgets all owners.
+    /// Removes all owners from the cache.
     pub fn invalidate_all(&self) {
         for shard in &self.answers.shards {
             let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
@@ -110,20 +116,22 @@ impl<D> OwnerCache<D> {
         }
     }
 
-    /// How many answers it keeps, including those that there is no such owner.
+    /// Returns the number of cached answers, including those about missing owners.
     pub fn len(&self) -> usize {
         let len = |shard: &Mutex<Shard>| shard.lock().unwrap_or_else(PoisonError::into_inner).len;
         self.answers.shards.iter().map(len).sum()
     }
 
-    /// Whether it keeps none.
+    /// Returns whether the cache is empty.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
 impl Answers {
-    /// Returns the owner, if there is one, or `None` if no answer is kept.
+    /// Returns the cached owner, or `None` if no answer is cached.
+    ///
+    /// The inner `None` means that there is no such owner.
     #[allow(clippy::option_option, reason = "not known, or known that there is no such owner")]
     pub(super) fn find(&self, realm: &Realm, id: &OwnerId) -> Option<Option<Arc<Owner>>> {
         self.cached(realm, id, self.clock.monotonic()).ok()
@@ -135,7 +143,7 @@ impl Answers {
         self.shards.get(number).unwrap_or(first).lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What is known of an owner; otherwise the epoch to keep an answer by.
+    /// Returns the cached answer about an owner, or the epoch under which to keep a new answer.
     fn cached(&self, realm: &Realm, id: &OwnerId, now: Duration) -> Result<Option<Arc<Owner>>, u64> {
         let mut shard = self.shard(realm, id);
         let entry = shard.owners.get(realm).and_then(|owners| owners.get(id));
@@ -180,8 +188,9 @@ impl Shard {
         }
     }
 
-    /// Removes expired answers. If there are none, removes the oldest answer that there is no such owner, or else the oldest
-    /// answer.
+    /// Removes all expired answers. If there are none, removes one answer.
+    ///
+    /// That is the oldest answer about a missing owner or, without one, the oldest answer.
     fn make_room(&mut self, now: Duration, lifetime: Duration) {
         for owners in self.owners.values_mut() {
             owners.retain(|_, entry| entry.is_live(now, lifetime));
@@ -211,7 +220,7 @@ impl<D: Directory> Directory for OwnerCache<D> {
             Err(epoch) => epoch,
         };
         let answer = self.directory.find(realm, id).await?;
-        // A directory that answers for another owner has not found this one.
+        // An answer that describes another owner counts as a missing owner.
         let owner = answer.filter(|owner| owner.is(realm, id));
         self.answers.keep(realm, id, Entry { owner: owner.clone(), asked_at }, epoch);
         Ok(owner)

@@ -1,6 +1,7 @@
-//! Answers that a verification need not wait for.
+//! Directory lookups that a verification need not wait for.
 //!
-//! Only this crate's own directories have such a shortcut, because no other crate can name its type.
+//! Only this crate's own directories have such a shortcut, because no other crate can name its
+//! type.
 
 use super::cache::Answers;
 use super::{MemoryDirectory, Owner, OwnerId, Realm};
@@ -33,7 +34,9 @@ impl<'a> DirectoryShortcut<'a> {
         Self(Kind::Cache(answers))
     }
 
-    /// Returns the owner, if there is one, or `None` if the directory has to be asked.
+    /// Returns the owner, or `None` if the directory has to be asked.
+    ///
+    /// The inner `None` means that there is no such owner.
     #[allow(clippy::option_option, reason = "not known, or known that there is no such owner")]
     #[inline]
     pub(crate) fn find(self, realm: &Realm, id: &OwnerId) -> Option<Option<Snapshot<Owner>>> {

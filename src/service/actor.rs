@@ -1,4 +1,4 @@
-//! Who performs an operation, and what they may do to which token.
+//! Actors, and what an actor may do to which token.
 
 use super::error::{Attenuation, ManageError, PolicyRule, RejectReason, Rejected, Unavailable};
 use super::permissions::{SERVICE_TOKENS_MANAGE, TOKENS_MANAGE, TOKENS_OVERSEE, TOKENS_SCIM};
@@ -15,7 +15,9 @@ use chrono::{DateTime, Utc};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-/// Who performs a management operation. What they may do is looked up anew in each operation.
+/// The actor of a management operation.
+///
+/// Each operation looks up again what the actor may do.
 #[derive(Debug, Clone)]
 pub struct Actor {
     who: Who,
@@ -23,7 +25,9 @@ pub struct Actor {
     is_proven_by_header: bool,
 }
 
-/// What an actor proved itself with. Limits are counted for each of these.
+/// The credential that an actor proved itself with.
+///
+/// Limits are counted for each credential.
 #[cfg(feature = "axum")]
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum ActorCredential {
@@ -40,17 +44,17 @@ enum Who {
 }
 
 impl Actor {
-    /// An owner that the host has signed in, in the default realm.
+    /// Creates the actor for an owner that the host has signed in, in the default realm.
     pub fn session(owner: OwnerId) -> Self {
         Self::session_in(Realm::default(), owner)
     }
 
-    /// An owner that the host has signed in, in this realm.
+    /// Creates the actor for an owner that the host has signed in, in this realm.
     pub fn session_in(realm: Realm, owner: OwnerId) -> Self {
         Self { who: Who::Session { realm, owner }, address: None, is_proven_by_header: false }
     }
 
-    /// An owner through one of its tokens.
+    /// Creates the actor for an owner that acts through one of its tokens.
     pub fn token(verified: &Verified) -> Self {
         let token = verified.token();
         let who =
@@ -58,21 +62,26 @@ impl Actor {
         Self { who, address: verified.peer(), is_proven_by_header: false }
     }
 
-    /// The host itself, in the default realm. It may list, count, get, revoke and restore every token of the realm, and generate
+    /// Creates the actor for the host itself, in the default realm.
+    ///
+    /// The host may list, count, get, revoke and restore every token of the realm, and generate
     /// service tokens. It has no token of its own.
     pub fn system() -> Self {
         Self::system_in(Realm::default())
     }
 
-    /// The host itself, in this realm.
+    /// Creates the actor for the host itself, in this realm.
     pub fn system_in(realm: Realm) -> Self {
         Self { who: Who::System { realm }, address: None, is_proven_by_header: false }
     }
 
-    /// Declares that the host knows this session by a header that no browser sends by itself, such as a JWT in `Authorization`. A
-    /// page of another site cannot forge such a request, so the HTTP API does not ask where it comes from.
+    /// Declares that the host identified this session by a header that no browser sends by itself.
     ///
-    /// Do not declare it for a session that is known by a cookie, a client certificate or HTTP Basic.
+    /// An example is a JWT in `Authorization`. A page of another site cannot forge such a request,
+    /// so the HTTP API does not check its origin.
+    ///
+    /// Do not declare this for a session that is identified by a cookie, a client certificate or
+    /// HTTP Basic.
     pub fn proven_by_header(mut self) -> Self {
         self.is_proven_by_header = true;
         self
@@ -83,7 +92,8 @@ impl Actor {
         self.is_proven_by_header
     }
 
-    /// Realm and owner that the actor acts for; no owner for the host itself.
+    /// Returns the realm and the owner that the actor acts for, without an owner for the host
+    /// itself.
     #[cfg(feature = "axum")]
     pub(crate) fn counts_as(&self) -> (&Realm, Option<&OwnerId>) {
         match &self.who {
@@ -103,39 +113,40 @@ impl Actor {
         }
     }
 
-    /// Sets the address that the request came from, for the audit. An IPv4-mapped IPv6 address (RFC 4291 section 2.5.5.2)
-    /// counts as the IPv4 address in it.
+    /// Sets the address that the request came from, for the audit events.
+    ///
+    /// An IPv4-mapped IPv6 address (RFC 4291 section 2.5.5.2) counts as the IPv4 address in it.
     pub fn from_address(mut self, address: IpAddr) -> Self {
         self.address = Some(address.to_canonical());
         self
     }
 }
 
-/// Who an actor is and what it may do, at one moment.
+/// The owner and the permissions of an actor, at one moment.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Standing {
-    /// The owner; none for the host itself.
+    /// The owner, or `None` for the host itself.
     pub owner: Option<Arc<Owner>>,
-    /// All that the actor may do; through a token, what its scope lets through.
+    /// The actor's permissions. If it acts through a token, only those in the token's scope.
     pub permissions: PermissionSet,
-    /// Whether it may manage its own personal tokens.
+    /// Whether the actor may manage its own personal tokens.
     pub manages_tokens: bool,
-    /// Whether it may manage the service tokens of the realm.
+    /// Whether the actor may manage the service tokens of the realm.
     pub manages_service_tokens: bool,
-    /// Whether it may put permissions under `scim:` into a scope.
+    /// Whether the actor may put permissions under `scim:` into a scope.
     pub grants_scim: bool,
 }
 
-/// An actor after it was looked up.
+/// An actor after the lookup.
 pub(super) struct Acting {
     pub(super) realm: Realm,
     pub(super) actor: ActorRef,
     pub(super) address: Option<IpAddr>,
     pub(super) now: DateTime<Utc>,
-    /// The owner, unless it is the host itself.
+    /// The owner, or `None` for the host itself.
     pub(super) owner: Option<Arc<Owner>>,
-    /// The token that it acts through.
+    /// The token that the actor acts through.
     pub(super) via: Option<Arc<Token>>,
     permissions: PermissionSet,
     management: TokenManagement,
@@ -143,22 +154,22 @@ pub(super) struct Acting {
     ids: Arc<IdSource>,
 }
 
-/// What an actor is to a token that it may see.
+/// The relation of an actor to a token that it may see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Relation {
     /// The host itself.
     System,
     /// The token itself, without the permission to manage tokens.
     Itself,
-    /// Its owner, or the token itself with the permission.
+    /// The owner of the token, or the token itself with the permission.
     Owner,
     /// An actor that manages service tokens.
     Admin,
-    /// One that oversees personal tokens.
+    /// An actor that oversees personal tokens.
     Overseer,
 }
 
-/// What is done to one token; each has its own rule of who may.
+/// An operation on one token. Each has its own permission rule.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Operation {
     Get,
@@ -170,7 +181,7 @@ pub(super) enum Operation {
 }
 
 impl<S: TokenStore, D: Directory> TokenService<S, D> {
-    /// Looks the actor up: its owner as it is now and, through a token, that token.
+    /// Looks up the actor: the current state of its owner and of the token that it acts through.
     pub(super) async fn acting(&self, actor: &Actor) -> Result<Acting, ManageError> {
         let now = self.now();
         let (realm, owner, id) = match &actor.who {
@@ -227,10 +238,12 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         })
     }
 
-    /// Who the actor is and what it may do now: for a page that shows no more than that.
+    /// Returns the owner and the current permissions of the actor.
+    ///
+    /// Use it for a page that only shows what the actor may do.
     ///
     /// # Errors
-    /// [`ManageError`]: the actor is rejected, or it could not be found out.
+    /// [`ManageError`]: the actor is rejected, or the lookup failed.
     pub async fn standing(&self, actor: &Actor) -> Result<Standing, ManageError> {
         let acting = self.acting(actor).await?;
         let scope = acting.via.as_ref().and_then(|via| via.scope.as_set());
@@ -251,18 +264,19 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
 }
 
 impl Acting {
-    /// Whether the actor holds a permission of this crate; through a token, whether that token may use it.
+    /// Returns whether the actor holds a permission of this crate and, through a token, may use it.
     pub(super) fn may(&self, permission: &str) -> bool {
         self.holds(permission) && self.policy_lets(permission)
     }
 
-    /// Whether the owner has the permission and, through a token, the token's scope covers it.
+    /// Returns whether the owner has the permission and, through a token, the token's scope covers
+    /// it.
     fn holds(&self, permission: &str) -> bool {
         let in_scope = |via: &Arc<Token>| via.scope.allows_str(permission).unwrap_or(false);
         self.permissions.allows_str(permission).unwrap_or(false) && self.via.as_ref().is_none_or(in_scope)
     }
 
-    /// Whether the policy lets the actor use a permission of this crate that it holds.
+    /// Returns whether the policy lets the actor use a permission of this crate that it holds.
     fn policy_lets(&self, permission: &str) -> bool {
         let Some(via) = &self.via else { return true };
         match self.management {
@@ -276,12 +290,13 @@ impl Acting {
     }
 
     /// # Errors
-    /// Forbidden without the permission; forbidden by the policy if the policy alone keeps the actor from using it.
+    /// Forbidden without the permission. Forbidden by the policy if the actor holds the permission
+    /// but the policy does not let it use the permission.
     pub(super) fn demand(&self, permission: &'static str) -> Result<(), ManageError> {
         if self.may(permission) { Ok(()) } else { Err(self.lacks(permission)) }
     }
 
-    /// Why the actor may not use a permission.
+    /// Returns the error for a permission that the actor may not use.
     fn lacks(&self, permission: &'static str) -> ManageError {
         if self.holds(permission) {
             ManageError::ForbiddenByPolicy(PolicyRule::TokensManagingTokens)
@@ -294,7 +309,9 @@ impl Acting {
         self.actor == ActorRef::System
     }
 
-    /// Before the token is read: whether there is any token that the actor could do this to.
+    /// Errors if there is no token on which the actor could perform the operation.
+    ///
+    /// Called before the token is read.
     pub(super) fn demand_any(&self, operation: Operation, id: TokenId) -> Result<(), ManageError> {
         let itself = self.via.as_ref().is_some_and(|via| via.id == id);
         let may = match operation {
@@ -319,7 +336,7 @@ impl Acting {
     }
 
     /// # Errors
-    /// Forbidden without `tokens:oversee`; forbidden by the policy where tokens are hidden.
+    /// Forbidden without `tokens:oversee`. Forbidden by the policy if it hides tokens.
     pub(super) fn demand_oversight(&self) -> Result<(), ManageError> {
         self.demand(TOKENS_OVERSEE)?;
         match self.oversight {
@@ -328,10 +345,11 @@ impl Acting {
         }
     }
 
-    /// What the actor is to a token, and whether it may do this to it.
+    /// Returns the actor's relation to a token if the actor may perform the operation on it.
     ///
     /// # Errors
-    /// Not found for what the actor may not see, forbidden for what it may see and not do.
+    /// Not found if the actor may not see the token. Forbidden if the actor may see the token but
+    /// not perform the operation.
     pub(super) fn relation(&self, operation: Operation, token: &Token) -> Result<Relation, ManageError> {
         let relation = self.sees(token).ok_or(ManageError::NotFound)?;
         match (relation, operation) {
@@ -375,7 +393,9 @@ impl Acting {
         }
     }
 
-    /// Whether the actor owns a token. Tokens of a former bearer of its id are somebody else's.
+    /// Returns whether the actor owns a token.
+    ///
+    /// A token of a former holder of the actor's id belongs to somebody else.
     pub(super) fn owns(&self, token: &Token) -> bool {
         let owner = self.owner.as_ref().filter(|owner| *owner.id() == token.owner);
         owner.is_some_and(|owner| !is_former(owner, token, self.now))
@@ -385,18 +405,19 @@ impl Acting {
         self.oversight == Oversight::RevokeOnly && self.may(TOKENS_OVERSEE)
     }
 
-    /// Whether what is made or restored may have this scope.
+    /// Checks that a token with this scope may be made or restored.
     ///
     /// # Errors
-    /// Forbidden for a scope under `scim:` without the permission for it.
+    /// Forbidden if the scope covers permissions under `scim:` and the actor lacks the permission
+    /// for it.
     pub(super) fn demand_scim(&self, scope: &Scope) -> Result<(), ManageError> {
         if scope.covers_scim() && !self.is_system() { self.demand(TOKENS_SCIM) } else { Ok(()) }
     }
 
-    /// Whether what is made or restored through a token is no wider than that token.
+    /// Checks that a token made or restored through another token is no wider than that token.
     ///
     /// # Errors
-    /// What is wider.
+    /// [`Attenuation`], which names the field that is wider.
     pub(super) fn demand_attenuated(&self, token: &Token) -> Result<(), ManageError> {
         let Some(via) = &self.via else { return Ok(()) };
         let for_another = token.owner != via.owner || token.kind != via.kind;
@@ -418,13 +439,15 @@ impl Acting {
         }
     }
 
-    /// That the actor revokes, now.
+    /// Returns a revocation by the actor at the current time.
     pub(super) fn revocation(&self, relation: Relation, reason: Reason) -> Revocation {
         Revocation { at: self.now, by: self.actor.clone(), authority: relation.authority(), reason }
     }
 
-    /// How a descendant of a token is revoked that the actor reported as compromised. A token of another owner, over which the
-    /// actor has no authority, is only suspected: it stops working at once, and an admin may restore it.
+    /// Returns the revocation for a descendant of a token that the actor reported as compromised.
+    ///
+    /// A token of another owner, over which the actor has no authority, is only suspected. It stops
+    /// working at once, and an admin may restore it.
     pub(super) fn revocation_of_descendant(&self, relation: Relation, token: &Token) -> Revocation {
         if self.owns(token) || self.relation(Operation::Revoke, token).is_ok() {
             return self.revocation(relation, Reason::Compromised);
@@ -432,7 +455,7 @@ impl Acting {
         Revocation { authority: Authority::Admin, ..self.revocation(relation, Reason::Suspected) }
     }
 
-    /// The event that tells of what the actor did.
+    /// Returns the audit event for an action of the actor.
     pub(super) fn event(&self, action: AuditAction, token: &Token) -> AuditEvent {
         AuditEvent {
             id: EventId::generate(&self.ids, self.now),
@@ -449,7 +472,7 @@ impl Acting {
 }
 
 impl Relation {
-    /// With what weight the actor revokes and restores.
+    /// Returns the authority with which the actor revokes and restores.
     pub(super) const fn authority(self) -> Authority {
         match self {
             Self::System => Authority::System,
@@ -458,7 +481,7 @@ impl Relation {
         }
     }
 
-    /// The reason that a revocation gets when none is given.
+    /// Returns the reason of a revocation for which none is given.
     pub(super) const fn reason(self) -> Reason {
         match self {
             Self::System => Reason::System,
@@ -467,7 +490,7 @@ impl Relation {
         }
     }
 
-    /// Whether a revocation by this actor may have this reason.
+    /// Returns whether the actor may revoke for this reason.
     pub(super) fn may_give(self, reason: Reason) -> bool {
         match self {
             Self::System => !matches!(reason, Reason::Rotated | Reason::Reuse | Reason::Suspected),
@@ -478,12 +501,12 @@ impl Relation {
     }
 }
 
-/// Whether a token of this owner's id was made for somebody who held the id before.
+/// Returns whether a token of this owner's id was made for a former holder of the id.
 pub(super) fn is_former(owner: &Owner, token: &Token, now: DateTime<Utc>) -> bool {
     owner.id_held_since().is_some_and(|since| token.is_older_than(since, now))
 }
 
-/// Whether an owner may have tokens of this kind made now.
+/// Errors if no token of this kind may be made for the owner now.
 pub(super) fn check_owner(owner: Option<&Owner>, kind: TokenKind) -> Result<(), InvalidInput> {
     match owner {
         None => Err(InvalidInput::OwnerUnknown),

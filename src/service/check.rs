@@ -1,4 +1,4 @@
-//! The check of the keyring against the store, and what is left under a key that is to go.
+//! The check of the keyring against the store, and the list of tokens under a key.
 
 use super::error::{ManageError, Unavailable};
 use super::manage::TokenPage;
@@ -9,23 +9,26 @@ use crate::token::{KeyId, TokenId};
 use std::collections::BTreeMap;
 use std::fmt;
 
-/// How the keys of the keyring and the records of the store go together.
+/// The result of comparing the keyring with the store.
 ///
-/// `Display` is one sentence for each wrong or missing key, with the cure; without any, the number of tokens under each key.
+/// `Display` writes one sentence with the cure for each wrong or missing key. If all keys are good,
+/// it writes the number of tokens under each key.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct KeyReport {
-    /// Keys of the keyring that are not the keys which this store knows under their ids.
+    /// Keys of the keyring that differ from the keys that this store knows under their ids.
     pub wrong: Vec<KeyId>,
     /// Keys that records need and the keyring lacks.
     pub missing: Vec<KeyId>,
-    /// How many records have a digest under each key, revoked and expired ones included: for each key of the keyring, and for
-    /// each that records need, in the order of the ids.
+    /// The number of records with a digest under each key, revoked and expired ones included. Lists
+    /// each key of the keyring and each key that records need, ordered by id.
     pub tokens: Vec<(KeyId, u64)>,
 }
 
 impl KeyReport {
-    /// Returns how many records have a digest under this key. A key may go once there are none.
+    /// Returns how many records have a digest under this key.
+    ///
+    /// A key may be removed once this is zero.
     pub fn tokens_under(&self, key: KeyId) -> u64 {
         self.tokens.iter().find(|(each, _)| *each == key).map_or(0, |(_, tokens)| *tokens)
     }
@@ -70,35 +73,41 @@ impl fmt::Display for KeyReport {
     }
 }
 
-/// Why [`TokenService::check`] did not find the keyring good.
+/// Why [`TokenService::check`] failed.
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum CheckError {
     /// Keys are wrong or missing.
     #[error("{0}")]
     Keys(KeyReport),
-    /// The store did not answer; nothing is known of the keys.
+    /// The store did not answer, so the keys were not checked.
     #[error("the keys were not checked, because the token store did not answer; check again")]
     Store(#[source] StoreError),
 }
 
 impl<S: TokenStore + KeyChecks, D: Directory> TokenService<S, D> {
-    /// Checks that each key of the keyring is the key that this store knows under its id, and that the keyring has each key
-    /// that a record needs. Call it at the start of the process and in the health check. It reads the number of tokens under
-    /// each key, from an index in the shipped stores.
+    /// Checks the keyring against the store.
     ///
-    /// The first check that sees a key id records a check value for it, which stays for ever: an HMAC that reveals nothing about
-    /// the key. Later checks, on this node and on others, compare with that value. **The first check believes the keyring**,
-    /// because no digest can be checked without the token's text. So call it once with keys that are known to be right before
-    /// you change any.
+    /// Each key of the keyring must be the key that this store knows under its id, and the keyring
+    /// must have each key that a record needs. Call this at the start of the process and in the
+    /// health check. It reads the number of tokens under each key, from an index in the shipped
+    /// stores.
     ///
-    /// While the last check found a key wrong, tokens under that key are [`Unavailable::WrongKey`] instead of rejected, and no
-    /// token is made under or moved to it.
+    /// The first check that sees a key id permanently records a check value for it: an HMAC that
+    /// reveals nothing about the key. Later checks, on this node and on others, compare with that
+    /// value. **The first check trusts the keyring**, because no digest can be checked without the
+    /// token's text. So call it once with keys that are known to be right before you change any.
+    ///
+    /// If the last check found a key wrong, verifying a token under that key returns
+    /// [`Unavailable::WrongKey`] instead of a rejection, and no token is made under the key or
+    /// moved to it.
     ///
     /// # Errors
-    /// [`CheckError::Keys`] if a key is wrong or missing, with the same report that a good keyring gets; its text names each
-    /// such key and the cure. A host whose key is lost for good goes on in spite of a missing key, while it removes the tokens
-    /// under it ([`list_under_key`](Self::list_under_key)). [`CheckError::Store`] if the store did not answer.
+    /// [`CheckError::Keys`] if a key is wrong or missing. It has the same report that a good
+    /// keyring gets, and its text names each such key and the cure. If a key is lost for good, the
+    /// host may ignore that it is missing while it removes the tokens under it
+    /// ([`list_under_key`](Self::list_under_key)). [`CheckError::Store`] if the store did not
+    /// answer.
     pub async fn check(&self) -> Result<KeyReport, CheckError> {
         let mut known = self.store.key_checks().await.map_err(CheckError::Store)?;
         let mut has_recorded = false;
@@ -135,12 +144,14 @@ impl<S: TokenStore + KeyChecks, D: Directory> TokenService<S, D> {
 }
 
 impl<S: TokenStore, D: Directory> TokenService<S, D> {
-    /// Lists the tokens of a realm whose digest was made with this key, newest first: a page of up to `limit` (at most
-    /// [`MAX_PAGE`]) after `after`. It is for the host itself, which retires a key: notify the owners of these tokens or revoke
-    /// the tokens, and drop the key once [`check`](Self::check) counts none.
+    /// Lists the tokens of a realm whose digest was made with this key, newest first.
+    ///
+    /// Returns a page of up to `limit` tokens (at most [`MAX_PAGE`]) after `after`. It is for the
+    /// host itself when it retires a key. Notify the owners of these tokens or revoke the tokens,
+    /// and remove the key once [`check`](Self::check) counts none.
     ///
     /// # Errors
-    /// [`ManageError`] if it could not be done.
+    /// [`ManageError`] if the operation failed.
     pub async fn list_under_key(
         &self,
         realm: &Realm,

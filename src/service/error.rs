@@ -1,4 +1,4 @@
-//! What the service answers when it does not do what it was asked for.
+//! The errors of the service.
 
 use crate::lifecycle::Refusal;
 use crate::owner::{DirectoryError, OwnerKind};
@@ -10,20 +10,22 @@ use crate::token::{KeyId, NameError, NetworksError, Reason, TokenId};
 use chrono::TimeDelta;
 use std::fmt;
 
-/// Why a token was not verified: two kinds that are never mixed.
+/// Why a token was not verified.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum VerifyError {
-    /// The credential is no good. All clients get the same answer, whatever the reason.
+    /// The credential was rejected. All clients get the same answer, whatever the reason.
     #[error(transparent)]
     Rejected(#[from] Rejected),
-    /// It could not be found out; nobody gets in.
+    /// The verification failed, so access is denied.
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
 }
 
 impl VerifyError {
-    /// Why the credential was rejected, if it was: for the host's logs, not for the client.
+    /// Returns why the credential was rejected, or `None` if it was not.
+    ///
+    /// The reason is for the host's logs, not for the client.
     pub fn reject_reason(&self) -> Option<RejectReason> {
         match self {
             Self::Rejected(rejected) => Some(rejected.reason),
@@ -32,29 +34,32 @@ impl VerifyError {
     }
 }
 
-/// A credential was rejected. The text of this error says no more than a client may know.
+/// A credential was rejected.
+///
+/// The text of this error says no more than a client may know.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the credential was rejected")]
 #[non_exhaustive]
 pub struct Rejected {
-    /// Why: for the host's logs, not for the client.
+    /// The reason, for the host's logs and not for the client.
     pub reason: RejectReason,
-    /// Which token was meant, where the text named one; it may not exist.
+    /// The id of the token, if the text has one. The token may not exist.
     pub token: Option<TokenId>,
 }
 
 /// Why a credential was rejected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
-// As wide as the words of a `Verified`, which it stands in the place of: were it a byte, the compiler would store a word there in
-// pieces, and whoever reads that word would wait for them.
+// As wide as the words of a `Verified`, which has the same place in a `Result`. If this were a
+// byte, the compiler would store that word in pieces, and a read of the word would wait for all of
+// them.
 #[repr(u64)]
 pub enum RejectReason {
     /// The header has no bearer credential.
     NoCredential,
     /// The header is malformed (RFC 6750 section 3.1, `invalid_request`).
     InvalidRequest,
-    /// The text is no token of this host.
+    /// The text is not a token of this host.
     Malformed,
     /// There is no such token.
     Unknown,
@@ -68,11 +73,11 @@ pub enum RejectReason {
     OwnerDisabled,
     /// The directory does not know the owner.
     OwnerUnknown,
-    /// The owner is not of the kind that has such tokens.
+    /// The owner's kind has no tokens of this kind.
     OwnerKind,
-    /// The token was made before its owner's tokens became valid.
+    /// The token was made before the owner's *valid after*.
     BeforeValidAfter,
-    /// The address is not in the token's networks, or is not known.
+    /// The address is not in the token's networks, or is unknown.
     AddressNotAllowed,
 }
 
@@ -93,7 +98,7 @@ impl RejectReason {
         Self::AddressNotAllowed,
     ];
 
-    /// The reason's name, such as `wrong_secret`.
+    /// Returns the reason's name, such as `wrong_secret`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::NoCredential => "no_credential",
@@ -118,21 +123,21 @@ impl fmt::Display for RejectReason {
     }
 }
 
-/// Something that the answer depends on did not answer: try again later.
+/// The store, the directory or a key is unavailable; try again later.
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Unavailable {
-    /// The store.
+    /// The store did not answer.
     #[error("the token store did not answer; try again")]
     Store(#[source] StoreError),
-    /// The directory of owners.
+    /// The directory of owners did not answer.
     #[error("the directory of owners did not answer; try again")]
     Directory(#[source] DirectoryError),
     /// The key that a token's digest was made with is not in the keyring.
     #[error("the keyring has no key {0}, which a token needs; add key {0} to the keyring")]
     KeyMissing(KeyId),
-    /// The last [`check`](super::TokenService::check) found that this key of the keyring is not the key which the store knows
-    /// under its id.
+    /// This key of the keyring differs from the key that the store knows under its id, as found by
+    /// the last [`check`](super::TokenService::check).
     #[error(
         "key {0} of the keyring is not the key that this store knows as key {0}; restore its secret, or give the new secret an \
          id that was never used"
@@ -140,11 +145,12 @@ pub enum Unavailable {
     WrongKey(KeyId),
 }
 
-/// Why a management operation was not done.
+/// Why a management operation failed.
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum ManageError {
-    /// The actor is not, or no longer, somebody who may act: unknown, disabled, or a token that was revoked meanwhile.
+    /// The actor may not act, or no longer: it is unknown or disabled, or its token was revoked
+    /// meanwhile.
     #[error("the actor was rejected, because the owner or the token no longer works")]
     ActorRejected(#[source] Rejected),
     /// The actor lacks the permission.
@@ -153,7 +159,7 @@ pub enum ManageError {
         /// The missing permission.
         permission: &'static str,
     },
-    /// The policy does not allow the operation, whatever permissions the actor has.
+    /// The policy forbids the operation, regardless of the actor's permissions.
     #[error("the policy forbids the operation: {0}")]
     ForbiddenByPolicy(PolicyRule),
     /// The operation is for owners, and the actor is the host itself.
@@ -162,44 +168,45 @@ pub enum ManageError {
     /// There is no such token that the actor may see.
     #[error("there is no such token")]
     NotFound,
-    /// The token's state does not allow it.
+    /// The token's state does not allow the operation.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// The reason is not one that the actor may revoke for.
+    /// The actor may not revoke for this reason.
     #[error("the actor cannot revoke for the reason {0}; leave the reason out, or give another one")]
     ReasonNotAllowed(Reason),
     /// The owner has another token with this name.
     #[error("another token of the owner has this name; choose another name")]
     NameTaken,
-    /// The owner has as many active tokens as the policy allows.
+    /// The owner has the maximum number of active tokens that the policy allows.
     #[error("the owner has {most} active tokens, the most that are allowed; revoke one of them first")]
     TooManyTokens {
-        /// The most.
+        /// The maximum.
         most: u32,
     },
-    /// Something in the request is out of bounds.
+    /// A field of the request is out of bounds.
     #[error(transparent)]
     Invalid(InvalidInput),
-    /// What is made, restored or removed through a token would be more than that token may.
+    /// The token made, restored or removed through a token exceeds what that token may do.
     #[error("{0}")]
     Attenuation(Attenuation),
-    /// The token is not of a version that the edit was bound to by [`TokenEdit::only_versions`](super::TokenEdit::only_versions).
+    /// The token has none of the versions of
+    /// [`TokenEdit::only_versions`](super::TokenEdit::only_versions).
     #[error("the token has changed in the meantime; read the token again")]
     Outdated,
-    /// Others changed the token again and again at the same time.
+    /// Concurrent changes of the token outlasted the retries.
     #[error("the token is changed too often at the moment; try again")]
     Contended,
-    /// The store did not say whether the change happened, nor could it be found out.
+    /// The store cannot tell whether the change was committed, and the record did not show it.
     #[error(
         "the store did not say whether the change of the token {token} was stored; read the token to find out"
     )]
     OutcomeUnknown {
-        /// The token that would tell.
+        /// The token to read to find out.
         token: TokenId,
-        /// What the store said.
+        /// The store's error.
         source: StoreError,
     },
-    /// It could not be done.
+    /// The store, the directory or a key was unavailable.
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
     /// The generator of secrets failed; no token was made.
@@ -207,7 +214,9 @@ pub enum ManageError {
     Random(#[from] RandomError),
 }
 
-/// One sentence with all causes. Of a rejected actor it has the reason, which `Display` keeps from clients.
+/// Writes one sentence with all causes.
+///
+/// Includes the reason for which an actor was rejected, which `Display` keeps from clients.
 impl fmt::Debug for ManageError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         crate::sentence::write(self, f)?;
@@ -219,8 +228,10 @@ impl fmt::Debug for ManageError {
 }
 
 impl ManageError {
-    /// Whether the change conflicts with what is there: a taken name, too many tokens, a state that does not allow the change,
-    /// or others who change the token at the same time.
+    /// Returns whether the change conflicts with the stored state.
+    ///
+    /// This is a taken name, too many tokens, a state that does not allow the change, or concurrent
+    /// changes of the token.
     pub const fn is_conflict(&self) -> bool {
         matches!(self, Self::NameTaken | Self::TooManyTokens { .. } | Self::Refused(_) | Self::Contended)
     }
@@ -230,13 +241,14 @@ impl ManageError {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum PolicyRule {
-    /// [`Oversight::Hidden`](crate::policy::Oversight::Hidden): personal tokens are hidden from everybody but their owner.
+    /// [`Oversight::Hidden`](crate::policy::Oversight::Hidden): personal tokens are hidden from
+    /// everybody but their owner.
     OversightHidden,
-    /// [`Oversight::RevokeOnly`](crate::policy::Oversight::RevokeOnly): an overseer lists and revokes personal tokens, and
-    /// does nothing else to them.
+    /// [`Oversight::RevokeOnly`](crate::policy::Oversight::RevokeOnly): an overseer lists and
+    /// revokes personal tokens, and does nothing else to them.
     OversightRevokeOnly,
-    /// [`TokenManagement`](crate::policy::TokenManagement): tokens manage no tokens, or only those whose scope names the
-    /// permission.
+    /// [`TokenManagement`](crate::policy::TokenManagement): tokens manage no tokens, or only those
+    /// whose scope names the permission.
     TokensManagingTokens,
 }
 
@@ -254,7 +266,7 @@ impl fmt::Display for PolicyRule {
     }
 }
 
-/// What is wider than the token through which it would be made or restored.
+/// The field that is wider than the token through which the operation is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Attenuation {
@@ -264,7 +276,7 @@ pub enum Attenuation {
     Networks,
     /// The expiry.
     Expiry,
-    /// What it would remove: a token with a family.
+    /// The family of the token that would be removed.
     Family,
 }
 
@@ -287,7 +299,7 @@ impl fmt::Display for Attenuation {
     }
 }
 
-/// What was refused in a request.
+/// The invalid field of a request.
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidInput {
@@ -306,10 +318,10 @@ pub enum InvalidInput {
     /// The networks.
     #[error(transparent)]
     Networks(NetworksError),
-    /// The overlap is over the policy's.
+    /// The overlap is longer than the policy allows.
     #[error("the overlap is too long; ask for {} s at most", most.num_seconds())]
     Overlap {
-        /// The longest.
+        /// The longest overlap.
         most: TimeDelta,
     },
     /// The directory does not know the owner.
@@ -318,18 +330,18 @@ pub enum InvalidInput {
     /// The owner is disabled.
     #[error("the owner is disabled; enable the owner in the directory first")]
     OwnerDisabled,
-    /// The owner has no tokens of this kind.
+    /// The owner's kind has no tokens of this kind.
     #[error(
         "the owner is of the kind {0}; personal tokens are for human owners, and service tokens for service users"
     )]
     OwnerKind(OwnerKind),
-    /// An edit has nothing to change.
+    /// The edit has no field.
     #[error("the edit has no field; give a name, a description or whether the token is active")]
     NothingToChange,
 }
 
 impl InvalidInput {
-    /// The field that was refused.
+    /// Returns the name of the invalid field.
     pub const fn field(&self) -> &'static str {
         match self {
             Self::Name(_) => "name",
@@ -350,7 +362,9 @@ impl From<InvalidInput> for ManageError {
     }
 }
 
-/// A store's error of an operation on `token`; conflicts that can be tried again are the caller's to catch before.
+/// Converts a store's error of an operation on `token`.
+///
+/// The caller must handle the conflicts that it retries before this.
 pub(super) fn store_error(error: StoreError, token: TokenId) -> ManageError {
     match error {
         StoreError::Conflict(Conflict::Name(_)) => ManageError::NameTaken,

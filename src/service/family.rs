@@ -1,5 +1,6 @@
-//! Which tokens descend from which: those that a token made or restored, and theirs; and how a family stays whole where a
-//! member is removed.
+//! Families of tokens: the descendants of a token, and how a removal keeps the family linked.
+//!
+//! The descendants of a token are the tokens that it made or restored, and their descendants.
 
 use super::error::{ManageError, Unavailable, store_error};
 use super::manage::changed;
@@ -17,13 +18,16 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 impl<S: TokenStore, D: Directory> TokenService<S, D> {
-    /// Revokes the descendants of a token that no longer works itself: the tokens that were made or restored through it, those
-    /// that were made or restored through them, and so on. With `successors`, also the tokens that took a member's place,
-    /// whoever rotated it. `revocation` says how each is revoked.
+    /// Revokes the descendants of a token that no longer works.
     ///
-    /// It goes from the top down and revokes each member by a compare-and-set before it looks for that member's descendants: a
-    /// revoked token makes nothing any more, so nobody can run ahead of the walk or hold it off by changing one member.
-    /// It ends when a round finds nothing left to revoke. If it fails before that, calling it again goes on.
+    /// The descendants are the tokens that were made or restored through it, those that were made
+    /// or restored through them, and so on. With `successors`, they include the tokens that
+    /// replaced a member, whoever rotated it. `revocation` returns how each member is revoked.
+    ///
+    /// The walk goes from the top down and revokes each member by a compare-and-set before it looks
+    /// up the member's descendants. A revoked token makes no further tokens, so nobody can outrun
+    /// the walk, or hold it off by changing one member. The walk ends when a round finds nothing
+    /// left to revoke. If it fails before that, calling it again continues it.
     pub(super) async fn revoke_descendants(
         &self,
         root: &Arc<Token>,
@@ -51,7 +55,8 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
                         let before = member.version;
                         let with = revocation(&member);
                         let member = self.revoke_one(member, &with, address, |_| true).await?;
-                        // One that was deleted has handed its descendants on: another round finds them.
+                        // A deleted member has handed its descendants on, so another round is
+                        // needed to find them.
                         is_done &= member.as_ref().is_some_and(|member| member.version == before);
                         open.extend(member);
                     }
@@ -63,7 +68,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         }
     }
 
-    /// The tokens that were made or last restored through this one.
+    /// Returns the tokens that were made or last restored through this one.
     async fn children(&self, id: TokenId) -> Result<Listed, Unavailable> {
         let mut made = self.all(ListQuery::new(ListBy::Creator(id))).await?;
         let restored = self.all(ListQuery::new(ListBy::Restorer(id))).await?;
@@ -71,14 +76,15 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         Ok(made)
     }
 
-    /// The token that took this one's place.
+    /// Returns the token that replaced this one.
     async fn successor_of(&self, token: &Token) -> Result<Option<Arc<Token>>, StoreError> {
         let mut named = successor(token);
         while let Some(next) = named {
             if let Some(found) = self.store.find_current(next).await? {
                 return Ok(Some(found));
             }
-            // Deleted: this one names the next of the line by now, or goes on naming the one that is gone where there is none.
+            // The successor was deleted. By now this token names the next one of the line, or still
+            // names the deleted one if no other is left.
             let renamed = self.store.find_current(token.id).await?;
             let renamed = renamed.and_then(|found| successor(&found));
             named = renamed.filter(|id| *id != next);
@@ -86,8 +92,9 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         Ok(None)
     }
 
-    /// Revokes one token, whatever else happens to it, as long as it is `still` one to revoke; the record as it is then, changed
-    /// or not, or none where it is gone.
+    /// Revokes one token, and retries after concurrent changes while `still` returns true.
+    ///
+    /// Returns the latest record, changed or not, or `None` if it was deleted.
     pub(super) async fn revoke_one(
         &self,
         token: Arc<Token>,
@@ -98,7 +105,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         let id = token.id;
         let mut token = token;
         for _ in 0..MAX_REVOKE_TRIES {
-            // Expired or revoked by somebody else meanwhile: nothing is left to do.
+            // If somebody else revoked the token meanwhile, or it expired, nothing is left to do.
             let Ok(Some(facts)) = lifecycle::revoke(&token.facts, revocation.clone(), revocation.at) else {
                 return Ok(Some(token));
             };
@@ -132,7 +139,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         Err(ManageError::Contended)
     }
 
-    /// All pages of a list.
+    /// Reads all pages of a list.
     pub(super) async fn all(&self, mut query: ListQuery) -> Result<Listed, Unavailable> {
         let mut listed = Listed::default();
         loop {
@@ -146,8 +153,10 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         }
     }
 
-    /// Returns the records beside this one that name it: as the token through which they were made or restored, as predecessor,
-    /// as successor or as ancestor.
+    /// Returns the other records that name this one.
+    ///
+    /// They name it as predecessor, successor or ancestor, or as the token through which they were
+    /// made or restored.
     pub(super) async fn kin(&self, token: &Token) -> Result<Listed, Unavailable> {
         let mut kin = self.children(token.id).await?;
         kin.extend(self.all(ListQuery::new(ListBy::Ancestor(token.id))).await?);
@@ -175,18 +184,24 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     }
 }
 
-/// Removes tokens together, `kin` being the records that name any of them ([`TokenService::kin`]) and `restorers` the owners of
-/// their [restorers](TokenService::restorers). Each record that stays names the nearest token that stays instead of one that is
-/// gone, so that no family or line falls apart. The events of the removal are the caller's to add.
+/// Creates the batch that removes tokens together.
 ///
-/// The child of a removed token that was restored through another token, but not made through one, counts as made through that
-/// other token, because a later restoration in a session clears [`Token::restored_by`].
+/// `kin` are the records that name any of them ([`TokenService::kin`]), and `restorers` are the
+/// owners of their [restorers](TokenService::restorers). Each remaining record then names the
+/// nearest remaining token instead of a removed one, so that no family or line falls apart. The
+/// caller adds the events of the removal.
 ///
-/// A record has room for two parents, the token that made it and the one that last restored it. If removals leave it with more,
-/// it is revoked as suspected, because the compromise of the parent without room could not reach it any more.
+/// If a removed token was restored through another token, but not made through one, its children
+/// count as made through that other token, because a later restoration in a session clears
+/// [`Token::restored_by`].
 ///
-/// Beside its parents and its predecessor, a record names one ancestor whose reuse reaches it. If removals leave it with more,
-/// it names the newest, whose rotation is the most likely to be within the reuse window.
+/// A record has room for two parents: the token that made it and the one that last restored it. If
+/// removals leave it with more, it is revoked as suspected, because a compromise of the parent
+/// without room could no longer reach it.
+///
+/// Besides its parents and its predecessor, a record names one ancestor whose reuse reaches it. If
+/// removals leave it with more, it names the newest, whose rotation is the most likely to be within
+/// the reuse window.
 pub(super) fn removal(
     ids: &IdSource,
     gone: &HashMap<TokenId, Arc<Token>>,
@@ -235,26 +250,27 @@ fn relink(
     if !parents.is_empty() {
         let (by, authority, reason) = (ActorRef::System, Authority::Admin, Reason::Suspected);
         let revoked = lifecycle::revoke(&token.facts, Revocation { at: now, by, authority, reason }, now);
-        // Otherwise it is revoked or expired already.
+        // In the other cases the token is already revoked or expired.
         if let Ok(Some(facts)) = revoked {
             token.facts = facts;
         }
     }
     if let Some(succession) = &mut token.facts.succession {
-        // If no successor is left, it goes on naming the one that is gone, since it has had a successor.
+        // If no successor is left, the record still names the removed one, because it has had a
+        // successor.
         succession.successor =
             surviving(succession.successor, gone, successor).unwrap_or(succession.successor);
     }
 }
 
-/// The first of a line of tokens that stays.
+/// Returns the first remaining token of a line.
 fn surviving(
     first: TokenId,
     gone: &HashMap<TokenId, Arc<Token>>,
     next: impl Fn(&Token) -> Option<TokenId>,
 ) -> Option<TokenId> {
     let mut id = first;
-    // No line is longer than what it leads through; the bound is for records that say otherwise.
+    // No line has more steps than removed tokens; the bound stops at records with a cycle.
     for _ in 0..=gone.len() {
         match gone.get(&id) {
             Some(token) => id = next(token)?,
@@ -274,7 +290,7 @@ fn ancestors_of(token: &Token) -> Vec<TokenId> {
     parents_of(token).into_iter().chain(token.predecessor).chain(token.ancestor).collect()
 }
 
-/// Returns the nearest tokens that stay on each way `up` from this one, the smallest id first.
+/// Returns the nearest remaining tokens on each way `up` from this one, the smallest id first.
 fn nearest(
     token: &Token,
     gone: &HashMap<TokenId, Arc<Token>>,
@@ -294,7 +310,7 @@ fn nearest(
     stay.into_iter().collect()
 }
 
-/// Who made what a removed token made: its maker, or the nearest one that stays.
+/// Returns the maker, or its nearest remaining maker if the maker is removed.
 fn surviving_maker(maker: &ActorRef, gone: &HashMap<TokenId, Arc<Token>>) -> ActorRef {
     let mut maker = maker;
     for _ in 0..=gone.len() {
@@ -306,12 +322,12 @@ fn surviving_maker(maker: &ActorRef, gone: &HashMap<TokenId, Arc<Token>>) -> Act
     maker.clone()
 }
 
-/// All that a list holds.
+/// The records of all pages of a list.
 #[derive(Default)]
 pub(super) struct Listed {
     pub(super) tokens: Vec<Arc<Token>>,
-    /// The first record that could not be read. What takes tokens away goes on with the others and reports it in the end:
-    /// one bad row must not keep the rest alive.
+    /// The first record that could not be read. Revocations and removals continue with the other
+    /// records and report it at the end, because one bad row must not keep the rest alive.
     pub(super) corrupt: Option<CorruptRecord>,
 }
 
@@ -322,7 +338,7 @@ impl Listed {
     }
 
     /// # Errors
-    /// Unavailable where a record could not be read.
+    /// Unavailable if a record could not be read.
     pub(super) fn complete(self) -> Result<Vec<Arc<Token>>, Unavailable> {
         report(self.corrupt)?;
         Ok(self.tokens)
@@ -330,7 +346,7 @@ impl Listed {
 }
 
 /// # Errors
-/// Unavailable where there is a record that could not be read.
+/// Unavailable if there is a record that could not be read.
 pub(super) fn report(corrupt: Option<CorruptRecord>) -> Result<(), Unavailable> {
     corrupt.map_or(Ok(()), |corrupt| Err(Unavailable::Store(StoreError::Corrupt(corrupt))))
 }

@@ -1,4 +1,4 @@
-//! Making and managing tokens, by the table of who may do what.
+//! Creates and manages tokens, and checks what each actor may do.
 
 use super::actor::{Acting, Actor, Operation, Relation, check_owner, is_former};
 use super::error::{Attenuation, ManageError, store_error};
@@ -23,13 +23,13 @@ use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// A token just made, with its text: the only time that it is there.
+/// A new token with its text, which is never available again.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct IssuedToken {
-    /// What is shown of it.
+    /// The view of the token.
     pub token: TokenView,
-    /// What its owner puts into a script. Show it once.
+    /// The text that the owner uses as the credential. Show it once.
     pub plaintext: PlaintextToken,
 }
 
@@ -39,37 +39,42 @@ pub struct IssuedToken {
 pub struct TokenPage {
     /// The tokens.
     pub items: Vec<TokenView>,
-    /// Where the next page begins; none on the last one. It is an id, and it gives nobody access to anything.
+    /// The id to pass as `after` for the next page, or `None` on the last page. It grants no
+    /// access.
     pub next: Option<TokenId>,
-    /// Records of this page that could not be read; report them.
+    /// The records of this page that could not be read. Report them to the operator.
     pub corrupt: Vec<CorruptRecord>,
 }
 
-/// How many tokens are in each state.
+/// The number of tokens in each state.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[non_exhaustive]
 pub struct StateCounts {
-    /// Active ones.
+    /// Active tokens, without the `ended` ones.
     pub active: u64,
-    /// Revoked ones.
+    /// Revoked tokens.
     pub revoked: u64,
-    /// Expired ones.
+    /// Expired tokens.
     pub expired: u64,
-    /// Active ones that the owner's *valid after* has ended ([`TokenView::is_ended`]); they are not among the active ones here. Of
-    /// an owner's own tokens alone: for the host, which would have to ask the directory for every owner, they count as active.
+    /// Active tokens that the owner's *valid after* has ended ([`TokenView::is_ended`]).
+    ///
+    /// They are counted only for an owner's own tokens. For the host itself they count as active,
+    /// because the service would have to look up every owner in the directory.
     pub ended: u64,
 }
 
 impl<S: TokenStore, D: Directory> TokenService<S, D> {
-    /// Makes a token: a personal one of the actor or, with [`NewToken::for_service`], a service token. The host itself makes
-    /// service tokens alone, such as the first one of an installation.
+    /// Creates a personal token of the actor or, with [`NewToken::for_service`], a service token.
     ///
-    /// Through a token, what is made is no wider than that token: its scope and its networks lie within that token's, its
-    /// expiry is not later, and for another owner it has a scope of its own.
+    /// The host itself can create only service tokens, such as the first one of an installation.
+    ///
+    /// If the actor acts through a token, the new token is no wider than that token. Its scope and
+    /// its networks must lie within those of that token, and it must not expire later. A token for
+    /// another owner must have a scope of its own.
     ///
     /// # Errors
-    /// [`ManageError`]: what the actor lacks, what is out of bounds, that the name is taken, that the owner has as many tokens
-    /// as it may, or that it could not be done.
+    /// [`ManageError`]: the actor lacks a permission, an input is out of bounds, the name is taken,
+    /// the owner has the maximum number of tokens, or the operation failed.
     pub async fn generate(&self, actor: &Actor, new: NewToken) -> Result<IssuedToken, ManageError> {
         let mut former = None;
         for _ in 0..MAX_TRIES {
@@ -121,14 +126,16 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         Err(ManageError::Contended)
     }
 
-    /// The actor's own personal tokens, newest first: a page of up to `limit` (at most [`MAX_PAGE`]) after `after`. For the host
-    /// itself, which has none, all tokens of the realm.
+    /// Lists the actor's own personal tokens, newest first.
     ///
-    /// A token whose owner the directory cannot answer for is listed all the same ([`TokenView::owner_unavailable`]), here and
-    /// in the other lists.
+    /// Returns a page of up to `limit` tokens (at most [`MAX_PAGE`]) after `after`. For the host
+    /// itself, which has no tokens, lists all tokens of the realm.
+    ///
+    /// If the directory cannot answer for a token's owner, this list and the others still contain
+    /// the token ([`TokenView::owner_unavailable`]).
     ///
     /// # Errors
-    /// [`ManageError`]: forbidden without `tokens:manage`, or it could not be done.
+    /// [`ManageError`]: forbidden without `tokens:manage`, or the operation failed.
     pub async fn list(
         &self,
         actor: &Actor,
@@ -151,12 +158,13 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         self.page(&acting, by, after, limit).await
     }
 
-    /// The personal tokens of another owner, for an overseer where the policy allows any oversight. For the host itself, all tokens
-    /// of an owner, of either kind.
+    /// Lists the personal tokens of another owner, if the policy allows any oversight.
+    ///
+    /// For the host itself, lists all tokens of the owner, of either kind.
     ///
     /// # Errors
-    /// [`ManageError`]: forbidden without `tokens:oversee`, forbidden by the policy where tokens are hidden, or it could not be
-    /// done.
+    /// [`ManageError`]: forbidden without `tokens:oversee`, forbidden by a policy that hides
+    /// tokens, or the operation failed.
     pub async fn list_overseen(
         &self,
         actor: &Actor,
@@ -175,10 +183,12 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         self.page(&acting, by, after, limit).await
     }
 
-    /// All service tokens of the realm, newest first: a page of up to `limit` (at most [`MAX_PAGE`]) after `after`.
+    /// Lists all service tokens of the realm, newest first.
+    ///
+    /// Returns a page of up to `limit` tokens (at most [`MAX_PAGE`]) after `after`.
     ///
     /// # Errors
-    /// [`ManageError`]: forbidden without `service-tokens:manage`, or it could not be done.
+    /// [`ManageError`]: forbidden without `service-tokens:manage`, or the operation failed.
     pub async fn list_service(
         &self,
         actor: &Actor,
@@ -193,13 +203,15 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         self.page(&acting, by, after, limit).await
     }
 
-    /// How many tokens are in each state, of those that [`list`](Self::list) gives: the actor's own personal ones; for the host
-    /// itself, all of the realm. Records that could not be read are not counted.
+    /// Counts the tokens that [`list`](Self::list) lists, by state.
     ///
-    /// It reads all of them, page by page.
+    /// These are the actor's own personal tokens or, for the host itself, all tokens of the realm.
+    /// Records that cannot be read are not counted.
+    ///
+    /// Reads all of these tokens, page by page.
     ///
     /// # Errors
-    /// As [`list`](Self::list).
+    /// Same as [`list`](Self::list).
     pub async fn count(&self, actor: &Actor) -> Result<StateCounts, ManageError> {
         let acting = self.acting(actor).await?;
         let lists = match &acting.owner {
@@ -240,10 +252,12 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         Ok(counts)
     }
 
-    /// One token. A token may always look at itself.
+    /// Returns one token.
+    ///
+    /// A token may always get itself.
     ///
     /// # Errors
-    /// [`ManageError`]: forbidden, not found, or it could not be done.
+    /// [`ManageError`]: forbidden, not found, or the operation failed.
     pub async fn get(&self, actor: &Actor, id: TokenId) -> Result<TokenView, ManageError> {
         let acting = self.acting(actor).await?;
         let (token, _) = self.target(&acting, Operation::Get, id).await?;
@@ -253,21 +267,28 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     /// Renames a token.
     ///
     /// # Errors
-    /// As [`edit`](Self::edit).
+    /// Same as [`edit`](Self::edit).
     pub async fn rename(&self, actor: &Actor, id: TokenId, name: &str) -> Result<TokenView, ManageError> {
         self.edit(actor, id, TokenEdit::new().name(name)).await
     }
 
-    /// Revokes a token: for the actor's own reason (owner, admin or system), or because it is compromised; the host itself may
-    /// give all reasons but rotated, reuse and suspected. A token that is revoked already stays as it is, unless it turns out to be
-    /// compromised. With a compromised token its family is revoked, after it: all tokens that were made or restored through it,
-    /// and through them. Members of another owner, over which the actor has no authority, are revoked as suspected instead of
-    /// compromised, so that an admin may restore them. If it fails half way, calling it again goes on.
+    /// Revokes a token.
+    ///
+    /// The reason must be the actor's own (owner, admin or system) or compromised. The host itself
+    /// may give every reason except rotated, reuse and suspected. A token that is already revoked
+    /// does not change unless the reason is compromised.
+    ///
+    /// If the token is compromised, its family is revoked after it. The family is every token that
+    /// was made or restored through the token, directly or through other members. A member of
+    /// another owner, over which the actor has no authority, is revoked as suspected instead of
+    /// compromised, so that an admin may restore it. If the revocation of the family fails half
+    /// way, call this again to continue.
     ///
     /// A token may always revoke itself.
     ///
     /// # Errors
-    /// As [`edit`](Self::edit); an expired token is refused too, unless the reason is compromised.
+    /// Same as [`edit`](Self::edit). Also errors if the token is expired, unless the reason is
+    /// compromised.
     pub async fn revoke(&self, actor: &Actor, id: TokenId, reason: Reason) -> Result<TokenView, ManageError> {
         self.change(actor, id, &TokenEdit::new().active(false).reason(reason), true).await
     }
@@ -275,36 +296,41 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     /// Restores a revoked token.
     ///
     /// # Errors
-    /// As [`edit`](Self::edit); a token that is not revoked is refused, too.
+    /// Same as [`edit`](Self::edit). Also errors if the token is not revoked.
     pub async fn restore(&self, actor: &Actor, id: TokenId) -> Result<TokenView, ManageError> {
         self.change(actor, id, &TokenEdit::new().active(true), true).await
     }
 
-    /// Changes any of a token's name, description and activity as one atomic change. A field that already has the value asked for
-    /// changes nothing and is never a reason to refuse; [`TokenEdit`] says what that is for each field.
+    /// Changes any of a token's name, description and activity in one atomic change.
+    ///
+    /// A field that already has the requested value changes nothing and is never a reason to
+    /// refuse. [`TokenEdit`] says for each field what counts as the same value.
     ///
     /// # Errors
-    /// [`ManageError`]: forbidden, not found, refused by the token's state, the name is taken, an input is out of bounds, or it
-    /// could not be done.
+    /// [`ManageError`]: forbidden, not found, refused because of the token's state, the name is
+    /// taken, an input is out of bounds, or the operation failed.
     pub async fn edit(&self, actor: &Actor, id: TokenId, edit: TokenEdit) -> Result<TokenView, ManageError> {
         self.change(actor, id, &edit, false).await
     }
 
-    /// Deletes the record of a token that is revoked or expired. The tokens that it made count as made by its own maker from
-    /// then on.
+    /// Deletes the record of a revoked or expired token.
     ///
-    /// Through a token, this refuses to delete a token that others came of, by being made or restored through it or by rotation,
-    /// or that took another token's place, so that what came of a stolen token cannot remove its traces.
+    /// The tokens that it made then count as made by its own maker.
+    ///
+    /// An actor that acts through a token cannot delete a token through which others were made or
+    /// restored, a token with a successor, or a token that replaced another one. Otherwise the
+    /// descendants of a stolen token could remove its traces.
     ///
     /// # Errors
-    /// [`ManageError`]: forbidden, not found, refused while it is active, or it could not be done.
+    /// [`ManageError`]: forbidden, not found, refused because the token is active, or the operation
+    /// failed.
     pub async fn delete(&self, actor: &Actor, id: TokenId) -> Result<(), ManageError> {
         for _ in 0..MAX_TRIES {
             let acting = self.acting(actor).await?;
             let (token, _) = self.target(&acting, Operation::Delete, id).await?;
             lifecycle::may_delete(&token.facts, acting.now)?;
             let kin = self.kin(&token).await?.complete()?;
-            // A thief would hide by it what came of the token that he stole.
+            // A thief could otherwise hide the tokens that came from a stolen one.
             if acting.via.is_some() && (token.facts.succession.is_some() || !kin.is_empty()) {
                 return Err(ManageError::Attenuation(Attenuation::Family));
             }
@@ -320,8 +346,9 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         Err(ManageError::Contended)
     }
 
-    /// One change of one token, tried again until no other one comes between. `strict`: restoring an active token and revoking an
-    /// expired one are refused.
+    /// Changes one token, and retries after a conflict with a concurrent change.
+    ///
+    /// If `strict`, errors on restoring an active token and on revoking an expired one.
     async fn change(
         &self,
         actor: &Actor,
@@ -340,7 +367,8 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             if edit.is_empty() {
                 return Err(super::InvalidInput::NothingToChange.into());
             }
-            // Fields out of bounds are named for a token that the actor may not see as for one that is not there.
+            // Invalid fields give the same error for a token that the actor may not see as for a
+            // missing one.
             let unseen = |error| edit.judged().err().map_or(error, ManageError::from);
             let Some(token) = self.find_current(id).await? else {
                 return Err(unseen(ManageError::NotFound));
@@ -430,8 +458,11 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         Err(ManageError::Contended)
     }
 
-    /// Whether a token is shown as not active already, so that `active: false` asks for no change. An edit with a reason asks for
-    /// one all the same, unless the token is expired; a compromise is recorded even then.
+    /// Returns whether a token is already shown as not active, so that `active: false` changes
+    /// nothing.
+    ///
+    /// An edit with a reason still changes the token, unless the token is expired. A compromise is
+    /// recorded even for an expired token.
     async fn is_not_active(&self, acting: &Acting, edit: &TokenEdit, token: &Token) -> bool {
         match token.state(acting.now) {
             TokenState::Expired => edit.reason != Some(Reason::Compromised),
@@ -442,10 +473,10 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         }
     }
 
-    /// The token of a former bearer of the owner's id that has the name of `token`.
+    /// Returns the token named like `token` that belongs to a former holder of the owner's id.
     ///
     /// # Errors
-    /// The name is taken if the present bearer has it.
+    /// [`ManageError::NameTaken`] if the current holder has the name.
     async fn former_of_name(
         &self,
         acting: &Acting,
@@ -478,7 +509,10 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         Ok(facts)
     }
 
-    /// Reads the token that an operation is about, after the actor's permission was checked and before it is told anything.
+    /// Reads the token of an operation.
+    ///
+    /// Checks the actor's permission before the lookup, so that the answer reveals nothing to an
+    /// actor without it.
     pub(super) async fn target(
         &self,
         acting: &Acting,
@@ -491,7 +525,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         Ok((token, relation))
     }
 
-    /// A new token of this owner and its text.
+    /// Creates a token of this owner, with its text.
     fn make(
         &self,
         acting: &Acting,
@@ -533,7 +567,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         Ok((token, plaintext))
     }
 
-    /// A new id with its secret: the digest to keep and the text to show.
+    /// Generates an id and a secret, and returns the digest to store and the text to show.
     pub(super) fn new_secret(
         &self,
         kind: TokenKind,
@@ -549,8 +583,10 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         Ok((id, Credential::Keyed(digest), self.format.print(kind, id, &message)))
     }
 
-    /// Whether the owner may have one more active token. Tokens of both kinds count, since an owner whose kind the host changed
-    /// has both; a token with a successor does not, nor does one of a former bearer of the id.
+    /// Errors if the owner already has the maximum number of active tokens.
+    ///
+    /// Tokens of both kinds count, because an owner whose kind the host changed has both. A token
+    /// with a successor does not count, nor does a token of a former holder of the id.
     async fn demand_room(
         &self,
         acting: &Acting,
@@ -587,8 +623,10 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         Ok(self.shown(acting, page).await)
     }
 
-    /// As [`page`](Self::page), of the tokens that the actor owns alone. Neither the length of the page nor where the next one begins
-    /// tells of tokens of a former bearer of the actor's id.
+    /// Lists like [`page`](Self::page), but only the tokens that the actor owns.
+    ///
+    /// Neither the length of the page nor the start of the next one reveals tokens of a former
+    /// holder of the actor's id.
     async fn page_of_own(
         &self,
         acting: &Acting,
@@ -616,7 +654,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         Ok(self.shown(acting, own).await)
     }
 
-    /// All tokens of the realm: the lists of the two kinds in one order.
+    /// Lists all tokens of the realm, merged from the lists of the two kinds.
     async fn page_of_realm(
         &self,
         acting: &Acting,
@@ -630,7 +668,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             let page = self.store.list(&query).await.map_err(super::Unavailable::Store)?;
             merged.tokens.extend(page.tokens);
             merged.corrupt.extend(page.corrupt);
-            // Below the greater of the two, one list has not been read yet.
+            // Below the greater of the two cursors, one list has not been read yet.
             merged.next = merged.next.max(page.next);
         }
         merged.tokens.sort_unstable_by_key(|token| Reverse(token.id));
@@ -643,8 +681,9 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         Ok(self.shown(acting, merged).await)
     }
 
-    /// A page with what the directory says of the owners, asked once for each. One that it cannot answer for does not fail the
-    /// page.
+    /// Adds the owners from the directory to a page, with one lookup for each owner.
+    ///
+    /// An owner that the directory cannot answer for does not fail the page.
     pub(super) async fn shown(&self, acting: &Acting, Page { tokens, corrupt, next }: Page) -> TokenPage {
         let mut owners: HashMap<OwnerId, OwnerAnswer> = HashMap::new();
         let mut items = Vec::with_capacity(tokens.len());
@@ -665,7 +704,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         Ok(TokenView::new(&token, owner, acting.now))
     }
 
-    /// What the directory says of a token's owner. The actor was looked up already.
+    /// Looks up a token's owner, without a second lookup if the owner is the actor.
     async fn owner_answer(&self, acting: &Acting, owner: &OwnerId) -> OwnerAnswer {
         match &acting.owner {
             Some(actor) if actor.id() == owner => OwnerAnswer::Known(actor.clone()),
@@ -674,7 +713,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     }
 }
 
-/// A batch that frees the name of a former bearer's token, if there is one, for another token to take.
+/// Starts a batch that renames a former holder's token, if there is one, to free its name.
 fn displacing(ids: &IdSource, former: Option<Arc<Token>>, acting: &Acting) -> ChangeBatch {
     let Some(former) = former else { return ChangeBatch::new() };
     let renamed = changed(&former, |token| token.rename(token.name.with_id(token.id)));
@@ -686,7 +725,7 @@ fn displacing(ids: &IdSource, former: Option<Arc<Token>>, acting: &Acting) -> Ch
     ))
 }
 
-/// What an edit does to the token, for the rules of who may.
+/// Returns the operations that an edit performs, for the permission checks.
 fn operations_of(edit: &TokenEdit) -> [Option<Operation>; 2] {
     let active = match edit.active {
         Some(true) => Some(Operation::Restore),
@@ -697,7 +736,7 @@ fn operations_of(edit: &TokenEdit) -> [Option<Operation>; 2] {
     [renames.then_some(Operation::Rename), active]
 }
 
-/// The record after a change, with its next version.
+/// Returns the changed record with the next version.
 pub(super) fn changed(token: &Token, change: impl FnOnce(&mut Token)) -> Arc<Token> {
     let mut after = token.clone();
     change(&mut after);
@@ -705,8 +744,10 @@ pub(super) fn changed(token: &Token, change: impl FnOnce(&mut Token)) -> Arc<Tok
     Arc::new(after)
 }
 
-/// Making or restoring a token through another one moves the version of the latter, so that a revocation of its family and a
-/// new member of it never pass each other by. `changed_already`: the token whose record the batch changes anyway.
+/// Increments the version of the token through which the actor makes or restores a token.
+///
+/// A concurrent revocation of the family then conflicts with the new member instead of missing it.
+/// `changed_already` is the token whose record the batch changes anyway.
 pub(super) fn with_creator(
     batch: ChangeBatch,
     acting: &Acting,

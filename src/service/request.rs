@@ -1,4 +1,4 @@
-//! What a host asks for.
+//! The requests to create and to edit a token.
 
 use super::error::InvalidInput;
 use crate::owner::OwnerId;
@@ -7,8 +7,10 @@ use crate::policy::LifetimeError;
 use crate::role::RoleCatalog;
 use crate::token::{Description, Lifetime, Networks, Reason, TokenName};
 
-/// A token to be made. What is out of bounds is refused by [`TokenService::generate`](super::TokenService::generate),
-/// which names the field.
+/// A request to create a token.
+///
+/// If a field is out of bounds, [`TokenService::generate`](super::TokenService::generate) errors
+/// and names the field.
 ///
 /// ```
 /// # use patkit::service::NewToken;
@@ -24,10 +26,11 @@ pub struct NewToken {
     pub(super) service_owner: Option<OwnerId>,
 }
 
-/// For the first so many unknown scope entries of a request, the likely ones are looked for: each costs a pass over the catalogue.
+/// The maximum number of unknown scope entries of a request for which a suggestion is looked up,
+/// because each costs a pass over the catalogue.
 const MAX_GUESSES: usize = 4;
 
-/// The request after its bounds were checked.
+/// A request whose fields are within their bounds.
 pub(super) struct CheckedToken {
     pub(super) name: TokenName,
     pub(super) description: Option<Description>,
@@ -37,8 +40,9 @@ pub(super) struct CheckedToken {
 }
 
 impl NewToken {
-    /// A personal token of the actor with this name, the default lifetime, all permissions of its owner, and no limit on
-    /// addresses.
+    /// Creates a request for a personal token of the actor with this name.
+    ///
+    /// Defaults to the default lifetime, all permissions of its owner, and any address.
     pub fn named(name: &str) -> Self {
         Self {
             name: name.into(),
@@ -50,54 +54,54 @@ impl NewToken {
         }
     }
 
-    /// With this description.
+    /// Sets the description.
     pub fn description(mut self, description: &str) -> Self {
         self.description = Some(description.into());
         self
     }
 
-    /// That lives for so many whole days.
+    /// Sets the lifetime in whole days.
     pub fn expires_in_days(mut self, days: i64) -> Self {
         self.lifetime = Lifetime::days(days);
         self
     }
 
-    /// That lives for so many seconds, 60 or more.
+    /// Sets the lifetime in seconds. Must be 60 or more.
     pub fn expires_in_seconds(mut self, seconds: i64) -> Self {
         self.lifetime = Lifetime::seconds(seconds);
         self
     }
 
-    /// That lives without end.
+    /// Sets an unlimited lifetime.
     pub fn never_expires(mut self) -> Self {
         self.lifetime = Ok(Lifetime::Never);
         self
     }
 
-    /// Narrowed to these grants; an empty list allows nothing.
+    /// Limits the token to these grants. An empty list allows nothing.
     pub fn scope<T: Into<String>>(mut self, grants: impl IntoIterator<Item = T>) -> Self {
         self.scope = Some(grants.into_iter().map(Into::into).collect());
         self
     }
 
-    /// Narrowed to what is under `scim:`.
+    /// Limits the token to the permissions under `scim:`.
     pub fn scim_only(self) -> Self {
         self.scope(["scim:*"])
     }
 
-    /// That is used from these networks alone, such as `10.0.0.0/8`; an empty list is refused.
+    /// Limits the use of the token to these networks, such as `10.0.0.0/8`. Must not be empty.
     pub fn networks<T: Into<String>>(mut self, networks: impl IntoIterator<Item = T>) -> Self {
         self.networks = Some(networks.into_iter().map(Into::into).collect());
         self
     }
 
-    /// A service token of this service user, instead of a personal one of the actor.
+    /// Requests a service token of this service user instead of a personal token of the actor.
     pub fn for_service(mut self, owner: OwnerId) -> Self {
         self.service_owner = Some(owner);
         self
     }
 
-    /// Refuses entries that cover no permission which the catalogue knows or the owner holds.
+    /// Errors if an entry covers no permission that the catalogue knows or the owner holds.
     pub(super) fn demand_known_scope(
         &self,
         catalog: &RoleCatalog,
@@ -137,10 +141,13 @@ impl NewToken {
     }
 }
 
-/// A change of a token: any of its name, its description, and whether it is active; all of it or nothing happens.
+/// A change of a token's name, its description, whether it is active, or several of these.
 ///
-/// A field that already has the value asked for changes nothing and is never refused, so that a client may send back what it
-/// got. The actor still needs the permission for each field that it sends.
+/// The change is atomic.
+///
+/// A field that already has the requested value changes nothing and is never refused, so that a
+/// client may send back the values that it read. The actor still needs the permission for each
+/// field that it sends.
 #[derive(Debug, Clone, Default)]
 pub struct TokenEdit {
     name: Option<String>,
@@ -150,43 +157,48 @@ pub struct TokenEdit {
     versions: Option<Vec<u64>>,
 }
 
-/// None takes the description away.
+/// A new description. `None` removes it.
 pub(super) type NewDescription = Option<Description>;
 
 impl TokenEdit {
-    /// An edit that changes nothing yet.
+    /// Creates an edit without any field.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Give it this name.
+    /// Sets the name.
     pub fn name(mut self, name: &str) -> Self {
         self.name = Some(name.into());
         self
     }
 
-    /// Give it this description; an empty one takes it away.
+    /// Sets the description. An empty one removes it.
     pub fn description(mut self, description: &str) -> Self {
         self.description = Some(description.into());
         self
     }
 
-    /// Revokes it (`false`) or restores it (`true`). A token that is revoked or expired is not active already, so that `false`
-    /// changes nothing of it, unless the reason is [`Reason::Compromised`], which is recorded.
+    /// Revokes the token (`false`) or restores it (`true`).
+    ///
+    /// A revoked or expired token is already not active, so `false` does not change it, unless the
+    /// reason is [`Reason::Compromised`], which is recorded.
     pub fn active(mut self, active: bool) -> Self {
         self.active = Some(active);
         self
     }
 
-    /// Revokes it for this reason. Defaults to the actor's own. A reason that the actor may not give is refused, unless it is
-    /// the one that the token was revoked for.
+    /// Sets the reason of the revocation. Defaults to the actor's own.
+    ///
+    /// A reason that the actor may not give is refused, unless the token is already revoked for it.
     pub fn reason(mut self, reason: Reason) -> Self {
         self.reason = Some(reason);
         self
     }
 
-    /// Edits the token only if its [version](crate::TokenView::version) is one of these; otherwise the edit is refused as
-    /// [`ManageError::Outdated`](super::ManageError::Outdated) and changes nothing.
+    /// Edits the token only if its [version](crate::TokenView::version) is one of these.
+    ///
+    /// Otherwise the edit errors with [`ManageError::Outdated`](super::ManageError::Outdated) and
+    /// changes nothing.
     pub fn only_versions(mut self, versions: impl IntoIterator<Item = u64>) -> Self {
         self.versions = Some(versions.into_iter().collect());
         self
@@ -204,21 +216,22 @@ impl TokenEdit {
         self.name.is_none() && self.description.is_none() && self.active.is_none()
     }
 
-    /// Whether all fields are within their bounds.
+    /// Errors if a field is out of bounds.
     pub(super) fn judged(&self) -> Result<(), InvalidInput> {
         self.name.as_deref().map(TokenName::new).transpose().map_err(InvalidInput::Name)?;
         self.description.as_deref().map(checked_description).transpose()?;
         Ok(())
     }
 
-    /// The name, if it is another one than `now`. The present one is not judged again.
+    /// Returns the new name if it differs from `now`. The present name is not validated again.
     pub(super) fn new_name(&self, now: &TokenName) -> Result<Option<TokenName>, InvalidInput> {
         let asked = self.name.as_deref().filter(|name| *name != now.as_str());
         let name = asked.map(TokenName::new).transpose().map_err(InvalidInput::Name)?;
         Ok(name.filter(|name| name.as_str() != now.as_str()))
     }
 
-    /// The description, if it is another one than `now`. The present one is not judged again.
+    /// Returns the new description if it differs from `now`. The present one is not validated
+    /// again.
     pub(super) fn new_description(
         &self,
         now: Option<&Description>,

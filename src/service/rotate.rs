@@ -1,4 +1,4 @@
-//! Rotation: a successor takes a token's place; and the signal when the old one comes back.
+//! Rotation of a token to a successor, and the signal when the old token is presented again.
 
 use super::actor::{Actor, Operation, Relation, check_owner};
 use super::error::{InvalidInput, ManageError, store_error};
@@ -17,23 +17,28 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-/// Reuse of one token is told at most this often.
+/// The minimum time between two reports of one token's reuse.
 const REUSE_EVERY: TimeDelta = TimeDelta::hours(1);
 
-/// How often a family is looked through again while a predecessor is presented again and again.
+/// The minimum time between two walks of a family whose predecessor is presented repeatedly.
 const FAMILY_EVERY: TimeDelta = TimeDelta::minutes(1);
 
 impl<S: TokenStore, D: Directory> TokenService<S, D> {
-    /// Lets a successor take the place of an active token: same name, description, scope and networks, a new secret. The old
-    /// one works for `overlap` longer, at most until its expiry, and not at all with an overlap of zero.
+    /// Replaces an active token by a successor with a new secret.
     ///
-    /// The lifetime starts anew, under today's policy; through a token the expiry stays where it was, and a token without an
-    /// expiry gets today's longest lifetime, if there is one. A token may always rotate itself, unless the policy forbids tokens to
-    /// manage tokens.
+    /// The successor has the same name, description, scope and networks. The old token works for
+    /// `overlap` longer, but at most until its expiry. With an overlap of zero it stops working at
+    /// once.
+    ///
+    /// The lifetime starts again under the current policy. If the actor acts through a token, the
+    /// expiry does not change, and a token without an expiry gets the longest lifetime that the
+    /// policy currently allows, if it sets one. A token may always rotate itself, unless the policy
+    /// forbids tokens to manage tokens.
     ///
     /// # Errors
-    /// [`ManageError`]: forbidden, not found, refused where the token is not active or has a successor (also one that was made
-    /// at the same time), the overlap is over the policy's, or it could not be done.
+    /// [`ManageError`]: forbidden, not found, refused because the token is not active or already
+    /// has a successor (which a concurrent rotation may have made), the overlap is longer than the
+    /// policy allows, or the operation failed.
     pub async fn rotate(
         &self,
         actor: &Actor,
@@ -87,7 +92,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             let successor = Arc::new(successor);
             let replaced = changed(&token, |token| {
                 token.facts = facts;
-                // The successor has it now.
+                // The successor has the name now.
                 token.name_key = None;
             });
             let batch = ChangeBatch::new()
@@ -107,12 +112,16 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         Err(ManageError::Contended)
     }
 
-    /// The right secret of a rotated token was presented after its overlap, and refused. Tells it once an hour; under
-    /// [`ReuseSignal::RevokeFamily`], and within the window after the rotation, its living descendants are revoked. Until that
-    /// was done whole, each presentation goes on with it, so that one which is cut off half way keeps none of them alive.
+    /// Reports that the secret of a rotated token was presented after its overlap and rejected.
+    ///
+    /// The reuse is reported once an hour. Under [`ReuseSignal::RevokeFamily`], and within the
+    /// reuse window after the rotation, the active descendants are revoked. Each presentation
+    /// continues the revocation until it is complete, so that an interrupted one keeps no
+    /// descendant alive.
     ///
     /// # Errors
-    /// When it could not be stored: the refusal stands, and the next presentation goes on.
+    /// If the report could not be stored. The rejection is not affected, and the next presentation
+    /// continues.
     pub(super) async fn signal_reuse(
         &self,
         presented: Arc<Token>,
@@ -148,8 +157,9 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
                 Ok(()) => {
                     self.revoke_replaced(&told, peer, now).await?;
                     self.reuse.note(token.id, self.dealt_with_until(now, now), now);
-                    // Fills a cache, which has just forgotten the record, so that the next presentation costs no query. If it
-                    // fails, the next presentation reads the record.
+                    // Fills a cache, from which the commit has just removed the record, so that the
+                    // next presentation costs no query. If this fails, the next presentation reads
+                    // the record.
                     drop(self.store.find(token.id).await);
                     return Ok(());
                 }
@@ -178,8 +188,10 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         self.revoke_descendants(token, true, |_| revocation.clone(), peer).await
     }
 
-    /// Until when presenting a token again changes nothing, if its reuse was told at `told`. A family is looked through each
-    /// minute, because another node may have restored a member.
+    /// Returns until when presenting a token again changes nothing, if its reuse was reported at
+    /// `told`.
+    ///
+    /// The family is walked each minute, because another node may have restored a member.
     fn dealt_with_until(&self, told: DateTime<Utc>, now: DateTime<Utc>) -> DateTime<Utc> {
         let told_again = told.checked_add_signed(REUSE_EVERY);
         let walked_again = match self.policy.reuse() {
@@ -189,28 +201,32 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         told_again.into_iter().chain(walked_again).min().unwrap_or(now)
     }
 
-    /// Whether a refused token was rotated, and its overlap is over.
+    /// Returns whether a rejected token was rotated and its overlap has ended.
     fn is_reuse(&self, token: &Token, now: DateTime<Utc>) -> bool {
         self.policy.reuse() != ReuseSignal::Off
             && token.facts.succession.is_some_and(|succession| {
-                // A wrong clock stored the rotation: its overlap would never be over.
+                // If a wrong clock stored the rotation, its overlap would never end.
                 succession.until <= now || succession.at > plausible_until(now)
             })
     }
 }
 
-/// Whether reuse that was told at `at` was told within the hour, by this clock or by one of another node that is ahead by less
-/// than that.
+/// Returns whether a report at `at` is less than an hour old.
+///
+/// A report from the future also counts if another node's clock is ahead by less than an hour.
 fn is_recent(at: DateTime<Utc>, now: DateTime<Utc>) -> bool {
     now.signed_duration_since(at).abs() < REUSE_EVERY
 }
 
-/// Predecessors whose reuse was told within the hour, and whose family was revoked if the policy says so, each with the instant
-/// until which presenting it again needs no look-up and changes nothing.
+/// Predecessors whose reuse needs no more work for now.
+///
+/// Their reuse was reported within the hour, and their family was revoked if the policy says so.
+/// Each maps to the instant until which presenting it again needs no lookup and changes nothing.
 #[derive(Default)]
 pub(super) struct ReuseMemory(Mutex<HashMap<TokenId, DateTime<Utc>>>);
 
-/// Most predecessors that are remembered. Presenting any beyond these looks their family up each time.
+/// The maximum number of remembered predecessors. Presenting any other one walks its family each
+/// time.
 const MAX_REMEMBERED: usize = 10_000;
 
 impl ReuseMemory {
@@ -228,13 +244,15 @@ impl ReuseMemory {
         }
     }
 
-    /// Forgets all, since a restored token may be a member of any family.
+    /// Forgets all predecessors, because a restored token may be a member of any family.
     pub(super) fn forget(&self) {
         lock(&self.0).clear();
     }
 }
 
-/// An `until` that is further away than an hour was noted by a clock that was ahead.
+/// Returns whether `until` is still ahead, by an hour at most.
+///
+/// A later `until` was noted by a clock that was ahead.
 fn is_before(now: DateTime<Utc>, until: DateTime<Utc>) -> bool {
     now < until && until.signed_duration_since(now) <= REUSE_EVERY
 }

@@ -14,37 +14,42 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Most records that one commit of [`TokenService::prune`] removes.
+/// The maximum number of records that one commit of [`TokenService::prune`] removes.
 const PRUNE_BATCH: usize = 500;
 
 impl<S: TokenStore, D: Directory> TokenService<S, D> {
-    /// Revokes all active tokens of an owner, of either kind, for the reason offboarding, and says how many there were.
+    /// Revokes all active tokens of an owner, of either kind, and returns how many.
     ///
-    /// Disable the owner in the directory first, and invalidate it in an owner cache: requests that began before that may still
-    /// make a token, so call it once more when they are over.
+    /// The reason is offboarding.
+    ///
+    /// First disable the owner in the directory and invalidate it in an owner cache. A request that
+    /// began before that may still make a token, so call this again when those requests have ended.
     ///
     /// # Errors
-    /// [`ManageError`] when it could not be done; what was revoked until then stays revoked, and calling again goes on.
+    /// [`ManageError`] if the operation failed. Tokens revoked until then stay revoked, and calling
+    /// this again continues.
     pub async fn revoke_all(&self, realm: &Realm, owner: &OwnerId) -> Result<u64, ManageError> {
         let by = ListBy::Owner { realm: realm.clone(), owner: owner.clone(), kind: None };
         self.revoke_listed(by, Reason::Offboarding, |_| true).await
     }
 
-    /// Revokes, for the reason idle, the active tokens of all realms that were not used for longer than the policy's idle limit,
-    /// and says how many there were; none without such a limit. A token that was never used counts from when it was made, and
-    /// from when it was restored. An instant later than [`MAX_CLOCK_ERROR`](crate::clock::MAX_CLOCK_ERROR) from now, which a
-    /// wrong clock stored, counts for nothing. The sweep waits for the granularity and the flush interval beyond the limit, since the last
-    /// use is known no better.
+    /// Revokes the active tokens of all realms that are idle, and returns how many.
     ///
-    /// Schedule it on one node, once a day or so.
+    /// A token is idle if it was not used, restored or created within the policy's idle limit.
+    /// Without such a limit, this revokes none. An instant later than
+    /// [`MAX_CLOCK_ERROR`](crate::clock::MAX_CLOCK_ERROR) from now does not count, because a wrong
+    /// clock stored it. The sweep adds the granularity and the flush interval to the limit, because
+    /// last uses are no more precise than that. The reason is idle.
+    ///
+    /// Schedule this on one node, about once a day.
     ///
     /// # Errors
-    /// [`ManageError`] when it could not be done; what was revoked until then stays revoked.
+    /// [`ManageError`] if the operation failed. Tokens revoked until then stay revoked.
     pub async fn sweep_idle(&self) -> Result<u64, ManageError> {
         let Some(limit) = self.policy.idle_limit_days() else {
             return Ok(0);
         };
-        // This node's own uses count at once.
+        // Writes this node's own pending uses, so that they count.
         self.flush().await?;
         let slack = self.policy.last_used_granularity().checked_add(&to_delta(self.flush_interval));
         let limit = slack.and_then(|slack| days(limit).checked_add(&slack)).unwrap_or(TimeDelta::MAX);
@@ -56,26 +61,30 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         self.revoke_listed(ListBy::Idle(unused_since), Reason::Idle, still).await
     }
 
-    /// Removes records that have been expired or revoked for longer than `older_than`, in bounded batches, and returns how many.
-    /// Each removal is stored with its audit event. The tokens that a removed one made count as made by its own maker from then
-    /// on, and those that it restored as restored by it.
+    /// Removes records that have been expired or revoked for longer than `older_than`.
     ///
-    /// Keep `older_than` above the reuse window, or a rotated token that comes back is unknown instead of reported.
+    /// Returns how many. The removal works in bounded batches, and each removal is stored with its
+    /// audit event. The tokens that a removed token made then count as made by its own maker, and
+    /// those that it restored as restored by that maker.
+    ///
+    /// Keep `older_than` above the reuse window. Otherwise a rotated token that is presented again
+    /// is unknown, and its reuse is not reported.
     ///
     /// # Errors
-    /// [`ManageError`] if the store failed; what was removed until then stays removed. A record that cannot be read, or that is
-    /// named by one that cannot be read, is left, and reported after all others were removed.
+    /// [`ManageError`] if the store failed. Records removed until then stay removed. A record that
+    /// cannot be read, or that is named by one that cannot be read, is left, and reported after all
+    /// others are removed.
     pub async fn prune(&self, older_than: Duration) -> Result<u64, ManageError> {
         let Some(before) = self.now().checked_sub_signed(to_delta(older_than)) else {
             return Ok(0);
         };
         let (mut removed, mut tries): (u64, usize) = (0, 0);
-        // Records that cannot be removed because a record that names them cannot be read.
+        // Records that cannot be removed, because a record that names them cannot be read.
         let mut left: HashSet<TokenId> = HashSet::new();
         let mut corrupt: Option<CorruptRecord> = None;
         let mut unreadable = 0_usize;
         loop {
-            // What stays must not be in the way of what comes after it.
+            // Records that stay must not fill the page and hide the records after them.
             let limit = PRUNE_BATCH.saturating_add(left.len()).saturating_add(unreadable);
             let page = self.store.list_ended(before, limit).await.map_err(Unavailable::Store)?;
             let is_last = page.tokens.len().saturating_add(page.corrupt.len()) < limit;
@@ -120,15 +129,18 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         }
     }
 
-    /// Removes all tokens of an owner, active ones too, and takes every trace of it out of the stored audit events; says how
-    /// many tokens there were. What the tokens of the owner made for others stays, and counts as made by their maker's maker.
+    /// Removes all tokens of an owner, active ones included, and returns how many.
     ///
-    /// Disable the owner first, as for [`revoke_all`](Self::revoke_all), and call it once more after a flush interval: what other
-    /// nodes and a flush under way still hold of refusals is stored afterwards. Records of other owners go on naming who made
-    /// or revoked them, until they are deleted.
+    /// Also erases the owner from the stored audit events. The tokens that the owner's tokens made
+    /// for other owners stay, and count as made by the maker of the token that made them.
+    ///
+    /// First disable the owner, as for [`revoke_all`](Self::revoke_all). Call this again after a
+    /// flush interval, because rejections that other nodes or a running flush still hold are stored
+    /// later. Records of other owners still name who made or revoked them, until they are deleted.
     ///
     /// # Errors
-    /// [`ManageError`] when it could not be done; what was removed until then stays removed, and calling again goes on.
+    /// [`ManageError`] if the operation failed. Tokens removed until then stay removed, and calling
+    /// this again continues.
     pub async fn erase_owner(&self, realm: &Realm, owner: &OwnerId) -> Result<u64, ManageError> {
         let mut erased: u64 = 0;
         for _ in 0..MAX_TRIES {
@@ -160,12 +172,12 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
                 (Ok(()), _) => {
                     self.usage.erase(realm, owner);
                     erased = erased.saturating_add(u64::try_from(tokens.len()).unwrap_or(u64::MAX));
-                    // Until a list that was begun after the last removal is empty.
+                    // Ends only when a list that started after the last removal is empty.
                     if tokens.is_empty() {
                         return Ok(erased);
                     }
                 }
-                // Where only events were to be erased, that may be done twice.
+                // If the batch only erases events, it may run twice.
                 (Err(StoreError::Conflict(Conflict::Version(_))), _)
                 | (Err(StoreError::OutcomeUnknown(_)), None) => {}
                 (Err(error), Some(witness)) => return Err(store_error(error, witness)),
@@ -175,8 +187,11 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         Err(ManageError::Contended)
     }
 
-    /// Revokes the active tokens of a list one by one, each by its own compare-and-set, until a list that was begun after the
-    /// last of them holds none; counts them. `still` is asked again for a record that was changed meanwhile.
+    /// Revokes the active tokens of a list one by one, and returns how many.
+    ///
+    /// Each has its own compare-and-set. Repeats the list until one that started after the last
+    /// revocation has no token left to revoke. `still` is called again for a record that changed
+    /// meanwhile.
     async fn revoke_listed(
         &self,
         by: ListBy,
@@ -207,7 +222,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     }
 }
 
-/// The event that tells of what the host itself did to a token.
+/// Returns the audit event for an action of the host itself.
 pub(super) fn host_event(
     ids: &IdSource,
     action: AuditAction,

@@ -1,5 +1,7 @@
-//! What verification leaves behind without waiting for it: last uses, digests to move to the primary key, and refusals to
-//! be audited. All of it is kept in memory, up to a cap, and written in batches.
+//! The writes that a verification defers: last uses, moves of digests to the primary key, and
+//! audited rejections.
+//!
+//! They are kept in memory, up to a cap, and written in batches.
 
 use super::error::{ManageError, RejectReason, Unavailable, store_error};
 use super::manage::changed;
@@ -21,21 +23,22 @@ use std::sync::{Mutex, MutexGuard};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
-/// Most last uses in one call of [`TokenStore::touch`].
+/// The maximum number of last uses in one call of [`TokenStore::touch`].
 const TOUCH_BATCH: usize = 1_000;
-/// Most digests that wait for being moved; a token beyond it moves at a later verification.
+/// The maximum number of digests that wait to be moved. Any other token moves at a later
+/// verification.
 const REDIGEST_CAP: usize = 10_000;
-/// Most refusals that wait for being stored; beyond it they are counted as dropped.
+/// The maximum number of rejections that wait to be stored. Any others are counted as dropped.
 const REFUSAL_CAP: usize = 10_000;
 const CLOCK_ERROR_MICROS: i64 = MAX_CLOCK_ERROR.num_seconds() * 1_000_000;
-/// Places of the filter, a power of two.
+/// The number of places of the filter, a power of two.
 const FILTER: usize = 4_096;
 const SHARDS: usize = 16;
 
 pub(super) struct Usage {
     granularity_micros: i64,
-    /// What was recorded already in this stretch of time: a hash of token and stretch per place. Reading it is all that a
-    /// busy token costs.
+    /// The uses already recorded in the current stretch of time. Each place has a hash of a token
+    /// and a stretch. A busy token costs only the read of its place.
     filter: Box<[AtomicU64]>,
     pending: [Mutex<HashMap<TokenId, LastUse>>; SHARDS],
     pending_len: AtomicUsize,
@@ -45,10 +48,10 @@ pub(super) struct Usage {
     refusals_audited: u32,
     dropped: AtomicU64,
     failed_flushes: AtomicU64,
-    /// Flushes under way.
+    /// The number of running flushes.
     flushing: AtomicUsize,
     stopping: AtomicBool,
-    /// Who waits for a flush to end or for the service to stop.
+    /// Tasks that wait for a flush to end or for the service to stop.
     waiting: Mutex<Vec<Waker>>,
 }
 
@@ -58,22 +61,23 @@ struct Redigest {
     digest: KeyedDigest,
 }
 
-/// How the writing of last uses goes.
+/// Counters of the deferred writes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct UsageStats {
-    /// Tokens whose last use waits for being written.
+    /// The number of tokens whose last use waits to be written.
     pub pending: usize,
-    /// Last uses and audited refusals that were dropped since the service was built, because too many waited.
+    /// The number of last uses and audited rejections dropped since the service was built, because
+    /// too many waited.
     pub dropped: u64,
-    /// Flushes that failed since the service was built; what they held is kept.
+    /// The number of flushes that failed since the service was built. Their data is kept.
     pub failed_flushes: u64,
 }
 
 impl Usage {
     pub(super) fn new(granularity: TimeDelta, cap: usize, refusals_audited: u32) -> Self {
         Self {
-            // A day at most, by the policy's bound.
+            // The policy bounds the granularity to a day.
             granularity_micros: granularity.num_microseconds().unwrap_or(i64::MAX),
             filter: std::iter::repeat_with(AtomicU64::default).take(FILTER).collect(),
             pending: std::array::from_fn(|_| Mutex::default()),
@@ -90,16 +94,19 @@ impl Usage {
         }
     }
 
-    /// An empty one with the same bounds.
+    /// Creates an empty `Usage` with the same bounds.
     pub(super) fn anew(&self) -> Self {
         Self::new(TimeDelta::microseconds(self.granularity_micros), self.cap, self.refusals_audited)
     }
 
-    /// Notes a use, unless one is known that is near enough; `known_at` is the last one that the store knows, in microseconds.
+    /// Records a use, unless the last use that the store knows is recent enough.
+    ///
+    /// `known_at` is that last use, in microseconds.
     #[inline]
     pub(super) fn record(&self, id: TokenId, known_at: Option<i64>, peer: Peer, now: i64) {
-        // A known use that is somewhat later than now is near enough, since time never goes backwards. One that is later than
-        // any right clock says is not. One comparison of an unsigned number does for both bounds.
+        // A known use somewhat later than now is recent enough, because a last use never moves
+        // back. A use later than any right clock would record is not. One unsigned comparison
+        // checks both bounds.
         let is_far = |known: i64| {
             let age = now.saturating_sub(known).saturating_add(CLOCK_ERROR_MICROS);
             age.cast_unsigned() >= self.granularity_micros.saturating_add(CLOCK_ERROR_MICROS).cast_unsigned()
@@ -109,7 +116,7 @@ impl Usage {
         }
     }
 
-    /// The same, where the store knows of none that is near enough.
+    /// Records a use after [`record`](Self::record) found that the store knows no recent one.
     #[inline(never)]
     fn note(&self, id: TokenId, peer: Peer, now: i64) {
         let mark = self.mark(id, now);
@@ -126,18 +133,21 @@ impl Usage {
         }
     }
 
-    /// Where the filter notes a token, and what it notes for the stretch of time that `now` is in. Two tokens with the same
-    /// place and note would hide one use of one of them, once; 63 bits of note make that a thing that does not happen.
+    /// Returns the filter's place for a token and the mark for the stretch of time that contains
+    /// `now`.
+    ///
+    /// Two tokens with the same place and mark would hide one use of one of them, once. With 63
+    /// bits of mark, this does not happen in practice.
     fn mark(&self, id: TokenId, now: i64) -> Option<(&AtomicU64, u64)> {
         let stretch = now.checked_div(self.granularity_micros)?.cast_unsigned();
         let [_, low] = id.words();
         let place = usize::try_from(low % 4_096).ok()?;
-        // Never zero, which is what an unused place holds.
+        // Never zero, because an unused place has zero.
         let mark = (low ^ stretch.wrapping_mul(0x9E37_79B9_7F4A_7C15)) | 1;
         Some((self.filter.get(place)?, mark))
     }
 
-    /// Adds a use to what waits, if there is room.
+    /// Adds a use to the pending ones. Returns false if there is no room.
     fn add(&self, touch: Touch) -> bool {
         let mut pending = self.shard(touch.id);
         if let Some(known) = pending.get_mut(&touch.id) {
@@ -162,7 +172,7 @@ impl Usage {
         lock(self.pending.get(number).unwrap_or(first))
     }
 
-    /// Takes up to a batch of what waits, to be written at `now`.
+    /// Takes up to one batch of pending uses, to be written at `now`.
     fn take(&self, now: DateTime<Utc>) -> Vec<Touch> {
         let mut touches = Vec::new();
         for shard in &self.pending {
@@ -184,14 +194,16 @@ impl Usage {
         }
     }
 
-    /// Takes an owner's traces out of what waits for being stored.
+    /// Erases an owner from the rejections that wait to be stored.
     pub(super) fn erase(&self, realm: &Realm, owner: &OwnerId) {
         for event in lock(&self.refusals).iter_mut() {
             event.erase(realm, owner);
         }
     }
 
-    /// Waits until `is_so`. Whoever changes what it asks for calls [`wake`](Self::wake) afterwards.
+    /// Waits until `is_so` returns true.
+    ///
+    /// Code that changes what `is_so` reads must call [`wake`](Self::wake) afterwards.
     fn wait<'a>(&'a self, is_so: impl Fn(&Self) -> bool + 'a) -> impl Future<Output = ()> + 'a {
         poll_fn(move |context| {
             if is_so(self) {
@@ -202,7 +214,7 @@ impl Usage {
                 waiting.push(context.waker().clone());
             }
             drop(waiting);
-            // It may have come true before the waker was there.
+            // It may have become true before the waker was registered.
             if is_so(self) { Poll::Ready(()) } else { Poll::Pending }
         })
     }
@@ -222,7 +234,7 @@ impl Usage {
     }
 }
 
-/// A flush under way; over when it is dropped.
+/// A running flush, which ends when this is dropped.
 struct Flushing<'a>(&'a Usage);
 
 impl<'a> Flushing<'a> {
@@ -239,7 +251,9 @@ impl Drop for Flushing<'_> {
     }
 }
 
-/// A batch on its way to the store. What was not acknowledged goes back, also when the flush is dropped half way.
+/// A batch of last uses during its write.
+///
+/// Uses that the store did not acknowledge are put back, even if the flush is dropped half way.
 struct InFlight<'a> {
     usage: &'a Usage,
     touches: Vec<Touch>,
@@ -255,7 +269,9 @@ impl Drop for InFlight<'_> {
     }
 }
 
-/// Audit events on their way to the store; the same.
+/// A batch of audit events during its write.
+///
+/// Events that were not stored are put back, even if the flush is dropped half way.
 struct RefusalsInFlight<'a> {
     usage: &'a Usage,
     events: Vec<AuditEvent>,
@@ -272,11 +288,13 @@ impl Drop for RefusalsInFlight<'_> {
 }
 
 impl<S: TokenStore, D: Directory> TokenService<S, D> {
-    /// Writes what waits: last uses, one call of the store per thousand of them; digests that move to the primary key; audited
-    /// refusals. What fails is kept for the next time.
+    /// Writes the last uses, the moves of digests and the audited rejections that are pending.
+    ///
+    /// Last uses take one call of the store per 1,000. A write that fails is kept for the next
+    /// flush.
     ///
     /// # Errors
-    /// [`Unavailable`] when the store failed.
+    /// [`Unavailable`] if the store failed.
     pub async fn flush(&self) -> Result<(), Unavailable> {
         let flushing = Flushing::begin(&self.usage);
         let result = self.flush_all().await;
@@ -287,7 +305,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         result
     }
 
-    /// What fails keeps nothing else from being written.
+    /// Writes all three kinds, even if one of them fails.
     async fn flush_all(&self) -> Result<(), Unavailable> {
         let uses = self.flush_uses().await;
         let redigests = self.flush_redigests().await;
@@ -296,7 +314,8 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     }
 
     async fn flush_uses(&self) -> Result<(), Unavailable> {
-        // What comes in meanwhile is for the next flush: as many batches as wait now, no more.
+        // Uses recorded meanwhile are left for the next flush, so this writes only as many batches
+        // as wait now.
         let batches = self.usage.stats().pending.div_ceil(TOUCH_BATCH);
         for _ in 0..batches {
             let mut batch = InFlight { usage: &self.usage, touches: self.usage.take(self.now()) };
@@ -316,7 +335,8 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             return Ok(());
         }
         let batch = ChangeBatch { events: refusals.events.clone(), ..ChangeBatch::new() };
-        // The sink was told when it happened. What may have been stored is not stored again.
+        // The sink was notified when the rejection happened. Events that may have been stored are
+        // not stored again.
         let result = self.store.commit(&batch).await;
         if matches!(result, Ok(()) | Err(StoreError::OutcomeUnknown(_))) {
             refusals.events.clear();
@@ -333,7 +353,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
                 Ok(Some(token)) if token.version == redigest.version => {
                     self.move_digest(&token, redigest).await
                 }
-                // Changed since: the next verification sees to it.
+                // The token changed since, so the next verification moves its digest.
                 Ok(_) => Ok(()),
                 Err(unavailable) => Err(unavailable.into()),
             };
@@ -342,7 +362,8 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
                     corrupt = Err(Unavailable::Store(error));
                 }
                 Err(ManageError::Unavailable(unavailable)) => return Err(unavailable),
-                // A conflict is a change that came between, and an unknown outcome is seen at the next verification.
+                // A conflict means that the token changed meanwhile. The next verification sees the
+                // outcome if it is unknown now.
                 _ => {}
             }
             lock(&self.usage.redigests).remove(&id);
@@ -352,7 +373,8 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
 
     async fn move_digest(&self, token: &Token, redigest: Redigest) -> Result<(), ManageError> {
         if self.keyring.is_wrong(redigest.digest.key()) {
-            // It stays under the key that it works with, and moves after a verification under the right one.
+            // The digest stays under the key with which it works, and moves after a verification
+            // under the right key.
             return Ok(());
         }
         let after = changed(token, |token| {
@@ -377,11 +399,13 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         })
     }
 
-    /// Flushes every flush interval until [`shutdown`](Self::shutdown). It needs no runtime of its own: hand in the sleep of
-    /// yours and spawn it, for example
-    /// `tokio::spawn({ let tokens = tokens.clone(); async move { tokens.run_flusher(tokio::time::sleep).await } })`.
+    /// Flushes every flush interval until [`shutdown`](Self::shutdown).
     ///
-    /// A flush that fails is counted ([`usage`](Self::usage)) and tried again at the next turn.
+    /// This needs no particular runtime. Pass the sleep function of yours and spawn the future, for
+    /// example `tokio::spawn({ let tokens = tokens.clone(); async move {
+    /// tokens.run_flusher(tokio::time::sleep).await } })`.
+    ///
+    /// A flush that fails is counted ([`usage`](Self::usage)) and retried after the next interval.
     pub async fn run_flusher<F: Future<Output = ()> + Send>(&self, sleep: impl Fn(Duration) -> F + Send) {
         let is_stopping = |usage: &Usage| usage.stopping.load(Ordering::Acquire);
         while !is_stopping(&self.usage) {
@@ -392,23 +416,23 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
                 Poll::Pending => stopping.as_mut().poll(context),
             })
             .await;
-            // The last one is the shutdown's.
+            // The shutdown does the last flush.
             if !is_stopping(&self.usage) {
                 self.flush().await.unwrap_or_default();
             }
         }
     }
 
-    /// Ends [`run_flusher`](Self::run_flusher), waits for the flushes that are under way, and flushes what is left.
+    /// Ends [`run_flusher`](Self::run_flusher), waits for running flushes, and flushes the rest.
     ///
     /// # Errors
-    /// [`Unavailable`] when the store failed; what was not written is lost with the process.
+    /// [`Unavailable`] if the store failed. Unwritten data is lost when the process ends.
     pub async fn shutdown(&self) -> Result<(), Unavailable> {
         self.usage.stopping.store(true, Ordering::Release);
         self.usage.wake();
         let is_idle = |usage: &Usage| usage.flushing.load(Ordering::Acquire) == 0;
-        // A flush that was under way may have failed and put back what it held. The bound is for a host that goes on
-        // verifying.
+        // A flush that was running may have failed and put its data back. The bound on the tries is
+        // for a host that still verifies.
         for _ in 0..MAX_TRIES {
             self.usage.wait(is_idle).await;
             self.flush().await?;
@@ -422,13 +446,15 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         Ok(())
     }
 
-    /// How the writing of last uses goes: for the host's monitoring.
+    /// Returns the counters of the deferred writes, for the host's monitoring.
     pub fn usage(&self) -> UsageStats {
         self.usage.stats()
     }
 
-    /// Whether this refusal is one of those that are audited: at random, since a client that could count refusals would choose by
-    /// decoys which of its own is kept. If the generator fails, the refusal is audited.
+    /// Returns whether to audit this rejection, at random.
+    ///
+    /// A client that could count rejections would otherwise use decoys to choose which of its own
+    /// is audited. If the generator fails, the rejection is audited.
     fn is_sampled(&self, one_in: u32) -> bool {
         match one_in {
             0 => false,
@@ -441,7 +467,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         }
     }
 
-    /// Tells of a refusal of a known token, if it is sampled.
+    /// Audits the rejection of a known token, if it is sampled.
     pub(super) fn audit_refusal(
         &self,
         found: &StoredToken<'_>,

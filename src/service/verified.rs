@@ -1,4 +1,4 @@
-//! What a verification proves, and what it allows.
+//! The result of a verification, and the permissions that it grants.
 
 #![allow(
     clippy::inline_always,
@@ -18,38 +18,42 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-/// Proof that a credential was verified: the token, its owner, and what both together allow. Only verification makes one
-/// (and, for tests of hosts, the `testkit` feature).
+/// Proof that a credential was verified: the token, its owner and the permissions of both.
 ///
-/// It tells how things were when it was made. For a stream or a socket that lives on, ask
-/// [`TokenService::recheck`](super::TokenService::recheck) now
-/// and then.
+/// Only a verification creates one, or the `testkit` feature in a host's tests.
+///
+/// It describes the moment of the verification. For a long-lived stream or socket, call
+/// [`TokenService::recheck`](super::TokenService::recheck) from time to time.
 #[derive(Clone)]
 pub struct Verified {
     token: TokenView,
-    /// The owner's permissions, and the catalogue that they are of, where the owner does not hold them itself.
+    /// The owner's permissions and the catalogue that resolved them. `None` if the owner holds its
+    /// resolved permissions itself.
     permissions: Option<Arc<(Arc<RoleCatalog>, PermissionSet)>>,
     pub(super) peer: Peer,
     /// In microseconds since 1970.
     at: i64,
 }
 
-/// The token does not allow this. The text of this error names the permission.
+/// The token does not have a permission.
+///
+/// The text of this error names the permission.
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum PermissionDenied {
-    /// The owner does not hold the permission, or the token's scope does not let it through.
+    /// The owner lacks the permission, or the token's scope does not include it.
     #[error("the token does not have the permission {permission}")]
     NotGranted {
-        /// What was asked for.
+        /// The requested permission.
         permission: String,
     },
-    /// The text is not a concrete permission, and so nobody ever has it: an error in the host's code.
+    /// The text is not a concrete permission, so nobody ever has it. This is an error in the host's
+    /// code.
     #[error("the text {text:?}, which a route demands, is not a permission")]
     NotAPermission {
-        /// What was asked for.
+        /// The requested text.
         text: String,
-        /// What is wrong with it.
+        /// Why the text is not a permission.
         source: PermissionError,
     },
 }
@@ -72,47 +76,51 @@ impl Verified {
         Self { token, permissions, peer, at }
     }
 
-    /// What is shown of the token.
+    /// Returns the view of the token.
     pub fn token(&self) -> &TokenView {
         &self.token
     }
 
-    /// Who it acts as.
+    /// Returns the owner that the token acts as.
     pub fn owner(&self) -> &Owner {
         self.token.owner().unwrap_or_else(|| Owner::nobody())
     }
 
-    /// The tenant.
+    /// Returns the realm, which is the tenant.
     pub fn realm(&self) -> &Realm {
         self.token.realm()
     }
 
-    /// The address that the request came from, if the host passed one. An IPv4-mapped IPv6 address is given as the IPv4
-    /// address in it.
+    /// Returns the address that the request came from, or `None` if the host passed none.
+    ///
+    /// An IPv4-mapped IPv6 address is returned as the IPv4 address in it.
     pub fn peer(&self) -> Option<IpAddr> {
         self.peer.address()
     }
 
-    /// When it was verified.
+    /// Returns when the token was verified.
     pub fn verified_at(&self) -> DateTime<Utc> {
         at_micros(self.at)
     }
 
-    /// Whether both the owner and the token's scope allow this. It allocates nothing.
+    /// Returns whether the owner and the token's scope both allow this permission.
+    ///
+    /// Does not allocate.
     pub fn allows(&self, permission: &Permission) -> bool {
         let Some((catalog, granted)) = self.granted() else { return false };
         let is_allowed = granted.allows(permission) && self.token.scope().allows(permission);
-        // Whoever holds everything would not notice a typing error.
+        // An owner with all permissions would not notice a misspelt one.
         if (!is_allowed || granted.is_everything()) && !catalog.knows(permission) {
             catalog.report(UnknownName::Permission(permission.as_str()));
         }
         is_allowed
     }
 
-    /// Demands a permission given as text, such as `datastores:read`.
+    /// Requires a permission given as text, such as `datastores:read`.
     ///
     /// # Errors
-    /// [`PermissionDenied`] when the owner or the token's scope does not allow it, or the text is not a concrete permission.
+    /// [`PermissionDenied`] if the owner or the token's scope does not allow the permission, or if
+    /// the text is not a concrete permission.
     pub fn require(&self, permission: &str) -> Result<(), PermissionDenied> {
         let denied = || PermissionDenied::NotGranted { permission: permission.to_owned() };
         let (catalog, granted) = self.granted().ok_or_else(denied)?;
@@ -130,13 +138,13 @@ impl Verified {
         }
     }
 
-    /// All that it allows: what the owner has and the scope lets through.
+    /// Returns all permissions that the owner has and the scope includes.
     pub fn effective_permissions(&self) -> PermissionSet {
         let granted = self.granted().map_or_else(PermissionSet::empty, |(_, granted)| granted.clone());
         self.token.scope().as_set().map_or_else(|| granted.clone(), |scope| granted.intersection(scope))
     }
 
-    /// What the owner may do, and the catalogue that says so.
+    /// Returns the owner's permissions and the catalogue that resolved them.
     fn granted(&self) -> Option<&(Arc<RoleCatalog>, PermissionSet)> {
         self.permissions.as_deref().or_else(|| self.owner().resolved())
     }

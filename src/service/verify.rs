@@ -1,8 +1,9 @@
-//! From the text of a request to a [`Verified`], or a refusal.
+//! Verifies the text of a request: returns a [`Verified`] or a rejection.
 //!
-//! The order is part of the design: the text alone first (no store, no hash), then one look-up, then one digest, whatever
-//! was found, then the comparison; only the holder of the right secret gets further, to the state, the owner and the
-//! address.
+//! The order of the steps is part of the design. The text is parsed first, without the store and
+//! without a hash. Then follow one lookup, one digest whether or not the lookup found a record, and
+//! the comparison. Only a caller with the right secret reaches the checks of the state, the owner
+//! and the address.
 
 #![allow(
     clippy::inline_always,
@@ -29,19 +30,19 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::task::Poll;
 
-/// What comes of a verification.
+/// The outcome of a verification.
 type Decision = Result<Verified, VerifyError>;
 
-/// What a host hands in.
+/// The credential as the host passed it.
 #[derive(Clone, Copy)]
 enum Offered<'a> {
-    /// The only `Authorization` header of a request, or none.
+    /// The only `Authorization` header of a request, or `None` without one.
     Header(Result<Option<&'a str>, BearerError>),
     /// A token's text.
     Text(&'a str),
 }
 
-/// What is presented, and all that depends on nothing that is looked up.
+/// A presented token with everything that is known before the lookup.
 struct Claim<'a> {
     presented: Presented<'a>,
     realm: Option<&'a Realm>,
@@ -59,12 +60,15 @@ impl Claim<'_> {
 }
 
 impl<S: TokenStore, D: Directory> TokenService<S, D> {
-    /// Verifies the value of an `Authorization` header; `None` where the request has none. `peer` is the address that the
+    /// Verifies the value of an `Authorization` header.
+    ///
+    /// Pass `None` as `header` if the request has no such header. `peer` is the address that the
     /// request came from.
     ///
     /// # Errors
-    /// [`VerifyError`]: rejected with a reason for the operator, or unavailable.
-    // Not an `async fn`, like its neighbours: one future less for the result to be copied out of.
+    /// [`VerifyError`]: rejected, with a reason for the operator, or unavailable.
+    // Like the methods below, this is not an `async fn`, because that would add a future that
+    // copies the result.
     pub fn verify_header<'a>(
         &'a self,
         header: Option<&'a str>,
@@ -73,10 +77,12 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         self.authenticate(None, Offered::Header(Ok(header)), peer)
     }
 
-    /// Verifies all `Authorization` headers of a request, from their values as they came: more than one is malformed.
+    /// Verifies the raw values of all `Authorization` headers of a request.
+    ///
+    /// More than one header is malformed.
     ///
     /// # Errors
-    /// [`VerifyError`]: rejected with a reason for the operator, or unavailable.
+    /// [`VerifyError`]: rejected, with a reason for the operator, or unavailable.
     pub fn verify_headers<'a>(
         &'a self,
         headers: impl IntoIterator<Item = &'a [u8]>,
@@ -85,10 +91,12 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         self.authenticate(None, Offered::Header(bearer::only(headers)), peer)
     }
 
-    /// [`verify_headers`](Self::verify_headers) for one realm: a token of another one is unknown.
+    /// Verifies like [`verify_headers`](Self::verify_headers), for one realm.
+    ///
+    /// A token of another realm is unknown.
     ///
     /// # Errors
-    /// [`VerifyError`]: rejected with a reason for the operator, or unavailable.
+    /// [`VerifyError`]: rejected, with a reason for the operator, or unavailable.
     pub fn verify_headers_in<'a>(
         &'a self,
         realm: &'a Realm,
@@ -98,10 +106,12 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         self.authenticate(Some(realm), Offered::Header(bearer::only(headers)), peer)
     }
 
-    /// Verifies the value of an `Authorization` header for one realm: a token of another one is unknown.
+    /// Verifies the value of an `Authorization` header for one realm.
+    ///
+    /// A token of another realm is unknown.
     ///
     /// # Errors
-    /// [`VerifyError`]: rejected with a reason for the operator, or unavailable.
+    /// [`VerifyError`]: rejected, with a reason for the operator, or unavailable.
     pub fn verify_header_in<'a>(
         &'a self,
         realm: &'a Realm,
@@ -114,7 +124,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     /// Verifies a token's text.
     ///
     /// # Errors
-    /// [`VerifyError`]: rejected with a reason for the operator, or unavailable.
+    /// [`VerifyError`]: rejected, with a reason for the operator, or unavailable.
     pub fn verify<'a>(
         &'a self,
         text: &'a str,
@@ -123,10 +133,12 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         self.authenticate(None, Offered::Text(text), peer)
     }
 
-    /// Verifies a token's text for one realm: a token of another one is unknown.
+    /// Verifies a token's text for one realm.
+    ///
+    /// A token of another realm is unknown.
     ///
     /// # Errors
-    /// [`VerifyError`]: rejected with a reason for the operator, or unavailable.
+    /// [`VerifyError`]: rejected, with a reason for the operator, or unavailable.
     pub fn verify_in<'a>(
         &'a self,
         realm: &'a Realm,
@@ -136,11 +148,13 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         self.authenticate(Some(realm), Offered::Text(text), peer)
     }
 
-    /// Verifies once more what was verified before, without its secret: whether the token is still there and active, and its
-    /// owner still enabled, with the permissions of now. It counts as a use.
+    /// Verifies a token again, without its secret.
+    ///
+    /// Checks that the token still exists and is active and that its owner is still enabled. The
+    /// result has the current permissions. A recheck counts as a use of the token.
     ///
     /// # Errors
-    /// [`VerifyError`]: rejected with a reason for the operator, or unavailable.
+    /// [`VerifyError`]: rejected, with a reason for the operator, or unavailable.
     pub async fn recheck(&self, verified: &Verified) -> Result<Verified, VerifyError> {
         let id = verified.token().id();
         let rejected = |reason| Rejected { reason, token: Some(id) };
@@ -184,7 +198,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         Verification { service: self, offered, realm, peer: Peer::new(peer), waiting: None }
     }
 
-    /// The decision, where the store and the directory have everything at hand; otherwise what becomes of the claim later.
+    /// Decides at once if the store and the directory can answer at once; otherwise calls `later`.
     #[inline(never)]
     fn decide_now<'a>(
         &self,
@@ -202,7 +216,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             Ok(known) => known,
             Err(error) => return Poll::Ready(Err(error)),
         };
-        // A refusal of a known token may have to be told of, which has to be waited for.
+        // The rejection of a known token may have to signal reuse, which waits for the store.
         if known.access().state(claim.now) != TokenState::Active {
             return later(claim);
         }
@@ -212,16 +226,18 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         }
     }
 
-    /// The same, waiting for both.
+    /// Decides, and waits for the store and the directory if necessary.
     async fn decide(&self, claim: Claim<'_>) -> Decision {
         let found = self.find_stored(claim.presented.id).await?;
         let known = self.prove(&claim, found)?;
         if let Err(reason) = admit_state(known.access(), claim.now) {
             self.audit_refusal(&known, reason, claim.peer.address(), claim.now);
-            // The refusal stands whether or not reuse could be told; untold, the next presentation tells it. By the clock that
-            // the rotation was made by, which may be finer than that of verifications.
+            // The rejection does not depend on the reuse signal. If the signal fails, the next
+            // presentation sends it. `self.now()` is the clock that stamped the rotation; it may be
+            // finer than the clock of verifications.
             let token = Arc::new(known.into_token());
-            // In a box of its own, or whatever waits for the store would carry room for it.
+            // The box keeps the size of this future out of every verification that waits for the
+            // store.
             let told = Box::pin(self.signal_reuse(token, claim.peer.address(), self.now())).await;
             told.unwrap_or_default();
             return Err(claim.rejected(reason));
@@ -230,7 +246,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         self.admit(&claim, known, owner)
     }
 
-    /// Looks a record up, waiting for the store only if it has no answer at once.
+    /// Looks up a record, and waits for the store only if it cannot answer at once.
     async fn find_stored(&self, id: TokenId) -> Result<Option<StoredToken<'_>>, Unavailable> {
         if let Some(found) = self.store.shortcut().find(id, None) {
             return Ok(found);
@@ -239,7 +255,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         Ok(found.as_deref().map(StoredToken::from))
     }
 
-    /// Looks the owner of a token up, waiting for the directory only if it has no answer at once.
+    /// Looks up the owner of a token, and waits for the directory only if it cannot answer at once.
     async fn find_owner(&self, token: &StoredToken<'_>) -> Result<Option<Snapshot<Owner>>, Unavailable> {
         let (realm, id) = (token.realm(), token.owner());
         match self.directory.shortcut().find(realm, id) {
@@ -248,7 +264,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         }
     }
 
-    /// What is presented, with the instant and the digest.
+    /// Returns the claim of a presented token, with the current time and the digest.
     #[inline(always)]
     fn claim<'a>(
         &self,
@@ -257,21 +273,22 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         realm: Option<&'a Realm>,
         peer: &Peer,
     ) -> Claim<'a> {
-        // Read on every path, so that no refusal is told from another by it; a token that expires while the store is asked
-        // was there when its request came.
+        // The clock is read on every path, so that its cost does not distinguish rejections. It is
+        // read before the lookup, so that a token which expires during the lookup still counts as
+        // active.
         let now = self.clock.now_micros();
         let computed = self.keyring.digest(message);
         Claim { presented: *presented, realm, peer: *peer, now, computed }
     }
 
-    /// The record that the presented secret is the one of.
+    /// Returns the record if the presented secret is the token's.
     #[inline(always)]
     fn prove<'s>(
         &self,
         claim: &Claim<'_>,
         found: Option<StoredToken<'s>>,
     ) -> Result<StoredToken<'s>, VerifyError> {
-        // A token of another realm is no token at all, before anything of it is looked at.
+        // The realm is checked first, so that a token of another realm behaves like a missing one.
         let is_here = |found: &StoredToken<'_>| claim.realm.is_none_or(|realm| found.realm() == realm);
         let known = found.filter(is_here);
         let is_proven = self.is_proven(claim, known.as_ref().map(StoredToken::access))?;
@@ -285,7 +302,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         Ok(known)
     }
 
-    /// The token's owner and address are looked at; then it is in use.
+    /// Checks the token's owner and address, and records the use.
     #[inline(always)]
     fn admit(
         &self,
@@ -293,7 +310,8 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         known: StoredToken<'_>,
         owner: Option<Snapshot<Owner>>,
     ) -> Result<Verified, VerifyError> {
-        // A directory that answers for another id or realm, `bot` when asked for `BOT`, has not found the owner.
+        // A directory that answers for another id or realm, such as `bot` for `BOT`, has not found
+        // the owner.
         let owner = owner.filter(|owner| owner.is(known.realm(), known.owner()));
         let owner = match admit_owner(&known, owner, claim.peer, claim.now) {
             Ok(owner) => owner,
@@ -304,23 +322,28 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         };
         let access = known.access();
         self.usage.record(claim.presented.id, access.last_used_at(), claim.peer, claim.now);
-        // Only to a greater id: nodes that disagree about the primary key during a deploy would move a record to and fro.
+        // Only to a greater id, because nodes that disagree about the primary key during a deploy
+        // would otherwise move a record back and forth.
         if access.key(claim.presented.kind) < Some(claim.computed.key()) {
-            // Left behind for the next flush, which moves it to the primary key.
+            // The next flush moves the record to the primary key.
             self.usage.redigest(claim.presented.id, known.details().version(), claim.computed);
         }
         Ok(Verified::new(known, owner, &self.catalog, claim.peer, claim.now))
     }
 
-    /// Whether the presented secret is the token's, by one comparison, whatever was found. A record under another key than the
+    /// Returns whether the presented secret is the token's.
+    ///
+    /// Makes one comparison whether or not a record was found. A record under another key than the
     /// primary costs a second digest.
     ///
     /// # Errors
-    /// Unavailable when the keyring has no such key as the token's digest was made with, or another one under its id.
+    /// Unavailable if the keyring lacks the key of the token's digest, or has another key under its
+    /// id.
     #[inline(always)]
     fn is_proven(&self, claim: &Claim<'_>, access: Option<&Access>) -> Result<bool, Unavailable> {
         let stored = access.and_then(|access| Some((access.key(claim.presented.kind)?, access.digest())));
-        // Also if the digests are equal: what one node accepts, another one with the right key would reject.
+        // Errors even if the digests are equal, because another node with the right key would
+        // reject the token.
         if let Some((key, _)) = stored
             && self.keyring.is_wrong(key)
         {
@@ -344,7 +367,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     }
 }
 
-/// A refusal of what names no token.
+/// Returns the rejection of a text that names no token.
 #[cold]
 fn unread(reason: RejectReason) -> VerifyError {
     Rejected { reason, token: None }.into()
@@ -358,7 +381,7 @@ fn admit_state(access: &Access, now: i64) -> Result<(), RejectReason> {
     }
 }
 
-/// The owner, if it is one whose tokens work, and the address is one that this token works from.
+/// Returns the owner if the owner's tokens work and this token works from the address.
 #[inline(always)]
 fn admit_owner(
     found: &StoredToken<'_>,

@@ -1,4 +1,4 @@
-//! The service within a transaction of the host's own.
+//! The service within a transaction of the host.
 
 use super::TokenService;
 use super::rotate::ReuseMemory;
@@ -8,8 +8,9 @@ use crate::store::{Change, ChangeBatch, TokenStore};
 use crate::token::TokenId;
 use std::sync::{Mutex, PoisonError};
 
-/// What was put into a transaction of the host's, which may still be rolled back. From
-/// [`TokenService::into_uncommitted`].
+/// The changes that a service wrote to a transaction of the host.
+///
+/// The host may still roll them back. [`TokenService::into_uncommitted`] returns them.
 #[derive(Debug, Default)]
 #[must_use = "after the commit, hand it to `TokenService::committed`"]
 pub struct Uncommitted {
@@ -17,35 +18,42 @@ pub struct Uncommitted {
 }
 
 impl Uncommitted {
-    /// The audit events, which are stored with the host's commit.
+    /// Returns the audit events, which are stored with the host's commit.
     pub fn events(&self) -> impl Iterator<Item = &AuditEvent> {
         self.batches.iter().flat_map(|batch| &batch.events)
     }
 
-    /// The records that change with the host's commit: what a cache is to forget after it.
+    /// Returns the ids of the records that change with the host's commit.
+    ///
+    /// A cache must invalidate them after the commit.
     pub fn ids(&self) -> impl Iterator<Item = TokenId> {
         self.batches.iter().flat_map(|batch| &batch.changes).map(Change::id)
     }
 }
 
 impl<S: TokenStore, D: Directory> TokenService<S, D> {
-    /// This service on another store, such as a `SqlStoreWithin` that works within a transaction of the
-    /// host's: a token and a row of the host's own are then there together or not at all. All rules are this
-    /// service's: policy, keyring, roles, directory, clock.
+    /// Returns this service on another store, such as a `SqlStoreWithin` in a transaction of the
+    /// host.
     ///
-    /// What is different until the host has committed:
+    /// A token and a row of the host are then committed together or not at all. The rules are those
+    /// of this service: policy, keyring, roles, directory, clock.
     ///
-    /// * The **audit sink** is not told, since the change may still be rolled back.
-    ///   [`into_uncommitted`](Self::into_uncommitted) gives what there is to tell, and
-    ///   [`committed`](Self::committed) tells it after the commit. After a rollback it is dropped.
-    /// * A **cache** in front of the store knows nothing of it. After the commit it is to forget
-    ///   [`Uncommitted::ids`] (`CachedStore::invalidate`); until then, and without it, it shows what was
-    ///   there before, for its lifetime at most. Nodes that follow the changes hear of it with the commit.
-    /// * **Last uses** that are noted through it are its own: its [`flush`](Self::flush) writes them within
-    ///   the transaction, or they are gone with it. Those of this service are not touched.
-    /// * A change that **conflicts** is tried again within the transaction, as it is outside.
+    /// Until the host commits, the service differs as follows:
     ///
-    /// The text of a token that was made is good after the commit alone: show it then.
+    /// * The **audit sink** is not notified, because the change may still be rolled back.
+    ///   [`into_uncommitted`](Self::into_uncommitted) returns the events, and
+    ///   [`committed`](Self::committed) notifies the sink after the commit. After a rollback, drop
+    ///   them.
+    /// * A **cache** in front of the store does not see the changes. After the commit, invalidate
+    ///   [`Uncommitted::ids`] in it (`CachedStore::invalidate`). Until then, and without the
+    ///   invalidation, it returns the old records, at most for its lifetime. Nodes that follow the
+    ///   changes are notified by the commit.
+    /// * **Last uses** that are recorded through it are its own. Its [`flush`](Self::flush) writes
+    ///   them within the transaction; without a flush they are lost. The last uses of this service
+    ///   are not affected.
+    /// * A change that **conflicts** is retried within the transaction, as it is outside.
+    ///
+    /// The text of a new token is valid only after the commit, so show it then.
     pub fn within<V: TokenStore>(&self, store: V) -> TokenService<V, &D> {
         TokenService {
             store,
@@ -59,21 +67,22 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             ids: self.ids.clone(),
             sink: self.sink.clone(),
             usage: self.usage.anew(),
-            // Its own, since the host may roll back what was done about reuse.
+            // Not shared, because the host may roll back the revocations and reports of reuse.
             reuse: ReuseMemory::default(),
             flush_interval: self.flush_interval,
             uncommitted: Some(Mutex::default()),
         }
     }
 
-    /// Ends a service that was made by [`within`](Self::within), so that its host can commit, and gives what
-    /// is to be told then. Of any other service that is nothing.
+    /// Ends a service made by [`within`](Self::within), so that the host can commit.
+    ///
+    /// Returns the changes to report after the commit. For any other service, these are empty.
     pub fn into_uncommitted(self) -> Uncommitted {
         let uncommitted = self.uncommitted.unwrap_or_default();
         uncommitted.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The host has committed what was put into its transaction: tells the audit sink.
+    /// Notifies the audit sink of changes that the host has committed.
     pub fn committed(&self, uncommitted: &Uncommitted) {
         for batch in &uncommitted.batches {
             if let Some((realm, owner)) = &batch.erase {
@@ -84,7 +93,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     }
 }
 
-/// Keeps a batch until the host has committed.
+/// Keeps a batch until the host commits.
 pub(super) fn hold(uncommitted: &Mutex<Uncommitted>, batch: ChangeBatch) {
     uncommitted.lock().unwrap_or_else(PoisonError::into_inner).batches.push(batch);
 }

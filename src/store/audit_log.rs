@@ -10,45 +10,54 @@ use std::cmp::Ordering;
 use std::fmt;
 use std::str::FromStr;
 
-/// Most events that a page of [`AuditLog::events`] or [`AuditLog::export`] is asked for.
+/// The maximum number of events in a page of [`AuditLog::events`] or [`AuditLog::export`].
 pub const MAX_EVENTS: usize = 1_000;
 
-/// Reading the audit events; not every store needs it.
+/// Reads the audit events. Optional for a store.
 ///
-/// There are two ways to read, because an event has two places in time. Its [`at`](AuditEvent::at) is when it happened, and
-/// is what people look for: [`events`](Self::events). Its commit is when it could first be read, and may be much later:
-/// sampled refusals are stored with the next flush, and events of a transaction of the host's are stored with its commit. A
-/// copy that goes on from its last event has to follow the commits: [`export`](Self::export).
+/// There are two ways to read, because an event has two places in time. [`events`](Self::events)
+/// reads by [`at`](AuditEvent::at), the instant at which the event happened, which is what people
+/// search for. [`export`](Self::export) reads by commit, the instant from which the event could be
+/// read. The commit may be much later: sampled refusals are stored with the next flush, and events
+/// of a transaction of the host's are stored with its commit. A copy that continues after its last
+/// event must therefore follow the commits.
 pub trait AuditLog: Send + Sync {
-    /// Returns one page of the events that `query` asks for, in the order of ([`at`](AuditEvent::at),
-    /// [`id`](AuditEvent::id)). Pages neither repeat nor skip events, however many happened at one instant. An event that
-    /// is stored while the pages are read is missed if its place is on a page that was read before.
+    /// Returns one page of the events that match `query`.
+    ///
+    /// They are in the order of ([`at`](AuditEvent::at), [`id`](AuditEvent::id)). Pages neither
+    /// repeat nor skip events, however many happened at one instant. An event that is stored while
+    /// the pages are read is missed if its place is on a page that was already read.
     ///
     /// # Errors
-    /// [`StoreError`] if the store failed. A corrupt event is told in the page and does not fail it.
+    /// [`StoreError`] if the store fails. A corrupt event is reported in the page and does not fail
+    /// it.
     fn events(&self, query: &EventQuery) -> impl Future<Output = Result<EventPage, StoreError>> + Send;
 
-    /// Returns up to `limit` events of all realms that were committed after those before `after`, in an order that no later
-    /// commit changes: a reader that goes on from [`ExportPage::next`] gets every event exactly once, those included that are
-    /// committed long after they happened. An empty page means that there is nothing to export at present. A store may hold an
-    /// event back as long as a transaction that was open at its commit is not over.
+    /// Returns up to `limit` events of all realms that follow `after` in the order of commits.
     ///
-    /// Events that [`purge_events`](Self::purge_events) removed are not exported any more. The traces that erasing an owner
-    /// takes out of stored events stay in copies that were exported before.
+    /// No later commit changes this order: a reader that continues from [`ExportPage::next`] gets
+    /// every event exactly once, including events that are committed long after they happened. An
+    /// empty page means that there is currently nothing to export. A store may hold back an event
+    /// until every transaction that was open at its commit has ended.
+    ///
+    /// Events that [`purge_events`](Self::purge_events) removed are no longer exported. Erasing an
+    /// owner changes stored events, but not copies that were exported before.
     ///
     /// # Errors
-    /// [`StoreError::Cursor`] if `after` is not a cursor of this store; other [`StoreError`]s if the store failed. A corrupt
-    /// event is told in the page, counts towards `limit`, and does not fail it.
+    /// [`StoreError::Cursor`] if `after` is not a cursor of this store; other [`StoreError`]s if
+    /// the store fails. A corrupt event is reported in the page, counts towards `limit`, and does
+    /// not fail the page.
     fn export(
         &self,
         after: &ExportCursor,
         limit: usize,
     ) -> impl Future<Output = Result<ExportPage, StoreError>> + Send;
 
-    /// Removes up to `limit` events that happened before `before`, oldest first, and returns how many.
+    /// Removes up to `limit` events that happened before `before`, oldest first, and returns their
+    /// number.
     ///
     /// # Errors
-    /// [`StoreError`] if the store failed.
+    /// [`StoreError`] if the store fails.
     fn purge_events(
         &self,
         before: DateTime<Utc>,
@@ -56,7 +65,7 @@ pub trait AuditLog: Send + Sync {
     ) -> impl Future<Output = Result<usize, StoreError>> + Send;
 }
 
-/// Which audit events to read, in which order, and from where on.
+/// A query for audit events: which ones, in which order, and from where on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct EventQuery {
@@ -64,17 +73,17 @@ pub struct EventQuery {
     pub realm: Realm,
     /// Only events of this token.
     pub token: Option<TokenId>,
-    /// Only events of tokens of this owner. Events whose owner was erased are none of anybody's.
+    /// Only events of tokens of this owner. Events whose owner was erased match no owner.
     pub owner: Option<OwnerId>,
     /// Only events from this instant on (inclusive).
     pub from: Option<DateTime<Utc>>,
     /// Only events before this instant (exclusive).
     pub until: Option<DateTime<Utc>>,
-    /// In which order the events come.
+    /// The order of the events.
     pub order: EventOrder,
     /// Only events that come after this one in that order.
     pub after: Option<EventCursor>,
-    /// Most events of the page, from 1 to [`MAX_EVENTS`].
+    /// The maximum number of events in the page, from 1 to [`MAX_EVENTS`].
     pub limit: usize,
 }
 
@@ -90,7 +99,7 @@ pub enum EventOrder {
 }
 
 impl EventQuery {
-    /// All events of a realm, newest first, [`MAX_EVENTS`] a page.
+    /// Queries all events of a realm, newest first, [`MAX_EVENTS`] per page.
     pub fn new(realm: Realm) -> Self {
         Self {
             realm,
@@ -104,49 +113,49 @@ impl EventQuery {
         }
     }
 
-    /// Only events of this token.
+    /// Keeps only events of this token.
     pub fn token(mut self, token: TokenId) -> Self {
         self.token = Some(token);
         self
     }
 
-    /// Only events of tokens of this owner.
+    /// Keeps only events of tokens of this owner.
     pub fn owner(mut self, owner: OwnerId) -> Self {
         self.owner = Some(owner);
         self
     }
 
-    /// Only events from this instant on (inclusive).
+    /// Keeps only events from this instant on (inclusive).
     pub fn from(mut self, at: DateTime<Utc>) -> Self {
         self.from = Some(at);
         self
     }
 
-    /// Only events before this instant (exclusive).
+    /// Keeps only events before this instant (exclusive).
     pub fn until(mut self, at: DateTime<Utc>) -> Self {
         self.until = Some(at);
         self
     }
 
-    /// The earliest event first.
+    /// Sets the order to oldest first.
     pub fn oldest_first(mut self) -> Self {
         self.order = EventOrder::OldestFirst;
         self
     }
 
-    /// Only events that come after this one: [`EventPage::next`] of the page before.
+    /// Keeps only events after this one: [`EventPage::next`] of the previous page.
     pub fn after(mut self, cursor: Option<EventCursor>) -> Self {
         self.after = cursor;
         self
     }
 
-    /// At most this many events, held to 1 to [`MAX_EVENTS`].
+    /// Sets the maximum number of events, clamped to 1 to [`MAX_EVENTS`].
     pub fn limit(mut self, limit: usize) -> Self {
         self.limit = limit.clamp(1, MAX_EVENTS);
         self
     }
 
-    /// Whether an event belongs to the query and comes after [`after`](Self::after).
+    /// Whether an event matches the query and follows [`after`](Self::after).
     pub fn holds(&self, event: &AuditEvent) -> bool {
         let is_further = match self.order {
             EventOrder::NewestFirst => Ordering::Less,
@@ -161,10 +170,10 @@ impl EventQuery {
     }
 }
 
-/// The place of an event among all events: when it happened, then its id.
+/// The place of an event among all events: the time at which it happened, then its id.
 ///
-/// Its text is safe in a URL. It holds no more than the event's instant and id, and a query applies all its filters whatever
-/// the cursor says, so that a cursor from elsewhere shows nothing that the query does not.
+/// Its text is safe in a URL and holds only these two. A query applies all its filters whatever the
+/// cursor is, so that a forged cursor reveals nothing that the query does not.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EventCursor {
     micros: i64,
@@ -172,29 +181,31 @@ pub struct EventCursor {
 }
 
 impl EventCursor {
-    /// The place of this event.
+    /// Returns the place of this event.
     pub fn of(event: &AuditEvent) -> Self {
         Self::new(micros(event.at), event.id.to_bytes())
     }
 
-    /// The place of an event that happened at `micros`, in microseconds since 1970-01-01T00:00:00Z, and has the id with
-    /// these bytes ([`EventId::to_bytes`](crate::EventId::to_bytes)). It may be one that cannot be read.
+    /// Creates the place of the event that happened at `micros` and has an id of these bytes.
+    ///
+    /// `micros` counts microseconds since 1970-01-01T00:00:00Z; for the bytes see
+    /// [`EventId::to_bytes`](crate::EventId::to_bytes). The event may be one that cannot be read.
     pub const fn new(micros: i64, id: [u8; 16]) -> Self {
         Self { micros, id }
     }
 
-    /// When the event happened, in microseconds since 1970-01-01T00:00:00Z.
+    /// Returns the time of the event, in microseconds since 1970-01-01T00:00:00Z.
     pub const fn micros(self) -> i64 {
         self.micros
     }
 
-    /// The bytes of the event's id.
+    /// Returns the bytes of the event's id.
     pub const fn id_bytes(self) -> [u8; 16] {
         self.id
     }
 }
 
-/// The sign of the microseconds, flipped in a text, so that texts sort as the cursors do.
+/// The sign bit of the microseconds, flipped in the text so that texts sort as the cursors do.
 const SIGN: u64 = 1 << 63;
 
 impl fmt::Display for EventCursor {
@@ -218,7 +229,7 @@ impl FromStr for EventCursor {
             let (micros, id) = text.strip_prefix('e')?.split_at_checked(16)?;
             let micros = u64::from_str_radix(micros, 16).ok()? ^ SIGN;
             let id = u128::from_str_radix(id, 16).ok()?;
-            // One cursor has one text.
+            // Accepts only the one canonical text of a cursor.
             let cursor = Self::new(micros.cast_signed(), id.to_be_bytes());
             (cursor.to_string() == text).then_some(cursor)
         };
@@ -226,35 +237,38 @@ impl FromStr for EventCursor {
     }
 }
 
-/// Where an export goes on. A store makes it and reads it back; only [`ExportCursor::start`] is alike for all stores.
+/// The position at which an export continues.
 ///
-/// Keep its text beside the copy, best in the same transaction, so that the copy and the cursor never disagree.
+/// A store creates it and reads it back; only [`ExportCursor::start`] works for all stores. Keep
+/// its text with the copy, ideally in the same transaction, so that the copy and the cursor never
+/// disagree.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct ExportCursor(Box<str>);
 
 impl ExportCursor {
-    /// The cursor before the first event.
+    /// Returns the cursor before the first event.
     pub fn start() -> Self {
         Self::default()
     }
 
-    /// The cursor with this text: as [`as_str`](Self::as_str) returned it, or as a store makes it.
+    /// Creates a cursor from its text, as [`as_str`](Self::as_str) returned it or as a store builds
+    /// it.
     pub fn new(text: &str) -> Self {
         Self(text.into())
     }
 
-    /// The text; empty at the start.
+    /// Returns the text; empty at the start.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The cursor of a store of this kind at these numbers.
+    /// Returns the cursor at these numbers for this kind of store.
     pub(super) fn at(store: &str, numbers: &[i64]) -> Self {
         let numbers: Vec<String> = numbers.iter().map(ToString::to_string).collect();
         Self(format!("{store}:{}", numbers.join(":")).into())
     }
 
-    /// The numbers of a cursor of a store of this kind; the least ones at the start.
+    /// Returns the numbers of a cursor of this kind of store; zeros at the start.
     pub(super) fn numbers<const N: usize>(&self, store: &str) -> Result<[i64; N], CursorError> {
         if self.0.is_empty() {
             return Ok([0; N]);
@@ -266,7 +280,7 @@ impl ExportCursor {
             return Err(CursorError::OtherStore);
         }
         let numbers: [i64; N] = numbers.try_into().map_err(|_| CursorError::Malformed)?;
-        // One cursor has one text, and no number that a store counts is negative.
+        // Accepts only the canonical text. Numbers that a store counts are never negative.
         let is_own = numbers.iter().all(|number| *number >= 0) && Self::at(store, &numbers) == *self;
         if is_own { Ok(numbers) } else { Err(CursorError::Malformed) }
     }
@@ -278,7 +292,7 @@ impl fmt::Display for ExportCursor {
     }
 }
 
-/// Why a cursor is refused.
+/// The reason why a cursor was refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CursorError {
@@ -287,10 +301,11 @@ pub enum CursorError {
         "the cursor is malformed; begin again without one, or with the cursor that the last page returned"
     )]
     Malformed,
-    /// Another kind of store made it.
+    /// Another kind of store created the cursor.
     #[error("the cursor is of another kind of store; begin the export again with `ExportCursor::start()`")]
     OtherStore,
-    /// The database is not the one that it was made in, or was restored from a copy into a new server.
+    /// The cursor is from another database, or the database was restored from a copy into a new
+    /// server.
     #[error(
         "the cursor is ahead of the database, which another server made; begin the export again with \
          `ExportCursor::start()`"
@@ -310,14 +325,14 @@ impl From<CursorError> for StoreError {
 pub struct EventPage {
     /// The events, in the order of the query.
     pub events: Vec<AuditEvent>,
-    /// Those of the page that could not be read; report them.
+    /// The events of the page that could not be read; report them.
     pub corrupt: Vec<CorruptRecord>,
-    /// Where the next page begins; `None` on the last one.
+    /// The start of the next page; `None` on the last page.
     pub next: Option<EventCursor>,
 }
 
 impl EventPage {
-    /// A page of these, which goes on after `next`.
+    /// Creates a page of these events; the next page starts after `next`.
     pub fn new(events: Vec<AuditEvent>, corrupt: Vec<CorruptRecord>, next: Option<EventCursor>) -> Self {
         Self { events, corrupt, next }
     }
@@ -329,14 +344,14 @@ impl EventPage {
 pub struct ExportPage {
     /// The events, in the order of their commits.
     pub events: Vec<AuditEvent>,
-    /// Those of the page that could not be read; report them.
+    /// The events of the page that could not be read; report them.
     pub corrupt: Vec<CorruptRecord>,
-    /// Where the export goes on, also if the page is empty.
+    /// The cursor at which the export continues, also if the page is empty.
     pub next: ExportCursor,
 }
 
 impl ExportPage {
-    /// A page of these, which goes on after `next`.
+    /// Creates a page of these events; the export continues at `next`.
     pub fn new(events: Vec<AuditEvent>, corrupt: Vec<CorruptRecord>, next: ExportCursor) -> Self {
         Self { events, corrupt, next }
     }
@@ -404,7 +419,7 @@ mod tests {
         ] {
             assert_eq!(ExportCursor::new(bad).numbers::<1>("memory"), Err(CursorError::Malformed), "{bad}");
         }
-        // An id is not a place in an export, and a place in a list is none either.
+        // Neither an event id nor a cursor of a list is a cursor of an export.
         let of_list = EventCursor::new(0, [1; 16]);
         assert_eq!(
             ExportCursor::new(&of_list.to_string()).numbers::<1>("memory"),

@@ -1,4 +1,4 @@
-//! A cache in front of a store: verifications that ask the database once in a while instead of each time.
+//! A cache in front of a store, so that most verifications do not query the database.
 
 mod follow;
 mod lookup;
@@ -27,34 +27,42 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// Stripes of epochs. Two ids that share one cost a fill that is not kept, now and then.
+/// The number of epoch stripes. Two ids in one stripe occasionally cause a discarded fill.
 const STRIPES: usize = 1_024;
 
 /// A cache in front of any store.
 ///
-/// **How stale it may be.** A change made through this cache shows at once, to every look-up that starts after it was
-/// acknowledged. One made elsewhere (another node, the database itself) shows after the [lifetime](CachedStoreBuilder::lifetime)
-/// at the latest, counted from when the record was asked for, however often it is used meanwhile; and as soon as it is heard of
-/// where the host runs [`run_following`](Self::run_following) or calls [`invalidate`](Self::invalidate). A token that was made elsewhere just after its id was looked up in vain works after
-/// the [negative lifetime](CachedStoreBuilder::negative_lifetime). State is not cached: an expired token is refused at its
-/// instant.
+/// **Staleness.** A change made through this cache is visible to every lookup that starts after the
+/// change was acknowledged. A change made elsewhere (another node, the database itself) is visible
+/// after the [lifetime](CachedStoreBuilder::lifetime) at the latest, counted from the start of the
+/// read, however often the record is used meanwhile. It is visible sooner, on notification, if the
+/// host runs [`run_following`](Self::run_following) or calls [`invalidate`](Self::invalidate). If a
+/// token is created elsewhere just after a lookup of its id found nothing, it works after the
+/// [negative lifetime](CachedStoreBuilder::negative_lifetime). State is not cached: an expired
+/// token is refused from the instant it expires.
 ///
-/// What is kept is found without a lock, by any number of threads, and without an allocation. Where it is full, what was not used
-/// lately goes, but never more than 64 are looked past (second chance, an approximation of "least recently used"); what is too old goes bit by bit as others come.
+/// **Lookups and eviction.** A cache hit takes no lock and allocates nothing, for any number of
+/// threads. A full cache evicts entries that were not used lately (second chance, an approximation
+/// of "least recently used"), but skips at most 64 entries to find one. Each insert also removes a
+/// few expired entries.
 ///
-/// Of many look-ups of one cold id one reads, and the others wait for it; none that starts after an invalidation waits for a
-/// read from before it, and such a read is not kept. Unknown ids are kept apart, so that floods of them push out no token.
+/// **Fills.** Of several lookups of one uncached id, one reads the store and the others wait for
+/// it. A lookup that starts after an invalidation never waits for a read from before it, and the
+/// result of such a read is discarded. Unknown ids are cached separately, so that a flood of them
+/// evicts no token.
 ///
-/// **What it answers.** Verifications alone. Records that will be refused are kept as well, so that a client that goes on
-/// presenting a revoked or expired token costs no query. Lists, changes, last uses and every look-up of a management operation
-/// ([`find_current`](TokenStore::find_current)) go to the store.
+/// **What it answers.** Only verifications. Records that will be refused are cached too, so that a
+/// client that keeps presenting a revoked or expired token costs no query. Lists, changes, last
+/// uses and every lookup of a management operation ([`find_current`](TokenStore::find_current)) go
+/// to the store.
 pub struct CachedStore<S> {
     store: S,
     lookup: Lookup,
     hasher: RandomState,
-    /// How often the ids of a stripe were invalidated. Whoever holds the lock is the only one to fill or invalidate them.
+    /// Counts the invalidations in each stripe. Only the holder of a stripe's lock may fill or
+    /// invalidate its ids.
     epochs: Box<[Mutex<u64>; STRIPES]>,
-    /// Reads under way.
+    /// The reads under way.
     flights: Mutex<HashMap<TokenId, Arc<AsyncMutex<Landed>>>>,
     reads: Semaphore,
     reads_begun: AtomicU64,
@@ -62,19 +70,19 @@ pub struct CachedStore<S> {
     is_polling_instead: AtomicBool,
 }
 
-/// What a read came to; none while it is under way, and when it failed or was dropped.
+/// The result of a read; `None` while it is under way, or if it failed or was dropped.
 type Landed = Option<Option<Packed>>;
 
-/// Which answers of the store behind the cache will do.
+/// Selects which answers of the store behind the cache are acceptable.
 #[derive(Clone, Copy)]
 enum Source {
-    /// Also those of another cache in there.
+    /// Also answers of another cache behind this one.
     Any,
-    /// The database's own.
+    /// Only answers of the database.
     Current,
 }
 
-/// Makes a [`CachedStore`].
+/// Builds a [`CachedStore`].
 pub struct CachedStoreBuilder<S> {
     store: S,
     lifetime: Duration,
@@ -85,38 +93,43 @@ pub struct CachedStoreBuilder<S> {
     clock: Arc<dyn Clock>,
 }
 
-/// A setting of a [`CachedStore`] is out of bounds.
+/// The error for a setting of a [`CachedStore`] that is out of bounds.
 #[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the {setting} of the cache must be {bounds}; set it by `.{setting}(…)` on the builder")]
 #[non_exhaustive]
 pub struct CacheError {
-    /// Which.
+    /// The name of the setting.
     pub setting: &'static str,
-    /// What it must be.
+    /// The bounds of the setting.
     pub bounds: &'static str,
 }
 
-/// How a cache does.
+/// Statistics of a cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CacheStats {
-    /// Look-ups of the store behind the cache, since it was built.
+    /// The number of lookups in the store behind the cache since the cache was built.
     pub reads: u64,
-    /// Records that are kept, about.
+    /// The approximate number of cached records.
     pub kept: u64,
-    /// Ids that were looked up in vain and are kept, about.
+    /// The approximate number of cached ids that have no record.
     pub missing: u64,
-    /// Whether [`CachedStore::run_following`] hears of changes made elsewhere: a notification of its own arrived within the last
-    /// 10 s or, where the store has no notifications, the last poll was answered. If not, the lifetimes are the bound.
+    /// Whether [`CachedStore::run_following`] receives changes made elsewhere.
+    ///
+    /// This is the case if a notification of its own arrived within the last 10 s or, for a store
+    /// without notifications, if the last poll was answered. Otherwise the lifetimes bound
+    /// staleness.
     pub is_following: bool,
-    /// Whether changes are polled because the store's notifications do not arrive. Then they show after the interval of
-    /// [`CachedStore::run_following`]. Declare the pooler in between
-    /// (`SqlStoreBuilder::pooler`), or connect the pool to the database itself.
+    /// Whether changes are polled because the store's notifications do not arrive.
+    ///
+    /// Changes made elsewhere are then visible after the interval of
+    /// [`CachedStore::run_following`]. Declare the pooler in between (`SqlStoreBuilder::pooler`),
+    /// or connect the pool to the database itself.
     pub is_polling_instead: bool,
 }
 
 impl<S: TokenStore> CachedStore<S> {
-    /// Begins a cache in front of a store.
+    /// Returns a builder for a cache in front of `store`.
     pub fn builder(store: S) -> CachedStoreBuilder<S> {
         CachedStoreBuilder {
             store,
@@ -129,33 +142,35 @@ impl<S: TokenStore> CachedStore<S> {
         }
     }
 
-    /// The store behind it.
+    /// Returns the store behind the cache.
     pub fn store(&self) -> &S {
         &self.store
     }
 
-    /// Forgets a record: the next look-up reads it anew. For hosts that hear of changes made elsewhere.
+    /// Invalidates a record, so that the next lookup reads it again.
+    ///
+    /// For hosts that learn of changes made elsewhere.
     pub fn invalidate(&self, id: TokenId) {
         let mut epoch = self.epoch(id);
         *epoch = epoch.wrapping_add(1);
         self.lookup.found.remove(id.words());
         self.lookup.missing.remove(id.words());
         drop(epoch);
-        // Whoever comes from here on starts a read of their own.
+        // Lookups that start from here on do not join the old read.
         lock(&self.flights).remove(&id);
     }
 
-    /// Forgets all records: for hosts that may have missed changes made elsewhere.
+    /// Invalidates all records. For hosts that may have missed changes made elsewhere.
     pub fn invalidate_all(&self) {
-        // Whoever begins a read from here on has a greater number.
+        // Every read that starts from here on has a greater number.
         self.lookup.forgotten.fetch_max(self.reads_begun.load(Ordering::SeqCst), Ordering::SeqCst);
         lock(&self.flights).clear();
     }
 
-    /// Notes a use in what is kept, which is no reason to read it anew.
+    /// Records a use in the cached record, which therefore need not be read again.
     fn note(&self, touch: Touch) {
         let mut epoch = self.epoch(touch.id);
-        // A read that is under way has the use from before.
+        // A fill that is under way has read the previous use and must be discarded.
         *epoch = epoch.wrapping_add(1);
         if let Some(entry) = self.lookup.found.get(None, touch.id.words()) {
             let (access, asked) = taken_apart(entry.words);
@@ -166,7 +181,7 @@ impl<S: TokenStore> CachedStore<S> {
         }
     }
 
-    /// How it does.
+    /// Returns the statistics of the cache.
     pub fn stats(&self) -> CacheStats {
         CacheStats {
             reads: self.reads_begun.load(Ordering::Relaxed),
@@ -177,19 +192,21 @@ impl<S: TokenStore> CachedStore<S> {
         }
     }
 
-    /// One of those who look an id up that is not known reads it; the others wait for that.
+    /// Reads an uncached id once: one of the concurrent lookups reads, and the others wait for its
+    /// result.
     async fn read_once(&self, id: TokenId) -> Result<Option<Packed>, StoreError> {
         let (flight, landing) = self.board(id);
         let Some(mut landing) = landing else {
-            // In a statement of its own, or the lock would be held for what follows.
+            // A statement of its own, because otherwise the lock would be held during the `match`.
             let landed = flight.lock().await.clone();
-            // A read that failed or was dropped tells nothing: each reads for itself then, unless another one has by now.
+            // If that read failed or was dropped, each waiter reads for itself, unless another read
+            // has filled the cache by now.
             return match landed.or_else(|| Some(self.lookup.known(id, None)?.map(StoredToken::into_packed))) {
                 Some(found) => Ok(found),
                 None => self.read(id, Source::Any).await,
             };
         };
-        // Since it was looked for, another read may have landed.
+        // Another read may have filled the cache since the caller's lookup.
         let known = self.lookup.known(id, None).map(|known| known.map(StoredToken::into_packed));
         let result = match known {
             Some(found) => Ok(found),
@@ -201,7 +218,7 @@ impl<S: TokenStore> CachedStore<S> {
         result
     }
 
-    /// The read of this id that is under way, or a new one, which is the caller's to do.
+    /// Returns the read of this id that is under way, or a new one that the caller must do.
     fn board(&self, id: TokenId) -> (Arc<AsyncMutex<Landed>>, Option<Landing<'_, S>>) {
         let mut flights = lock(&self.flights);
         if let Some(flight) = flights.get(&id) {
@@ -224,7 +241,8 @@ impl<S: TokenStore> CachedStore<S> {
         };
         let found = found.map(|token| Packed::of(&token));
         let mut epoch_now = self.epoch(id);
-        // Neither what was changed meanwhile nor what a later read found is covered by what an earlier one did.
+        // The result is discarded if the record was changed meanwhile or if a later read was
+        // cached.
         if *epoch_now == epoch && !self.lookup.has_later(id, asked) {
             match &found {
                 Some(packed) => {
@@ -238,7 +256,8 @@ impl<S: TokenStore> CachedStore<S> {
                 None => {
                     self.lookup.found.remove(id.words());
                     self.lookup.missing.remove(id.words());
-                    // Nothing that is kept tells an earlier read of this one, so the epoch does.
+                    // No entry remains that marks an earlier read as older, so the epoch discards
+                    // it.
                     *epoch_now = epoch.wrapping_add(1);
                 }
             }
@@ -255,18 +274,23 @@ impl<S: TokenStore> CachedStore<S> {
 }
 
 impl<S: TokenStore + ChangeFeed> CachedStore<S> {
-    /// Follows the changes that others make, for ever: spawn it. `sleep` waits, as `tokio::time::sleep` does.
+    /// Follows the changes that others make, for ever; spawn it as a task.
     ///
-    /// Where the store has notifications, it is listened to. That they arrive is proven by a notification of its own, at the
-    /// start and then every 5 s, which must arrive within 5 s. If it does not, as through a pooler in transaction mode that was
-    /// not declared, changes are polled instead each `interval`, [`CacheStats::is_polling_instead`] says so, and listening is
-    /// tried again every 60 s. A store without notifications is polled each `interval`.
+    /// `sleep` must wait for the given time, as `tokio::time::sleep` does.
     ///
-    /// Whenever following begins or ends, all that is kept is forgotten. While nothing is heard, [`stats`](Self::stats) say so, the
-    /// lifetimes are the bound, and it is tried again each `interval`.
+    /// If the store has notifications, the cache listens for them. To prove that they arrive, it
+    /// sends a notification of its own at the start and then every 5 s, which must arrive within
+    /// 5 s. If it does not, for example through an undeclared pooler in transaction mode, changes
+    /// are polled each `interval` instead, [`CacheStats::is_polling_instead`] is set, and listening
+    /// is tried again every 60 s. A store without notifications is polled each `interval`.
+    ///
+    /// All records are invalidated whenever following begins or ends. While no changes are
+    /// received, [`stats`](Self::stats) show it, the lifetimes bound staleness, and following is
+    /// tried again each `interval`.
     ///
     /// # Errors
-    /// [`FollowError`] at once if the store cannot be followed as it is set up. Otherwise it never returns.
+    /// [`FollowError`] at once if the store cannot be followed in its current setup. Otherwise it
+    /// never returns.
     pub async fn run_following<F: Future<Output = ()> + Send>(
         &self,
         interval: Duration,
@@ -276,22 +300,22 @@ impl<S: TokenStore + ChangeFeed> CachedStore<S> {
         let _ended = Ended(self);
         let follower = Follower::new(self, interval, sleep);
         loop {
-            // In a box, since the future is large and hosts move it into a task.
+            // Boxed because the future is large and hosts move it into a task.
             Box::pin(follower.follow()).await;
         }
     }
 }
 
 impl<S: TokenStore> CachedStore<S> {
-    /// Changes are heard from now on, or polled instead of that.
+    /// Starts following, by notifications if `is_heard`, otherwise by polling instead of them.
     fn begin_following(&self, is_heard: bool) {
-        // What was changed before is not told.
+        // Earlier changes are not delivered.
         self.invalidate_all();
         self.is_following.store(is_heard, Ordering::Relaxed);
         self.is_polling_instead.store(!is_heard, Ordering::Relaxed);
     }
 
-    /// Changes are no longer heard. Any may have been missed by now.
+    /// Stops following. Any change may have been missed by now.
     fn stop_following(&self) {
         let was_following = self.is_following.swap(false, Ordering::Relaxed);
         if self.is_polling_instead.swap(false, Ordering::Relaxed) || was_following {
@@ -308,7 +332,7 @@ impl<S: TokenStore> CachedStore<S> {
     }
 }
 
-/// Nobody follows any more when it is dropped.
+/// Stops following when dropped.
 struct Ended<'a, S: TokenStore>(&'a CachedStore<S>);
 
 impl<S: TokenStore> Drop for Ended<'_, S> {
@@ -317,7 +341,7 @@ impl<S: TokenStore> Drop for Ended<'_, S> {
     }
 }
 
-/// A read under way; over when it is dropped.
+/// A read under way; ends when dropped.
 struct Landing<'a, S: TokenStore> {
     cache: &'a CachedStore<S>,
     id: TokenId,
@@ -327,7 +351,7 @@ struct Landing<'a, S: TokenStore> {
 impl<S: TokenStore> Drop for Landing<'_, S> {
     fn drop(&mut self) {
         let mut flights = lock(&self.cache.flights);
-        // Unless it was invalidated, and another one is under way by now.
+        // After an invalidation, another read of this id may be under way.
         let is_own = flights
             .get(&self.id)
             .is_some_and(|flight| Arc::ptr_eq(flight, MutexGuardArc::source(&self.outcome)));
@@ -337,7 +361,9 @@ impl<S: TokenStore> Drop for Landing<'_, S> {
     }
 }
 
-/// Forgets the records of a change when it is over, however it ends: also when its outcome is unknown, or it was dropped half way.
+/// Invalidates the records of a batch when dropped, however the commit ends.
+///
+/// This includes a commit whose outcome is unknown or whose future was dropped.
 struct Forgetting<'a, S: TokenStore> {
     cache: &'a CachedStore<S>,
     batch: &'a ChangeBatch,
@@ -437,44 +463,53 @@ impl<S> fmt::Debug for CachedStoreBuilder<S> {
 }
 
 impl<S: TokenStore> CachedStoreBuilder<S> {
-    /// For how long a record is kept after it was asked for: 30 s by default, 1 ms to 1 h. A revocation made elsewhere may go
-    /// unseen for so long.
+    /// Sets how long a record is cached, counted from the start of its read.
+    ///
+    /// Defaults to 30 s. Must be 1 ms to 1 h. A revocation made elsewhere may go unnoticed for that
+    /// long.
     pub fn lifetime(mut self, lifetime: Duration) -> Self {
         self.lifetime = lifetime;
         self
     }
 
-    /// For how long it is kept that there is no such record: 5 s by default, at most the lifetime. Zero keeps nothing of that.
+    /// Sets how long it is cached that an id has no record.
+    ///
+    /// Defaults to 5 s. Must be at most the lifetime. Zero disables this.
     pub fn negative_lifetime(mut self, lifetime: Duration) -> Self {
         self.negative_lifetime = lifetime;
         self
     }
 
-    /// How many records are kept: 100,000 by default, 1 or more.
+    /// Sets how many records are cached. Defaults to 100,000. Must be 1 or more.
     pub fn capacity(mut self, records: u64) -> Self {
         self.capacity = records;
         self
     }
 
-    /// How many ids without a record are kept: 10,000 by default, 1 or more. They take no room from records.
+    /// Sets how many ids without a record are cached. Defaults to 10,000. Must be 1 or more.
+    ///
+    /// They take no space from records.
     pub fn negative_capacity(mut self, ids: u64) -> Self {
         self.negative_capacity = ids;
         self
     }
 
-    /// How many look-ups of the store may be under way at once: 64 by default, 1 or more. The others wait.
+    /// Sets how many lookups of the store may be under way at once. Defaults to 64. Must be 1 or
+    /// more.
+    ///
+    /// Further lookups wait.
     pub fn reads_at_once(mut self, reads: usize) -> Self {
         self.reads = reads;
         self
     }
 
-    /// The clock, instead of the system's; only its monotonic time is read.
+    /// Sets the clock, which defaults to the system's. Only its monotonic time is read.
     pub fn clock(mut self, clock: impl Clock + 'static) -> Self {
         self.clock = Arc::new(clock);
         self
     }
 
-    /// The cache.
+    /// Builds the cache.
     ///
     /// # Errors
     /// [`CacheError`], which names the setting that is out of bounds.

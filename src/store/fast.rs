@@ -1,4 +1,4 @@
-//! Look-ups that a verification need not wait for, and the form of a record that it decides on.
+//! Lookups that a verification need not await, and the form of a record that it decides on.
 //!
 //! Only this crate's own stores have such a shortcut, because no other crate can name its type.
 
@@ -46,8 +46,9 @@ impl<'a> StoreShortcut<'a> {
         Self(Kind::Cache(lookup))
     }
 
-    /// Returns the place where a record will be searched first, and has the processor fetch that memory while a digest is
-    /// computed.
+    /// Returns the place where the search for a record starts, and prefetches it.
+    ///
+    /// The processor loads that memory while a digest is computed.
     #[inline]
     pub(crate) fn prefetch(self, id: TokenId) -> Option<Place> {
         match self.0 {
@@ -58,8 +59,9 @@ impl<'a> StoreShortcut<'a> {
         }
     }
 
-    /// Returns the record, if there is one, or `None` if the store has to be asked. `place` is what
-    /// [`prefetch`](Self::prefetch) returned for this id, or `None`.
+    /// Returns the record, `Some(None)` if there is none, or `None` if the store must be asked.
+    ///
+    /// `place` is the result of [`prefetch`](Self::prefetch) for this id, or `None`.
     #[allow(clippy::option_option, reason = "not known, or known that there is no such record")]
     #[inline(always)]
     pub(crate) fn find(self, id: TokenId, place: Option<Place>) -> Option<Option<StoredToken<'a>>> {
@@ -72,19 +74,20 @@ impl<'a> StoreShortcut<'a> {
     }
 }
 
-/// A record as a verification reads it: the words that decide apart from the details.
+/// A record as a verification reads it: the words that it decides on, apart from the details.
 ///
-/// The store in memory and the cache lend the details, so that a verification copies and allocates nothing.
+/// The in-memory store and the cache lend the details, so that a verification copies and allocates
+/// nothing.
 pub(crate) struct StoredToken<'a> {
     details: Snapshot<Details>,
     access: Access,
-    /// The realm and owner, if the store in memory has them beside the record.
+    /// The realm and owner, if the in-memory store has them beside the record.
     owner: Option<&'a (Realm, OwnerId)>,
     id: TokenId,
 }
 
 impl<'a> StoredToken<'a> {
-    /// `owner` is the record's realm and owner.
+    /// Creates a record with borrowed details. `owner` is the record's realm and owner.
     #[inline(always)]
     pub(super) fn lent(
         id: TokenId,

@@ -1,8 +1,10 @@
-//! The store in memory: the reference of the contract, and a fast store for tests and for hosts whose tokens may go with
-//! the process.
+//! The in-memory store: the reference implementation of the contract.
 //!
-//! Records are found in a [`Table`], without a lock, each with what a verification decides on beside its id. Changes and
-//! lists share one lock over the indexes, which say where in the table records lie and hold nothing of them.
+//! It is also a fast store for tests and for hosts whose tokens may be lost with the process.
+//!
+//! Records are looked up without a lock in a [`Table`], which holds beside each id what a
+//! verification decides on. Changes and lists share one lock over the indexes, which hold only the
+//! records' places in the table.
 
 mod events;
 mod indexes;
@@ -29,33 +31,34 @@ use std::fmt;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-/// A store in memory. All is lost when it is dropped.
+/// A store in memory. All its contents are lost when it is dropped.
 ///
-/// Audit events stay until [`AuditLog::purge_events`] removes them. The id of an owner who ever had a token stays as long
-/// as the store does, and so do the first 10,000 different scopes.
+/// Audit events stay until [`AuditLog::purge_events`] removes them. The id of every owner who ever
+/// had a token stays as long as the store, and so do the first 10,000 different scopes.
 pub struct MemoryStore {
-    /// In a box: a store is moved, as part of a service or of a future, and this is large.
+    /// Boxed because it is large and a store is moved as part of a service or of a future.
     records: Box<Records>,
     indexes: Mutex<Indexes>,
 }
 
 impl MemoryStore {
-    /// An empty store.
+    /// Creates an empty store.
     pub fn new() -> Self {
         Self { records: Box::new(Records::new()), indexes: Mutex::default() }
     }
 
-    /// How many records it holds.
+    /// Returns the number of records.
     pub fn len(&self) -> usize {
         self.indexes().len
     }
 
-    /// Whether it holds none.
+    /// Whether the store has no records.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// A panic elsewhere leaves the indexes whole: nothing in here can panic between two of their changes.
+    /// Locks the indexes. Ignores poisoning, because no code here can panic between two changes of
+    /// the indexes, so a panic elsewhere leaves them consistent.
     fn indexes(&self) -> MutexGuard<'_, Indexes> {
         self.indexes.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -110,7 +113,7 @@ impl TokenStore for MemoryStore {
         if let Some((realm, owner)) = &batch.erase {
             indexes.events.erase(realm, owner);
         }
-        // What goes first: a name may be handed on within the batch.
+        // The old records go first, because a name may be passed on within the batch.
         for old in old.iter().flatten() {
             self.records.forget(&mut indexes, old);
         }
@@ -144,7 +147,7 @@ impl TokenStore for MemoryStore {
         let mut ended: Vec<Packed> =
             ended.filter(|packed| packed.ended_at().is_some_and(|at| at <= before)).collect();
         let first = |packed: &Packed| (packed.ended_at(), packed.id);
-        // Only as many as are asked for are put in order.
+        // Sorts only as many as requested.
         if limit < ended.len() {
             ended.select_nth_unstable_by_key(limit, first);
             ended.truncate(limit);
@@ -161,7 +164,7 @@ impl TokenStore for MemoryStore {
 }
 
 impl MemoryStore {
-    /// `old` are the records that the batch changes.
+    /// Checks a batch for conflicts. `old` are the records that it changes.
     fn check(
         &self,
         indexes: &Indexes,
@@ -205,8 +208,10 @@ impl MemoryStore {
     }
 }
 
-/// Most records, and owners who ever had one: half of the places that the table has numbers for, since it fills them evenly, but
-/// not to the last.
+/// The maximum number of records, and of owners who ever had one.
+///
+/// It is half of the places that the table has numbers for, because the table fills evenly but not
+/// completely.
 const MOST: usize = 1 << 29;
 
 impl AuditLog for MemoryStore {
@@ -259,33 +264,34 @@ impl KeyChecks for MemoryStore {
     }
 }
 
-/// What is found by anything but the id. Whoever holds its lock is the only one to change records.
+/// The indexes for lookups by anything but the id. Only the holder of their lock may change
+/// records.
 #[derive(Default)]
 struct Indexes {
-    /// How many records there are.
+    /// The number of records.
     len: usize,
-    /// The owners, and their numbers as they stand beside a record in the table.
+    /// The owners, with the numbers that the table stores beside their records.
     owners: HashMap<(Realm, OwnerId), (u32, Arc<Account>)>,
-    /// By that number.
+    /// The records of each owner, indexed by the owner's number.
     by_owner: Vec<IdList>,
-    /// Each record is in one of these.
+    /// The records by realm and kind. Each record is in exactly one of these lists.
     by_kind: BTreeMap<(Realm, TokenKind), IdList>,
     by_creator: BTreeMap<TokenId, IdList>,
     by_restorer: BTreeMap<TokenId, IdList>,
     by_ancestor: BTreeMap<TokenId, IdList>,
     names: HashedPlaces,
-    /// What names are hashed with.
+    /// The key of the hash of names.
     name_key: RandomState,
     events: Events,
     key_checks: BTreeMap<KeyId, KeyCheck>,
-    /// By their entries; the one without a list by none.
+    /// Shared scopes by their entries, or by `None` for the scope without a list.
     scopes: HashMap<Option<Box<str>>, Arc<Scope>>,
 }
 
-/// Most scopes that are shared; records with others have their own.
+/// The maximum number of shared scopes; records with further scopes have their own.
 const SHARED_SCOPES: usize = 10_000;
 
-/// What is unique.
+/// The unique key of a named record.
 #[derive(PartialEq, Eq, Hash)]
 struct Name<'a>(&'a Realm, &'a OwnerId, TokenKind, NameKey);
 
@@ -299,8 +305,9 @@ impl<'a> Name<'a> {
     }
 }
 
-/// Whether a list may hold a record, by what lies in the table: to tell most of those that it does not hold without a look at
-/// the rest.
+/// Whether a list may hold a record, judged by its words in the table alone.
+///
+/// This rejects most records without reading their details.
 fn may_hold(query: &ListQuery, access: &Access) -> bool {
     let is_active = query.active_at.is_none_or(|now| access.state(micros(now)) == TokenState::Active);
     let may_be_idle = match query.by {
@@ -317,13 +324,15 @@ fn may_hold(query: &ListQuery, access: &Access) -> bool {
 }
 
 impl Indexes {
-    /// All records.
+    /// Returns the places of all records.
     fn all(&self) -> impl Iterator<Item = Place> {
         self.by_kind.values().flat_map(IdList::iter)
     }
 
-    /// The scope that others have which are narrowed to the same. Many have few scopes between them: shared, they take little
-    /// memory, and what a check reads is in the cache.
+    /// Returns an equal scope that other records share.
+    ///
+    /// Most records use few different scopes, so sharing saves memory and keeps the scope that a
+    /// check reads in the processor's cache.
     fn shared_scope(&mut self, scope: &Scope) -> Arc<Scope> {
         let key = scope.as_set().map(|set| {
             let mut key = String::new();
@@ -348,16 +357,16 @@ impl Indexes {
         self.by_owner.get(to_index(*number))
     }
 
-    /// The upper half of a hash.
+    /// Returns the upper half of a name's hash.
     fn hash_of(&self, name: &Name<'_>) -> u32 {
         u32::try_from(self.name_key.hash_one(name) >> 32).unwrap_or_default()
     }
 }
 
-/// The records by id, found without a lock. Only one thread changes them at a time.
+/// The records by id, looked up without a lock. Only one thread changes them at a time.
 pub(super) struct Records {
     table: Table<Details, 8>,
-    /// By the number that stands beside a record in the table.
+    /// The owners, by the number that the table stores beside a record.
     owners: Growing<OnceLock<(Realm, OwnerId)>>,
 }
 
@@ -371,7 +380,7 @@ impl Records {
         self.table.seek(id.words())
     }
 
-    /// The record as it is now, which may lie in a place.
+    /// Returns the current record. `place` is where it may be found.
     #[inline(always)]
     #[allow(clippy::inline_always, reason = "measured, as in the table")]
     pub(super) fn lend(&self, id: TokenId, place: Option<Place>) -> Option<StoredToken<'_>> {
@@ -381,7 +390,7 @@ impl Records {
         Some(StoredToken::lent(id, Snapshot::lent(value), access, owner))
     }
 
-    /// The same for whoever holds the lock of the indexes, as are those below.
+    /// Returns the current record. This method and those below require the lock of the indexes.
     fn find(&self, id: TokenId) -> Option<Packed> {
         self.at(self.table.place_of(id.words(), |_| true)?)
     }
@@ -396,7 +405,7 @@ impl Records {
         self.table.key_at(place)
     }
 
-    /// What a list may hold, from where the page begins.
+    /// Returns the records that a list may hold, from the start of the page.
     fn newest_first<'a>(
         &'a self,
         indexes: &'a Indexes,
@@ -426,7 +435,8 @@ impl Records {
         indexes.names.contains(indexes.hash_of(name), is_it)
     }
 
-    /// Puts a record in its place and into the indexes; one that was there was forgotten before.
+    /// Stores a record and adds it to the indexes. An old record of this id must have been removed
+    /// from the indexes before.
     fn put(&self, indexes: &mut Indexes, token: &Token) {
         let (number, account) = self.account(indexes, token);
         let details = Details::of(token, account, indexes.shared_scope(&token.scope));
@@ -455,7 +465,7 @@ impl Records {
         indexes.len = indexes.len.saturating_add(1);
     }
 
-    /// Takes a record out of the indexes, while it is still in its place.
+    /// Removes a record from the indexes. The record must still be in the table.
     fn forget(&self, indexes: &mut Indexes, packed: &Packed) {
         let Packed { id, access, details } = packed;
         let key = id.words();
@@ -479,7 +489,7 @@ impl Records {
         indexes.len = indexes.len.saturating_sub(1);
     }
 
-    /// Takes an id out of one of these lists, and the list where it is its last.
+    /// Removes an id from one of these lists, and the list if it is then empty.
     fn take_out<L: Ord>(&self, lists: &mut BTreeMap<L, IdList>, name: &L, key: Key) {
         if let Some(list) = lists.get_mut(name) {
             list.remove(key, |place| self.key_at(place));
@@ -493,7 +503,7 @@ impl Records {
         self.table.remove(id.words(), |_| true);
     }
 
-    /// Notes a use, where it is a later one.
+    /// Records a use if it is later than the stored one.
     fn touch(&self, touch: &Touch) {
         if let Some(Packed { id, access, details }) =
             self.find(touch.id).and_then(|packed| packed.used(touch.last_use, touch.plausible_until))
@@ -502,7 +512,7 @@ impl Records {
         }
     }
 
-    /// A record's owner, as all its records share it, and its number.
+    /// Returns the owner of a record, which all its records share, and the owner's number.
     fn account(&self, indexes: &mut Indexes, token: &Token) -> (u32, Arc<Account>) {
         let owner = (token.realm.clone(), token.owner.clone());
         if let Some((number, account)) = indexes.owners.get(&owner) {
@@ -513,7 +523,7 @@ impl Records {
         if let Some(place) = self.owners.get(index) {
             place.get_or_init(|| owner.clone());
         }
-        // There are fewer than 2^32, or the batch is refused.
+        // There are fewer than 2^32 owners, because the batch is refused otherwise.
         let number = u32::try_from(index).unwrap_or(u32::MAX);
         let account = Arc::new(Account::new(token.realm.clone(), token.owner.clone()));
         indexes.owners.insert(owner, (number, account.clone()));
@@ -522,7 +532,7 @@ impl Records {
     }
 }
 
-/// A number of an owner as an index.
+/// Converts an owner's number to an index.
 fn to_index(number: u32) -> usize {
     usize::try_from(number).unwrap_or(usize::MAX)
 }

@@ -1,15 +1,18 @@
 //! Tokens in a PostgreSQL database: for any number of machines.
 //!
-//! A pooler in transaction mode may stand in between: see [`SqlStoreBuilder::pooler`](super::SqlStoreBuilder::pooler). What the store needs of the host's database, and refuses to open without:
+//! A pooler in transaction mode may be in between: see
+//! [`SqlStoreBuilder::pooler`](super::SqlStoreBuilder::pooler). The store refuses to open unless
+//! the host's database has:
 //!
-//! * `server_encoding` UTF8, since names are in every script;
-//! * `synchronous_commit` other than off, so that a revocation that was acknowledged is there after a crash.
+//! * `server_encoding` UTF8, because names may be in any script;
+//! * `synchronous_commit` other than off, so that an acknowledged revocation survives a crash.
 //!
-//! Reads go where the pool leads: to the primary, or an acknowledged revocation is seen late by as much as the replica lags.
+//! Reads go wherever the pool connects. Connect it to the primary; otherwise an acknowledged
+//! revocation is seen late by the lag of the replica.
 //!
 //! # In a transaction of your own
 //!
-//! What that means for errors, locks and isolation: [`SqlStoreWithin`](super::SqlStoreWithin).
+//! For the effects on errors, locks and isolation, see [`SqlStoreWithin`](super::SqlStoreWithin).
 //!
 //! ```
 //! # async fn add_project(
@@ -57,7 +60,8 @@ pub type PostgresStore = SqlStore<Postgres>;
 impl Engine for Postgres {
     const DIALECT: Dialect = Dialect {
         name: "postgres",
-        // All transactions before the snapshot's oldest open one are over, so no event of theirs is committed later.
+        // All transactions before the oldest one open in the snapshot have ended, so none of their
+        // events is committed later.
         export: |columns, events, _name| {
             format!(
                 "SELECT {columns}, event.xact, event.seq, txid_snapshot_xmax(snapshot.open) \
@@ -68,7 +72,8 @@ impl Engine for Postgres {
             )
         },
         has_transaction_ids: true,
-        // Whatever the session's default is: a compare-and-set needs no more, and more would make it fail where it could wait.
+        // Overrides the session's default. A compare-and-set needs no higher level, and a higher
+        // level would make it fail where it could wait.
         begin: "BEGIN ISOLATION LEVEL READ COMMITTED",
         skip_locked: " FOR UPDATE SKIP LOCKED",
         lock_rows: Some(" FOR NO KEY UPDATE"),
@@ -76,7 +81,8 @@ impl Engine for Postgres {
         longest_name: Some(63),
         reserved_prefix: None,
         notifies: true,
-        // Of the transaction, so that a pooler may stand in between. The result is a text, as that of every statement here.
+        // The lock belongs to the transaction, so that it works through a pooler. The result is a
+        // text, like that of every statement here.
         lock: Some("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))::text"),
         migrations: &[Migration { version: 1, sql: include_str!("migrations/postgres/0001_tokens.sql") }],
     };
@@ -123,8 +129,8 @@ impl Engine for Postgres {
         let latest: Vec<i64> = uses.iter().map(|touch| micros(touch.plausible_until)).collect();
         let addresses: Vec<Option<String>> =
             uses.iter().map(|touch| touch.last_use.address.map(|address| address.to_string())).collect();
-        // The rows are locked in the order of their ids, which an update alone does not promise: two nodes never wait for each
-        // other.
+        // Locks the rows in the order of their ids, which an update alone does not guarantee, so
+        // that two nodes do not deadlock.
         let sql = format!(
             "WITH used AS (SELECT * FROM unnest($1::bytea[], $2::bigint[], $3::text[], $4::bigint[]) \
                AS used (id, at, address, latest)), \
@@ -185,19 +191,23 @@ impl Engine for Postgres {
     }
 }
 
-/// Hears of changes: by LISTEN, on a connection of the pool that it takes for itself; or, where notifications do not arrive, as
-/// behind a pooler in transaction mode, by polling for the events that are new.
+/// Delivers changes from notifications or by polling.
 ///
-/// **No late commit is skipped.** An event has its number before its transaction commits, so one with a lower number
-/// may come to light after one with a higher. Whoever asks keeps the numbers that are missing below the highest, and
-/// asks for those again until all transactions are over that had begun when the number was missed: one that is not
-/// there by then was rolled back. Which transactions are open is told by the snapshot of the very statement that reads
-/// the events (`txid_current_snapshot`; PostgreSQL 12 documentation, section 9.26). Of a transaction that was open when
-/// the asking began the numbers are not known: when one of those ends, anything may have changed
-/// ([`FeedEvent::Missed`]).
+/// LISTEN takes a connection of the pool for itself. If notifications do not arrive, as behind a
+/// pooler in transaction mode, the feed polls for new events.
 ///
-/// An engine that speaks PostgreSQL's protocol and has transactions of another kind (`CockroachDB`, `YugabyteDB`) has no
-/// such snapshots: do not follow there, and the lifetime of the cache is the bound.
+/// **Changes that commit late are still delivered.** An event gets its number before its
+/// transaction commits, so an event with a lower number may become visible after one with a higher
+/// number. The feed keeps the numbers that are missing below the highest one. It queries them again
+/// until every transaction has ended that had begun when the number was missed. A number that is
+/// still missing then was rolled back. The open transactions come from the snapshot of the same
+/// statement that reads the events (`txid_current_snapshot`; PostgreSQL 12 documentation, section
+/// 9.26). The numbers of a transaction that was open when polling began are unknown, so when one of
+/// those ends, any record may have changed ([`FeedEvent::Missed`]).
+///
+/// An engine that speaks PostgreSQL's protocol but has another kind of transactions (`CockroachDB`,
+/// `YugabyteDB`) has no such snapshots. Do not follow there; the cache lifetime then bounds
+/// staleness.
 #[derive(Debug)]
 pub struct PostgresFeed(Hearing);
 
@@ -228,7 +238,7 @@ impl ChangeFeed for PostgresStore {
 
     async fn probe(&self, nonce: u64) -> Result<(), StoreError> {
         let mut connection = self.pool.acquire().await.map_err(unavailable)?;
-        // One message to the server, which passes through every pooler.
+        // One message to the server, so that it passes through every pooler.
         let sql = format!("NOTIFY \"{}\", '{PROBE}{nonce:016x}'", self.statements.channel());
         Postgres::script(&mut connection, sql).await.map_err(unavailable)
     }
@@ -239,9 +249,9 @@ impl ChangeFeed for PostgresStore {
     }
 }
 
-/// One listens, and at least one other commits and probes.
+/// One connection listens, and at least one other commits and probes.
 const MIN_CONNECTIONS: u32 = 2;
-/// What a notification begins with that proves that notifications arrive.
+/// The prefix of a notification that proves that notifications arrive.
 const PROBE: &str = "probe ";
 
 impl Feed for PostgresFeed {
@@ -250,15 +260,17 @@ impl Feed for PostgresFeed {
             Hearing::Listens(listener) => listener,
             Hearing::Polls(store, seen) => return poll(store, seen).await,
         };
-        // `None` if the connection was lost. Whoever follows begins again.
+        // `None` if the connection was lost. The follower then starts again.
         let notification = listener.try_recv().await.map_err(unavailable)?;
         let lost = || StoreError::unavailable("the connection that listens was lost");
         Ok(read_notification(notification.ok_or_else(lost)?.payload()))
     }
 }
 
-/// A payload that is neither a probe nor a list of ids says that there were too many ids, or was sent by somebody else: then any
-/// record may have been changed.
+/// Parses the payload of a notification.
+///
+/// A payload that is neither a probe nor a list of ids says that there were too many ids, or
+/// someone else sent it. In both cases any record may have been changed.
 fn read_notification(payload: &str) -> FeedEvent {
     if let Some(nonce) = payload.strip_prefix(PROBE) {
         return u64::from_str_radix(nonce, 16).map_or(FeedEvent::Missed, FeedEvent::Proven);
@@ -267,30 +279,35 @@ fn read_notification(payload: &str) -> FeedEvent {
     ids.map_or(FeedEvent::Missed, FeedEvent::Changed)
 }
 
-/// What was seen of the events by their numbers.
+/// The event numbers that were seen.
 #[derive(Debug)]
 struct Seen {
     /// The highest number.
     newest: i64,
-    /// Lower ones that were not there.
+    /// Lower numbers that were missing.
     gaps: Vec<Gap>,
-    /// From which transaction on none had begun when the asking began, and how many of those before are not over.
+    /// The first transaction that had not begun when polling began, and the number of earlier
+    /// transactions that are still open.
     first: i64,
     open: i64,
 }
 
-/// Numbers that may still come to light.
+/// Numbers that may still become visible.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Gap {
     first: i64,
     last: i64,
-    /// Transactions from this one on had not begun when the numbers were missed, and have higher ones: a transaction has its
-    /// own number before it numbers an event.
+    /// The first transaction that had not begun when the numbers were missed.
+    ///
+    /// It and all later ones have higher numbers, because a transaction gets its own id before it
+    /// numbers an event.
     next: i64,
 }
 
-/// Which transactions are open, as a statement sees it: all before `oldest` are over, none from `next` on has begun. `before`
-/// counts those that were open when the asking began.
+/// The open transactions in a statement's snapshot.
+///
+/// All transactions before `oldest` have ended, and none from `next` on has begun. `before` counts
+/// the open ones that were already open when polling began.
 #[derive(Debug, Default, Clone, Copy)]
 struct Open {
     oldest: i64,
@@ -298,10 +315,10 @@ struct Open {
     before: i64,
 }
 
-/// Most gaps that are kept; beyond it the feed ends, and begins anew.
+/// The maximum number of gaps. Beyond it the feed ends, and the follower starts a new one.
 const MAX_GAPS: usize = 10_000;
 
-/// All that a statement says of its snapshot is of the one that it reads the events by.
+/// The snapshot of a statement, which is the one that the statement reads the events with.
 const SNAPSHOT: &str = "(SELECT txid_current_snapshot() AS open) AS snapshot";
 
 async fn begin_to_poll(store: &PostgresStore) -> Result<Seen, StoreError> {
@@ -329,7 +346,7 @@ async fn poll(store: &PostgresStore, seen: &mut Seen) -> Result<FeedEvent, Store
             (Some(oldest), Some(next), Some(before)) => Some(Open { oldest, next, before }),
             _ => None,
         };
-        // None: a row for the snapshot alone.
+        // `None` for a row that holds only the snapshot.
         told.extend(read_changed::<Postgres>(row, 3, &store.statements.events_shown)?);
     }
     let open = open.ok_or_else(|| StoreError::unavailable("the database tells no snapshot"))?;
@@ -337,14 +354,14 @@ async fn poll(store: &PostgresStore, seen: &mut Seen) -> Result<FeedEvent, Store
 }
 
 impl Seen {
-    /// Asks for what is new and for what was missed.
+    /// Builds the statement that reads new and missing events.
     fn statement(&self, events: &str) -> String {
         let Self { newest, first, .. } = self;
         let mut told = format!("SELECT seq, token FROM {events} WHERE seq > {newest}");
         if !self.gaps.is_empty() {
             let gaps: Vec<String> =
                 self.gaps.iter().map(|gap| format!("({}, {})", gap.first, gap.last)).collect();
-            // Writing to a text cannot fail.
+            // Writing to a `String` cannot fail.
             let _ = write!(
                 told,
                 " UNION ALL SELECT seq, token FROM (VALUES {}) AS gap (first, last) \
@@ -359,13 +376,13 @@ impl Seen {
         )
     }
 
-    /// Takes in what a statement told.
+    /// Applies the result of a statement.
     fn hear(&mut self, open: Open, told: &[(i64, TokenId)]) -> Result<FeedEvent, StoreError> {
         let came: BTreeSet<i64> = told.iter().map(|(number, _)| *number).collect();
         let highest = came.last().map_or(self.newest, |last| self.newest.max(*last));
         let new = Gap { first: self.newest.saturating_add(1), last: highest, next: open.next };
         self.newest = highest;
-        // Over and not there by now: it was rolled back.
+        // If all transactions that could have the number have ended, the number was rolled back.
         let may_come = |gap: &Gap| open.oldest < gap.next;
         let gaps = self.gaps.iter().copied().chain([new]).filter(may_come);
         self.gaps = gaps.flat_map(|gap| gap.without(&came)).collect();
@@ -382,7 +399,7 @@ impl Seen {
 }
 
 impl Gap {
-    /// What is left of it when these numbers have come.
+    /// Returns the parts of the gap that remain after these numbers became visible.
     fn without(self, came: &BTreeSet<i64>) -> Vec<Self> {
         let mut left = Vec::new();
         let mut first = self.first;
@@ -444,17 +461,17 @@ mod tests {
     fn a_number_that_is_missing_is_asked_for_until_all_that_could_have_it_are_over() {
         let mut seen = Seen { newest: 10, gaps: Vec::new(), first: 100, open: 0 };
         let open = |oldest, next| Open { oldest, next, before: 0 };
-        // 11, 12 and 14 are held by transactions before 105 that are open.
+        // Open transactions before 105 hold 11, 12 and 14.
         seen.hear(open(101, 105), &told([13, 15])).unwrap();
         assert_eq!((seen.newest, &*seen.gaps), (15, &[gap(11, 12, 105), gap(14, 14, 105)][..]));
         seen.hear(open(102, 110), &told([12, 18])).unwrap();
         assert_eq!(seen.gaps, [gap(11, 11, 105), gap(14, 14, 105), gap(16, 17, 110)]);
-        // The last but one before 105 is over, and then the last one.
+        // The last but one transaction before 105 ends, and then the last one.
         seen.hear(open(104, 111), &told([])).unwrap();
         assert_eq!(seen.gaps, [gap(11, 11, 105), gap(14, 14, 105), gap(16, 17, 110)]);
         seen.hear(open(105, 111), &told([14])).unwrap();
         assert_eq!((seen.newest, &*seen.gaps), (18, &[gap(16, 17, 110)][..]));
-        // None is open: what is missing is missing for good.
+        // No transaction is open, so the missing numbers will never become visible.
         seen.hear(open(120, 120), &told([20])).unwrap();
         assert_eq!((seen.newest, &*seen.gaps), (20, &[][..]));
     }

@@ -1,9 +1,10 @@
-//! Records and events as rows: in which column what stands, and how it is read back. The stores in SQL databases are made of
-//! it, and so may be any other store that keeps integers, texts and bytes: [`token_values`] on the way in, [`read_token`] on
-//! the way out, and whatever lies in between must come back as it was.
+//! The mapping of records and events to rows: the columns, and how to read them back.
 //!
-//! What the columns mean is said in the SQL files of this crate (`src/store/migrations`). The values hold a token's digest and
-//! its seal: they belong into the store and nowhere else.
+//! The SQL stores use it, and so can any other store that keeps integers, texts and bytes. Write
+//! with [`token_values`] and read with [`read_token`]; every value must be returned unchanged.
+//!
+//! The SQL files of this crate (`src/store/migrations`) document the columns. The values contain a
+//! token's digest and its seal, so keep them in the store only.
 
 use super::CorruptRecord;
 use crate::audit::{AuditAction, AuditEvent, EventId};
@@ -20,11 +21,11 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
-/// A value in a row; a null knows its type.
+/// A value in a row. A null value has a type too.
 #[derive(Clone, PartialEq, Eq)]
 #[allow(clippy::exhaustive_enums, reason = "a store must be able to keep every value")]
 pub enum Value {
-    /// An integer of 64 bits.
+    /// A 64-bit integer.
     Int(Option<i64>),
     /// A text.
     Text(Option<String>),
@@ -32,7 +33,7 @@ pub enum Value {
     Bytes(Option<Vec<u8>>),
 }
 
-/// What it is and not what it holds: that may be a digest.
+/// Shows the type and not the value, which may be a digest.
 impl fmt::Debug for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -43,14 +44,16 @@ impl fmt::Debug for Value {
     }
 }
 
-/// A row that is read, cell by cell; `None` where a cell is not there or holds no such value. Texts and bytes are lent: most of
-/// them are read into something else.
+/// A row to read cell by cell.
+///
+/// A method returns `None` if the cell is missing or has a value of another type. Texts and bytes
+/// are borrowed, because most of them are parsed into something else.
 pub trait Row {
-    /// The integer in a cell.
+    /// Returns the integer in a cell.
     fn int(&self, index: usize) -> Option<Option<i64>>;
-    /// The text in a cell.
+    /// Returns the text in a cell.
     fn text(&self, index: usize) -> Option<Option<&str>>;
-    /// The bytes in a cell.
+    /// Returns the bytes in a cell.
     fn bytes(&self, index: usize) -> Option<Option<&[u8]>>;
 }
 
@@ -81,13 +84,13 @@ impl Value {
         Self::Int(Some(micros(at)))
     }
 
-    /// A count; what no column holds is the most that one does.
+    /// Creates an integer from a count, saturating at the maximum of a column.
     pub(super) fn count(value: impl TryInto<i64>) -> Self {
         Self::Int(Some(value.try_into().unwrap_or(i64::MAX)))
     }
 }
 
-/// The columns of a token, in the order in which they are written and read.
+/// The columns of a token, in the order of writing and reading.
 pub const TOKEN_COLUMNS: [&str; 41] = [
     "id",
     "realm",
@@ -128,12 +131,12 @@ pub const TOKEN_COLUMNS: [&str; 41] = [
     "seal_key",
     "seal",
     "version",
-    // An update leaves these two as they are.
+    // An update does not change these two columns.
     "last_used_at",
     "last_used_address",
 ];
 
-/// The columns of an event, in the order in which they are written and read.
+/// The columns of an event, in the order of writing and reading.
 pub const EVENT_COLUMNS: [&str; 11] = [
     "id",
     "at",
@@ -148,7 +151,7 @@ pub const EVENT_COLUMNS: [&str; 11] = [
     "address",
 ];
 
-/// A record as the values of [`TOKEN_COLUMNS`].
+/// Returns the values of [`TOKEN_COLUMNS`] for a record.
 pub fn token_values(token: &Token) -> Vec<Value> {
     let opt_time = |at: Option<DateTime<Utc>>| Value::Int(at.map(micros));
     let opt_text = |text: Option<String>| Value::Text(text);
@@ -212,7 +215,7 @@ pub fn token_values(token: &Token) -> Vec<Value> {
     values
 }
 
-/// An event as the values of [`EVENT_COLUMNS`].
+/// Returns the values of [`EVENT_COLUMNS`] for an event.
 pub fn event_values(event: &AuditEvent) -> Vec<Value> {
     let mut values = vec![
         Value::id(event.id.uuid()),
@@ -230,7 +233,7 @@ pub fn event_values(event: &AuditEvent) -> Vec<Value> {
     values
 }
 
-/// Kind, owner and token of whoever did something.
+/// Returns the kind, owner and token of an actor.
 fn actor_values(actor: Option<&ActorRef>) -> [Value; 3] {
     [
         Value::Text(actor.map(|actor| actor.kind().to_owned())),
@@ -239,7 +242,7 @@ fn actor_values(actor: Option<&ActorRef>) -> [Value; 3] {
     ]
 }
 
-/// Reads a number that is written as this crate writes it.
+/// Parses a number, and accepts only the text that this crate writes for it.
 fn canonical<N: FromStr + ToString>(text: &str) -> Option<N> {
     text.parse().ok().filter(|number: &N| number.to_string() == text)
 }
@@ -263,10 +266,10 @@ fn joined<T: AsRef<str>>(parts: impl Iterator<Item = T>) -> String {
     text
 }
 
-/// The record in a row of [`TOKEN_COLUMNS`]; `table` is what an error says that the row is of.
+/// Reads the record in a row of [`TOKEN_COLUMNS`]. Errors name `table` as the row's table.
 ///
 /// # Errors
-/// [`CorruptRecord`], which names the first column that holds what no record has.
+/// [`CorruptRecord`], which names the first column with an invalid value.
 pub fn read_token(row: &(impl Row + ?Sized), table: &str) -> Result<Token, CorruptRecord> {
     let mut cells = Cells::new(row, table, &TOKEN_COLUMNS);
     let id = cells.required(Cells::id)?;
@@ -276,7 +279,8 @@ pub fn read_token(row: &(impl Row + ?Sized), table: &str) -> Result<Token, Corru
     let owner_kind =
         cells.one_of([OwnerKind::Human, OwnerKind::Service, OwnerKind::Internal], OwnerKind::as_str)?;
     let kind = cells.one_of([TokenKind::Personal, TokenKind::Service], TokenKind::as_str)?;
-    // Names and descriptions are for display: what was written is shown, whatever the rules for new ones are by now.
+    // Names and descriptions are only displayed, so a stored one is accepted whatever the current
+    // rules for new ones are.
     let name = cells.parsed(|text| Some(TokenName::stored(text)))?;
     let name_key = cells.array()?.map(NameKey::from_bytes);
     let description = cells.opt_parsed(|text| Some(Description::stored(text)))?;
@@ -335,10 +339,10 @@ pub fn read_token(row: &(impl Row + ?Sized), table: &str) -> Result<Token, Corru
     })
 }
 
-/// The event in a row of [`EVENT_COLUMNS`]; `table` is what an error says that the row is of.
+/// Reads the event in a row of [`EVENT_COLUMNS`]. Errors name `table` as the row's table.
 ///
 /// # Errors
-/// [`CorruptRecord`], which names the first column that holds what no event has.
+/// [`CorruptRecord`], which names the first column with an invalid value.
 pub fn read_event(row: &(impl Row + ?Sized), table: &str) -> Result<AuditEvent, CorruptRecord> {
     let mut cells = Cells::new(row, table, &EVENT_COLUMNS);
     let id = cells.required(Cells::id)?;
@@ -356,29 +360,30 @@ pub fn read_event(row: &(impl Row + ?Sized), table: &str) -> Result<AuditEvent, 
     })
 }
 
-/// The id in the first column of a row.
+/// Reads the id in the first column of a row.
 ///
 /// # Errors
-/// [`CorruptRecord`] when it holds no id.
+/// [`CorruptRecord`] if the column has no valid id.
 pub fn read_id(row: &(impl Row + ?Sized), table: &str) -> Result<TokenId, CorruptRecord> {
     Cells::new(row, table, &TOKEN_COLUMNS).required(Cells::id)
 }
 
-/// The cells of a row, one after the other.
+/// Reads the cells of a row in order.
 struct Cells<'a, R: ?Sized> {
     of_row: &'a R,
     table: &'a str,
     columns: &'a [&'static str],
-    /// The next one.
+    /// The index of the next cell.
     index: usize,
-    /// What the row is known by, once that was read.
+    /// The id of the row, once it was read.
     row: Option<TokenId>,
-    /// The owner that was named last. Most often it is named again, as the one who made the token, and both share one text.
+    /// The owner that was read last. The token's creator is usually the same owner, and both then
+    /// share one text.
     named: Option<OwnerId>,
 }
 
 impl<'a, R: Row + ?Sized> Cells<'a, R> {
-    /// Reads the columns of a revocation, of which there are all or none.
+    /// Reads the columns of a revocation, which are all null or all set.
     fn revocation(&mut self) -> Result<Option<Box<Revocation>>, CorruptRecord> {
         let revoked_at = self.time()?;
         let reason = self.opt_parsed(Reason::from_name)?;
@@ -402,7 +407,7 @@ impl<'a, R: Row + ?Sized> Cells<'a, R> {
         }
     }
 
-    /// Reads the columns of a succession, of which there are all or none.
+    /// Reads the columns of a succession, which are all null or all set.
     fn succession(&mut self) -> Result<Option<Succession>, CorruptRecord> {
         match (self.id()?, self.time()?, self.time()?) {
             (None, None, None) => Ok(None),
@@ -427,7 +432,7 @@ impl<'a, R: Row + ?Sized> Cells<'a, R> {
         })
     }
 
-    /// Reads a scope, which is never a missing value.
+    /// Reads a scope, which is never null.
     fn scope(&mut self) -> Result<Scope, CorruptRecord> {
         let inherits = self.parsed(|text| match text {
             "inherit" => Some(true),
@@ -443,7 +448,7 @@ impl<'a, R: Row + ?Sized> Cells<'a, R> {
         }
     }
 
-    /// Reads the one credential of a record.
+    /// Reads the credential of a record, which has exactly one.
     fn credential(&mut self) -> Result<Credential, CorruptRecord> {
         let digest = self.mac()?;
         let scheme = self.text()?;
@@ -455,7 +460,7 @@ impl<'a, R: Row + ?Sized> Cells<'a, R> {
                 Err(self
                     .incomplete(&[("foreign_scheme", scheme.is_some()), ("foreign_digest", value.is_some())]))
             }
-            // Two credentials.
+            // The record has two credentials.
             (Some(_), scheme, _) => {
                 Err(self.corrupt_in(if scheme.is_some() { "foreign_scheme" } else { "foreign_digest" }))
             }
@@ -480,7 +485,7 @@ impl<'a, R: Row + ?Sized> Cells<'a, R> {
         CorruptRecord::new(self.table, column, &row)
     }
 
-    /// Reports the first column that is null of a group of columns that are null together or not at all.
+    /// Reports the first null column of a group whose columns must be all null or all set.
     fn incomplete(&self, group: &[(&'static str, bool)]) -> CorruptRecord {
         let missing = group.iter().find(|(_, is_there)| !is_there);
         self.corrupt_in(missing.map(|(column, _)| *column).unwrap_or_default())
@@ -557,7 +562,7 @@ impl<'a, R: Row + ?Sized> Cells<'a, R> {
         }
     }
 
-    /// A key's number and the MAC that was made with it.
+    /// Reads a key's number and the MAC made with that key.
     fn mac(&mut self) -> Result<Option<KeyedDigest>, CorruptRecord> {
         let key = self.number()?;
         let without_key = self.corrupt();
@@ -587,7 +592,7 @@ impl<'a, R: Row + ?Sized> Cells<'a, R> {
         self.opt_parsed(|text| text.parse().ok())
     }
 
-    /// Reads who did something; `None` if all three cells are null.
+    /// Reads an actor; `None` if all three cells are null.
     fn actor(&mut self) -> Result<Option<ActorRef>, CorruptRecord> {
         let first = self.index;
         let (kind, owner, token) = (self.text()?, self.owner()?, self.id()?);
@@ -598,7 +603,7 @@ impl<'a, R: Row + ?Sized> Cells<'a, R> {
             (Some("unproven"), None, None) => return Ok(Some(ActorRef::Unproven)),
             (Some("owner"), Some(owner), None) => return Ok(Some(ActorRef::Owner(owner))),
             (Some("token"), Some(owner), Some(id)) => return Ok(Some(ActorRef::Token { owner, id })),
-            // An owner or a token that is missing, or that the kind has none of.
+            // The owner or the token is missing, or the kind must not have one.
             (Some("owner" | "token"), None, _) | (Some("system" | "erased" | "unproven"), Some(_), _) => 1,
             (Some("owner" | "token" | "system" | "erased" | "unproven"), ..) => 2,
             (None | Some(_), ..) => 0,

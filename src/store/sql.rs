@@ -1,5 +1,6 @@
-//! What the stores in SQL databases share: the statements, what a failure means, and the contract kept by them. What differs
-//! between the engines is in [`Engine`].
+//! The code shared by the SQL stores: statements, error mapping, and the store contract.
+//!
+//! [`Engine`] holds the differences between the engines.
 
 mod error;
 mod migrate;
@@ -34,13 +35,15 @@ use std::fmt;
 use std::fmt::Write;
 use std::sync::Arc;
 
-/// A database engine that tokens can be kept in. It is implemented in this crate alone.
+/// A database engine that can hold tokens. Only this crate implements it.
 pub trait Engine: Database<Connection: Send> + sealed::Sealed {
-    /// What differs in the text of statements.
+    /// The differences in the text of statements.
     #[doc(hidden)]
     const DIALECT: Dialect;
 
-    /// Runs a statement and says how many rows it changed. `keeps`: the connection keeps it prepared.
+    /// Runs a statement and returns the number of rows that it changed.
+    ///
+    /// `keeps` says whether the connection keeps the statement prepared.
     #[doc(hidden)]
     fn execute(
         connection: &mut Self::Connection,
@@ -49,7 +52,7 @@ pub trait Engine: Database<Connection: Send> + sealed::Sealed {
         values: Vec<Value>,
     ) -> impl Future<Output = Result<u64, sqlx::Error>> + Send;
 
-    /// Runs a statement and gives its rows.
+    /// Runs a statement and returns its rows.
     #[doc(hidden)]
     fn fetch(
         connection: &mut Self::Connection,
@@ -58,7 +61,7 @@ pub trait Engine: Database<Connection: Send> + sealed::Sealed {
         values: Vec<Value>,
     ) -> impl Future<Output = Result<Vec<Self::Row>, sqlx::Error>> + Send;
 
-    /// Runs a statement that gives one row at most. Nothing but that row has to be waited for.
+    /// Runs a statement that returns at most one row, and waits for nothing after that row.
     #[doc(hidden)]
     fn fetch_one(
         connection: &mut Self::Connection,
@@ -67,14 +70,15 @@ pub trait Engine: Database<Connection: Send> + sealed::Sealed {
         values: Vec<Value>,
     ) -> impl Future<Output = Result<Option<Self::Row>, sqlx::Error>> + Send;
 
-    /// Runs several statements as they are.
+    /// Runs several statements unchanged.
     #[doc(hidden)]
     fn script(
         connection: &mut Self::Connection,
         sql: String,
     ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
 
-    /// Notes last uses, each of another token, in one statement. `table` is to stand in it.
+    /// Records last uses, each of a different token, in one statement that contains `table` as
+    /// given.
     #[doc(hidden)]
     fn touch(
         connection: &mut Self::Connection,
@@ -83,19 +87,21 @@ pub trait Engine: Database<Connection: Send> + sealed::Sealed {
         uses: &[Touch],
     ) -> impl Future<Output = Result<(), sqlx::Error>> + Send;
 
-    /// Refuses a pool that would break the contract. `probe` is the quoted name of a table that the check may create.
+    /// Refuses a pool that would break the contract.
+    ///
+    /// `probe` is the quoted name of a table that the check may create.
     #[doc(hidden)]
     fn check(pool: &Pool<Self>, probe: &str) -> impl Future<Output = Result<(), SetupError>> + Send;
 
-    /// The integer in a cell.
+    /// Reads an integer from a cell.
     #[doc(hidden)]
     fn int(row: &Self::Row, index: usize) -> Result<Option<i64>, sqlx::Error>;
 
-    /// The text in a cell.
+    /// Reads a text from a cell.
     #[doc(hidden)]
     fn text(row: &Self::Row, index: usize) -> Result<Option<&str>, sqlx::Error>;
 
-    /// The bytes in a cell.
+    /// Reads bytes from a cell.
     #[doc(hidden)]
     fn bytes(row: &Self::Row, index: usize) -> Result<Option<&[u8]>, sqlx::Error>;
 }
@@ -109,46 +115,50 @@ mod sealed {
     impl Sealed for sqlx_postgres::Postgres {}
 }
 
-/// What differs between the engines in the text of statements.
+/// The differences between the engines in the text of statements.
 #[doc(hidden)]
 #[derive(Debug, Clone, Copy)]
 pub struct Dialect {
-    /// What export cursors begin with.
+    /// The prefix of export cursors.
     pub(super) name: &'static str,
-    /// Reads up to `$3` events that come after the transaction `$1` and the number `$2`: their columns, their transaction, their
-    /// number, and the newest transaction or number. One row with the newest alone if there are none. It is made of the columns,
-    /// the quoted name of the table of events and that name as a text.
+    /// Builds the statement that reads up to `$3` events after the transaction `$1` and the number
+    /// `$2`.
+    ///
+    /// It selects the columns, the transaction and the number of each event, and the newest
+    /// transaction or number. If there are no events, it returns one row that has only the newest.
+    /// The arguments are the columns, the quoted name of the events table, and that name as a text.
     pub(super) export: fn(columns: &str, events: &str, name: &str) -> String,
-    /// Whether events are exported by the ids of their transactions.
+    /// Whether events are exported in the order of their transaction ids.
     pub(super) has_transaction_ids: bool,
-    /// Begins a transaction that changes something.
+    /// Begins a transaction that writes.
     pub(super) begin: &'static str,
-    /// Stands behind a sub-query that picks rows to be removed.
+    /// The suffix of a sub-query that selects rows to remove.
     pub(super) skip_locked: &'static str,
-    /// Stands behind a query that locks the rows which it reads, where a transaction does not have the whole database.
+    /// The suffix of a query that locks the rows it reads; `None` if a transaction locks the whole
+    /// database.
     pub(super) lock_rows: Option<&'static str>,
-    /// Counts the schemas with the name `$1`, where tables can lie in a schema of the host's choice.
+    /// Counts the schemas with the name `$1`; `None` if the host cannot choose a schema.
     pub(super) count_schemas: Option<&'static str>,
-    /// Most bytes of a name; the engine cuts longer ones.
+    /// The maximum length of a name in bytes; the engine truncates longer names.
     pub(super) longest_name: Option<usize>,
-    /// What no name may begin with, in lower case.
+    /// The prefix that no name may have, in lower case.
     pub(super) reserved_prefix: Option<&'static str>,
-    /// Lets one node at a time migrate.
+    /// Ensures that only one node migrates at a time.
     pub(super) lock: Option<&'static str>,
-    /// Whether nodes that listen are told of changes.
+    /// Whether listening nodes are notified of changes.
     pub(super) notifies: bool,
     pub(super) migrations: &'static [Migration],
 }
 
-/// A store in a database of the host's, built on the host's own pool of connections.
+/// A store in the host's database, on the host's own connection pool.
 ///
-/// Cloning it is cheap; the clones share the pool.
+/// A clone is cheap and shares the pool.
 pub struct SqlStore<E: Engine> {
     pub(super) pool: Pool<E>,
     pub(super) statements: Arc<Statements>,
 }
 
-/// Makes a [`SqlStore`].
+/// Builds a [`SqlStore`].
 #[derive(Debug)]
 pub struct SqlStoreBuilder<E: Engine> {
     pool: Pool<E>,
@@ -158,18 +168,20 @@ pub struct SqlStoreBuilder<E: Engine> {
 }
 
 impl<E: Engine> SqlStore<E> {
-    /// Begins a store on the host's pool.
+    /// Returns a builder for a store on the host's pool.
     pub fn builder(pool: Pool<E>) -> SqlStoreBuilder<E> {
         SqlStoreBuilder { pool, prefix: "patkit_".into(), schema: None, keeps: true }
     }
 
-    /// The pool.
+    /// Returns the pool.
     pub fn pool(&self) -> &Pool<E> {
         &self.pool
     }
 
-    /// Runs one statement that gives rows, in a transaction of its own and without keeping it prepared: a pooler in transaction
-    /// mode gives one connection for one transaction.
+    /// Runs one statement that returns rows, in its own transaction and without keeping it
+    /// prepared.
+    ///
+    /// A pooler in transaction mode assigns a connection to one transaction.
     pub(super) async fn fetch_unprepared(
         &self,
         sql: &Arc<str>,
@@ -182,10 +194,10 @@ impl<E: Engine> SqlStore<E> {
         Ok(rows)
     }
 
-    /// Whether the database answers and its tables are there.
+    /// Checks that the database answers and that its tables exist.
     ///
     /// # Errors
-    /// [`StoreError::Unavailable`] when not.
+    /// [`StoreError::Unavailable`] if either is not the case.
     pub async fn health(&self) -> Result<(), StoreError> {
         self.fetch(&self.statements.health, Vec::new()).await.map(drop)
     }
@@ -204,43 +216,48 @@ impl<E: Engine> fmt::Debug for SqlStore<E> {
 }
 
 impl<E: Engine> SqlStoreBuilder<E> {
-    /// What the names of tables, indexes and constraints begin with; `patkit_` by default.
+    /// Sets the prefix of the names of tables, indexes and constraints. Defaults to `patkit_`.
     ///
-    /// All names are quoted, so that any text works: upper case, spaces, quotes, words of SQL. An empty prefix and one with a NUL
-    /// character are refused. In PostgreSQL a prefix has at most 48 bytes, so that no name exceeds PostgreSQL's 63; in SQLite
-    /// it must not begin with `sqlite_`, and prefixes that differ in ASCII case alone name the same tables.
+    /// All names are quoted, so that any text works: upper case, spaces, quotes, SQL keywords. An
+    /// empty prefix and a prefix with a NUL character are refused. In PostgreSQL a prefix may have
+    /// at most 48 bytes, so that no name exceeds PostgreSQL's limit of 63. In SQLite it must not
+    /// begin with `sqlite_`, and prefixes that differ only in ASCII case name the same tables.
     pub fn prefix(mut self, prefix: &str) -> Self {
         self.prefix = prefix.into();
         self
     }
 
-    /// The schema of the tables; by default the first one of the connections' search path. The host creates it. It is quoted,
-    /// as the prefix is, and has 1 to 63 bytes. Only PostgreSQL has schemas.
+    /// Sets the schema of the tables. Defaults to the first schema in the connections' search path.
+    ///
+    /// The host creates the schema. Its name is quoted, as the prefix is, and must be 1 to
+    /// 63 bytes. Only PostgreSQL has schemas.
     pub fn schema(mut self, schema: &str) -> Self {
         self.schema = Some(schema.into());
         self
     }
 
-    /// Whether a pooler in transaction mode is between the pool and the database: PgBouncer of any version, and others like it.
-    /// Defaults to `false`.
+    /// Sets whether a pooler in transaction mode is between the pool and the database. Defaults to
+    /// `false`.
     ///
-    /// Such a pooler passes on no notifications, so a cache polls for changes instead of listening. It may also give each
-    /// statement another connection, so no statement is kept prepared and each is a transaction of its own, which costs two more
-    /// round trips to the server.
+    /// Such poolers are PgBouncer of any version and similar ones. They pass on no notifications,
+    /// so a cache polls for changes instead of listening. They may also assign another connection
+    /// to each statement, so no statement is kept prepared and each is its own transaction, which
+    /// costs two more round trips to the server.
     ///
-    /// Declare it. If it is not declared, a cache finds out within 10 s that no notification arrives, polls, and says so
-    /// (`CacheStats::is_polling_instead`); but it goes on trying to listen, and every statement fails through a pooler that does
-    /// not track prepared statements (PgBouncer before 1.21, or with `max_prepared_statements` 0).
+    /// Declare the pooler. Otherwise a cache notices within 10 s that no notification arrives,
+    /// polls, and reports it (`CacheStats::is_polling_instead`), but keeps trying to listen. Every
+    /// statement then also fails through a pooler that does not track prepared statements
+    /// (PgBouncer before 1.21, or with `max_prepared_statements` 0).
     pub fn pooler(mut self, is_between: bool) -> Self {
         self.keeps = !is_between;
         self
     }
 
-    /// The store, after its tables were created or brought to this version. Any number of nodes may do so at once.
+    /// Creates or migrates the tables and returns the store. Any number of nodes may do so at once.
     ///
     /// # Errors
-    /// [`SetupError`]: a name is refused, the database did what it was asked for not, or its tables are of a version that this one
-    /// does not go with.
+    /// [`SetupError`] if a name is refused, if the database refused or failed a request, or if the
+    /// tables have a version that this program is not compatible with.
     pub async fn migrate(self) -> Result<SqlStore<E>, SetupError> {
         let store = self.unchecked()?;
         E::check(&store.pool, &store.statements.names.probe()).await?;
@@ -249,11 +266,12 @@ impl<E: Engine> SqlStoreBuilder<E> {
         Ok(store)
     }
 
-    /// The store, whose tables must be there: for hosts that run the SQL files of this crate
-    /// (`src/store/migrations`) themselves.
+    /// Returns the store without migrating; the tables must exist.
+    ///
+    /// For hosts that run the SQL files of this crate (`src/store/migrations`) themselves.
     ///
     /// # Errors
-    /// As [`migrate`](Self::migrate); also when tables are missing or of an earlier version.
+    /// As [`migrate`](Self::migrate), and also if tables are missing or have an earlier version.
     pub async fn open(self) -> Result<SqlStore<E>, SetupError> {
         let store = self.unchecked()?;
         E::check(&store.pool, &store.statements.names.probe()).await?;
@@ -268,16 +286,17 @@ impl<E: Engine> SqlStoreBuilder<E> {
     }
 }
 
-/// The texts of all statements: made once, so that connections find the prepared ones again.
+/// The texts of all statements, built once so that connections find their prepared statements
+/// again.
 #[derive(Debug)]
 pub(super) struct Statements {
-    /// Whether connections keep them prepared.
+    /// Whether connections keep the statements prepared.
     pub(super) keeps: bool,
     names: Names,
-    /// The tables, quoted.
+    /// The quoted name of the table of tokens.
     tokens: String,
     pub(super) events: String,
-    /// The tables, as errors name them.
+    /// The name of the table of tokens in errors.
     tokens_shown: String,
     pub(super) events_shown: String,
     find: Arc<str>,
@@ -358,7 +377,9 @@ impl Statements {
         }
     }
 
-    /// A list, and what is to be bound to it. `after` is the id that it begins after, or what stands in the place of one.
+    /// Returns the statement for a list, with its values.
+    ///
+    /// `after` is the id that the list starts after. It may be a value that is not a valid id.
     fn list(&self, query: &ListQuery, after: Option<Value>) -> (Arc<str>, Vec<Value>) {
         let mut values = Vec::new();
         let mut conditions: Vec<String> = Vec::new();
@@ -402,7 +423,7 @@ impl Statements {
             conditions.push(format!("revoked_at IS NULL AND (expires_at IS NULL OR expires_at > {now})"));
         }
         conditions.extend(after.map(|after| format!("id < {}", bind(after))));
-        // One more than is asked for tells whether there is a next page.
+        // Reads one row more than requested, to know whether there is a next page.
         let limit = bind(Value::count(query.limit.max(1).saturating_add(1)));
         let sql = format!(
             "SELECT {} FROM {} WHERE {} ORDER BY id DESC LIMIT {limit}",
@@ -413,7 +434,7 @@ impl Statements {
         (sql.into(), values)
     }
 
-    /// A page of events and one more, and what is to be bound to it.
+    /// Returns the statement for a page of events and one event more, with its values.
     fn events(&self, query: &EventQuery) -> (Arc<str>, Vec<Value>) {
         let mut values = Vec::new();
         let mut bind = |value: Value| {
@@ -444,19 +465,23 @@ impl Statements {
         (sql.into(), values)
     }
 
-    /// The channel that changes are told on; its name is short whatever the table's is. Two stores that share it forget a record
-    /// too many now and then.
+    /// Returns the channel for notifications of changes. Its name is short, however long the
+    /// table's name is.
+    ///
+    /// Two stores that share a channel occasionally invalidate a record needlessly.
     #[cfg_attr(not(feature = "postgres"), allow(dead_code, reason = "the other engine has none"))]
     pub(super) fn channel(&self) -> String {
         format!("patkit_{:08x}", crc32fast::hash(self.tokens.as_bytes()))
     }
 
-    /// Id and version of so many records.
+    /// Selects the ids and versions of `count` records.
     fn versions(&self, count: usize) -> String {
         format!("SELECT id, version FROM {} WHERE id IN ({})", self.tokens, places(1, count))
     }
 
-    /// Takes so many names away for a moment: those that stand in their place are no one's, since no name's hash is as short.
+    /// Frees `count` names temporarily.
+    ///
+    /// The placeholders collide with no name, because no hash of a name is as short as an id.
     fn clear_names(&self, count: usize) -> String {
         format!(
             "UPDATE {} SET name_key = id WHERE id IN ({}) AND successor IS NULL",
@@ -465,7 +490,8 @@ impl Statements {
         )
     }
 
-    /// Both numbers stand in the text: a planner that knows how little lies before the instant goes by the right index.
+    /// Selects ended records. Both numbers are literals so that the planner can estimate how few
+    /// rows end before the instant, and then chooses the right index.
     fn list_ended(&self, before: i64, limit: usize) -> String {
         format!(
             "SELECT {} FROM {} WHERE ended_at <= {before} ORDER BY ended_at, id LIMIT {limit}",
@@ -487,7 +513,7 @@ impl Statements {
         for event in 0..count {
             let first = event.saturating_mul(EVENT_COLUMNS.len()).saturating_add(1);
             let comma = if event == 0 { "" } else { ", " };
-            // Writing to a text cannot fail.
+            // Writing to a `String` cannot fail.
             let _ = write!(sql, "{comma}({})", places(first, EVENT_COLUMNS.len()));
         }
         sql.push_str(" ON CONFLICT (id) DO NOTHING");
@@ -509,19 +535,21 @@ where
     })
 }
 
-/// `$first, …`: so many.
+/// Returns `count` placeholders: `$first, …`.
 pub(super) fn places(first: usize, count: usize) -> String {
     let mut text = String::new();
     for place in first..first.saturating_add(count) {
         let comma = if place == first { "" } else { ", " };
-        // Writing to a text cannot fail.
+        // Writing to a `String` cannot fail.
         let _ = write!(text, "{comma}${place}");
     }
     text
 }
 
-/// A connection that a transaction is begun on. Dropped while it begins, the connection is closed: whether a transaction is open
-/// on it is not known then, and nobody else shall find out.
+/// A connection on which a transaction is begun.
+///
+/// If it is dropped while the transaction begins, the connection is closed, because it may have an
+/// open transaction that its next user must not inherit.
 pub(super) struct Session<E: Engine> {
     connection: PoolConnection<E>,
     is_begun: bool,
@@ -532,7 +560,8 @@ impl<E: Engine> Session<E> {
         Ok(Self { connection: pool.acquire().await?, is_begun: false })
     }
 
-    /// Not an `async fn`: the compiler would ask of every text what `begin_with` takes of static ones.
+    /// Begins a transaction. Not an `async fn`, because the compiler would then require of texts of
+    /// every lifetime what `begin_with` accepts only of static ones.
     pub(super) fn begin(
         &mut self,
         statement: &'static str,
@@ -572,7 +601,7 @@ impl<E: Engine> Row for Read<'_, E> {
     }
 }
 
-/// The number of an event and the token that it is about, in two cells that follow each other; none in an empty row.
+/// Reads the number of an event and its token from two adjacent cells; `None` for an empty row.
 pub(super) fn read_changed<E: Engine>(
     row: &E::Row,
     index: usize,
@@ -587,7 +616,7 @@ pub(super) fn read_changed<E: Engine>(
     Ok(Some((number, id.ok_or_else(corrupt)?)))
 }
 
-/// Why a batch was not written; the transaction is to be rolled back.
+/// The reason why a batch was not written. The transaction must be rolled back.
 enum Failure {
     Conflict(Conflict),
     Sql(sqlx::Error),
@@ -605,19 +634,22 @@ struct Writer<'a, E: Engine> {
     statements: &'a Statements,
 }
 
-/// Most rows that one statement reads or removes, whatever its limit.
+/// The maximum number of rows that one statement reads or removes, whatever its limit is.
 const MAX_ROWS: usize = 1_000_000;
-/// Most values of one statement: SQLite takes 32,766, PostgreSQL 65,535. SQLite looks up each by its name among all of them, so
-/// that many more would take seconds.
+/// The maximum number of values in one statement.
+///
+/// SQLite allows 32,766 and PostgreSQL 65,535. SQLite looks up each value by its name among all of
+/// them, so many more values would take seconds.
 const MAX_VALUES: usize = 3_000;
-/// Most last uses of one statement, of four values each, which have no names in SQLite.
+/// The maximum number of last uses in one statement. Each has four values, which are unnamed in
+/// SQLite.
 const MAX_TOUCHES: usize = 8_000;
 
 impl<E: Engine> Writer<'_, E> {
     async fn write(&mut self, batch: &ChangeBatch) -> Result<(), Failure> {
         self.lock_rows(batch).await?;
         self.clear_names(batch).await?;
-        // What frees a name before what takes one.
+        // Changes that free a name run before those that take one.
         let mut changes: Vec<&Change> = batch.changes.iter().collect();
         changes.sort_by_key(|change| {
             let takes_name = match change {
@@ -639,7 +671,8 @@ impl<E: Engine> Writer<'_, E> {
             let mut sql = self.statements.insert_events(events.len());
             let mut values: Vec<Value> = events.iter().flat_map(event_values).collect();
             if E::DIALECT.notifies {
-                // One statement for both. It is sent when the transaction commits.
+                // One statement stores the events and notifies. The notification is sent when the
+                // transaction commits.
                 let place = values.len().saturating_add(1);
                 sql = format!("WITH stored AS ({sql} RETURNING 1) SELECT pg_notify({})", places(place, 2));
                 values.push(Value::text(&self.statements.channel()));
@@ -651,15 +684,16 @@ impl<E: Engine> Writer<'_, E> {
         Ok(())
     }
 
-    /// Locks rows in the order of their ids, where there are several: two batches, and a batch of last uses, never wait for each
-    /// other.
+    /// Locks several rows in the order of their ids.
+    ///
+    /// Two batches, or a batch and a batch of last uses, therefore never deadlock.
     async fn lock_rows(&mut self, batch: &ChangeBatch) -> Result<(), Failure> {
         let is_there = |change: &&Change| !matches!(change, Change::Insert(_));
         let ids: Vec<TokenId> = batch.changes.iter().filter(is_there).map(Change::id).collect();
         let Some(lock) = E::DIALECT.lock_rows.filter(|_| ids.len() > 1) else {
             return Ok(());
         };
-        // In several statements, those of a later one are greater.
+        // Sorted first, because several statements must lock in one ascending order too.
         let ids: BTreeSet<TokenId> = ids.into_iter().collect();
         let ids: Vec<TokenId> = ids.into_iter().collect();
         for ids in ids.chunks(MAX_VALUES) {
@@ -672,7 +706,9 @@ impl<E: Engine> Writer<'_, E> {
         Ok(())
     }
 
-    /// Where several records are updated, one may take the name that another one has until then, whatever the order.
+    /// Frees the names of updated records if there are several.
+    ///
+    /// One record may take the name that another record gives up, in any order.
     async fn clear_names(&mut self, batch: &ChangeBatch) -> Result<(), Failure> {
         let takers: Vec<TokenId> = batch
             .changes
@@ -703,7 +739,7 @@ impl<E: Engine> Writer<'_, E> {
             Change::Insert(token) => (&self.statements.insert, token_values(token)),
             Change::Update(token) => {
                 let mut values = token_values(token);
-                // Those of the last use.
+                // Drops the values of the last use, which an update keeps.
                 values.truncate(TOKEN_COLUMNS.len().saturating_sub(2));
                 (&self.statements.update, values)
             }
@@ -729,18 +765,18 @@ impl<E: Engine> Writer<'_, E> {
     }
 }
 
-/// Where statements are run: on a connection of the pool, or within a transaction of the host's.
+/// The place where statements run: a connection of the pool, or a transaction of the host's.
 pub(super) trait Place<E: Engine>: Sync {
     fn statements(&self) -> &Statements;
 
-    /// Runs one statement that gives rows.
+    /// Runs one statement that returns rows.
     fn fetch(
         &self,
         sql: &Arc<str>,
         values: Vec<Value>,
     ) -> impl Future<Output = Result<Vec<E::Row>, StoreError>> + Send;
 
-    /// Runs one statement that gives one row at most.
+    /// Runs one statement that returns at most one row.
     fn fetch_one(
         &self,
         sql: &Arc<str>,
@@ -810,7 +846,8 @@ async fn list<E: Engine>(place: &impl Place<E>, query: &ListQuery) -> Result<Pag
         if page.next.is_some() {
             return Ok(page);
         }
-        // Not one id that the next page could begin after: read on behind the last of them, whatever it is.
+        // No row has a readable id for the next page to start after, so continue after the raw last
+        // id.
         after =
             rows.last().and_then(|row| E::bytes(row, 0).ok()).map(|id| Value::Bytes(id.map(<[u8]>::to_vec)));
     }
@@ -822,7 +859,7 @@ async fn list_ended<E: Engine>(
     limit: usize,
 ) -> Result<Page, StoreError> {
     let statements = place.statements();
-    // What no database counts to is no limit.
+    // Bounded because a larger limit may exceed what the database can count to.
     let sql = statements.list_ended(micros(before), limit.min(MAX_ROWS));
     let mut page = Page::default();
     for row in place.fetch(&sql.into(), Vec::new()).await? {
@@ -834,7 +871,10 @@ async fn list_ended<E: Engine>(
     Ok(page)
 }
 
-/// The latest use of each token, in the order of the ids: two nodes that write at once lock rows in one order.
+/// Returns the latest use of each token, in the order of the ids.
+///
+/// The order is the order in which rows are locked, so that two nodes that write at once do not
+/// deadlock.
 fn latest(uses: &[Touch]) -> Vec<Touch> {
     let mut latest: HashMap<TokenId, Touch> = HashMap::new();
     for touch in uses {
@@ -848,7 +888,9 @@ fn latest(uses: &[Touch]) -> Vec<Touch> {
     latest
 }
 
-/// Writes a batch and ends the transaction: all of it is done, or nothing. A conflict is told as it was met.
+/// Writes a batch and ends the transaction: everything is committed, or nothing.
+///
+/// The conflict returned is the first one met.
 async fn write<E: Engine>(
     mut transaction: Transaction<'_, E>,
     statements: &Statements,
@@ -859,7 +901,8 @@ async fn write<E: Engine>(
     let Err(failure) = written else {
         return transaction.commit().await.map_err(failed);
     };
-    // Rolled back before anything is said. If that fails the connection is closed, which rolls back, too.
+    // The rollback finishes before the error is returned. If it fails, the connection is closed,
+    // which also rolls back.
     transaction.rollback().await.map_err(unavailable)?;
     Err(match failure {
         Failure::Sql(error) => unavailable(error),
@@ -867,8 +910,9 @@ async fn write<E: Engine>(
     })
 }
 
-/// The first change whose id or version conflicts is told, and only where there is none the conflict that was seen: the
-/// statements were not run in the order of the batch.
+/// Returns the first change whose id or version conflicts, or else the conflict that was seen.
+///
+/// The statements did not run in the order of the batch.
 async fn first_conflict<E: Engine>(
     place: &impl Place<E>,
     changes: &[Change],
@@ -899,8 +943,10 @@ async fn first_conflict<E: Engine>(
     Ok(conflict.unwrap_or(seen))
 }
 
-/// What a batch conflicts with that changes one record twice, if it does: with the first of its changes that does not fit, the
-/// second of that record at the latest.
+/// Returns the conflict of a batch that changes one record twice.
+///
+/// The conflict is that of the first change that does not apply, which is at the latest the second
+/// change of that record.
 async fn repeated<E: Engine>(place: &impl Place<E>, batch: &ChangeBatch) -> Result<(), StoreError> {
     let mut seen = HashSet::new();
     let Some(index) = batch.changes.iter().position(|change| !seen.insert(change.id())) else {
@@ -915,7 +961,7 @@ async fn repeated<E: Engine>(place: &impl Place<E>, batch: &ChangeBatch) -> Resu
     Err(StoreError::Conflict(first_conflict(place, first, twice).await?))
 }
 
-/// What a batch conflicts with, where the transaction that found it out is over.
+/// Replaces the conflict of a write with the one to report, after the transaction has ended.
 async fn named<E: Engine>(
     place: &impl Place<E>,
     batch: &ChangeBatch,
@@ -947,7 +993,7 @@ impl<E: Engine> TokenStore for SqlStore<E> {
         let mut session = Session::<E>::acquire(&self.pool).await.map_err(unavailable)?;
         let transaction = session.begin(E::DIALECT.begin).await.map_err(unavailable)?;
         let written = write(transaction, &self.statements, batch, error::commit).await;
-        // Given back before another one is asked for: the pool may have no other.
+        // Released before another connection is acquired, because the pool may have no other.
         drop(session);
         named(self, batch, written).await
     }
@@ -973,7 +1019,7 @@ impl<E: Engine> TokenStore for SqlStore<E> {
     }
 }
 
-/// The events in these rows, and where those are that cannot be read.
+/// Reads the events in these rows, and the locations of those that cannot be read.
 fn read_events<E: Engine>(rows: &[E::Row], table: &str) -> (Vec<AuditEvent>, Vec<CorruptRecord>) {
     let (mut events, mut corrupt) = (Vec::with_capacity(rows.len()), Vec::new());
     for row in rows {
@@ -985,10 +1031,10 @@ fn read_events<E: Engine>(rows: &[E::Row], table: &str) -> (Vec<AuditEvent>, Vec
     (events, corrupt)
 }
 
-/// What a notification says: ids, or that they are too many for one.
+/// Builds the payload of a notification: the ids, or a mark that they are too many for one payload.
 fn told(ids: impl Iterator<Item = TokenId>) -> String {
     let ids: BTreeSet<TokenId> = ids.collect();
-    // PostgreSQL takes 7,999 bytes.
+    // PostgreSQL allows 7,999 bytes.
     if ids.len() > 300 {
         return "*".into();
     }
@@ -1032,7 +1078,7 @@ impl<E: Engine> AuditLog for SqlStore<E> {
         if !is_own {
             return Err(CursorError::OtherDatabase.into());
         }
-        // A row for the newest number alone.
+        // Drops the row that holds only the newest number.
         rows.retain(|row| cell(row, 1).is_some());
         let (events, corrupt) = read_events::<E>(&rows, &self.statements.events_shown);
         let last = rows.last().and_then(|row| Some([cell(row, 0)?, cell(row, 1)?]));

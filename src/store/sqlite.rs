@@ -1,27 +1,31 @@
 //! Tokens in a SQLite database: for one machine.
 //!
-//! What the store needs of the host's pool, and refuses to open without:
+//! The store refuses to open unless the host's pool has:
 //!
-//! * a journal in WAL mode (`journal_mode`), so that verifications and changes do not wait for each other;
-//! * `synchronous` FULL or EXTRA, so that a revocation that was acknowledged is there after a loss of power;
-//! * a `busy_timeout` of a second or more, so that changes of several connections wait for each other instead of failing;
-//! * for a database in memory: one that all connections of the pool share. Take a pool of one: connections that share a cache
-//!   in memory do not wait for each other as those of a file do, and fail.
+//! * a journal in WAL mode (`journal_mode`), so that verifications and changes do not wait for each
+//!   other;
+//! * `synchronous` FULL or EXTRA, so that an acknowledged revocation survives a loss of power;
+//! * a `busy_timeout` of 1 s or more, so that changes on several connections wait for each other
+//!   instead of failing;
+//! * for an in-memory database: one database that all connections of the pool share. Use a pool of
+//!   one connection, because connections that share an in-memory cache fail instead of waiting for
+//!   each other as those of a file do.
 //!
-//! sqlx's `SqliteConnectOptions` come with the second and the third; the first is
+//! sqlx's `SqliteConnectOptions` default to the second and the third; the first is
 //! `.journal_mode(SqliteJournalMode::Wal)`.
 //!
 //! # Several processes that start at once
 //!
-//! SQLite lets one connection alone turn a new file's journal to WAL, and the others do not wait there: they fail at
-//! once with `SQLITE_BUSY`, whatever the timeout is. A file that is in WAL mode stays so. Where several processes, or
-//! several connections, may be the first to open it, let one connection do that before the others: in a deployment
-//! step, say.
+//! Only one connection can switch a new file's journal to WAL. The others do not wait but fail at
+//! once with `SQLITE_BUSY`, whatever the timeout is. A file in WAL mode stays in WAL mode. If
+//! several processes or connections may be the first to open the file, let one connection open it
+//! before the others, for example in a deployment step.
 //!
 //! # In a transaction of your own
 //!
-//! Begin it with `BEGIN IMMEDIATE`: see [`SqlStoreWithin`](super::SqlStoreWithin). With a pool of one, do all within
-//! it: a service outside would wait for the connection that the transaction has.
+//! Begin it with `BEGIN IMMEDIATE`: see [`SqlStoreWithin`](super::SqlStoreWithin). With a pool of
+//! one connection, do everything within the transaction, because a service outside would wait for
+//! the connection that the transaction has.
 //!
 //! ```
 //! # async fn add_project(
@@ -63,7 +67,8 @@ pub type SqliteStore = SqlStore<Sqlite>;
 impl Engine for Sqlite {
     const DIALECT: Dialect = Dialect {
         name: "sqlite",
-        // One transaction writes at a time, so the numbers are in the order of the commits. AUTOINCREMENT gives no number twice.
+        // Only one transaction writes at a time, so the numbers are in commit order. AUTOINCREMENT
+        // never reuses a number.
         export: |columns, events, name| {
             format!(
                 "SELECT {columns}, 0, event.seq, newest.seq \
@@ -73,7 +78,8 @@ impl Engine for Sqlite {
             )
         },
         has_transaction_ids: false,
-        // Takes the lock at once: a transaction that first reads and then writes cannot wait for it.
+        // Takes the write lock at once, because a transaction that reads before it writes cannot
+        // wait for the lock.
         begin: "BEGIN IMMEDIATE",
         skip_locked: "",
         lock_rows: None,
@@ -128,7 +134,7 @@ impl Engine for Sqlite {
             let [at, latest] = [touch.last_use.at, touch.plausible_until].map(Value::time);
             [Value::id(touch.id), at, Value::Text(address), latest]
         });
-        // Its text depends on their number: no use to keep it.
+        // The text depends on the number of uses, so keeping it prepared would not pay.
         bound::<Self>(sql.into(), values.collect()).persistent(false).execute(connection).await.map(drop)
     }
 
@@ -144,7 +150,7 @@ impl Engine for Sqlite {
         let journal = setting("journal_mode").await?;
         let synchronous = setting("synchronous").await?;
         let timeout = setting("busy_timeout").await?;
-        // The file of `main`: none for a database in memory, whatever the journal is.
+        // The file of `main`; empty for an in-memory database, whatever its journal is.
         let sql = "SELECT COALESCE(MAX(file), '') FROM pragma_database_list WHERE name = 'main'";
         let rows = Self::fetch(&mut connection, false, sql.into(), Vec::new()).await?;
         let is_in_memory =
@@ -208,8 +214,11 @@ impl Engine for Sqlite {
     }
 }
 
-/// So many last uses, in one statement. Its parameters have no names, which SQLite would look up one by one; and the ids are
-/// said twice, or it would read the whole table and look up each record among the uses.
+/// Builds the statement that records `uses` last uses.
+///
+/// Its parameters are unnamed, because SQLite would look up named ones one by one. It selects the
+/// ids twice, because SQLite would otherwise read the whole table and look up each record among the
+/// uses.
 fn touch_statement(table: &str, uses: usize) -> String {
     let rows = vec!["(?, ?, ?, ?)"; uses].join(", ");
     format!(
@@ -221,14 +230,16 @@ fn touch_statement(table: &str, uses: usize) -> String {
     )
 }
 
-/// Asks for the events that came since the last time. Their numbers are given under the lock that every change holds until it is
-/// committed, so none is committed late.
+/// Polls for the events since the last poll.
+///
+/// Every change numbers its events under the lock that it holds until it commits, so no event
+/// commits late.
 #[derive(Debug)]
 pub struct SqliteFeed {
     pool: Pool<Sqlite>,
-    /// The table, as errors name it.
+    /// The name of the events table in errors.
     events: String,
-    /// What to ask, with the number of the last one that was seen.
+    /// The statements that read the newest number and the events since, and the last number seen.
     newest: Arc<str>,
     since: Arc<str>,
     seen: i64,
@@ -238,7 +249,7 @@ impl ChangeFeed for SqliteStore {
     type Feed = SqliteFeed;
 
     fn check_following(&self) -> Result<(), FollowError> {
-        // Polling takes a connection for the time of a statement.
+        // Polling takes a connection only for the duration of a statement.
         Ok(())
     }
 

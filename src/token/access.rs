@@ -1,5 +1,7 @@
-//! What a verification reads of a record, apart from the rest of it: in a table in memory it lies beside the id, so that of a
-//! million records no second place in memory has to be read to know whether one lets its holder in.
+//! The fields of a record that a verification reads.
+//!
+//! A table in memory keeps them beside the id. Among a million records, a verification therefore
+//! reads no second place in memory to decide on one.
 
 use super::facts::NEVER_ENDS;
 use super::{Credential, KeyId, KeyedDigest, Token, TokenKind, TokenState};
@@ -7,24 +9,27 @@ use crate::clock::{at_micros, micros, plausible_until};
 use chrono::{DateTime, Utc};
 use std::ops::Deref;
 
-/// Earlier than any instant: the last use of what was not used.
+/// The last use of an unused token. It is earlier than any instant.
 const NEVER_USED: i64 = i64::MIN;
 
-/// What a verification decides on, as words that a table keeps: the four of the digest, and the [`Terms`].
+/// The fields that a verification decides on, as words of a table: four of the digest, and the
+/// [`Terms`].
 ///
-/// It stays in words until something of it is asked for: each move of it costs, and most of it is read once.
+/// A field is decoded only when it is asked for, because each move costs and most fields are read
+/// once.
 #[derive(Clone, Copy)]
 pub(crate) struct Access {
     digest: [u64; 4],
     terms: Terms,
 }
 
-/// Expiry, creation and last use, in microseconds since 1970; then a number for the record's owner, the digest's key and the flags.
+/// Expiry, creation and last use, in microseconds since 1970. A fourth word has a number for the
+/// record's owner, the digest's key and the flags.
 #[derive(Clone, Copy)]
 pub(crate) struct Terms([u64; 4]);
 
 impl Access {
-    /// What is in a record, and the number that its owner has in some table.
+    /// Packs a record, with the number of its owner in a table.
     pub(crate) fn of(token: &Token, owner: u32) -> Self {
         let (digest, foreign) = match &token.credential {
             Credential::Keyed(digest) => (*digest, false),
@@ -55,12 +60,13 @@ impl Access {
         [a, b, c, d, expires_at, created_at, last_used_at, rest]
     }
 
-    /// The words of the digest.
+    /// Returns the words of the digest.
     pub(crate) const fn digest(&self) -> [u64; 4] {
         self.digest
     }
 
-    /// The same as a record has it; no token's, where there is none yet.
+    /// Returns the digest as a record has it. If there is no keyed digest yet, the result is no
+    /// token's.
     pub(crate) fn keyed_digest(&self) -> KeyedDigest {
         let mut mac = [0; 32];
         for (place, word) in mac.as_chunks_mut().0.iter_mut().zip(self.digest) {
@@ -73,7 +79,7 @@ impl Access {
         self.terms
     }
 
-    /// With this as the last use.
+    /// Returns a copy with this last use.
     pub(crate) fn used_at(self, at: DateTime<Utc>) -> Self {
         let Terms([expires_at, created_at, _, rest]) = self.terms;
         Self { terms: Terms([expires_at, created_at, micros(at).cast_unsigned(), rest]), ..self }
@@ -91,19 +97,19 @@ impl Deref for Access {
 
 impl Terms {
     const SERVICE: u64 = 1;
-    /// There is no keyed digest yet.
+    /// The token has no keyed digest yet.
     const FOREIGN: u64 = 1 << 1;
     const REVOKED: u64 = 1 << 2;
     const NETWORKS: u64 = 1 << 3;
-    /// Of a view: the state that it shows. Neither is the active one.
+    /// The state that a view shows. The state is active if neither flag is set.
     const SEEN_REVOKED: u64 = 1 << 4;
     const SEEN_EXPIRED: u64 = 1 << 5;
-    /// Of a view: the directory could not answer for the owner.
+    /// In a view: the directory could not answer for the owner.
     const NO_ANSWER: u64 = 1 << 6;
-    /// Of a view: the owner's *valid after* is later than the creation.
+    /// In a view: the owner's *valid after* is later than the creation.
     const ENDED: u64 = 1 << 7;
 
-    /// As a view shows them that found the token in this state.
+    /// Returns the terms for a view that found the token in this state.
     pub(crate) const fn seen(self, state: TokenState) -> Self {
         let Self([a, b, c, rest]) = self;
         match state {
@@ -113,29 +119,29 @@ impl Terms {
         }
     }
 
-    /// As a view shows them for whose owner the directory could not answer.
+    /// Returns the terms for a view if the directory could not answer for the owner.
     pub(crate) const fn without_answer(self) -> Self {
         let Self([a, b, c, rest]) = self;
         Self([a, b, c, rest | Self::NO_ANSWER])
     }
 
-    /// As a view shows them that were ended by the owner's *valid after*.
+    /// Returns the terms for a view if the owner's *valid after* has ended the token.
     pub(crate) const fn ended(self) -> Self {
         let Self([a, b, c, rest]) = self;
         Self([a, b, c, rest | Self::ENDED])
     }
 
-    /// Whether they were ended by the owner's *valid after*.
+    /// Returns whether the owner's *valid after* has ended the token.
     pub(crate) const fn is_ended(&self) -> bool {
         self.has(Self::ENDED)
     }
 
-    /// Whether the directory could not answer for the owner.
+    /// Returns whether the directory could not answer for the owner.
     pub(crate) const fn lacks_answer(&self) -> bool {
         self.has(Self::NO_ANSWER)
     }
 
-    /// The state that a view found.
+    /// Returns the state that a view found.
     pub(crate) const fn state_seen(&self) -> TokenState {
         if self.has(Self::SEEN_EXPIRED) {
             TokenState::Expired
@@ -150,36 +156,38 @@ impl Terms {
         if self.has(Self::SERVICE) { TokenKind::Service } else { TokenKind::Personal }
     }
 
-    /// The key of the digest that a token of this kind is proven by, if there is one.
+    /// Returns the key of the digest that proves a token of this kind. `None` if there is none.
     pub(crate) fn key(&self, kind: TokenKind) -> Option<KeyId> {
         (kind == self.kind() && !self.has(Self::FOREIGN)).then(|| KeyId::new(self.rest_from(16)))
     }
 
-    /// The state at `now`, in microseconds.
+    /// Returns the state at `now`, in microseconds.
     pub(crate) const fn state(&self, now: i64) -> TokenState {
         let Self([expires_at, ..]) = self;
         TokenState::derived(expires_at.cast_signed(), self.has(Self::REVOKED), now)
     }
 
-    /// When it ends, if ever.
+    /// Returns when the token expires. `None` if it never does.
     pub(crate) fn expires_at(&self) -> Option<DateTime<Utc>> {
         let Self([expires_at, ..]) = self;
         Some(expires_at.cast_signed()).filter(|at| *at != NEVER_ENDS).map(at_micros)
     }
 
-    /// In microseconds.
+    /// Returns the time of creation, in microseconds.
     pub(crate) const fn created_at(&self) -> i64 {
         let Self([_, created_at, ..]) = self;
         created_at.cast_signed()
     }
 
-    /// Whether it was made before `instant`. A creation that is later than a right clock may have stored at `now`, in microseconds,
-    /// counts as before any instant: such a token would outlive every "sign out everywhere" until then.
+    /// Returns whether the token was created before `instant`; `now` is in microseconds.
+    ///
+    /// A creation later than a right clock may have stored at `now` counts as before any instant.
+    /// Otherwise, such a token would survive every "sign out everywhere" until that time.
     pub(crate) fn is_older_than(&self, instant: DateTime<Utc>, now: i64) -> bool {
         self.created_at() < micros(instant) || self.created_at() > micros(plausible_until(at_micros(now)))
     }
 
-    /// The last use known to the store, in microseconds.
+    /// Returns the last use known to the store, in microseconds.
     pub(crate) const fn last_used_at(&self) -> Option<i64> {
         let Self([.., last_used_at, _]) = self;
         let last_used_at = last_used_at.cast_signed();
@@ -190,7 +198,7 @@ impl Terms {
         self.has(Self::NETWORKS)
     }
 
-    /// The number of the record's owner.
+    /// Returns the number of the record's owner.
     #[allow(clippy::as_conversions, clippy::cast_possible_truncation, reason = "32 bits are left")]
     pub(crate) const fn owner(&self) -> u32 {
         let Self([.., rest]) = self;
@@ -248,7 +256,7 @@ mod tests {
     }
 
     proptest! {
-        /// Through its words, as a table has it.
+        /// Goes through the words, as a table does.
         #[test]
         fn it_says_what_the_record_says(token in token(), owner: u32, now in -1_000_i64..1_000) {
             let access = Access::from_words(Access::of(&token, owner).words());

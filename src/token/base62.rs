@@ -1,18 +1,20 @@
-//! Base62, digits `0-9A-Za-z`, big-endian, fixed width. Canonical: one number has one text.
+//! Base62 with the digits `0-9A-Za-z`, big-endian, of fixed width and canonical: each number has
+//! exactly one text.
 //!
-//! Both directions work on secrets, so neither branches on a digit nor uses one as an index. A text is read whatever it is, and
-//! whether it is one of digits is asked afterwards ([`Amiss`]).
+//! Both directions work on secrets, so neither branches on a digit nor uses a digit as an index.
+//! Any text is read; whether it consisted of digits is checked afterwards ([`Amiss`]).
 
 use super::id;
 
 /// Digits of one 64-bit word: 62^11 > 2^64 > 62^10.
 pub(crate) const WORD_DIGITS: usize = 11;
-/// Characters that are looked at together: the digits of a word and some of what follows.
+/// Characters that are read together: the digits of a word and some that follow.
 pub(crate) const WINDOW: usize = 16;
 /// Digits of a CRC-32: 62^6 > 2^32 > 62^5.
 pub(crate) const CRC_DIGITS: usize = 6;
 
-/// Writes `value` as exactly `N` digits; what does not fit is cut off at the top, so `N` must be wide enough.
+/// Writes `value` as exactly `N` digits. `N` must be wide enough, because excess high digits are
+/// cut off.
 pub(crate) fn encode<const N: usize>(value: u64) -> [u8; N] {
     let mut text = [0; N];
     encode_into(value, &mut text);
@@ -27,20 +29,26 @@ pub(crate) fn encode_into<const N: usize>(mut value: u64, text: &mut [u8; N]) {
     }
 }
 
-/// What a text has that digits of numbers below 2^64 have not: gathered without a branch, and asked for once at the end.
+/// Collects the deviations of a text from the digits of numbers below 2^64.
+///
+/// They are collected without a branch and checked once, at the end.
 #[derive(Default)]
 pub(crate) struct Amiss {
-    /// By how much each character lies beside the digits.
+    /// The excess of each character over the digits. Zero for a digit.
     characters: [u8; WINDOW],
     is_over: bool,
 }
 
 impl Amiss {
-    /// Looks at sixteen characters. Of operations that vectors have, so that the compiler makes vectors of it, as in [`values`].
+    /// Checks sixteen characters.
+    ///
+    /// It uses only operations that exist for vectors, so that the compiler vectorizes it, as it
+    /// does [`values`].
     #[inline]
     fn look(&mut self, window: &[u8; WINDOW]) {
         for (amiss, &character) in self.characters.iter_mut().zip(window) {
-            // By how much it lies above the ten numbers, and above the letters, of which both cases are one by this bit.
+            // The excess over the decimal digits, and over the letters, whose two cases differ only
+            // in this bit.
             let number = character.wrapping_sub(b'0').saturating_sub(9);
             let letter = (character | 0x20).wrapping_sub(b'a').saturating_sub(25);
             *amiss |= number.min(letter);
@@ -52,10 +60,10 @@ impl Amiss {
     }
 }
 
-/// Whether all characters are digits; of fewer than sixteen none are.
+/// Returns whether all characters are digits. Returns false for fewer than sixteen characters.
 #[inline]
 pub(crate) fn are_digits(text: &[u8]) -> bool {
-    // The last sixteen stand for what is left over, and may be looked at twice.
+    // The last sixteen cover the remainder, so some characters may be checked twice.
     let (chunks, _) = text.as_chunks();
     let Some(last) = text.last_chunk() else { return false };
     let mut amiss = Amiss::default();
@@ -63,8 +71,10 @@ pub(crate) fn are_digits(text: &[u8]) -> bool {
     amiss.is_nothing()
 }
 
-/// The number that the first eleven of sixteen digits are. Where it is over 2^64-1, or any of the sixteen is no digit, it is another
-/// one.
+/// Returns the number of the first eleven of sixteen digits.
+///
+/// The result is meaningless if the number is over 2^64-1 or any of the sixteen characters is not a
+/// digit.
 #[inline]
 pub(crate) fn word(window: &[u8; WINDOW], amiss: &mut Amiss) -> u64 {
     let [first, rest] = halves(values(window, amiss));
@@ -78,36 +88,41 @@ pub(crate) fn word(window: &[u8; WINDOW], amiss: &mut Amiss) -> u64 {
     number
 }
 
-/// The number that the last six of sixteen digits are; another one where any of the sixteen is no digit.
+/// Returns the number of the last six of sixteen digits.
+///
+/// The result is meaningless if any of the sixteen characters is not a digit.
 #[inline]
 pub(crate) fn crc(window: &[u8; WINDOW], amiss: &mut Amiss) -> u64 {
     let [_, last] = halves(values(window, amiss));
-    // The first two of these eight are none of the six, and stand in the lowest bytes.
+    // The first two of these eight do not belong to the six. They are in the lowest bytes.
     join(last & !0xFFFF)
 }
 
-/// As two words, the first byte lowest.
+/// Splits the bytes into two words, the first byte lowest.
 #[inline]
 fn halves(bytes: [u8; WINDOW]) -> [u64; 2] {
     let [last, first] = id::words(u128::from_le_bytes(bytes));
     [first, last]
 }
 
-/// The values of sixteen digits; whatever values where they are none.
+/// Returns the values of sixteen digits. A character that is not a digit gets a meaningless value.
 #[inline]
 fn values(window: &[u8; WINDOW], amiss: &mut Amiss) -> [u8; WINDOW] {
     amiss.look(window);
     window.map(|character| {
-        // All bits or none. Compared as signed numbers, which is what vectors have; no digit is above 127.
+        // All bits or none. The comparison is signed because vectors have no other; no digit is
+        // above 127.
         let letter = if character.cast_signed() > b'@'.cast_signed() { u8::MAX } else { 0 };
         let lower = if character.cast_signed() > b'`'.cast_signed() { u8::MAX } else { 0 };
-        // Over the gap between '9' and 'A', then over the one between 'Z' and 'a'.
+        // Skips the gap between '9' and 'A', then the gap between 'Z' and 'a'.
         character.wrapping_sub(b'0').wrapping_sub(letter & 7).wrapping_sub(lower & 6)
     })
 }
 
-/// The number that eight digits are: joined in pairs, then pairs of pairs, side by side in one word, so that it takes three
-/// multiplications instead of eight.
+/// Returns the number of eight digits.
+///
+/// It joins pairs, then pairs of pairs, side by side in one word, which takes three multiplications
+/// instead of eight.
 const fn join(values: u64) -> u64 {
     const PAIR: u64 = 0x00FF_00FF_00FF_00FF;
     const FOUR: u64 = 0x0000_FFFF_0000_FFFF;
@@ -117,11 +132,11 @@ const fn join(values: u64) -> u64 {
     (fours & EIGHT).wrapping_mul(62 * 62 * 62 * 62).wrapping_add(fours >> 32)
 }
 
-/// The character of a number below 62.
+/// Returns the character of a number below 62.
 #[allow(clippy::as_conversions, clippy::cast_possible_truncation, reason = "the number is below 62")]
 const fn digit(number: u64) -> u8 {
     let number = number as u8;
-    // Over the gap between '9' and 'A', then over the one between 'Z' and 'a'.
+    // Skips the gap between '9' and 'A', then the gap between 'Z' and 'a'.
     let letters = if number >= 10 { 7 } else { 0 };
     let lower = if number >= 36 { 6 } else { 0 };
     b'0'.wrapping_add(number).wrapping_add(letters).wrapping_add(lower)

@@ -1,7 +1,8 @@
-//! The rest of a record beside its id and its [`Access`], packed: what a table in memory holds for each token.
+//! The rest of a record beside its id and its [`Access`], packed as a table in memory holds it.
 //!
-//! What the access has is not kept twice, and what few records have lies in a box of its own. A whole [`Token`] is made of both
-//! where more is wanted than a verification or a view reads.
+//! Fields of the access are not stored twice. Fields that few records have are in a separate box.
+//! Both parts together make a whole [`Token`], for callers that need more than a verification or a
+//! view reads.
 
 use super::access::{Access, Terms};
 use super::facts::ended_at;
@@ -25,19 +26,19 @@ pub(crate) struct Packed {
 }
 
 impl Packed {
-    /// A record that shares nothing with others.
+    /// Packs a record that shares nothing with others.
     pub(crate) fn of(token: &Token) -> Self {
         let account = Arc::new(Account::new(token.realm.clone(), token.owner.clone()));
         let details = Details::of(token, account, Arc::new(token.scope.clone()));
         Self { id: token.id, access: Access::of(token, 0), details: Arc::new(details) }
     }
 
-    /// The whole record.
+    /// Returns the whole record.
     pub(crate) fn token(&self) -> Token {
         self.details.token(self.id, &self.access)
     }
 
-    /// With this as its last use; none where one is known that it does not replace.
+    /// Returns a copy with this last use. `None` if the known last use is not replaced by it.
     pub(crate) fn used(self, last_use: LastUse, plausible_until: DateTime<Utc>) -> Option<Self> {
         let known = self.access.last_used_at().map(at_micros);
         if known.is_some_and(|known| !last_use.replaces(known, plausible_until)) {
@@ -48,17 +49,17 @@ impl Packed {
         Some(Self { access: self.access.used_at(at), details, ..self })
     }
 
-    /// As [`Facts::ended_at`].
+    /// Returns the same instant as [`Facts::ended_at`].
     pub(crate) fn ended_at(&self) -> Option<DateTime<Utc>> {
         ended_at(self.access.expires_at(), self.details.revocation())
     }
 }
 
-/// An owner of tokens: what all its records share.
+/// An owner of tokens: the fields that all its records share.
 pub(crate) struct Account {
     realm: Realm,
     owner: OwnerId,
-    /// Who made most of its tokens.
+    /// The creator of most of its tokens.
     in_session: ActorRef,
 }
 
@@ -68,34 +69,35 @@ impl Account {
     }
 }
 
-/// See the module.
+/// The packed details; see the module.
 #[derive(Clone)]
 pub(crate) struct Details {
     name: TokenName,
-    /// Zeros if there is none: the box says so.
+    /// Zeros if there is no key, which the box records.
     name_key: NameKey,
     scope: Arc<Scope>,
     account: Arc<Account>,
     rare: Option<Box<Rare>>,
-    /// The address of the last use, where it is one of IPv4; zero where it is in the box, or there is none.
+    /// The address of the last use if it is an IPv4 address. Zero if the address is in the box or
+    /// missing.
     address: u32,
-    /// Zero where it is in the box.
+    /// Zero if the version is in the box.
     version: u16,
-    /// In days; zero is the default, unless it is in the box.
+    /// Days. Zero is the default, unless the lifetime is in the box.
     lifetime: u16,
 }
 
-/// What few records have, or what does not fit.
+/// Fields that few records have, or that do not fit elsewhere.
 #[derive(Clone, PartialEq, Default)]
 struct Rare {
     networks: Option<Networks>,
     description: Option<Description>,
-    /// Where it is not the owner in a session.
+    /// The creator, if it is not the owner in a session.
     created_by: Option<Box<ActorRef>>,
     restored_by: Option<TokenId>,
     predecessor: Option<TokenId>,
     ancestor: Option<TokenId>,
-    /// Where it is not the creation.
+    /// The start of the idle time, if it is not the creation.
     idle_from: Option<DateTime<Utc>>,
     revocation: Option<Box<Revocation>>,
     succession: Option<Box<Succession>>,
@@ -107,24 +109,24 @@ struct Rare {
     lifetime: Option<Lifetime>,
     notified_days: Option<u16>,
     lacks_name_key: bool,
-    /// Where it is not the kind's.
+    /// The kind of the owner, if it does not follow from the kind of the token.
     owner_kind: Option<OwnerKind>,
 }
 
-/// Stands in the place of a key where there is none.
+/// The placeholder for a missing key.
 const NO_KEY: NameKey = NameKey::from_bytes([0; 32]);
 /// [`Lifetime::Never`].
 const NEVER: u16 = u16::MAX;
 
 impl Details {
-    /// Of no token: stands where a table has none.
+    /// Returns the details of no token, the placeholder for a missing record.
     pub(crate) fn vacant() -> Self {
         let token = Token::vacant();
         let nobody = Account::new(token.realm.clone(), token.owner.clone());
         Self::of(token, Arc::new(nobody), Arc::new(token.scope.clone()))
     }
 
-    /// What is in a record; `account` is its owner's, and `scope` its scope.
+    /// Packs a record. `account` is its owner's, and `scope` is its scope.
     pub(crate) fn of(token: &Token, account: Arc<Account>, scope: Arc<Scope>) -> Self {
         let lifetime = match token.lifetime {
             Lifetime::Default => Some(0),
@@ -169,7 +171,7 @@ impl Details {
         }
     }
 
-    /// The whole record.
+    /// Returns the whole record.
     pub(crate) fn token(&self, id: TokenId, access: &Access) -> Token {
         let rare = self.rare.as_deref().cloned().unwrap_or_default();
         let created_at = at_micros(access.created_at());
@@ -224,7 +226,7 @@ impl Details {
         &self.name
     }
 
-    /// As [`Token::name_key`].
+    /// Returns the same key as [`Token::name_key`].
     pub(crate) fn name_key(&self) -> Option<NameKey> {
         let is_lacking = self.rare.as_ref().is_some_and(|rare| rare.lacks_name_key);
         if is_lacking { None } else { Some(self.name_key) }
@@ -263,7 +265,7 @@ impl Details {
         self.rare.as_ref()?.succession.as_deref()
     }
 
-    /// The last use; its time is in the terms.
+    /// Returns the last use. Its time is in the terms.
     pub(crate) fn last_used(&self, terms: &Terms) -> Option<LastUse> {
         let at = at_micros(terms.last_used_at()?);
         let rare = self.rare.as_ref().and_then(|rare| rare.address);
@@ -271,7 +273,7 @@ impl Details {
         Some(LastUse { at, address })
     }
 
-    /// With another address of the last use; none where it is the same.
+    /// Returns a copy with this address of the last use. `None` if the address does not change.
     pub(crate) fn used_from(&self, address: Option<IpAddr>) -> Option<Self> {
         let (address, rare_address) = packed(address);
         let before = self.rare.as_ref().and_then(|rare| rare.address);
@@ -288,12 +290,12 @@ impl Details {
     }
 }
 
-/// A box, if anything is in it.
+/// Boxes the rare fields, if any is set.
 fn boxed(rare: Rare) -> Option<Box<Rare>> {
     (rare != Rare::default()).then(|| Box::new(rare))
 }
 
-/// An address as 32 bits that are not zero, or else as it is.
+/// Returns an address as 32 bits that are not zero, or else the address itself.
 fn packed(address: Option<IpAddr>) -> (u32, Option<IpAddr>) {
     match address {
         Some(IpAddr::V4(address)) if !address.is_unspecified() => (address.to_bits(), None),

@@ -1,9 +1,9 @@
 //! The keyed digest of a token: `HMAC-SHA256(key, version ‖ kind ‖ id ‖ secret)`.
 //!
-//! The message is always 50 bytes, so with the key's two pads compressed beforehand a digest costs exactly two
-//! compressions of SHA-256 (RFC 2104, FIPS 180-4). The block function is called directly: the general streaming
-//! `Hmac` costs a third more for buffers that a message of fixed length does not need. Tests hold it against
-//! `Hmac<Sha256>`.
+//! The message is always 50 bytes. With the key's two pads compressed beforehand, a digest
+//! therefore costs exactly two compressions of SHA-256 (RFC 2104, FIPS 180-4). The block function
+//! is called directly, because the general streaming `Hmac` costs a third more for buffers that a
+//! message of fixed length does not need. Tests compare it with `Hmac<Sha256>`.
 
 use super::{KeyId, TokenId, TokenKind};
 use crate::random::{RandomError, SecureRandom};
@@ -15,19 +15,20 @@ use std::ops::Range;
 use subtle::{Choice, ConstantTimeEq};
 use zeroize::{Zeroize, Zeroizing, optimization_barrier};
 
-/// The first byte of every message; another layout of the message gets another number.
+/// The first byte of every message. Another layout of the message gets another number.
 const VERSION: u8 = 1;
 /// Bytes of a message.
 const MESSAGE_LEN: usize = 1 + 1 + 16 + 32;
-/// Where the secret stands in it.
+/// Where the secret is in a message.
 const SECRET: Range<usize> = 18..MESSAGE_LEN;
-/// Words of id and secret together.
+/// Words of the id and the secret together.
 const WORDS: usize = 2 + 4;
 
-/// What a store keeps of a token's secret: its digest, and the id of the key it was made with.
+/// The stored form of a token's secret: its digest, and the id of the key that made it.
 ///
-/// It is no secret in itself, since nobody can turn it into a token or check a guess without the key. Still it shows
-/// in no `Debug` output and does not serialize: a store writes [`mac`](Self::mac) and [`key`](Self::key).
+/// A digest is not a secret, because nobody can turn it into a token or check a guess without the
+/// key. Still, no `Debug` output shows it and it does not serialize: a store writes
+/// [`mac`](Self::mac) and [`key`](Self::key).
 #[derive(Clone, Copy)]
 pub struct KeyedDigest {
     key: KeyId,
@@ -35,22 +36,22 @@ pub struct KeyedDigest {
 }
 
 impl KeyedDigest {
-    /// A digest as a store gives it back.
+    /// Creates a digest from the values that a store kept.
     pub const fn new(key: KeyId, mac: [u8; 32]) -> Self {
         Self { key, mac }
     }
 
-    /// The key that it was made with.
+    /// Returns the key that made the digest.
     pub const fn key(&self) -> KeyId {
         self.key
     }
 
-    /// The 32 bytes of the HMAC.
+    /// Returns the 32 bytes of the HMAC.
     pub const fn mac(&self) -> &[u8; 32] {
         &self.mac
     }
 
-    /// The same bytes in words, as they lie in memory.
+    /// Returns the HMAC in words, in the byte order of memory.
     pub(crate) fn words(&self) -> [u64; 4] {
         let mut words = [0; 4];
         for (word, bytes) in words.iter_mut().zip(self.mac.as_chunks().0) {
@@ -60,7 +61,7 @@ impl KeyedDigest {
     }
 }
 
-/// In constant time over the digest's bytes.
+/// Compares the bytes of the digest in constant time.
 impl PartialEq for KeyedDigest {
     fn eq(&self, other: &Self) -> bool {
         self.key == other.key && bool::from(same(self.words(), other.words()))
@@ -75,21 +76,27 @@ impl fmt::Debug for KeyedDigest {
     }
 }
 
-/// All differences are gathered in one word first, so that `subtle`'s barrier stands once instead of 32 times.
+/// Compares two digests.
+///
+/// All differences are first collected in one word, so that `subtle`'s barrier is needed once
+/// instead of 32 times.
 pub(crate) fn same(one: [u64; 4], other: [u64; 4]) -> Choice {
     let differences = one.iter().zip(other).fold(0, |differences, (one, other)| differences | (one ^ other));
     differences.ct_eq(&0)
 }
 
-/// What a token's digest is made of, in the block that is hashed: `version ‖ kind ‖ id ‖ secret`, then SHA-256's padding. It holds the
-/// secret and is wiped when it is dropped.
+/// The block that is hashed for a token's digest: `version ‖ kind ‖ id ‖ secret`, then SHA-256's
+/// padding.
 ///
-/// A text is read right into it, number by number. The processor takes a block in pieces of sixteen bytes and waits where shorter
-/// ones that a piece is made of are still on their way to memory: a message that is written only just before costs a fifth of its digest.
+/// It holds the secret and is wiped when it is dropped. A text is parsed directly into it, number
+/// by number. The processor loads a block in pieces of sixteen bytes and stalls while shorter
+/// stores to a piece are still on their way to memory. Writing a message just before it is hashed
+/// would cost a fifth of the digest.
 pub(crate) struct Message([u8; 64]);
 
 impl Message {
-    /// Room for one: one that is moved would leave a copy behind.
+    /// Creates an empty message to fill in place, because moving a filled one would leave a copy
+    /// behind.
     pub(crate) const fn room() -> Self {
         let mut block = const { padded::<MESSAGE_LEN>() };
         let [version, ..] = &mut block;
@@ -107,7 +114,7 @@ impl Message {
         message
     }
 
-    /// With a secret that nobody knows.
+    /// Creates a message with a random secret.
     pub(crate) fn generate(
         kind: TokenKind,
         id: TokenId,
@@ -118,7 +125,7 @@ impl Message {
         for (word, number) in message.words_mut().zip(id.words()) {
             *word = number.to_be_bytes();
         }
-        // It is there; were it not, no token would be made.
+        // The range always exists. If it did not, no token would be created.
         random.fill(message.0.get_mut(SECRET).ok_or(RandomError::new())?)?;
         Ok(message)
     }
@@ -128,14 +135,14 @@ impl Message {
         *byte = kind.byte();
     }
 
-    /// The two words of the id, then the four of the secret.
+    /// Returns the two words of the id, then the four of the secret.
     #[inline]
     pub(crate) fn words_mut(&mut self) -> impl Iterator<Item = &mut [u8; 8]> {
         let [_, _, words @ ..] = &mut self.0;
         words.as_chunks_mut().0.iter_mut().take(WORDS)
     }
 
-    /// The same.
+    /// Returns the values of the words of [`words_mut`](Self::words_mut).
     pub(crate) fn words(&self) -> impl Iterator<Item = u64> {
         let [_, _, words @ ..] = &self.0;
         let words = words.as_chunks().0.iter().take(WORDS);
@@ -145,7 +152,8 @@ impl Message {
 
 impl Drop for Message {
     fn drop(&mut self) {
-        // As a whole: byte by byte, as `Zeroizing` does it, would cost a tenth of the digest.
+        // The array is wiped at once, because wiping it byte by byte, as `Zeroizing` does, would
+        // cost a tenth of the digest.
         self.0 = [0; 64];
         optimization_barrier(&self.0);
     }
@@ -157,7 +165,7 @@ impl fmt::Debug for Message {
     }
 }
 
-/// A key made ready: the state of SHA-256 after each of HMAC's two pads.
+/// A prepared key: the state of SHA-256 after each of HMAC's two pads.
 pub(crate) struct DigestKey {
     inner: [u32; 8],
     outer: [u32; 8],
@@ -177,7 +185,7 @@ impl DigestKey {
         Self { inner: state(0x36), outer: state(0x5c) }
     }
 
-    /// The digest of a token: HMAC of the message in this block.
+    /// Returns the digest of a token: the HMAC of the message in this block.
     pub(crate) fn digest(&self, message: &Message) -> [u8; 32] {
         #[cfg(test)]
         COUNT.set(COUNT.get().saturating_add(1));
@@ -197,7 +205,7 @@ impl DigestKey {
 
 #[cfg(test)]
 thread_local! {
-    /// The digests of this thread, for the test that counts them.
+    /// Counts the digests of this thread, for a test.
     pub(crate) static COUNT: std::cell::Cell<u32> = const { std::cell::Cell::new(0) };
 }
 
@@ -214,15 +222,15 @@ impl fmt::Debug for DigestKey {
     }
 }
 
-/// A sub-key of `key` for one use (RFC 5869: extract, then the first block of expand).
+/// Derives a sub-key of `key` for one use (RFC 5869: extract, then the first block of expand).
 pub(crate) fn derive(key: &[u8], usage: &[u8]) -> Zeroizing<[u8; 32]> {
     let extracted = Zeroizing::new(hmac_sha256(b"patkit", &[key]));
     Zeroizing::new(hmac_sha256(&*extracted, &[usage, &[1]]))
 }
 
 pub(crate) fn hmac_sha256(key: &[u8], parts: &[&[u8]]) -> [u8; 32] {
-    // HMAC takes a key of any length, so this never is an error; were it one, the zeros would not be used as a key
-    // that anybody holds: the same function checks what it made.
+    // HMAC accepts a key of any length, so this never fails. If it did, the zeros would not act as
+    // a key that anybody could know, because this same function checks the digests that it made.
     let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(key) else {
         return [0; 32];
     };
@@ -232,8 +240,10 @@ pub(crate) fn hmac_sha256(key: &[u8], parts: &[&[u8]]) -> [u8; 32] {
     mac.finalize().into_bytes().into()
 }
 
-/// A block with SHA-256's padding, as the second and last one of a message, of which it holds the first `LEN` bytes
-/// (FIPS 180-4 section 5.1.1).
+/// Returns a block with SHA-256's padding.
+///
+/// It is the second and last block of a message and holds the first `LEN` bytes of it (FIPS 180-4
+/// section 5.1.1).
 #[allow(
     clippy::as_conversions,
     clippy::arithmetic_side_effects,
@@ -257,7 +267,7 @@ fn write_state(state: &[u32; 8], bytes: &mut [u8]) {
     }
 }
 
-/// FIPS 180-4 section 5.3.3.
+/// The initial hash value of FIPS 180-4 section 5.3.3.
 const SHA256_START: [u32; 8] =
     [0x6a09_e667, 0xbb67_ae85, 0x3c6e_f372, 0xa54f_f53a, 0x510e_527f, 0x9b05_688c, 0x1f83_d9ab, 0x5be0_cd19];
 
@@ -291,7 +301,7 @@ mod tests {
         }
     }
 
-    /// Gives the numbers from 1 on.
+    /// Returns the numbers from 1 on.
     struct Counting(std::sync::atomic::AtomicU8);
 
     impl SecureRandom for Counting {
@@ -343,7 +353,8 @@ mod tests {
 
     #[test]
     fn sub_keys_are_those_of_rfc_5869() {
-        // PRK = HMAC(salt, key), T(1) = HMAC(PRK, info ‖ 1): RFC 5869 sections 2.2 and 2.3, test case 1.
+        // PRK = HMAC(salt, key), T(1) = HMAC(PRK, info ‖ 1): RFC 5869 sections 2.2 and 2.3, test
+        // case 1.
         let salt: Vec<u8> = (0..=0x0c).collect();
         let prk = hmac_sha256(&salt, &[&[0x0b; 22]]);
         assert_eq!(prk[..4], [0x07, 0x77, 0x09, 0x36]);

@@ -1,5 +1,5 @@
-//! What happened to a token: the stored facts that its state is derived from. What may happen next is in
-//! [`lifecycle`](crate::lifecycle).
+//! The stored facts about a token, from which its state is derived. [`lifecycle`](crate::lifecycle)
+//! decides which changes are allowed.
 
 use super::{Rfc3339, TokenId};
 use crate::clock::micros;
@@ -13,16 +13,16 @@ use std::fmt;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum TokenState {
-    /// It works.
+    /// The token works.
     Active,
-    /// It was revoked, and has not reached its expiry.
+    /// The token was revoked and has not reached its expiry.
     Revoked,
-    /// Its expiry is reached, whether it was revoked or not.
+    /// The token has reached its expiry, whether it was revoked or not.
     Expired,
 }
 
 impl TokenState {
-    /// `active`, `revoked` or `expired`.
+    /// Returns `active`, `revoked` or `expired`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Active => "active",
@@ -38,33 +38,36 @@ impl fmt::Display for TokenState {
     }
 }
 
-/// The stored facts that a token's state is derived from.
+/// The stored facts from which a token's state is derived.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 #[repr(C)]
 #[allow(clippy::exhaustive_structs, reason = "a store must not be able to forget a field")]
 pub struct Facts {
-    /// When it ends; never where there is none.
+    /// When the token expires. `None` if it never does.
     pub expires_at: Option<DateTime<Utc>>,
-    /// That it was revoked. In a box, since most tokens are not.
+    /// The revocation, if the token was revoked. Boxed, because most tokens are not revoked.
     pub revocation: Option<Box<Revocation>>,
-    /// That it was rotated.
+    /// The succession, if the token was rotated.
     pub succession: Option<Succession>,
 }
 
 impl Facts {
-    /// The state at `now`. A token is expired at the very instant of its expiry.
+    /// Returns the state at `now`. A token is expired from the very instant of its expiry.
     pub fn state(&self, now: DateTime<Utc>) -> TokenState {
         let expires_at = self.expires_at.map_or(NEVER_ENDS, micros);
         TokenState::derived(expires_at, self.revocation.is_some(), micros(now))
     }
 
-    /// When it expires or was revoked, whichever comes first; pruning goes by it. `None` if it does neither.
+    /// Returns when the token expires or was revoked, whichever comes first. `None` if neither
+    /// applies.
+    ///
+    /// Pruning uses this instant.
     pub fn ended_at(&self) -> Option<DateTime<Utc>> {
         ended_at(self.expires_at, self.revocation.as_deref())
     }
 }
 
-/// The earlier of an expiry and a revocation.
+/// Returns the earlier of an expiry and a revocation.
 pub(super) fn ended_at(
     expires_at: Option<DateTime<Utc>>,
     revocation: Option<&Revocation>,
@@ -72,11 +75,11 @@ pub(super) fn ended_at(
     expires_at.into_iter().chain(revocation.map(|revocation| revocation.at)).min()
 }
 
-/// Later than any instant: the end of what has none.
+/// The expiry of a token that never expires. It is later than any instant.
 pub(super) const NEVER_ENDS: i64 = i64::MAX;
 
 impl TokenState {
-    /// The one place where it is decided; instants are microseconds since 1970.
+    /// Derives the state; nothing else decides it. Instants are microseconds since 1970.
     pub(super) const fn derived(expires_at: i64, is_revoked: bool, now: i64) -> Self {
         if expires_at <= now {
             Self::Expired
@@ -88,17 +91,18 @@ impl TokenState {
     }
 }
 
-/// That a token was revoked.
+/// The revocation of a token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[allow(clippy::exhaustive_structs, reason = "a store must not be able to forget a field")]
 pub struct Revocation {
-    /// When.
+    /// When the token was revoked.
     pub at: DateTime<Utc>,
-    /// By whom.
+    /// Who revoked the token.
     pub by: ActorRef,
-    /// With what authority; as much is needed to restore the token.
+    /// The authority of the actor who revoked the token. Restoring the token needs at least this
+    /// authority.
     pub authority: Authority,
-    /// Why.
+    /// Why the token was revoked.
     pub reason: Reason,
 }
 
@@ -112,16 +116,16 @@ impl Serialize for Revocation {
     }
 }
 
-/// That a token was rotated.
+/// The rotation of a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(clippy::exhaustive_structs, reason = "a store must not be able to forget a field")]
 pub struct Succession {
-    /// The token that took its place.
+    /// The token that replaced this one.
     pub successor: TokenId,
-    /// When.
+    /// When the token was rotated.
     pub at: DateTime<Utc>,
-    /// Until when it was let work beside its successor; the same instant where there was no overlap. Presenting it after
-    /// that is a signal of reuse.
+    /// The end of the overlap, until which the token works beside its successor. Equal to `at` if
+    /// there was no overlap. Presenting the token after it is a signal of reuse.
     pub until: DateTime<Utc>,
 }
 
@@ -129,24 +133,24 @@ pub struct Succession {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Reason {
-    /// Its owner did not want it any more.
+    /// The owner revoked the token.
     Owner,
-    /// An admin took it away.
+    /// An admin revoked the token.
     Admin,
-    /// The host took it away.
+    /// The host revoked the token.
     System,
-    /// All tokens of its owner were taken away.
+    /// All tokens of the owner were revoked.
     Offboarding,
-    /// It was not used for longer than the policy allows.
+    /// The token was unused for longer than the policy allows.
     Idle,
-    /// A successor took its place.
+    /// A successor replaced the token.
     Rotated,
-    /// A token that it descends from was presented after its rotation.
+    /// An ancestor of the token was presented after its rotation.
     Reuse,
-    /// It descends from a compromised token, but whoever reported that token has no authority over this one. An admin may
-    /// restore it.
+    /// The token descends from a compromised token, but the actor who reported that token has no
+    /// authority over this one. An admin may restore it.
     Suspected,
-    /// Its secret is known to others.
+    /// Others know the token's secret.
     Compromised,
 }
 
@@ -164,7 +168,8 @@ impl Reason {
         Self::Compromised,
     ];
 
-    /// `owner`, `admin`, `system`, `offboarding`, `idle`, `rotated`, `reuse`, `suspected` or `compromised`.
+    /// Returns `owner`, `admin`, `system`, `offboarding`, `idle`, `rotated`, `reuse`, `suspected`
+    /// or `compromised`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Owner => "owner",
@@ -179,12 +184,13 @@ impl Reason {
         }
     }
 
-    /// The reason with this name, as [`as_str`](Self::as_str) gives it.
+    /// Returns the reason with this name, as [`as_str`](Self::as_str) writes it. `None` if there is
+    /// none.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|reason| reason.as_str() == name)
     }
 
-    /// Whether no authority restores a token that was revoked for this.
+    /// Returns whether no authority restores a token that was revoked for this reason.
     pub const fn is_final(self) -> bool {
         matches!(self, Self::Rotated | Self::Reuse | Self::Compromised)
     }
@@ -196,20 +202,20 @@ impl fmt::Display for Reason {
     }
 }
 
-/// In what capacity somebody acts; a later one has more weight.
+/// The capacity in which somebody acts. Later variants have more weight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Authority {
     /// The token's own owner, or the token itself.
     Owner,
-    /// Somebody who may manage tokens of others.
+    /// Somebody who may manage other owners' tokens.
     Admin,
     /// The host.
     System,
 }
 
 impl Authority {
-    /// `owner`, `admin` or `system`.
+    /// Returns `owner`, `admin` or `system`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Owner => "owner",
@@ -225,7 +231,7 @@ impl fmt::Display for Authority {
     }
 }
 
-/// Who did something, as it is recorded.
+/// The recorded actor of a change.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ActorRef {
@@ -240,14 +246,14 @@ pub enum ActorRef {
         /// The token.
         id: TokenId,
     },
-    /// Somebody whose traces were erased.
+    /// An actor whose traces were erased.
     Erased,
-    /// Somebody who did not prove who they are: who presented a wrong secret.
+    /// An actor who did not prove an identity, because the presented secret was wrong.
     Unproven,
 }
 
 impl ActorRef {
-    /// `system`, `owner`, `token`, `erased` or `unproven`.
+    /// Returns `system`, `owner`, `token`, `erased` or `unproven`.
     pub const fn kind(&self) -> &'static str {
         match self {
             Self::System => "system",
@@ -258,7 +264,7 @@ impl ActorRef {
         }
     }
 
-    /// The owner, unless it was the host or is erased.
+    /// Returns the owner. `None` if the actor is the host, erased or unproven.
     pub const fn owner(&self) -> Option<&OwnerId> {
         match self {
             Self::Owner(owner) | Self::Token { owner, .. } => Some(owner),
@@ -266,7 +272,7 @@ impl ActorRef {
         }
     }
 
-    /// The token, where it was done through one.
+    /// Returns the token through which the actor acted. `None` if there is none.
     pub const fn token(&self) -> Option<TokenId> {
         match self {
             Self::Token { id, .. } => Some(*id),
@@ -275,7 +281,7 @@ impl ActorRef {
     }
 }
 
-/// As `{kind, owner, token}`, the latter two null where there is none.
+/// Serializes as `{kind, owner, token}`. A missing owner or token is null.
 impl Serialize for ActorRef {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut actor = serializer.serialize_struct("Actor", 3)?;

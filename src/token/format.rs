@@ -8,8 +8,8 @@
 //! | secret | 44 | 256 bits, four words of 11 base62 digits |
 //! | checksum | 6 | CRC-32/ISO-HDLC of all characters before it |
 //!
-//! Whoever knows the rules can compute the checksum: it finds typing errors and keeps noise away from the store,
-//! it proves nothing.
+//! The checksum finds typing errors and keeps noise away from the store. It proves nothing, because
+//! anybody who knows the rules can compute it.
 
 use super::base62::Amiss;
 use super::digest::Message;
@@ -21,28 +21,29 @@ use zeroize::Zeroizing;
 
 /// Characters after the two underscores.
 const BODY_LEN: usize = TokenId::TEXT_LEN + 4 * base62::WORD_DIGITS + base62::CRC_DIGITS;
-/// Room for the longest brand, the kind and both underscores, in whole words; less than the shortest token has.
+/// Room for the longest brand, the kind and both underscores, in whole words. It is less than the
+/// length of the shortest token.
 const MAX_PREFIX_LEN: usize = 24;
-/// Earlier brands that a service may go on accepting.
+/// Most former brands that a service may still accept.
 pub(crate) const MAX_FORMER_BRANDS: usize = 8;
 
 /// The first part of a token's text: `[a-z][a-z0-9]{1,15}`, so 2 to 16 characters.
 ///
-/// It tells people and secret scanners whose token it is.
+/// It shows people and secret scanners which host issued the token.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Brand(Box<str>);
 
-/// The text is no [`Brand`].
+/// The error for a text that is not a [`Brand`].
 #[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a brand has 2 to 16 characters, a letter of a-z first and then a-z or 0-9, such as \"acme\"")]
 #[non_exhaustive]
 pub struct BrandError;
 
 impl Brand {
-    /// The brand with this text.
+    /// Creates the brand with this text.
     ///
     /// # Errors
-    /// [`BrandError`] when it is not `[a-z][a-z0-9]{1,15}`.
+    /// [`BrandError`] if the text is not `[a-z][a-z0-9]{1,15}`.
     pub fn new(text: &str) -> Result<Self, BrandError> {
         let [first, rest @ ..] = text.as_bytes() else {
             return Err(BrandError);
@@ -53,7 +54,7 @@ impl Brand {
         if fits { Ok(Self(text.into())) } else { Err(BrandError) }
     }
 
-    /// The brand's text.
+    /// Returns the brand's text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -79,29 +80,31 @@ impl fmt::Debug for Brand {
     }
 }
 
-/// The text is not one of this host's tokens. That is all there is to say: the text alone was looked at.
+/// The error for a text that is not one of this host's tokens. It has no details, because only the
+/// text was checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not a token of this host")]
 #[non_exhaustive]
 pub struct MalformedToken;
 
-/// The formats a host accepts: its brand's, and those of brands it had before.
+/// The formats that a host accepts: those of its brand and of its former brands.
 #[derive(Debug, Clone)]
 pub struct TokenFormat {
     brand: Brand,
-    /// Each brand with each kind, the present brand first.
+    /// Each brand with each kind, the current brand first.
     prefixes: Box<[Prefix]>,
 }
 
-/// What a text begins with: `brand_kind_`.
+/// The start of a text: `brand_kind_`.
 #[derive(Debug, Clone)]
 struct Prefix {
     text: Box<str>,
-    /// The same in words, as they lie in memory, and which of their bits count.
+    /// The prefix in words, in the byte order of memory, and a mask of the bits that count.
     words: [u64; 3],
     mask: [u64; 3],
     kind: TokenKind,
-    /// What has read the prefix, for a copy of it to go on from: making one anew asks what the processor can do.
+    /// The checksum state after the prefix. It is copied, because a new one would first detect the
+    /// processor's features.
     checksum: crc32fast::Hasher,
 }
 
@@ -117,7 +120,8 @@ impl Prefix {
         Self { checksum, words: prefix_words(&bytes), mask: prefix_words(&mask), text, kind }
     }
 
-    /// What stands after the prefix in a text that has it and is as long as one of our tokens.
+    /// Returns the rest of a text after the prefix. `None` if the text lacks the prefix or has not
+    /// the length of a token.
     #[inline]
     fn strip<'a>(&self, text: &'a [u8]) -> Option<&'a [u8; BODY_LEN]> {
         let (_, body) = text.split_at_checked(self.text.len())?;
@@ -128,7 +132,7 @@ impl Prefix {
         if differences == 0 { body.try_into().ok() } else { None }
     }
 
-    /// The checksum of the prefix and what stands after it.
+    /// Returns the checksum of the prefix and the rest after it.
     fn checksum(&self, rest: &[u8]) -> u32 {
         let mut checksum = self.checksum.clone();
         checksum.update(rest);
@@ -144,16 +148,17 @@ fn prefix_words(bytes: &[u8; MAX_PREFIX_LEN]) -> [u64; 3] {
     words
 }
 
-/// Why a text says nothing.
+/// The reason why a text could not be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Unreadable {
-    /// It has not the form of our tokens, or a number in it is too great.
+    /// The text does not have the form of our tokens, or a number in it is too large.
     Form,
-    /// It is made as our tokens are, of letters, digits and underscores alone; its checksum is wrong.
+    /// The text has the form of our tokens, with only letters, digits and underscores, but a wrong
+    /// checksum.
     Checksum,
 }
 
-/// What a well-formed text says. Nothing of it is proven.
+/// The content of a well-formed text. Nothing of it is proven.
 #[derive(Clone, Copy)]
 pub(crate) struct Presented<'a> {
     pub(crate) kind: TokenKind,
@@ -162,15 +167,17 @@ pub(crate) struct Presented<'a> {
 }
 
 impl Presented<'_> {
-    /// Reads it once more.
+    /// Reads the presented text again.
     pub(crate) fn read(&self, message: &mut Message) {
-        // What was presented was readable.
+        // The text was readable when it was presented.
         read_body(self.body, self.kind, message, Amiss::default());
     }
 }
 
-/// Reads what is presented into its place: a secret that is moved would leave a copy behind. `None` where anything is `amiss` of what was read
-/// before, or any character of id and secret is no digit, or a number is over 2^64-1, or the id is none.
+/// Reads the presented text in place, because moving a secret would leave a copy behind.
+///
+/// Returns `None` if `amiss` has a deviation from an earlier read, a character of the id or the
+/// secret is not a digit, a number is over 2^64-1, or the id is invalid.
 #[inline]
 fn read_body(
     body: &[u8; BODY_LEN],
@@ -189,10 +196,11 @@ fn read_body(
 }
 
 impl TokenFormat {
-    /// The format of `brand`, which also accepts the texts of `former` brands, at most eight of them.
+    /// Creates the format of `brand`, which also accepts the texts of `former` brands, at most
+    /// eight.
     ///
     /// # Errors
-    /// [`TokenFormatError`] when there are more, or one of them twice.
+    /// [`TokenFormatError`] if there are more than eight former brands, or a brand is given twice.
     pub fn new(brand: Brand, former: &[Brand]) -> Result<Self, TokenFormatError> {
         if former.len() > MAX_FORMER_BRANDS {
             return Err(TokenFormatError::TooManyBrands);
@@ -208,39 +216,47 @@ impl TokenFormat {
         Ok(Self { brand, prefixes })
     }
 
-    /// The brand that new tokens get.
+    /// Returns the brand that new tokens get.
     pub fn brand(&self) -> &Brand {
         &self.brand
     }
 
-    /// Whether a text begins like one of this host's tokens: with an accepted brand and a kind.
+    /// Returns whether a text starts with an accepted brand and a kind, like this host's tokens.
     #[cfg(feature = "tower")]
     pub(crate) fn has_prefix(&self, text: &str) -> bool {
         self.prefixes.iter().any(|prefix| text.starts_with(&*prefix.text))
     }
 
-    /// Returns a regular expression that finds this host's tokens in any text; for secret scanners, log filters and
-    /// pre-commit hooks. It is in the common subset of RE2, PCRE, Python, JavaScript and Rust.
+    /// Returns a regular expression that finds this host's tokens in any text.
     ///
-    /// It asks for no word boundary, because a token often follows the letter of an escape (`\t`, `\u003d`), a percent code or
-    /// an underscore. [`check`](Self::check) tells the tokens among the hits by their checksum. A hit that fails may overlap
-    /// a token, for example if the start of another token was cut off and glued to it: go on searching one character after the
-    /// start of that hit, not after its end.
+    /// It is meant for secret scanners, log filters and pre-commit hooks, and is in the common
+    /// subset of RE2, PCRE, Python, JavaScript and Rust.
+    ///
+    /// It has no word boundary, because a token often follows the letter of an escape (`\t`,
+    /// `\u003d`), a percent code or an underscore. [`check`](Self::check) uses the checksum to
+    /// distinguish tokens from other hits. A hit that fails the check may overlap a token, for
+    /// example if the start of another token was cut off and glued to it. Continue the search one
+    /// character after the start of that hit, not after its end.
     pub fn scanner_expression(&self) -> String {
         let prefixes: Vec<&str> = self.prefixes.iter().map(|prefix| &*prefix.text).collect();
         format!(r"(?:{})[0-9A-Za-z]{{{BODY_LEN}}}", prefixes.join("|"))
     }
 
-    /// Whether `text` is a token of this host, as far as the text alone can say: form, brand, alphabet and checksum.
+    /// Returns the kind and the id of `text` if it is a token of this host, as far as the text
+    /// alone shows.
+    ///
+    /// It checks the form, brand, alphabet and checksum.
     ///
     /// # Errors
-    /// [`MalformedToken`] when it is not.
+    /// [`MalformedToken`] if the text is not such a token.
     pub fn check(&self, text: &str) -> Result<(TokenKind, TokenId), MalformedToken> {
         let presented = self.parse(text, &mut Message::room()).map_err(|_| MalformedToken)?;
         Ok((presented.kind, presented.id))
     }
 
-    /// Takes a text apart, and puts what it says into its place. Allocates nothing; refuses by the checksum before it reads the rest.
+    /// Parses a text and writes its content in place.
+    ///
+    /// It allocates nothing, and rejects a wrong checksum before it reads the rest.
     #[inline(always)]
     #[allow(
         clippy::inline_always,
@@ -284,37 +300,37 @@ impl TokenFormat {
         })
     }
 
-    /// Bytes of a token's text with this brand.
+    /// Returns the length in bytes of a token's text with this brand.
     pub fn text_len(&self) -> usize {
         self.brand.as_str().len().saturating_add(1 + 3 + 1 + BODY_LEN)
     }
 }
 
-/// What [`TokenFormat::new`] refuses.
+/// The error of [`TokenFormat::new`].
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum TokenFormatError {
-    /// More than eight former brands.
+    /// There are more than eight former brands.
     #[error(
         "the service has too many former brands; it may have at most {MAX_FORMER_BRANDS}: drop those that no token has any more"
     )]
     TooManyBrands,
-    /// A brand stands there twice.
+    /// A brand is given twice.
     #[error("the brand {0} is given twice; name each brand once, by `.brand(…)` or `.former_brand(…)`")]
     RepeatedBrand(Brand),
 }
 
 /// Returns the CRC-32 of a secret text.
 ///
-/// From 16 bytes on `crc32fast` uses vector code, which leaves a copy of the last 16 bytes on the stack. Shorter pieces
-/// stay in registers.
+/// For 16 bytes or more, `crc32fast` uses vector code, which leaves a copy of the last 16 bytes on
+/// the stack. Shorter pieces stay in registers.
 fn crc_in_registers(text: &[u8]) -> u32 {
     let mut hasher = crc32fast::Hasher::new();
     text.chunks(8).for_each(|piece| hasher.update(piece));
     hasher.finalize()
 }
 
-/// Appends a number of `N` digits, and wipes the array that they were computed in.
+/// Appends a number of `N` digits, and wipes the array in which they were computed.
 fn push_digits<const N: usize>(text: &mut String, number: u64) {
     let mut digits = Zeroizing::new([0; N]);
     base62::encode_into(number, &mut digits);
@@ -404,7 +420,8 @@ mod tests {
                 assert_eq!(format().check(&text), Err(MalformedToken), "{text:?}");
             }
         }
-        // Read as a digit would be, these stand for the same number. The first digit of a checksum is none of these: it is 4 at most.
+        // If these characters were read as digits, they would have the same value. The first digit
+        // of a checksum is none of these, because it is at most 4.
         let mut number = 0;
         for at in 76..81 {
             let (mut text, alias) = std::iter::repeat_with(|| {

@@ -12,18 +12,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The public id of a token: 128 bits, a `UUIDv7` (RFC 9562 section 5.7).
 ///
-/// The ids that one service makes increase strictly, within a millisecond too. Ids of several services sort by their time of
-/// creation, to the millisecond.
+/// The ids of one service increase strictly, even within a millisecond. Ids of several services
+/// sort by their time of creation, to the millisecond.
 ///
-/// It is no secret: log it, show it, put it in a URL. Its text is always the same 22 characters that stand in the
-/// plaintext token.
+/// An id is not a secret: log it, show it, put it in a URL. Its text is always the 22 characters
+/// that are in the plaintext token.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TokenId {
     high: u64,
     low: u64,
 }
 
-/// The text or the bytes are no token id.
+/// The error for a text or bytes that are not a token id.
 #[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a token id is 22 characters of 0-9A-Za-z that hold a UUIDv7")]
 #[non_exhaustive]
@@ -33,32 +33,35 @@ impl TokenId {
     /// Characters of an id's text.
     pub const TEXT_LEN: usize = 22;
 
-    /// Marks empty places in memory. It is no `UUIDv7`, and no text or bytes from outside are read as this id.
+    /// Marks empty places in memory. It is not a `UUIDv7`, so no text or bytes from outside are
+    /// read as this id.
     pub(crate) const VACANT: Self = Self { high: 0, low: 0 };
 
-    /// A well-formed id of 1970 that no token has: stands for a text that is no id where an unknown id is looked up.
+    /// A well-formed id of 1970 that no token has. It replaces a text that is not an id in a
+    /// lookup.
     #[cfg(feature = "axum")]
     pub(crate) const UNISSUED: Self = Self { high: Self::VERSION, low: Self::VARIANT };
 
     const VERSION: u64 = 0x7000;
     const VARIANT: u64 = 0x8000_0000_0000_0000;
 
-    /// The id in these 16 bytes, as [`to_bytes`](Self::to_bytes) gave them.
+    /// Creates the id from 16 bytes, as [`to_bytes`](Self::to_bytes) returned them.
     ///
     /// # Errors
-    /// [`TokenIdError`] when they hold no `UUIDv7`.
+    /// [`TokenIdError`] if the bytes are not a `UUIDv7`.
     pub fn from_bytes(bytes: [u8; 16]) -> Result<Self, TokenIdError> {
         let [high, low] = words(u128::from_be_bytes(bytes));
         Self::from_words([high, low]).ok_or(TokenIdError)
     }
 
-    /// The 16 bytes of the UUID, big-endian: what a `uuid` or a 16-byte binary column holds.
+    /// Returns the 16 bytes of the UUID, big-endian, for a `uuid` or a 16-byte binary column.
     pub const fn to_bytes(self) -> [u8; 16] {
         self.to_u128().to_be_bytes()
     }
 
-    /// When the id was made, to the millisecond. Ids that were made after the clock went back have the time that it went back
-    /// from, for up to a day.
+    /// Returns when the id was created, to the millisecond.
+    ///
+    /// After a clock goes back, new ids keep the time from which it went back, for up to a day.
     pub fn created_at(self) -> DateTime<Utc> {
         i64::try_from(self.high >> 16)
             .ok()
@@ -88,21 +91,23 @@ impl TokenId {
     }
 }
 
-/// Makes the ids of one service: of its tokens and of its audit events.
+/// Generates the ids of one service, for its tokens and its audit events.
 ///
-/// Each id is greater than the one before (RFC 9562 section 6.2, method 1): the 12 bits after the milliseconds are a counter,
-/// which begins at 11 random bits in each new millisecond, and whose overflow goes on into the milliseconds. If the clock stands
-/// still or goes back by up to [`MAX_CLOCK_ERROR`](crate::clock::MAX_CLOCK_ERROR), the ids go on from the last one. If the clock goes back further, it was
-/// wrong before, and the ids follow the clock again. The remaining 62 bits of an id are random.
+/// Each id is greater than the one before (RFC 9562 section 6.2, method 1). The 12 bits after the
+/// milliseconds are a counter that starts at 11 random bits in each new millisecond and overflows
+/// into the milliseconds. If the clock stops or goes back by up to
+/// [`MAX_CLOCK_ERROR`](crate::clock::MAX_CLOCK_ERROR), the ids continue from the last one. If the
+/// clock goes back further, it was wrong before, and the ids follow the clock again. The remaining
+/// 62 bits of an id are random.
 pub(crate) struct IdSource {
-    /// The milliseconds and the counter of the last id of a token, 60 bits.
+    /// The milliseconds and the counter of the last token id, 60 bits.
     last: AtomicU64,
-    /// The same of the last id of an event. Events have a counter of their own, so that the ids of tokens do not depend on how
-    /// many events there were.
+    /// The milliseconds and the counter of the last event id. Events have a separate counter, so
+    /// that token ids do not depend on the number of events.
     last_event: AtomicU64,
     /// The random bits of the last id. All bits are set if there is none.
     drawn: AtomicU64,
-    /// The number of events so far, and the key that it is hashed with.
+    /// The number of events so far, and the key with which it is hashed.
     events: AtomicU64,
     event_key: RandomState,
 }
@@ -110,13 +115,14 @@ pub(crate) struct IdSource {
 impl IdSource {
     const COUNTER_BITS: u32 = 12;
     const DRAWS: u32 = 64;
-    /// Half of the counter is left for the ids of the same millisecond.
+    /// The largest start of the counter. It leaves half of the counter for the ids of the same
+    /// millisecond.
     const COUNTER_START: u64 = 0x07FF;
-    /// The end of the year 9999. Later instants count as this one, so that the counter never overflows the 48 bits of
-    /// milliseconds.
+    /// The end of the year 9999. Later instants count as this one, so that the counter never
+    /// overflows the 48 bits of milliseconds.
     const LAST_MILLIS: u64 = 253_402_300_799_999;
 
-    /// In milliseconds, as [`MAX_CLOCK_ERROR`](crate::clock::MAX_CLOCK_ERROR).
+    /// [`MAX_CLOCK_ERROR`](crate::clock::MAX_CLOCK_ERROR) in milliseconds.
     const LONGEST_STEP_BACK: u64 = MAX_CLOCK_ERROR.num_milliseconds().unsigned_abs();
 
     pub(crate) fn new() -> Self {
@@ -129,8 +135,10 @@ impl IdSource {
         }
     }
 
-    /// Random bits. The counter makes ids differ even if the generator repeats itself, which would repeat secrets too, so
-    /// that a repetition is drawn again, and is an error in the end.
+    /// Draws random bits.
+    ///
+    /// The counter makes ids differ even if the generator repeats itself. A generator that repeats
+    /// itself would also repeat secrets, so a repetition is drawn again and finally is an error.
     fn draw(&self, random: &dyn SecureRandom) -> Result<[u64; 2], RandomError> {
         for _ in 0..Self::DRAWS {
             let mut bytes = [0; 16];
@@ -144,10 +152,10 @@ impl IdSource {
         Err(RandomError::new())
     }
 
-    /// A new id for a token made at `now`.
+    /// Generates an id for a token created at `now`.
     ///
     /// # Errors
-    /// [`RandomError`] if the generator failed, or repeats itself.
+    /// [`RandomError`] if the generator fails or repeats itself.
     pub(crate) fn generate(
         &self,
         now: DateTime<Utc>,
@@ -157,8 +165,11 @@ impl IdSource {
         Ok(Self::after(&self.last, now, start, low))
     }
 
-    /// Returns the UUID of a new audit event at `now`. The bits that tell events of several services apart need not be unpredictable:
-    /// they are a keyed hash of the event's number, so that no revocation fails with the random generator.
+    /// Returns the UUID of a new audit event at `now`.
+    ///
+    /// The bits that distinguish events of several services need not be unpredictable. They are a
+    /// keyed hash of the event's number, so that a revocation does not fail if the random generator
+    /// does.
     pub(crate) fn generate_event(&self, now: DateTime<Utc>) -> TokenId {
         let number = self.events.fetch_add(1, Ordering::Relaxed);
         let hash = self.event_key.hash_one(number);
@@ -166,7 +177,8 @@ impl IdSource {
         Self::after(&self.last_event, now, hash >> 32, low)
     }
 
-    /// Returns the id that follows the last one and has these random bits. `start` is where the counter begins in a new millisecond.
+    /// Returns the id that follows the last one and has the random bits `low`. `start` is the first
+    /// counter value of a new millisecond.
     fn after(last: &AtomicU64, now: DateTime<Utc>, start: u64, low: u64) -> TokenId {
         let millis =
             |at: DateTime<Utc>| u64::try_from(at.timestamp_millis()).unwrap_or(0).min(Self::LAST_MILLIS);
@@ -180,13 +192,13 @@ impl IdSource {
     }
 }
 
-/// The upper and the lower half of a number of 128 bits.
+/// Returns the upper and the lower half of a number of 128 bits.
 #[allow(clippy::as_conversions, clippy::cast_possible_truncation, reason = "the two halves are wanted")]
 pub(crate) const fn words(number: u128) -> [u64; 2] {
     [(number >> 64) as u64, number as u64]
 }
 
-/// The number that has these halves.
+/// Returns the number with these halves.
 #[allow(clippy::as_conversions, reason = "u128::from is not const; u64 to u128 loses nothing")]
 pub(crate) const fn from_words([high, low]: [u64; 2]) -> u128 {
     ((high as u128) << 64) | low as u128
@@ -299,7 +311,7 @@ mod tests {
         let source = IdSource::new();
         let start = DateTime::from_timestamp_millis(1_777_777_777_123).unwrap();
         let mut last = new_id(&source, start);
-        // Still, ahead, back by a little, back by a day, and on again.
+        // The clock stops, runs ahead, goes back by a little, goes back by a day, and continues.
         for offset in [0, 1, 0, -1, 2, -3_600_000, 3_600_000, 3_600_000 - 86_399_000, 0, 3_600_001] {
             for _ in 0..5_000 {
                 let id = new_id(&source, start + TimeDelta::milliseconds(offset));
@@ -332,7 +344,7 @@ mod tests {
             assert!(ids.iter().all(|id| TokenId::from_bytes(id.to_bytes()) == Ok(*id)));
         }
         ids.extend(others);
-        // A clock that was wrong for more than a day gives the same milliseconds once more, and other ids.
+        // A clock that was wrong for more than a day repeats the milliseconds, but not the ids.
         one.generate_event(now + TimeDelta::days(3));
         ids.extend(make(&one));
         let low: HashSet<u64> = ids.iter().map(|id| id.words()[1]).collect();

@@ -1,4 +1,4 @@
-//! The keys that digests are made with.
+//! The keys that make digests.
 
 use super::digest::{DigestKey, KeyedDigest, Message, derive, hmac_sha256};
 use crate::random::{RandomError, SecureRandom, SystemRandom};
@@ -11,24 +11,24 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
-/// Fewest bytes of a key: as many as the digest has (RFC 2104 section 3).
+/// Fewest bytes of a key: the length of the digest (RFC 2104 section 3).
 pub const MIN_KEY_BYTES: usize = 32;
-/// Most bytes of a key; more would add nothing and is a sign of a wrong file.
+/// Most bytes of a key. More would add nothing and suggest a wrong file.
 pub const MAX_KEY_BYTES: usize = 1024;
 /// Most keys of a keyring.
 pub const MAX_KEYS: usize = 64;
 
-/// The small number that a record names its key by.
+/// The small number by which a record names its key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KeyId(u16);
 
 impl KeyId {
-    /// The id with this number.
+    /// Creates the id with this number.
     pub const fn new(number: u16) -> Self {
         Self(number)
     }
 
-    /// The number.
+    /// Returns the number.
     pub const fn get(self) -> u16 {
         self.0
     }
@@ -40,15 +40,17 @@ impl fmt::Display for KeyId {
     }
 }
 
-/// The host's secret keys: one is primary and makes new digests, the others still verify old ones.
+/// The host's secret keys. The primary key makes new digests; the others still verify old ones.
 ///
-/// To change keys: add the new one in the second place and deploy everywhere, so that every node can verify with it;
-/// then put it first and deploy again. Give the new key a greater id than the old one, since a record moves only to a
-/// greater id. A verification moves its token to the primary key. [`TokenService::check`](crate::TokenService::check) counts the
-/// tokens that are left under each key, and [`TokenService::list_under_key`](crate::TokenService::list_under_key) lists them; drop
-/// the old key once none is left. A token whose key is missing does not verify and is reported as an operational error.
+/// To rotate keys, add the new key in the second place and deploy everywhere, so that every node
+/// can verify with it. Then move it to the first place and deploy again. Give the new key a greater
+/// id than the old one, because a record moves only to a greater id. A verification moves its token
+/// to the primary key. [`TokenService::check`](crate::TokenService::check) counts the tokens left
+/// under each key, and [`TokenService::list_under_key`](crate::TokenService::list_under_key) lists
+/// them. Drop the old key once no token is left under it. A token whose key is missing does not
+/// verify and is reported as an operational error.
 ///
-/// The key material is wiped when the keyring is dropped; `Debug` shows the ids alone.
+/// The key material is wiped when the keyring is dropped. `Debug` shows only the ids.
 pub struct Keyring {
     primary: Key,
     others: Vec<Key>,
@@ -58,13 +60,14 @@ struct Key {
     id: KeyId,
     material: Zeroizing<Vec<u8>>,
     digest: DigestKey,
-    /// Whether the last check found another key's check value under this id.
+    /// Whether the last check found the check value of another key under this id.
     is_wrong: AtomicBool,
 }
 
-/// A value that shows whether two nodes, or two starts, have the same key under an id. A store keeps the first one of each id.
+/// A value that shows whether two nodes, or two starts, have the same key under an id.
 ///
-/// It is an HMAC under a sub-key of its own, cut to 16 bytes, and reveals nothing about the key.
+/// A store keeps the first value of each id. The value is an HMAC under a separate sub-key, cut to
+/// 16 bytes, and reveals nothing about the key.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct KeyCheck {
     key: KeyId,
@@ -72,7 +75,7 @@ pub struct KeyCheck {
 }
 
 impl KeyCheck {
-    /// Creates a check value as a store gives it back.
+    /// Creates a check value from the values that a store kept.
     pub const fn new(key: KeyId, value: [u8; 16]) -> Self {
         Self { key, value }
     }
@@ -95,18 +98,21 @@ impl fmt::Debug for KeyCheck {
 }
 
 impl Keyring {
-    /// A keyring with one key, the primary: at least [`MIN_KEY_BYTES`] bytes from a random generator.
+    /// Creates a keyring with one key, the primary.
+    ///
+    /// The key must be at least [`MIN_KEY_BYTES`] bytes from a random generator.
     ///
     /// # Errors
-    /// [`KeyringError`] when the key is too short or too long.
+    /// [`KeyringError`] if the key is too short or too long.
     pub fn new(primary: KeyId, key: &[u8]) -> Result<Self, KeyringError> {
         Ok(Self { primary: Key::new(primary, key)?, others: Vec::new() })
     }
 
-    /// Adds a key that verifies digests made with it and makes no new ones.
+    /// Adds a key that verifies existing digests and makes no new ones.
     ///
     /// # Errors
-    /// [`KeyringError`] when the key is too short or too long, or its id or the key itself is there already.
+    /// [`KeyringError`] if the key is too short or too long, or if the keyring already has its id
+    /// or the key itself.
     pub fn with(mut self, id: KeyId, key: &[u8]) -> Result<Self, KeyringError> {
         let key = Key::new(id, key)?;
         for other in self.keys() {
@@ -121,13 +127,14 @@ impl Keyring {
         if self.others.len() < MAX_KEYS { Ok(self) } else { Err(KeyringError::TooMany) }
     }
 
-    /// Reads a keyring from the text of one environment variable: `2:<base64>,1:<base64>`, the primary first.
+    /// Reads a keyring from the text of one environment variable: `2:<base64>,1:<base64>`, the
+    /// primary first.
     ///
-    /// The base64 is RFC 4648's standard alphabet, its padding may be left out; white space around an entry is
-    /// passed over. `openssl rand -base64 32` makes a key.
+    /// The base64 is in RFC 4648's standard alphabet, with or without padding. White space around
+    /// an entry is ignored. `openssl rand -base64 32` makes a key.
     ///
     /// # Errors
-    /// [`KeyringError`], which names the entry and holds nothing of it.
+    /// [`KeyringError`], which names the entry and reveals nothing of it.
     pub fn from_text(text: &str) -> Result<Self, KeyringError> {
         if text.trim().is_empty() {
             return Err(KeyringError::Empty);
@@ -148,7 +155,9 @@ impl Keyring {
         keyring.ok_or(KeyringError::Empty)
     }
 
-    /// Reads a keyring from the environment variable `name`, such as `ACME_TOKEN_KEYS`, as [`from_text`](Self::from_text) does.
+    /// Reads a keyring from the environment variable `name`, such as `ACME_TOKEN_KEYS`.
+    ///
+    /// The format is that of [`from_text`](Self::from_text).
     ///
     /// # Errors
     /// [`KeyringEnvError`], which names the variable and the cure.
@@ -165,32 +174,33 @@ impl Keyring {
         Self::from_text(&text).map_err(|cause| error(Some(cause)))
     }
 
-    /// A keyring with one new key, id 1, that lives as long as the process: for tests and examples.
+    /// Creates a keyring with one new key of id 1, which exists as long as the process, for tests
+    /// and examples.
     ///
     /// # Errors
-    /// [`RandomError`] when the system's generator fails.
+    /// [`RandomError`] if the system's generator fails.
     pub fn ephemeral() -> Result<Self, RandomError> {
         let mut material = Zeroizing::new([0; MIN_KEY_BYTES]);
         SystemRandom::new().fill(&mut *material)?;
         Ok(Self { primary: Key::ready(KeyId(1), &*material), others: Vec::new() })
     }
 
-    /// The id of the key that makes new digests.
+    /// Returns the id of the key that makes new digests.
     pub fn primary(&self) -> KeyId {
         self.primary.id
     }
 
-    /// The ids of all keys, the primary first.
+    /// Returns the ids of all keys, the primary first.
     pub fn ids(&self) -> impl Iterator<Item = KeyId> + '_ {
         self.keys().map(|key| key.id)
     }
 
-    /// The digest under the primary key.
+    /// Returns the digest under the primary key.
     pub(crate) fn digest(&self, message: &Message) -> KeyedDigest {
         self.primary.digest(message)
     }
 
-    /// The digest under the key that a record names; `None` when the keyring has no such key.
+    /// Returns the digest under the key that a record names. `None` if the keyring has no such key.
     pub(crate) fn digest_under(&self, key: KeyId, message: &Message) -> Option<KeyedDigest> {
         self.keys().find(|each| each.id == key).map(|key| key.digest(message))
     }
@@ -200,14 +210,15 @@ impl Keyring {
         self.keys().map(Key::check)
     }
 
-    /// Remembers which keys are wrong: all of these, and no others.
+    /// Marks exactly these keys as wrong.
     pub(crate) fn set_wrong(&self, wrong: &[KeyId]) {
         for key in self.keys() {
             key.is_wrong.store(wrong.contains(&key.id), Ordering::Relaxed);
         }
     }
 
-    /// Returns whether the last check found this key wrong. A key that the keyring lacks is not wrong but missing.
+    /// Returns whether the last check found this key wrong. A key that the keyring lacks is not
+    /// wrong but missing.
     #[inline]
     pub(crate) fn is_wrong(&self, key: KeyId) -> bool {
         let found = if key == self.primary.id { Some(&self.primary) } else { self.other(key) };
@@ -239,7 +250,7 @@ impl Key {
         Self { id, material: Zeroizing::new(material.to_vec()), digest, is_wrong: AtomicBool::new(false) }
     }
 
-    /// The id is in the message, so that equal keys under two ids do not show in the store.
+    /// The id is in the message, so that the store does not show whether two ids have equal keys.
     fn check(&self) -> KeyCheck {
         let mac = hmac_sha256(&*derive(&self.material, b"key check"), &[&self.id.get().to_be_bytes()]);
         let mut value = [0; 16];
@@ -252,7 +263,9 @@ impl Key {
     }
 }
 
-/// Whether a key is one byte over and over: a placeholder, such as zeros, and no key. Looks at every byte, whatever they are.
+/// Returns whether a key repeats a single byte, which makes it a placeholder such as zeros.
+///
+/// It always reads every byte.
 fn is_one_byte(material: &[u8]) -> bool {
     let first = material.first().copied().unwrap_or_default();
     material.iter().fold(0, |differs, byte| differs | (byte ^ first)) == 0
@@ -264,7 +277,7 @@ impl fmt::Debug for Keyring {
     }
 }
 
-/// Why a keyring was refused. It holds nothing of any key.
+/// The reason why a keyring was refused. It reveals nothing of any key.
 #[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum KeyringError {
@@ -276,10 +289,10 @@ pub enum KeyringError {
         "entry {entry} of the keyring does not begin with a key id from 0 to 65535 and a colon; write `1:<base64 of the key>`"
     )]
     NoId {
-        /// Which entry, from 1.
+        /// The number of the entry, from 1.
         entry: usize,
     },
-    /// A key is no base64.
+    /// A key is not base64.
     #[error(
         "key {0} of the keyring is not base64 in the standard alphabet; make one with `openssl rand -base64 32`"
     )]
@@ -289,9 +302,9 @@ pub enum KeyringError {
         "key {key} of the keyring has {bytes} bytes; it needs at least {MIN_KEY_BYTES}: make one with `openssl rand -base64 32`"
     )]
     TooShort {
-        /// Which key.
+        /// The id of the key.
         key: KeyId,
-        /// How many bytes it has.
+        /// The length of the key in bytes.
         bytes: usize,
     },
     /// A key has more than [`MAX_KEY_BYTES`] bytes.
@@ -299,40 +312,40 @@ pub enum KeyringError {
         "key {key} of the keyring has {bytes} bytes; it may have at most {MAX_KEY_BYTES}: make one with `openssl rand -base64 32`"
     )]
     TooLong {
-        /// Which key.
+        /// The id of the key.
         key: KeyId,
-        /// How many bytes it has.
+        /// The length of the key in bytes.
         bytes: usize,
     },
-    /// A key is one byte over and over.
+    /// A key repeats a single byte.
     #[error("key {0} of the keyring is one byte repeated; make a random one with `openssl rand -base64 32`")]
     RepeatedByte(KeyId),
-    /// Two keys have one id.
+    /// Two keys have the same id.
     #[error("the keyring has two keys with the id {0}; give each key an id of its own")]
     RepeatedId(KeyId),
     /// Two ids have the same key.
     #[error("keys {0} and {1} of the keyring are equal; make a new one with `openssl rand -base64 32`")]
     EqualKeys(KeyId, KeyId),
-    /// More than [`MAX_KEYS`] keys.
+    /// There are more than [`MAX_KEYS`] keys.
     #[error("the keyring has too many keys; it may have at most {MAX_KEYS}: drop those that no record needs")]
     TooMany,
 }
 
-/// Why [`Keyring::from_env`] made no keyring. It holds nothing of any key.
+/// The error of [`Keyring::from_env`]. It reveals nothing of any key.
 #[derive(Clone, PartialEq, Eq)]
 pub struct KeyringEnvError {
     name: Box<str>,
-    /// None if the variable is not set.
+    /// `None` if the variable is not set.
     cause: Option<KeyringError>,
 }
 
 impl KeyringEnvError {
-    /// The name of the environment variable.
+    /// Returns the name of the environment variable.
     pub fn variable(&self) -> &str {
         &self.name
     }
 
-    /// What is wrong with its text. `None` if the variable is not set.
+    /// Returns the error of the variable's text. `None` if the variable is not set.
     pub const fn cause(&self) -> Option<KeyringError> {
         self.cause
     }
@@ -354,7 +367,7 @@ impl fmt::Display for KeyringEnvError {
     }
 }
 
-// The text has the cause in it.
+// There is no `source`, because the text already includes the cause.
 impl std::error::Error for KeyringEnvError {}
 
 const BASE64: GeneralPurpose = GeneralPurpose::new(
@@ -428,7 +441,7 @@ mod tests {
 
     #[test]
     fn an_error_of_the_environment_names_the_variable_and_the_cure() {
-        // Set by Cargo for every test, and no keyring.
+        // Cargo sets this variable for every test, and it is not a keyring.
         let wrong = Keyring::from_env("CARGO_PKG_NAME").unwrap_err();
         assert_eq!(
             (wrong.variable(), wrong.cause()),
@@ -444,7 +457,7 @@ mod tests {
         assert!(empty.to_string().starts_with("KEYS is empty; create a key"), "{empty}");
     }
 
-    /// Stores keep these values for ever. Computed with Python's `hmac`.
+    /// Stores keep these values forever. They were computed with Python's `hmac`.
     #[test]
     fn check_values_do_not_change_from_version_to_version() {
         let hex = |check: KeyCheck| format!("{:032x}", u128::from_be_bytes(*check.value()));

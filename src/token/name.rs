@@ -15,26 +15,30 @@ pub const MAX_DESCRIPTION_CHARS: usize = 1_000;
 
 /// The name that the owner of a token gave it, for display.
 ///
-/// A new name is checked once, by [`new`](Self::new): it has 1 to 255 characters, at least one of which shows, and is in
-/// Unicode's normalization form C. A stored name is never checked again ([`stored`](Self::stored)), so that another version of
-/// Unicode cannot make a record unreadable.
+/// [`new`](Self::new) checks a new name once: it has 1 to 255 characters, at least one of them
+/// visible, and is in Unicode's normalization form C. A stored name is never checked again
+/// ([`stored`](Self::stored)), so that another version of Unicode cannot make a record unreadable.
 ///
-/// Whether two names are the same is decided by their [keys](Self::key), not by `==`, which compares the texts.
+/// Two names are the same if their [keys](Self::key) are equal. `==` compares only the texts.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct TokenName(Box<str>);
 
 impl TokenName {
-    /// Checks a new name. It is trimmed, and each run of white space becomes one space; characters that look like a space, such
-    /// as the Braille pattern without dots and the Hangul fillers, count as white space.
+    /// Checks a new name.
+    ///
+    /// The text is trimmed, and each run of white space becomes one space. Characters that look
+    /// like a space, such as the Braille pattern without dots and the Hangul fillers, count as
+    /// white space.
     ///
     /// # Errors
-    /// [`NameError`] if no character of the text shows, if it is too long, or if it has a character that is not allowed:
-    /// controls, line separators, characters that embed, override or isolate the direction of text, characters for private use,
-    /// and characters that are not assigned in [`UNICODE_VERSION`](super::UNICODE_VERSION). Combining marks and format
-    /// characters do not show by themselves.
+    /// [`NameError`] if the text has no visible character, is too long, or has a character that is
+    /// not allowed: controls, line separators, characters that embed, override or isolate the
+    /// direction of text, characters for private use, and characters that are not assigned in
+    /// [`UNICODE_VERSION`](super::UNICODE_VERSION). Combining marks and format characters alone are
+    /// not visible.
     pub fn new(text: &str) -> Result<Self, NameError> {
         let text = trimmed(text);
-        // Refuses a megabyte before it is folded.
+        // Rejects a text of a megabyte before it is folded.
         check_bytes(text, MAX_NAME_CHARS)?;
         check_characters(text, |_| false)?;
         let text = spaces_folded(text);
@@ -44,12 +48,13 @@ impl TokenName {
         Ok(Self(normalized(&text, MAX_NAME_CHARS)?.into()))
     }
 
-    /// A name as a store gives it back. The text is not checked.
+    /// Creates a name from the text that a store kept. The text is not checked.
     pub fn stored(text: &str) -> Self {
         Self(text.into())
     }
 
-    /// Returns this name, shortened if it has to be, with the id of its token behind it. No other token has that name.
+    /// Returns this name, shortened if necessary, with the id of its token appended. No other token
+    /// has that name.
     pub(crate) fn with_id(&self, id: TokenId) -> Self {
         const ID_CHARS: usize = 22;
         let kept = MAX_NAME_CHARS.saturating_sub(ID_CHARS).saturating_sub(" ()".len());
@@ -57,35 +62,39 @@ impl TokenName {
         Self(format!("{kept} ({id})").into())
     }
 
-    /// The text, for display.
+    /// Returns the text, for display.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// Computes the key that a token of this name is unique by. Letters of different scripts that look alike (Latin `a`,
-    /// Cyrillic `а`) are different letters.
+    /// Computes the key by which a token of this name is unique.
+    ///
+    /// Letters of different scripts that look alike (Latin `a`, Cyrillic `а`) are different
+    /// letters.
     pub fn key(&self) -> NameKey {
-        // A character that is ignored may have stood between two spaces.
+        // An ignored character may have been between two spaces.
         let folded = spaces_folded(&nfkc_casefold(&self.0));
         NameKey(Sha256::digest(folded.trim_matches(' ')).into())
     }
 }
 
-/// The key that tokens of one realm, owner and kind are unique by: SHA-256 of the name's NFKC case folding (Unicode Standard,
-/// section 3.13.5, `toNFKC_Casefold`), in which each run of white space is one space.
+/// The key by which names are unique within a realm, owner and kind.
 ///
-/// It is computed once, when a name is written. A store keeps it as opaque bytes and never computes it, since another version
-/// of this crate may compute another one for the same name.
+/// It is the SHA-256 of the name's NFKC case folding (Unicode Standard, section 3.13.5,
+/// `toNFKC_Casefold`), in which each run of white space is one space.
+///
+/// It is computed once, when a name is written. A store keeps it as opaque bytes and never computes
+/// it, because another version of this crate may compute another key for the same name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct NameKey([u8; 32]);
 
 impl NameKey {
-    /// A key as a store gives it back.
+    /// Creates a key from the bytes that a store kept.
     pub const fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(bytes)
     }
 
-    /// The bytes, for a store.
+    /// Returns the bytes, for a store.
     pub const fn as_bytes(&self) -> &[u8; 32] {
         &self.0
     }
@@ -109,18 +118,20 @@ impl Serialize for TokenName {
     }
 }
 
-/// The description that the owner of a token gave it, for display: at most 1,000 characters, in Unicode's normalization form C.
+/// The description that the owner of a token gave it, for display.
 ///
-/// As with a [`TokenName`], a new one is checked and a stored one is not.
+/// It has at most 1,000 characters, in Unicode's normalization form C. As with a [`TokenName`], a
+/// new description is checked and a stored one is not.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub struct Description(Arc<str>);
 
 impl Description {
-    /// Checks a new description. It is trimmed. Returns `None` if no character of it shows.
+    /// Checks a new description. The text is trimmed. Returns `None` if it has no visible
+    /// character.
     ///
     /// # Errors
-    /// [`NameError`] if the text is too long, or has a character that is not allowed: those of a [name](TokenName::new) except
-    /// line feeds.
+    /// [`NameError`] if the text is too long or has a character that is not allowed. The same
+    /// characters are refused as in a [name](TokenName::new), except line feeds.
     pub fn new(text: &str) -> Result<Option<Self>, NameError> {
         let text = trimmed(text);
         check_bytes(text, MAX_DESCRIPTION_CHARS)?;
@@ -131,12 +142,12 @@ impl Description {
         Ok(Some(Self(normalized(text, MAX_DESCRIPTION_CHARS)?.into())))
     }
 
-    /// A description as a store gives it back. The text is not checked.
+    /// Creates a description from the text that a store kept. The text is not checked.
     pub fn stored(text: &str) -> Self {
         Self(text.into())
     }
 
-    /// The description as it is shown.
+    /// Returns the text, for display.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -160,25 +171,27 @@ impl Serialize for Description {
     }
 }
 
-/// Why a name or a description was refused.
+/// The reason why a name or a description was refused.
 #[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NameError {
-    /// Nothing is left after trimming, or nothing that can be seen.
+    /// The text is empty after trimming, or has no visible character.
     #[error("the text shows nothing; write at least one visible character")]
     Empty,
-    /// It has more characters than allowed.
+    /// The text has more characters than allowed.
     #[error("the text is longer than {most} characters; shorten the text")]
     TooLong {
         /// Most characters allowed.
         most: usize,
     },
-    /// It has a control character, a line separator or a character that overrides the direction of text, or one that is for private use or not assigned.
+    /// The text has a control character, a line separator, a character that overrides the direction
+    /// of text, or a character that is for private use or not assigned.
     #[error("the text has the character U+{:04X}, which is not allowed; leave the character out", u32::from(*.0))]
     Character(char),
 }
 
-/// Bytes that may become one character: the longest canonical decomposition is four characters, of four bytes each.
+/// Most bytes that may become one character. The longest canonical decomposition is four characters
+/// of four bytes each.
 const MAX_BYTES_PER_CHAR: usize = 16;
 
 fn check_bytes(text: &str, most: usize) -> Result<(), NameError> {
@@ -193,7 +206,7 @@ fn check_characters(text: &str, allowed: impl Fn(char) -> bool) -> Result<(), Na
     text.chars().find(refused).map_or(Ok(()), |character| Err(NameError::Character(character)))
 }
 
-/// White space, line ends included, and what looks like it.
+/// Returns whether a character is white space, including line ends, or looks like it.
 fn is_blank(character: char) -> bool {
     class(character) == Class::Blank || matches!(character, '\t'..='\r' | '\u{85}' | '\u{2028}' | '\u{2029}')
 }
@@ -202,7 +215,7 @@ fn trimmed(text: &str) -> &str {
     text.trim_matches(is_blank)
 }
 
-/// The text with one space for each run of blank characters.
+/// Returns the text with one space for each run of blank characters.
 fn spaces_folded(text: &str) -> String {
     let mut folded = String::with_capacity(text.len());
     for character in text.chars() {
@@ -219,7 +232,7 @@ fn shows(text: &str) -> bool {
     text.chars().any(|character| class(character) == Class::Shown)
 }
 
-/// The text in normalization form C.
+/// Returns the text in normalization form C.
 fn normalized(text: &str, most: usize) -> Result<String, NameError> {
     let text: String = text.nfc().collect();
     if text.chars().count() > most { Err(NameError::TooLong { most }) } else { Ok(text) }
@@ -300,7 +313,7 @@ mod tests {
         let all: String = (0..=127_u8).map(char::from).collect();
         assert_eq!(all.nfc().collect::<String>(), all);
         assert_eq!(nfkc_casefold(&all), all.to_ascii_lowercase());
-        // With a letter that is not ASCII, the tables are read.
+        // A letter that is not ASCII makes the folding read the tables.
         assert_eq!(nfkc_casefold(&format!("{all}\u{df}")), format!("{}ss", all.to_ascii_lowercase()));
         assert_eq!(name(&"x".repeat(255)).as_str().len(), 255);
         assert_eq!(TokenName::new(&"x".repeat(256)).err(), Some(NameError::TooLong { most: 255 }));

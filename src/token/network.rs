@@ -1,4 +1,4 @@
-//! The networks that a token may be used from.
+//! The networks from which a token may be used.
 
 use serde::{Serialize, Serializer};
 use std::fmt;
@@ -9,34 +9,34 @@ use std::sync::Arc;
 /// Most networks of one token.
 pub const MAX_NETWORKS: usize = 32;
 
-/// A block of addresses in CIDR notation (RFC 4632 section 3.1, RFC 4291 section 2.3); an address alone is a block
-/// of one.
+/// A block of addresses in CIDR notation (RFC 4632 section 3.1, RFC 4291 section 2.3).
 ///
-/// An IPv4-mapped IPv6 address (`::ffff:a.b.c.d`, RFC 4291 section 2.5.5.2) counts as the IPv4 address in it, in a
-/// block and in an address that is checked. So `::ffff:10.0.0.0/104` is stored and shown as `10.0.0.0/8`, and
-/// `::ffff:0:0/96` as `0.0.0.0/0`. A shorter IPv6 prefix, such as `::/0`, holds no IPv4 address: list both.
+/// A single address is a block of one. An IPv4-mapped IPv6 address (`::ffff:a.b.c.d`, RFC 4291
+/// section 2.5.5.2) counts as the IPv4 address in it, both in a block and when an address is
+/// checked. So `::ffff:10.0.0.0/104` is stored and shown as `10.0.0.0/8`, and `::ffff:0:0/96` as
+/// `0.0.0.0/0`. A shorter IPv6 prefix, such as `::/0`, contains no IPv4 address: list both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Network {
     address: IpAddr,
     prefix: u8,
 }
 
-/// Why a network was refused.
+/// The reason why a network was refused.
 #[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NetworkError {
-    /// It is no address, or no address and prefix length.
+    /// The text is neither an address nor an address and a prefix length.
     #[error("a network is an IPv4 or IPv6 address, or an address with a prefix length, such as 10.0.0.0/8")]
     NotANetwork,
-    /// The prefix length is over the address's 32 or 128 bits.
+    /// The prefix length is over the 32 or 128 bits of the address.
     #[error(
         "the prefix length of a network is over {most}, the bits of its address; write 10.0.0.0/8 or 2001:db8::/32"
     )]
     PrefixTooLong {
-        /// Bits of the address.
+        /// The number of bits of the address.
         most: u8,
     },
-    /// Bits after the prefix are set: an address was meant, or another prefix.
+    /// Bits after the prefix are set, so a single address or another prefix was meant.
     #[error(
         "the network has bits set after its prefix length; write 10.0.0.0/8 instead of 10.1.2.3/8, or the address alone"
     )]
@@ -44,10 +44,11 @@ pub enum NetworkError {
 }
 
 impl Network {
-    /// The block of addresses that share the first `prefix` bits with `address`.
+    /// Creates the block of addresses that share the first `prefix` bits with `address`.
     ///
     /// # Errors
-    /// [`NetworkError`] when the prefix is too long for the address, or other bits than those are set.
+    /// [`NetworkError`] if the prefix is too long for the address, or bits after the prefix are
+    /// set.
     pub fn new(address: IpAddr, prefix: u8) -> Result<Self, NetworkError> {
         let (number, width) = bits(address);
         let host = width.checked_sub(prefix).ok_or(NetworkError::PrefixTooLong { most: width })?;
@@ -55,7 +56,7 @@ impl Network {
             return Err(NetworkError::HostBitsSet);
         }
         Ok(match address.to_canonical() {
-            // All of its 96 leading bits count, or host bits would be set.
+            // All of its 96 leading bits are in the prefix; otherwise host bits would be set.
             v4 @ IpAddr::V4(_) if address.is_ipv6() => {
                 Self { address: v4, prefix: prefix.saturating_sub(96) }
             }
@@ -63,24 +64,24 @@ impl Network {
         })
     }
 
-    /// The first address of the block.
+    /// Returns the first address of the block.
     pub fn address(&self) -> IpAddr {
         self.address
     }
 
-    /// How many leading bits the addresses of the block share.
+    /// Returns the number of leading bits that the addresses of the block share.
     pub fn prefix_len(&self) -> u8 {
         self.prefix
     }
 
-    /// Whether the block holds `address`.
+    /// Returns whether the block contains `address`.
     pub fn contains(&self, address: IpAddr) -> bool {
         let (address, width) = bits(address.to_canonical());
         let (network, own_width) = bits(self.address);
         width == own_width && (address ^ network) & mask(own_width.saturating_sub(self.prefix)) == 0
     }
 
-    /// Whether every address of this block is in `other`.
+    /// Returns whether every address of this block is in `other`.
     pub fn is_within(&self, other: &Self) -> bool {
         self.prefix >= other.prefix && other.contains(self.address)
     }
@@ -93,7 +94,7 @@ fn bits(address: IpAddr) -> (u128, u8) {
     }
 }
 
-/// All bits but the lowest `host`.
+/// Returns a mask of all bits but the lowest `host`.
 fn mask(host: u8) -> u128 {
     u128::MAX.checked_shl(u32::from(host)).unwrap_or(0)
 }
@@ -133,35 +134,35 @@ impl Serialize for Network {
     }
 }
 
-/// The networks that a token may be used from: one to [`MAX_NETWORKS`], sorted, each once.
+/// The networks from which a token may be used: 1 to [`MAX_NETWORKS`], sorted, without duplicates.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Networks(Arc<[Network]>);
 
-/// Why a list of networks was refused.
+/// The reason why a list of networks was refused.
 #[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NetworksError {
-    /// The list is empty: nothing would be allowed, and "anywhere" is said by giving no list.
+    /// The list is empty, so it would allow no address. To allow every address, give no list.
     #[error("the list of networks is empty; leave it out to allow every address")]
     Empty,
     /// The list has more than [`MAX_NETWORKS`] entries.
     #[error("the list of networks has more than {MAX_NETWORKS} entries; join neighbours to a shorter prefix")]
     TooMany,
-    /// An entry is no network.
+    /// An entry is not a network.
     #[error("entry {place} of the networks is refused")]
     Entry {
-        /// Which entry, from 0.
+        /// The index of the entry, from 0.
         place: usize,
-        /// Why.
+        /// The reason.
         source: NetworkError,
     },
 }
 
 impl Networks {
-    /// These networks.
+    /// Creates the list of these networks.
     ///
     /// # Errors
-    /// [`NetworksError`] when there is none or more than [`MAX_NETWORKS`].
+    /// [`NetworksError`] if there are no networks or more than [`MAX_NETWORKS`].
     pub fn new(networks: impl IntoIterator<Item = Network>) -> Result<Self, NetworksError> {
         let mut list: Vec<Network> = networks.into_iter().take(MAX_NETWORKS.saturating_add(1)).collect();
         match list.len() {
@@ -174,10 +175,10 @@ impl Networks {
         Ok(Self(list.into()))
     }
 
-    /// The networks with these texts, such as `10.0.0.0/8` or `2001:db8::1`.
+    /// Parses the networks from texts such as `10.0.0.0/8` or `2001:db8::1`.
     ///
     /// # Errors
-    /// [`NetworksError`], which names the entry that is refused.
+    /// [`NetworksError`], which names the refused entry.
     pub fn parse<'a>(texts: impl IntoIterator<Item = &'a str>) -> Result<Self, NetworksError> {
         let mut list = Vec::new();
         for (place, text) in texts.into_iter().enumerate() {
@@ -189,17 +190,17 @@ impl Networks {
         Self::new(list)
     }
 
-    /// Whether one of the networks holds `address`.
+    /// Returns whether one of the networks contains `address`.
     pub fn contains(&self, address: IpAddr) -> bool {
         self.0.iter().any(|network| network.contains(address))
     }
 
-    /// Whether each of these networks lies within one of `others`.
+    /// Returns whether each of these networks is within one of `others`.
     pub fn is_within(&self, others: &Self) -> bool {
         self.0.iter().all(|network| others.0.iter().any(|other| network.is_within(other)))
     }
 
-    /// The networks, sorted.
+    /// Returns the networks, sorted.
     pub fn iter(&self) -> impl Iterator<Item = &Network> {
         self.0.iter()
     }

@@ -1,13 +1,14 @@
-//! The text that holds a secret: no `Clone`, no `Display`, no `Serialize`, no equality, wiped when dropped.
+//! The text that holds a secret: without `Clone`, `Display`, `Serialize` and equality, and wiped
+//! when it is dropped.
 
 use super::{TokenId, TokenKind};
 use std::fmt;
 use zeroize::Zeroizing;
 
-/// The text that the client sends. It exists once: when the token is generated or rotated.
+/// The text that the client sends. It exists only once, when the token is generated or rotated.
 ///
-/// Show it to its owner and drop it; it is wiped from memory then. What the host copied out of
-/// [`expose_secret`](Self::expose_secret) is the host's to wipe.
+/// Show it to the owner and drop it, which wipes it from memory. Copies that the host makes of
+/// [`expose_secret`](Self::expose_secret) are the host's to wipe.
 pub struct PlaintextToken {
     text: Zeroizing<String>,
     brand: Box<str>,
@@ -16,23 +17,24 @@ pub struct PlaintextToken {
 }
 
 impl PlaintextToken {
-    /// The whole text, secret included: the one way to get at it.
+    /// Returns the whole text, secret included. It is the only access to the text.
     pub fn expose_secret(&self) -> &str {
         &self.text
     }
 
-    /// The token's public id.
+    /// Returns the token's public id.
     pub fn id(&self) -> TokenId {
         self.id
     }
 
-    /// The token's kind.
+    /// Returns the token's kind.
     pub fn kind(&self) -> TokenKind {
         self.kind
     }
 
     pub(crate) fn write(brand: &str, kind: TokenKind, id: TokenId, write: impl FnOnce(&mut String)) -> Self {
-        // Room for the longest brand, so that the text never moves and leaves a copy behind.
+        // Reserves room for the longest brand, so that the text never moves and leaves no copy
+        // behind.
         let mut text = Zeroizing::new(String::with_capacity(128));
         write(&mut text);
         Self { text, brand: brand.into(), kind, id }

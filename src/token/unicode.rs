@@ -1,14 +1,19 @@
-//! What names need to know of Unicode: which characters may stand in one, which show, and how case is folded. One version of
-//! Unicode for all of it; `tests/names.rs` holds these tables against other implementations, over all code points.
+//! The Unicode properties that names need: which characters are allowed, which are visible, and how
+//! case is folded.
 //!
-//! Normalization comes from `unicode-normalization`, which may be of a later version. The result is the same: a name holds only
-//! characters that are assigned in [`UNICODE_VERSION`], and no later version normalizes those differently (Unicode Character
-//! Encoding Stability Policies, "Normalization Stability" and "Case Folding Stability").
+//! All of them are of one version of Unicode. `tests/names.rs` compares these tables with other
+//! implementations over all code points.
+//!
+//! Normalization comes from `unicode-normalization`, which may be of a later version. The result is
+//! the same, because a name has only characters that are assigned in [`UNICODE_VERSION`], and no
+//! later version normalizes those differently (Unicode Character Encoding Stability Policies,
+//! "Normalization Stability" and "Case Folding Stability").
 
 use unicode_normalization::UnicodeNormalization;
 
-/// The version of Unicode that names and descriptions are checked and compared by. A character that was assigned in a later
-/// version is refused as unassigned.
+/// The version of Unicode by which names and descriptions are checked and compared.
+///
+/// A character that was assigned in a later version is refused as unassigned.
 pub const UNICODE_VERSION: (u8, u8, u8) = (18, 0, 0);
 
 const _: () = assert!(
@@ -16,34 +21,36 @@ const _: () = assert!(
     "an earlier version would leave characters as they are that this one normalizes"
 );
 
-/// What a character is in a name.
+/// The class of a character in a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Class {
-    /// A control, a line or paragraph separator, a character that embeds, overrides or isolates a direction of text (Unicode
-    /// Standard Annex 9, section 2), one for private use, which each font shows differently, or one that is not assigned.
+    /// A control, a line or paragraph separator, a character that embeds, overrides or isolates a
+    /// direction of text (Unicode Standard Annex 9, section 2), a character for private use, which
+    /// each font shows differently, or an unassigned character.
     Refused,
-    /// A space (`Zs`), or a character that looks like one: the Hangul fillers, the Braille pattern without dots, the blank
-    /// hieroglyphs and the null notehead.
+    /// A space (`Zs`), or a character that looks like one: the Hangul fillers, the Braille pattern
+    /// without dots, the blank hieroglyphs and the null notehead.
     Blank,
-    /// A format character or a combining mark: alone it shows nothing, or nothing that can be told from others.
+    /// A format character or a combining mark. Alone, it shows nothing, or nothing that can be
+    /// distinguished from others.
     Hidden,
     /// A letter, a number, a punctuation mark or a symbol.
     Shown,
 }
 
-/// The class of a character.
+/// Returns the class of a character.
 pub(super) fn class(character: char) -> Class {
     let after = CLASSES.partition_point(|(first, _)| *first <= u32::from(character));
     after.checked_sub(1).and_then(|place| CLASSES.get(place)).map_or(Class::Refused, |(_, class)| *class)
 }
 
-/// `toNFKC_Casefold` (Unicode Standard, section 3.13.5), which for ASCII comes to lower case.
+/// Computes `toNFKC_Casefold` (Unicode Standard, section 3.13.5), which is lower case for ASCII.
 pub(super) fn nfkc_casefold(text: &str) -> String {
     if text.is_ascii() {
         return text.to_ascii_lowercase();
     }
-    // Fold, drop what is ignorable, normalize, until nothing changes. Twice is enough by the standard's own recipe for
-    // compatibility caseless matching (section 3.13.5, D146).
+    // Fold, drop the ignorable characters and normalize, until nothing changes. Twice is enough by
+    // the standard's own recipe for compatibility caseless matching (section 3.13.5, D146).
     let once = |text: &str| -> String {
         let mut folded = String::with_capacity(text.len());
         for character in text.nfd().filter(|character| !is_ignorable(*character)) {
@@ -54,7 +61,7 @@ pub(super) fn nfkc_casefold(text: &str) -> String {
     once(&once(text))
 }
 
-/// The full case folding of a character (`CaseFolding.txt`, status C and F).
+/// Appends the full case folding of a character (`CaseFolding.txt`, status C and F).
 fn push_folded(text: &mut String, character: char) {
     if let Ok(place) = FULL_FOLDINGS.binary_search_by_key(&character, |(from, _)| *from)
         && let Some((_, to)) = FULL_FOLDINGS.get(place)
@@ -73,7 +80,8 @@ fn simple_folding(character: u32) -> Option<char> {
     if is_in { char::from_u32(to.checked_add(distance)?) } else { None }
 }
 
-/// `Default_Ignorable_Code_Point` (Unicode Standard Annex 44, `DerivedCoreProperties.txt`).
+/// Returns whether a character has the property `Default_Ignorable_Code_Point` (Unicode Standard
+/// Annex 44, `DerivedCoreProperties.txt`).
 fn is_ignorable(character: char) -> bool {
     matches!(
         character,
@@ -89,7 +97,7 @@ const B: Class = Class::Blank;
 const H: Class = Class::Hidden;
 const S: Class = Class::Shown;
 
-/// Where each run of characters of one class begins.
+/// The first character of each run of characters of one class.
 #[rustfmt::skip]
 const CLASSES: &[(u32, Class)] = &[
     (0x0, R), (0x20, B), (0x21, S), (0x7F, R), (0xA0, B), (0xA1, S), (0xAD, H), (0xAE, S), (0x300, H),
@@ -350,7 +358,8 @@ const CLASSES: &[(u32, Class)] = &[
     (0xE0002, R), (0xE0020, H), (0xE0080, R), (0xE0100, H), (0xE01F0, R),
 ];
 
-/// Runs of characters that fold to one character each: the first, the last, the step between two, and what the first folds to.
+/// Runs of characters that fold to one character each: the first, the last, the step between two,
+/// and the folding of the first.
 #[rustfmt::skip]
 const FOLDINGS: &[(u32, u32, u32, u32)] = &[
     (0x41, 0x5A, 1, 0x61), (0xB5, 0xB5, 1, 0x3BC), (0xC0, 0xD6, 1, 0xE0), (0xD8, 0xDE, 1, 0xF8),
@@ -417,7 +426,7 @@ const FOLDINGS: &[(u32, u32, u32, u32)] = &[
     (0x1E900, 0x1E921, 1, 0x1E922),
 ];
 
-/// Characters that fold to several.
+/// Characters that fold to several characters.
 #[rustfmt::skip]
 const FULL_FOLDINGS: &[(char, &str)] = &[
     ('\u{DF}', "ss"), ('\u{130}', "i\u{307}"), ('\u{149}', "\u{2BC}n"), ('\u{1F0}', "j\u{30C}"),

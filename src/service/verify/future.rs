@@ -1,7 +1,7 @@
 //! The future of a verification.
 //!
-//! It is written by hand and not as an `async` block, because the result of a hand-written future is written to where the caller
-//! wants it, while an `async` block moves it there.
+//! The future is written by hand because a hand-written future writes its result to where the
+//! caller wants it, while an `async` block moves the result there.
 
 use super::{Decision, Offered, Peer, unread};
 use crate::owner::{Directory, Realm};
@@ -11,13 +11,14 @@ use crate::token::digest::Message;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-/// Decides when it is polled for the first time, unless the store or the directory has to be waited for.
+/// Decides at the first poll, unless the store or the directory must be waited for.
 pub(super) struct Verification<'a, S, D> {
     pub(super) service: &'a TokenService<S, D>,
     pub(super) offered: Offered<'a>,
     pub(super) realm: Option<&'a Realm>,
     pub(super) peer: Peer,
-    /// The rest of a verification that waits. The box keeps the room for it out of all the others.
+    /// The rest of a verification that waits. The box keeps the size of this future out of all
+    /// other verifications.
     pub(super) waiting: Option<Pin<Box<dyn Future<Output = Decision> + Send + 'a>>>,
 }
 

@@ -3,10 +3,13 @@
 use crate::token::id::{from_words, words};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// The address of a client, if there is one, as words: a verification moves it several times, and a byte at its front would
-/// have each move wait until the stores of the one before are through.
+/// The address of a client, if known, as words.
 ///
-/// An IPv4-mapped IPv6 address becomes the IPv4 address in it, so that everything after this reads the latter.
+/// A verification moves it several times. A byte at its front would make each move wait for the
+/// stores of the previous one.
+///
+/// An IPv4-mapped IPv6 address becomes the IPv4 address in it, so that all later code sees the IPv4
+/// address.
 #[derive(Clone, Copy)]
 pub(crate) struct Peer([u64; 3]);
 

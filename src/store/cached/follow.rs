@@ -1,4 +1,5 @@
-//! Following the changes that others make: by notifications while it is proven that they arrive, and by polling otherwise.
+//! Follows changes that others make, by notifications if they provably arrive and otherwise by
+//! polling.
 
 use super::CachedStore;
 use crate::store::{ChangeFeed, Feed, FeedEvent, TokenStore};
@@ -9,11 +10,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
-/// How long a feed is listened to before it is proven again.
+/// The time between two proofs that notifications arrive.
 const PROBE_EVERY: Duration = Duration::from_secs(5);
-/// How long a proof, a poll or the beginning of either may take.
+/// The time limit for a proof, a poll, and the start of listening or polling.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How long changes are polled before listening is tried again, where notifications did not arrive.
+/// The time of polling before listening is tried again, if notifications did not arrive.
 const LISTEN_AGAIN: Duration = Duration::from_secs(60);
 
 /// Follows the changes of a cache's store.
@@ -25,7 +26,7 @@ pub(super) struct Follower<'a, S: TokenStore, Z> {
     probes: AtomicU64,
 }
 
-/// What an attempt to listen came to.
+/// The result of an attempt to listen.
 enum Listening<F> {
     /// A notification of our own arrived.
     Proven(F),
@@ -37,7 +38,7 @@ enum Listening<F> {
     Failed,
 }
 
-/// What became of a probe.
+/// The result of a probe.
 enum Proof {
     Heard,
     Unheard,
@@ -54,7 +55,7 @@ where
         Self { cache, interval, sleep, probes: AtomicU64::new(0) }
     }
 
-    /// Follows until that fails, then waits for the interval.
+    /// Follows until following fails, then waits for the interval.
     pub(super) async fn follow(&self) {
         match self.listen().await {
             Listening::Proven(feed) => self.hear(feed).await,
@@ -94,9 +95,9 @@ where
         }
     }
 
-    /// Listens to a feed that was just proven, until it ends or is no longer proven.
+    /// Listens to a feed that was just proven, until the feed ends or a proof fails.
     async fn hear(&self, mut feed: S::Feed) {
-        // What was changed before it listened is not told.
+        // The feed does not deliver changes made before it started to listen.
         self.cache.begin_following(true);
         loop {
             if before(self.hear_until(&mut feed, None), (self.sleep)(PROBE_EVERY)).await.is_some() {
@@ -108,9 +109,11 @@ where
         }
     }
 
-    /// Sends a notification and waits until the feed tells it. Changes that are told meanwhile are followed.
+    /// Sends a notification and waits until the feed returns it.
+    ///
+    /// Changes that the feed delivers meanwhile are applied.
     async fn prove(&self, feed: &mut S::Feed) -> Proof {
-        // Random, since other nodes probe on the same channel.
+        // Random, because other nodes probe on the same channel.
         let nonce = self.cache.hasher.hash_one(self.probes.fetch_add(1, Ordering::Relaxed));
         let mut is_sent = false;
         let heard = {
@@ -135,7 +138,8 @@ where
         }
     }
 
-    /// Follows what a feed tells until it tells this nonce; `None` if the feed ends.
+    /// Applies the feed's changes until the feed returns this nonce. Returns `None` if the feed
+    /// ends.
     async fn hear_until(&self, feed: &mut S::Feed, nonce: Option<u64>) -> Option<()> {
         loop {
             let event = feed.next().await.ok()?;
@@ -146,7 +150,7 @@ where
         }
     }
 
-    /// Polls until the store fails. `instead`: because its notifications do not arrive.
+    /// Polls until the store fails. `instead` says that the store's notifications do not arrive.
     async fn poll(&self, instead: bool) {
         let Some(Ok(mut feed)) = before(self.cache.store.poll(), (self.sleep)(PATIENCE)).await else {
             return;
@@ -159,7 +163,7 @@ where
     }
 }
 
-/// Tells the operator, once for each time that it is found out.
+/// Warns the operator, once for each attempt that finds notifications missing.
 fn report_unheard() {
     #[cfg(feature = "tracing")]
     tracing::warn!(
@@ -169,7 +173,7 @@ fn report_unheard() {
     );
 }
 
-/// The output of a future, or `None` if the other future ends first.
+/// Returns the output of `future`, or `None` if `end` completes first.
 async fn before<T>(
     future: impl Future<Output = T> + Send,
     end: impl Future<Output = ()> + Send,

@@ -1,4 +1,4 @@
-//! The part of a cache that answers at once: cached records, and ids that are known to have none.
+//! The part of a cache that answers at once: cached records, and ids known to have none.
 
 #![allow(
     clippy::inline_always,
@@ -17,16 +17,16 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 pub(in crate::store) struct Lookup {
-    /// The records, with their [`Access`] and when they were asked for.
+    /// The records, with their [`Access`] and the time and number of their reads.
     pub(super) found: BoundedTable<Details, 10>,
-    /// Ids without a record, and when they were asked for.
+    /// Ids without a record, with the time and number of their reads.
     pub(super) missing: BoundedTable<(), 2>,
     pub(super) lifetime: Duration,
     pub(super) negative_lifetime: Duration,
     pub(super) clock: Arc<dyn Clock>,
-    /// When the cache was built, by the clock's monotonic time.
+    /// The clock's monotonic time when the cache was built.
     pub(super) built_at: Duration,
-    /// Results of the reads up to this number no longer count.
+    /// Results of reads up to this number are invalid.
     pub(super) forgotten: AtomicU64,
 }
 
@@ -36,7 +36,9 @@ impl Lookup {
         self.found.seek(id.words())
     }
 
-    /// What is known of an id, if that is not too old; it may lie in a place.
+    /// Returns the cached answer for an id, or `None` if there is none or it has expired.
+    ///
+    /// `place` is where the id may be found.
     #[allow(clippy::option_option, reason = "nothing known, or known that there is nothing")]
     #[inline(always)]
     pub(in crate::store) fn known(
@@ -55,7 +57,7 @@ impl Lookup {
         self.known_missing(id, now).then_some(None)
     }
 
-    /// Whether it is known that there is no such record.
+    /// Whether the cache knows that this id has no record.
     #[inline(never)]
     fn known_missing(&self, id: TokenId, now: Now) -> bool {
         let Some(entry) = self.missing.get(None, id.words()) else { return false };
@@ -73,7 +75,7 @@ impl Lookup {
         Now { at, forgotten: self.forgotten.load(Ordering::SeqCst) }
     }
 
-    /// Whether what is kept of an id is what a later read found.
+    /// Whether the cached answer for an id comes from a later read.
     pub(super) fn has_later(&self, id: TokenId, asked: Asked) -> bool {
         let found = self.found.get(None, id.words()).map(|entry| taken_apart(entry.words).1);
         let missing = self.missing.get(None, id.words()).map(|entry| Asked::from_words(entry.words));
@@ -96,21 +98,22 @@ impl Lookup {
     }
 }
 
-/// When the store was asked for what is kept.
+/// The read that a cached answer comes from.
 #[derive(Clone, Copy)]
 pub(super) struct Asked {
-    /// In nanoseconds since the cache was built; the greatest number where that is more than there are numbers for.
+    /// The start of the read, in nanoseconds since the cache was built; saturates at `u64::MAX`.
     pub(super) at: u64,
-    /// Which read it was, from 1 on. The clock may stand still between two.
+    /// The number of the read, from 1. It orders reads because the clock may return the same time
+    /// twice.
     pub(super) number: u64,
 }
 
-/// What is good now.
+/// The current time and the current invalidation bound.
 #[derive(Clone, Copy)]
 pub(super) struct Now {
-    /// As [`Asked::at`].
+    /// The current time, in the unit of [`Asked::at`].
     pub(super) at: u64,
-    /// What these reads found is forgotten: all up to this number.
+    /// Results of reads up to this number are invalid.
     pub(super) forgotten: u64,
 }
 
@@ -123,16 +126,16 @@ impl Asked {
         [self.at, self.number]
     }
 
-    /// Whether what was asked for then is good now.
+    /// Whether an answer of this read is still valid.
     #[inline]
     pub(super) fn is_good(self, now: Now, lifetime: Duration) -> bool {
         let age = Duration::from_nanos(now.at.saturating_sub(self.at));
-        // Beyond the last number nothing can be told, and nothing is good.
+        // At the saturated time no age can be computed, so nothing is valid.
         self.number > now.forgotten && age < lifetime && now.at < u64::MAX
     }
 }
 
-/// What is kept beside the details of a record.
+/// Splits the words stored beside the details of a record.
 #[inline]
 pub(super) fn taken_apart([of_access @ .., at, number]: [u64; 10]) -> (Access, Asked) {
     (Access::from_words(of_access), Asked { at, number })

@@ -1,4 +1,4 @@
-//! The audit events of the store in memory: found by their place in time, and exported in the order in which they came.
+//! The audit events of the in-memory store, indexed by time and by commit order.
 
 use crate::audit::{AuditEvent, EventId};
 use crate::clock::micros;
@@ -10,14 +10,14 @@ use chrono::{DateTime, Utc};
 use std::collections::{BTreeMap, HashSet};
 use std::ops::Bound;
 
-/// What export cursors of this store begin with.
+/// The prefix of this store's export cursors.
 const KIND: &str = "memory";
 
 #[derive(Default)]
 pub(super) struct Events {
-    /// By the number of their coming, from 1. All are under one lock, so that this is the order of the commits.
+    /// The events by their number, from 1. One lock covers all events, so this is the commit order.
     by_number: BTreeMap<i64, AuditEvent>,
-    /// Those numbers, by the events' places in time.
+    /// The numbers by the events' places in time.
     by_place: BTreeMap<EventCursor, i64>,
     ids: HashSet<EventId>,
     last: i64,
@@ -55,7 +55,7 @@ impl Events {
         EventPage::new(events, Vec::new(), next)
     }
 
-    /// One more than is asked for tells whether there is a next page.
+    /// Returns the matching events, one more than requested to know whether there is a next page.
     fn held<'a>(
         &self,
         query: &EventQuery,

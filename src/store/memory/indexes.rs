@@ -1,28 +1,30 @@
-//! Small indexes of records: they hold places in the table, four bytes each, and read from there what they are ordered or
-//! compared by.
+//! Compact indexes of records.
+//!
+//! They hold places in the table, four bytes each, and read the records there to order and compare
+//! them.
 
 use crate::table::{Key, Place};
 use std::collections::BinaryHeap;
 
-/// Most places of a chunk.
+/// The maximum number of places in a chunk.
 const CHUNK: usize = 512;
 
 /// Places in the order of their records' ids.
 ///
-/// In chunks, or what is put in the middle would move all that comes after it. New ids are greater than all others most often:
-/// chunks that grow at their end become full.
+/// The places are in chunks so that an insert in the middle moves few of them. Most new ids are
+/// greater than all others, so chunks that grow at their end become full.
 #[derive(Default)]
 pub(super) struct IdList {
     chunks: Vec<Vec<Place>>,
 }
 
 impl IdList {
-    /// `key_of` reads the id of what is listed, here and below.
+    /// Inserts a place. Here and below, `key_of` reads the id of a listed record.
     pub(super) fn insert(&mut self, key: Key, place: Place, key_of: impl Fn(Place) -> Key) {
         let (number, index) = self.find(key, &key_of);
         let at_end = self.chunks.get(number).is_none_or(|chunk| chunk.len() >= CHUNK && index >= CHUNK);
         if at_end {
-            // What comes after a full chunk goes before the next one, or into one of its own.
+            // Behind a full chunk, the place goes into a new chunk.
             let number = if self.chunks.is_empty() { 0 } else { number.saturating_add(1) };
             self.chunks.insert(number, vec![place]);
             return;
@@ -60,12 +62,12 @@ impl IdList {
         self.chunks.is_empty()
     }
 
-    /// All of them, the smallest id first.
+    /// Returns all places, smallest id first.
     pub(super) fn iter(&self) -> impl DoubleEndedIterator<Item = Place> {
         self.chunks.iter().flatten().copied()
     }
 
-    /// Those whose ids are below this one, the greatest first.
+    /// Returns the places whose ids are below this one, greatest first.
     pub(super) fn below(&self, key: Key, key_of: impl Fn(Place) -> Key) -> impl Iterator<Item = Place> {
         let (number, index) = self.find(key, &key_of);
         let (before, rest) = self.chunks.split_at_checked(number).unwrap_or((&self.chunks, &[]));
@@ -73,7 +75,8 @@ impl IdList {
         last.iter().rev().chain(before.iter().flatten().rev()).copied()
     }
 
-    /// The chunk that an id lies in or would be put into, and where in it: before the first that is not smaller.
+    /// Returns the chunk that holds or would hold an id, and the index there of the first id that
+    /// is not smaller.
     fn find(&self, key: Key, key_of: &impl Fn(Place) -> Key) -> (usize, usize) {
         if let Some(last) = self.chunks.last()
             && last.last().is_some_and(|place| key_of(*place) < key)
@@ -88,7 +91,7 @@ impl IdList {
     }
 }
 
-/// A chunk takes an eighth more than it holds: a vector of its own accord takes twice as much.
+/// Inserts a place. A full chunk grows by an eighth; a `Vec` would double by itself.
 fn insert(chunk: &mut Vec<Place>, index: usize, place: Place) {
     if chunk.len() == chunk.capacity() {
         chunk.reserve_exact((chunk.len() / 8).max(4).min(CHUNK.saturating_sub(chunk.len())));
@@ -98,7 +101,7 @@ fn insert(chunk: &mut Vec<Place>, index: usize, place: Place) {
     }
 }
 
-/// What several lists hold, each the greatest first, in one such order.
+/// Merges lists that are each sorted greatest first into one sorted list.
 pub(super) fn merged<I: Iterator<Item = (Key, Place)>>(
     lists: impl Iterator<Item = I>,
 ) -> impl Iterator<Item = Place> {
@@ -112,17 +115,19 @@ pub(super) fn merged<I: Iterator<Item = (Key, Place)>>(
     })
 }
 
-/// Places by a hash of what their records are called: an open-addressed table without a copy of any name. Each entry has 32
-/// bits of the hash above the place, so that few records are read in vain, and none to make room.
+/// Places by a hash of their records' names, in an open-addressed table without copies of names.
+///
+/// Each entry has 32 bits of the hash above the place, so that lookups read few records needlessly
+/// and growing reads none.
 #[derive(Default)]
 pub(super) struct HashedPlaces {
-    /// Zero where there is none: that is no place.
+    /// Zero marks an empty entry; it is never a valid place.
     entries: Vec<u64>,
     len: usize,
 }
 
 impl HashedPlaces {
-    /// Whether one with this hash `is` it.
+    /// Whether there is a record with this hash for which `is` returns true.
     pub(super) fn contains(&self, hash: u32, is: impl Fn(Place) -> bool) -> bool {
         self.probe(hash)
             .filter_map(|index| self.entries.get(index))
@@ -134,7 +139,7 @@ impl HashedPlaces {
     pub(super) fn insert(&mut self, hash: u32, place: Place) {
         self.len = self.len.saturating_add(1);
         if self.len.saturating_mul(5) > self.entries.len().saturating_mul(4) {
-            // By an eighth: at least seven tenths are in use.
+            // Grows by an eighth, so that at least seven tenths are in use.
             let len = self.entries.len().saturating_add(self.entries.len() / 8).max(8);
             let entries = std::mem::replace(&mut self.entries, vec![0; len]);
             entries.into_iter().filter(|entry| *entry != 0).for_each(|entry| self.enter(entry));
@@ -147,7 +152,7 @@ impl HashedPlaces {
         for index in self.probe(hash) {
             let Some(found) = self.entries.get_mut(index).filter(|found| **found != 0) else { break };
             if is_out {
-                // It may stand here only because of what stood before it.
+                // The entry may be here only because the removed one was before it.
                 let behind = std::mem::take(found);
                 self.enter(behind);
             } else if *found == entry(hash, place) {
@@ -165,7 +170,7 @@ impl HashedPlaces {
         }
     }
 
-    /// Where a hash is looked for, each index once.
+    /// Returns the indexes to search for a hash, each one once.
     fn probe(&self, hash: u32) -> impl Iterator<Item = usize> + use<> {
         let len = self.entries.len();
         let scaled = u64::try_from(len).unwrap_or(0).wrapping_mul(u64::from(hash)) >> 32;
@@ -183,7 +188,7 @@ fn hash_of(entry: u64) -> u32 {
     hash
 }
 
-/// The upper and the lower half.
+/// Returns the upper and the lower half.
 #[allow(clippy::as_conversions, clippy::cast_possible_truncation, reason = "the two halves are wanted")]
 const fn halves(entry: u64) -> [u32; 2] {
     [(entry >> 32) as u32, entry as u32]
@@ -201,13 +206,13 @@ mod tests {
     use proptest::prelude::*;
     use std::collections::{BTreeSet, HashSet};
 
-    /// As if the record in each place had this id.
+    /// A made-up id for the record in each place.
     fn key_of(place: Place) -> Key {
         [u64::from(place.bits() / 2), u64::from(place.bits() % 2)]
     }
 
     proptest! {
-        /// Against a set of std's, in the order of the ids, backwards, and in none.
+        /// Compares with a set of std's, in ascending, descending and random order.
         #[test]
         fn a_list_is_a_sorted_set(
             order in 0..3_u8,
@@ -218,7 +223,7 @@ mod tests {
             for (n, (what, number)) in steps.into_iter().enumerate() {
                 let number = match order { 0 => n as u32 + 1, 1 => 10_000 - n as u32, _ => number };
                 let place = Place::from_bits(number);
-                // A record is put into a list once.
+                // A record is inserted into a list only once.
                 if what > 0 && set.insert(number) {
                     list.insert(key_of(place), place, key_of);
                 } else if what == 0 {
@@ -235,7 +240,7 @@ mod tests {
             }
         }
 
-        /// Few hashes, so that many places share one or stand in the way of another.
+        /// Uses few hashes, so that many places share one or displace each other.
         #[test]
         fn hashed_places_are_a_set(steps in prop::collection::vec((any::<bool>(), 1..300_u32), 0..2_000)) {
             let (mut places, mut set) = (HashedPlaces::default(), HashSet::new());

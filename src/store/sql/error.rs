@@ -1,19 +1,19 @@
-//! What a failure of the database means to a store.
+//! The errors of setting up an SQL store, and the mapping of database errors to store errors.
 
 use crate::store::StoreError;
 use sqlx::error::DatabaseError;
 use std::fmt;
 
-/// Why a store in a database was not opened.
+/// The reason why an SQL store was not opened.
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum SetupError {
-    /// The prefix or the schema is refused.
+    /// The prefix or the schema was refused.
     #[error("the {field} {reason}")]
     Name {
         /// `prefix` or `schema`.
         field: &'static str,
-        /// Why.
+        /// The reason.
         reason: NameError,
     },
     /// The engine has no schemas.
@@ -22,7 +22,7 @@ pub enum SetupError {
     /// The schema does not exist.
     #[error("the schema {schema:?} does not exist: create it with `CREATE SCHEMA \"{}\"`", schema.replace('"', "\"\""))]
     NoSchema {
-        /// Its name.
+        /// The name of the schema.
         schema: String,
     },
     /// The tables do not exist.
@@ -31,10 +31,10 @@ pub enum SetupError {
          `src/store/migrations` of patkit"
     )]
     NotMigrated {
-        /// The table that notes the version of the others.
+        /// The table that records the version of the others.
         table: String,
     },
-    /// A table, an index or a constraint of somebody else has a name that the store needs.
+    /// A table, an index or a constraint of someone else has a name that the store needs.
     #[error(
         "a name that the token tables need is taken by something else: {0}; choose another with `.prefix(…)`"
     )]
@@ -45,36 +45,36 @@ pub enum SetupError {
          or run the SQL files in `src/store/migrations` of patkit"
     )]
     TooOld {
-        /// Their version.
+        /// The version of the tables.
         found: i64,
-        /// The version that is needed.
+        /// The required version.
         needed: i64,
     },
-    /// The tables are of a later version, which this program does not go with.
+    /// The tables have a later version, which this program is not compatible with.
     #[error(
         "the token tables are of version {found} and need a program that knows version {needed}; this one knows {own}: \
          deploy a newer version of patkit"
     )]
     TooNew {
-        /// Their version.
+        /// The version of the tables.
         found: i64,
-        /// The earliest version of a program that goes with them.
+        /// The earliest program version that is compatible with the tables.
         needed: i64,
-        /// The version of this one.
+        /// The version of this program.
         own: i64,
     },
-    /// The database or the pool is set up in a way that would break what the store promises.
+    /// The database or the pool has a setting that would break the guarantees of the store.
     #[error("{setting} is {found:?}; patkit needs {needed}: {cure}, or {harm}")]
     Setting {
-        /// Which setting.
+        /// The name of the setting.
         setting: &'static str,
-        /// What it is.
+        /// The current value.
         found: String,
-        /// What it must be.
+        /// The required value.
         needed: &'static str,
         /// How to set it.
         cure: &'static str,
-        /// What happens otherwise.
+        /// The consequence of the current value.
         harm: &'static str,
     },
     /// The role of the pool's connections lacks a right.
@@ -94,25 +94,26 @@ pub enum SetupError {
     Database(SqlFault),
 }
 
-/// Why the name of a table or a schema is refused.
+/// The reason why a name of a table or a schema is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NameError {
-    /// It is empty.
+    /// The name is empty.
     #[error("is empty: leave the setting out for the default, or name at least one character")]
     Empty,
-    /// It holds a NUL character, which no database takes.
+    /// The name has a NUL character, which no database accepts.
     #[error("contains a NUL character: remove it")]
     Nul,
-    /// The database would cut it, or a name that begins with it, so that two names could become equal.
+    /// The database would truncate the name, or a longer name made of it, so that two names could
+    /// become equal.
     #[error("has {found} bytes, and the database would cut names made of it: use at most {most} bytes")]
     TooLong {
-        /// How many bytes it has.
+        /// The length of the name in bytes.
         found: usize,
-        /// How many it may have.
+        /// The maximum length in bytes.
         most: usize,
     },
-    /// The database keeps names that begin so for itself.
+    /// The database reserves names that begin with this.
     #[error("begins with {0:?}, which the database keeps for itself: choose another")]
     Reserved(&'static str),
 }
@@ -130,18 +131,21 @@ impl From<sqlx::Error> for SetupError {
                 _ => Self::Database(fault),
             };
         };
-        // SQLSTATEs of PostgreSQL's documentation, appendix A; SQLite has one code for all errors in a statement.
+        // SQLSTATEs are from appendix A of PostgreSQL's documentation; SQLite has one code for all
+        // errors in a statement.
         match error.code().as_deref() {
             // insufficient_privilege
             Some("42501") => Self::Denied(fault),
-            // duplicate_table, duplicate_object, undefined_column, wrong_object_type: what is there is not the store's.
+            // duplicate_table, duplicate_object, undefined_column, wrong_object_type: the existing
+            // object is not the store's.
             Some("42P07" | "42710" | "42703" | "42809") => Self::NameTaken(fault),
             _ if error.message().ends_with("already exists")
                 || error.message().starts_with("no such column") =>
             {
                 Self::NameTaken(fault)
             }
-            // The server is starting or stopping, has no room, or does not know the database or the role.
+            // The server is starting or stopping, has no room, or does not know the database or the
+            // role.
             Some("3D000" | "28000" | "28P01" | "53300" | "57P01" | "57P03") => Self::Unreachable(fault),
             _ if fault.is_missing_file() => Self::Unreachable(fault),
             _ => Self::Database(fault),
@@ -149,17 +153,19 @@ impl From<sqlx::Error> for SetupError {
     }
 }
 
-/// A failure of the database. It shows the engine's code and message and no values of rows: those stand in what PostgreSQL
-/// calls details.
+/// A failure of the database.
+///
+/// It shows the engine's code and message, but no values of rows: PostgreSQL puts those into the
+/// error's details, which are not shown.
 pub struct SqlFault(sqlx::Error);
 
 impl SqlFault {
-    /// The engine's code of the failure, such as an SQLSTATE.
+    /// Returns the engine's code of the failure, such as an SQLSTATE.
     pub fn code(&self) -> Option<String> {
         self.0.as_database_error().and_then(|error| error.code().map(String::from))
     }
 
-    /// Whether a file of a database could not be opened (`SQLITE_CANTOPEN`).
+    /// Whether the database file could not be opened (`SQLITE_CANTOPEN`).
     fn is_missing_file(&self) -> bool {
         self.code().as_deref() == Some("14")
     }
@@ -184,33 +190,36 @@ impl fmt::Debug for SqlFault {
 
 impl std::error::Error for SqlFault {}
 
-/// Whether a table is missing, which is no failure before the first migration.
+/// Whether a table is missing, which is expected before the first migration.
 pub(super) fn is_missing_table(error: &sqlx::Error) -> bool {
-    // SQLSTATE undefined_table and invalid_schema_name; SQLite has one code for all errors in a statement.
+    // SQLSTATE undefined_table and invalid_schema_name; SQLite has one code for all errors in a
+    // statement.
     error.as_database_error().is_some_and(|error| {
         matches!(error.code().as_deref(), Some("42P01" | "3F000"))
             || error.message().starts_with("no such table")
     })
 }
 
-/// Nothing happened.
+/// Maps an error after which nothing was changed.
 pub(in crate::store) fn unavailable(error: sqlx::Error) -> StoreError {
     StoreError::unavailable(SqlFault(error))
 }
 
-/// What a failed commit means. A failure that the engine tells of by a code of its own class for this means that it was not
-/// done; after any other, such as a lost connection, that is unknown.
+/// Maps the error of a failed commit.
+///
+/// If the engine reports a code of a class for such failures, the commit was not done. After any
+/// other error, such as a lost connection, the outcome is unknown.
 pub(super) fn commit(error: sqlx::Error) -> StoreError {
     let code = error.as_database_error().and_then(DatabaseError::code).unwrap_or_default();
-    // SQLSTATE class 23 (integrity) and 40 (transaction rollback) but for 40003 (completion unknown), PostgreSQL documentation,
-    // appendix A; SQLite's BUSY.
+    // SQLSTATE classes 23 (integrity) and 40 (transaction rollback) except 40003 (completion
+    // unknown), PostgreSQL documentation, appendix A; SQLite's BUSY.
     let is_busy = code.parse::<u32>().is_ok_and(|code| code < 10_000 && code % 256 == 5);
     let is_of = |class: &str| code.len() == 5 && code.starts_with(class) && code != "40003";
     let is_undone = is_busy || is_of("23") || is_of("40");
     if is_undone { unavailable(error) } else { StoreError::OutcomeUnknown(Box::new(SqlFault(error))) }
 }
 
-/// A unique index that a change runs into.
+/// The unique index that a change violates.
 pub(super) enum Violation {
     Id,
     Name,
@@ -221,7 +230,7 @@ impl Violation {
         let error = error.as_database_error().filter(|error| error.is_unique_violation())?;
         let is_name = match error.constraint() {
             Some(index) => index.ends_with("tokens_name"),
-            // SQLite names the columns instead.
+            // SQLite names the columns instead of the index.
             None => error.message().ends_with(".name_key"),
         };
         Some(if is_name { Self::Name } else { Self::Id })

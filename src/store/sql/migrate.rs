@@ -1,22 +1,24 @@
-//! The versions of the tables: which there are, and how one comes to the next.
+//! The versions of the tables, and the migrations between them.
 
 use super::error::is_missing_table;
 use super::{Engine, Session, SetupError, SqlStore, Value};
 use std::sync::Arc;
 
-/// One step.
+/// A migration.
 #[doc(hidden)]
 #[derive(Debug, Clone, Copy)]
 #[allow(unreachable_pub, reason = "in the signature of a sealed trait")]
 pub struct Migration {
-    /// What the tables' version is afterwards.
+    /// The version of the tables after this migration.
     pub(in crate::store) version: i64,
-    /// The statements. The last one notes the version, and the version of the earliest program that goes with the tables
-    /// afterwards: nodes of that one go on working while others are brought to this one.
+    /// The statements.
+    ///
+    /// The last one records the version and the earliest program version that is compatible with
+    /// the tables afterwards. Nodes of that version keep working while others are upgraded.
     pub(in crate::store) sql: &'static str,
 }
 
-/// Does the steps that are missing, all in one transaction, one node at a time.
+/// Runs the missing migrations, all in one transaction, on one node at a time.
 pub(super) async fn migrate<E: Engine>(store: &SqlStore<E>) -> Result<(), SetupError> {
     if read(store).await?.is_some_and(|found| !found.is_behind::<E>()) {
         return Ok(());
@@ -35,7 +37,7 @@ pub(super) async fn migrate<E: Engine>(store: &SqlStore<E>) -> Result<(), SetupE
     );
     E::script(&mut transaction, create).await?;
     let found = found_in::<E>(&mut transaction, &table).await?;
-    // Each step notes its version itself, so that a host can run the files as they are.
+    // Each migration records its own version, so that a host can run the files unchanged.
     for step in E::DIALECT.migrations.iter().filter(|step| step.version > found.version) {
         E::script(&mut transaction, names.script(step.sql)).await?;
     }
@@ -43,7 +45,7 @@ pub(super) async fn migrate<E: Engine>(store: &SqlStore<E>) -> Result<(), SetupE
     Ok(())
 }
 
-/// Whether this program goes with the tables.
+/// Checks that this program is compatible with the tables.
 pub(super) async fn check<E: Engine>(store: &SqlStore<E>) -> Result<(), SetupError> {
     let own = newest::<E>();
     let found = read(store).await?.filter(|found| found.version > 0);
@@ -60,7 +62,9 @@ pub(super) async fn check<E: Engine>(store: &SqlStore<E>) -> Result<(), SetupErr
     }
 }
 
-/// Refuses a schema that does not exist. Asked where a table is missing, since PostgreSQL does not say which of both it is.
+/// Refuses a schema that does not exist.
+///
+/// Called if a table is missing, because PostgreSQL does not say which of the two is missing.
 async fn require_schema<E: Engine>(store: &SqlStore<E>) -> Result<(), SetupError> {
     let (Some(schema), Some(count)) = (store.statements.names.schema(), E::DIALECT.count_schemas) else {
         return Ok(());
@@ -90,9 +94,9 @@ fn newest<E: Engine>() -> i64 {
     E::DIALECT.migrations.iter().map(|step| step.version).max().unwrap_or(0)
 }
 
-/// The version of the tables; `None` if there is no table of versions.
+/// Reads the version of the tables; `None` if the table of versions does not exist.
 async fn read<E: Engine>(store: &SqlStore<E>) -> Result<Option<Found>, SetupError> {
-    // In a transaction, which a pooler gives one connection.
+    // In a transaction, because a pooler assigns it one connection.
     let mut session = Session::acquire(&store.pool).await?;
     let mut transaction = session.begin("BEGIN").await?;
     let found = match found_in::<E>(&mut transaction, &store.statements.names.table("migrations")).await {

@@ -1,11 +1,13 @@
-//! The names of tables, indexes and constraints: what the host chose, quoted, and the names of the SQL files made of it.
+//! The names of tables, indexes and constraints.
+//!
+//! They are made from the names in the SQL files and the host's prefix and schema, and are quoted.
 
 use super::{Engine, NameError, SetupError};
 
-/// What stands in the SQL files for the host's prefix.
+/// The placeholder for the host's prefix in the SQL files.
 const PLACEHOLDER: &str = "patkit_";
 
-/// The host's prefix and schema, which were checked.
+/// The host's prefix and schema, which were validated.
 #[derive(Debug)]
 pub(super) struct Names {
     prefix: String,
@@ -14,7 +16,7 @@ pub(super) struct Names {
 
 impl Names {
     /// # Errors
-    /// [`SetupError`] if the engine would refuse a name, or cut it so that two became equal.
+    /// [`SetupError`] if the engine would refuse a name, or truncate it so that two became equal.
     pub(super) fn new<E: Engine>(prefix: String, schema: Option<String>) -> Result<Self, SetupError> {
         let dialect = &E::DIALECT;
         let scripts = dialect.migrations.iter().map(|step| step.sql);
@@ -32,29 +34,29 @@ impl Names {
         Ok(Self { prefix, schema })
     }
 
-    /// A table, quoted and in its schema.
+    /// Returns the name of a table, quoted and with its schema.
     pub(super) fn table(&self, suffix: &str) -> String {
         let name = self.quoted(suffix);
         self.schema.as_ref().map_or_else(|| name.clone(), |schema| format!("{}.{name}", quoted(schema)))
     }
 
-    /// An index or a constraint, which lies in the schema of its table.
+    /// Returns the quoted name of an index or a constraint, which is in the schema of its table.
     fn quoted(&self, suffix: &str) -> String {
         quoted(&format!("{}{suffix}", self.prefix))
     }
 
-    /// A table as errors name it.
+    /// Returns the name of a table for errors.
     pub(super) fn shown(&self, suffix: &str) -> String {
         let name = format!("{}{suffix}", self.prefix);
         self.schema.as_ref().map_or_else(|| name.clone(), |schema| format!("{schema}.{name}"))
     }
 
-    /// A table that nobody has.
+    /// Returns the name of a table that does not exist.
     pub(super) fn probe(&self) -> String {
         self.table("probe")
     }
 
-    /// The name of the table of events, as a text in SQL.
+    /// Returns the name of the events table, as a text in SQL.
     pub(super) fn events_text(&self) -> String {
         format!("'{}events'", self.prefix.replace('\'', "''"))
     }
@@ -63,7 +65,7 @@ impl Names {
         self.schema.as_deref()
     }
 
-    /// One of the SQL files with the host's names in it, without its comments.
+    /// Returns one of the SQL files with the host's names and without its comments.
     pub(super) fn script(&self, sql: &str) -> String {
         let mut script = String::new();
         for Piece { before, suffix } in pieces(sql) {
@@ -80,20 +82,23 @@ impl Names {
     }
 }
 
-/// A piece of an SQL file: a text, and the rest of the name of the store's that follows it.
+/// A piece of an SQL file: a text, and the suffix of the store's name that follows it.
 struct Piece<'a> {
     before: &'a str,
     suffix: Option<&'a str>,
 }
 
-/// The pieces of an SQL file. Comments, which are lines of their own, are left out: a host's name may hold a line feed.
+/// Returns the pieces of an SQL file.
+///
+/// Comments, which are lines of their own, are left out, because a host's name may contain a line
+/// feed.
 fn pieces(sql: &str) -> impl Iterator<Item = Piece<'_>> {
     let lines = sql.split_inclusive('\n').filter(|line| !line.trim_start().starts_with("--"));
     lines.flat_map(|line| {
         line.split(PLACEHOLDER).enumerate().flat_map(|(index, part)| {
             let is_name = |byte: u8| byte.is_ascii_lowercase() || byte == b'_';
             let end = part.bytes().position(|byte| !is_name(byte)).unwrap_or(part.len());
-            // The text before the first name is not one.
+            // The text before the first name has no suffix.
             let (suffix, rest) = part.split_at_checked(if index == 0 { 0 } else { end }).unwrap_or_default();
             let suffix = Some(suffix).filter(|_| index > 0);
             [Piece { before: "", suffix }, Piece { before: rest, suffix: None }]

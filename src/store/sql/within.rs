@@ -1,4 +1,4 @@
-//! The store within a transaction of the host's own.
+//! The store within a transaction of the host's.
 
 use super::{
     Engine, MAX_TOUCHES, Place, SqlStore, Statements, find, latest, list, list_ended, named, repeated,
@@ -12,37 +12,41 @@ use sqlx::{Connection, Transaction};
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// A [`SqlStore`] within a transaction of the host's: what is done through it happens when the host commits,
-/// and not if it does not. From [`SqlStore::within`].
+/// A [`SqlStore`] within a transaction of the host's. Created by [`SqlStore::within`].
 ///
-/// It reads what the transaction sees, changes of its own included; others see them after the commit. It is a
-/// [`TokenStore`], so that [`TokenService::within`](crate::TokenService::within) does everything with all
-/// rules. Two calls at once are refused: a transaction does one thing at a time.
+/// Its changes happen if the host commits, and only then. It reads what the transaction sees,
+/// including its own changes; others see them after the commit. It is a [`TokenStore`], so that
+/// [`TokenService::within`](crate::TokenService::within) supports every operation with all rules.
+/// Of two concurrent calls one is refused, because a transaction does one thing at a time.
 ///
-/// **Errors.** Each [`commit`](TokenStore::commit) is a savepoint of its own, two statements more than
-/// outside. A conflict (a taken name, another version) rolls back to it: the transaction is as it was before,
-/// and goes on. After [`StoreError::Unavailable`], and where a future was dropped half way, it is of no use:
-/// all further calls are refused. Roll it back then; all that a commit may leave of a change is the whole of
-/// it or nothing, and sqlx may call such a commit done that was a rollback.
+/// **Errors.** Each [`commit`](TokenStore::commit) is a savepoint of its own, which costs two
+/// statements more than outside a transaction. A conflict (a taken name, another version) rolls
+/// back to the savepoint, and the transaction continues as it was before. After
+/// [`StoreError::Unavailable`], or if a future was dropped before it completed, the transaction is
+/// unusable and all further calls are refused. Roll it back then. If you commit it instead, each
+/// change is stored whole or not at all, and sqlx may report success for a commit that was a
+/// rollback.
 ///
-/// **What it holds.** A record that was changed is locked until the transaction is over, and so are its name
-/// and, in SQLite, all that is written anywhere. Keep the transaction short, and do the tokens last. Where
-/// two transactions change the same tokens in another order, PostgreSQL ends one of them, which is then
-/// unavailable.
+/// **Locks.** A changed record stays locked until the transaction ends, and so do its name and, in
+/// SQLite, the whole database for writing. Keep the transaction short, and change the tokens last.
+/// If two transactions change the same tokens in different orders, PostgreSQL aborts one of them,
+/// whose call returns `Unavailable`.
 ///
-/// **How to begin.** PostgreSQL: at its default isolation, READ COMMITTED. Above that, a token that another
-/// transaction has changed meanwhile is unavailable, and not tried again. SQLite: with `BEGIN IMMEDIATE`
-/// (`pool.begin_with("BEGIN IMMEDIATE")`): a transaction that reads first and then writes fails where another
-/// one has written in between.
+/// **How to begin.** In PostgreSQL, use the default isolation, READ COMMITTED. At a higher level,
+/// changing a token that another transaction has changed meanwhile returns `Unavailable` and is not
+/// retried. In SQLite, use `BEGIN IMMEDIATE` (`pool.begin_with("BEGIN IMMEDIATE")`), because a
+/// transaction that reads before it writes fails if another one has written in between.
 pub struct SqlStoreWithin<'a, E: Engine> {
     statements: Arc<Statements>,
-    /// Taken for the time of a call, and not put back after a failure.
+    /// Taken for the duration of a call, and not put back after a failure.
     connection: Mutex<Option<&'a mut E::Connection>>,
 }
 
 impl<E: Engine> SqlStore<E> {
-    /// This store within a transaction that the host has begun with sqlx, on a connection to the same database.
-    /// The pages of the modules `sqlite` and `postgres` show how.
+    /// Returns this store within a transaction that the host has begun with sqlx.
+    ///
+    /// The transaction must be on a connection to the same database. The modules `sqlite` and
+    /// `postgres` show how.
     pub fn within<'a>(&self, transaction: &'a mut Transaction<'_, E>) -> SqlStoreWithin<'a, E> {
         SqlStoreWithin {
             statements: self.statements.clone(),
@@ -92,7 +96,7 @@ impl<E: Engine> TokenStore for SqlStoreWithin<'_, E> {
     async fn commit(&self, batch: &ChangeBatch) -> Result<(), StoreError> {
         repeated(self, batch).await?;
         let connection = self.take()?;
-        // A savepoint: sqlx knows that a transaction is under way.
+        // Creates a savepoint, because sqlx knows that a transaction is open.
         let savepoint = Connection::begin(&mut *connection).await.map_err(unavailable)?;
         let written = write(savepoint, &self.statements, batch, unavailable).await;
         if matches!(written, Ok(()) | Err(StoreError::Conflict(_))) {
