@@ -483,6 +483,7 @@ fn source_of(test: &str) -> Option<(PathBuf, &str)> {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..");
     let (place, name) = test.rsplit_once("::")?;
     let file = match place.strip_suffix("::tests") {
+        Some("table") => "src/table/tests.rs".to_owned(),
         Some(module) => format!("src/{}.rs", module.replace("::", "/")),
         None if place == "http" => "tests/http/http.rs".to_owned(),
         None => format!("tests/{}.rs", place.replace("::", "/")),
