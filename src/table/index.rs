@@ -106,8 +106,10 @@ impl Shard {
         let mut probe = self.probe(hash);
         if let Some((free, found)) = probe.find(|(_, found)| matches!(*found, NEVER | REMOVED)) {
             counts.taken = counts.taken.saturating_add(usize::from(found == NEVER));
-            // Release: pairs with the Acquire load in `probe`, so that a reader of this number
-            // sees the block of slots, and the slot as it was written before.
+            // Release: pairs with the Acquire load in `probe`. Since the last growth this place may
+            // belong to another key than before, and a reader that searches the index as it was
+            // before the growth must then see that `moves` changed. The reader also sees the slot
+            // as it was written.
             free.store(tag(hash) | place.position(), Ordering::Release);
         }
     }
@@ -116,9 +118,7 @@ impl Shard {
     pub(super) fn leave(&self, hash: u64, place: Place) {
         let entered = tag(hash) | place.position();
         if let Some((taken, _)) = self.probe(hash).find(|(_, found)| *found == entered) {
-            // Release: pairs with the Acquire load in `probe`. Since the last growth this place may
-            // belong to another key, and a reader that searches the index as it was before the
-            // growth must then see that `moves` changed.
+            // Release: pairs with the Acquire load in `probe`, for the same reason as in `enter`.
             taken.store(REMOVED, Ordering::Release);
         }
     }

@@ -205,7 +205,7 @@ impl<T, const WORDS: usize> Table<T, WORDS> {
         }
         let place = self.take(hash, &mut counts)?;
         self.slot(place)?.write(key, words, value);
-        // Only now can readers find the slot.
+        // Last, so that no reader is led to a slot that holds no value yet.
         shard.enter(hash, place, &mut counts);
         Some(place)
     }

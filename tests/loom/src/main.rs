@@ -14,6 +14,8 @@
 //!
 //! * `ArcSwap`, `OnceLock` and `Mutex` themselves. The models rely on what these promise; see
 //!   `parts.rs` for the stand-ins.
+//! * Interleavings that loom skips, because it tries to swap an access only with the last one of the
+//!   same atomic before it. Each model names the outcomes that it must reach for that reason.
 //! * A load that returns a value which is stored later in the run, as relaxed atomics permit.
 //! * More preemptions, more threads, longer histories, and sizes other than those of the models.
 //!   `src/table/tests.rs` and `tests/races.rs` run the real sizes on real threads, by chance.
@@ -41,7 +43,7 @@ const PREEMPTIONS: usize = 3;
 /// would hold as well.
 type Model = (&'static str, fn(), &'static [&'static str]);
 
-const MODELS: [Model; 10] = [
+const MODELS: [Model; 11] = [
     ("read while written", read_while_written, &["new", "old"]),
     ("read twice while written", read_twice_while_written, &["new new", "old new", "old old"]),
     ("read while added", read_while_added, &["found", "found after none", "none"]),
@@ -49,6 +51,7 @@ const MODELS: [Model; 10] = [
     ("read while a slot is reused", read_while_a_slot_is_reused, &["found", "none"]),
     ("read by a stale place", read_by_a_stale_place, &["found", "none"]),
     ("read while the index grows", read_while_the_index_grows, &["found"]),
+    ("read while keys change places", read_while_keys_change_places, &["found"]),
     ("read while it grows and shrinks", read_while_it_grows_and_shrinks, &["found"]),
     ("two writers", two_writers, &["1 kept", "1 removed", "2 kept", "2 removed"]),
     ("read while evicted", read_while_evicted, &["found", "none"]),
@@ -116,22 +119,24 @@ fn beside<T>(writer: impl FnOnce() + 'static, reader: impl FnOnce() -> T) -> T {
 /// A value is a number, and the word beside it is the same number.
 type Numbers = Table<u64, 1>;
 
-/// The key of most models. In an index of two places, its search begins at the first one; in an
-/// index of three, at the second one.
+/// Returns the key of most models. Its search begins at place 0 of an index of two places, and at
+/// place 1 of an index of three.
 fn key() -> Key {
-    keys()[2]
+    keys()[4]
 }
 
-/// A key of the same shard, tag and second word.
+/// Returns a key whose search begins at place 0 of every index.
 fn other() -> Key {
     keys()[0]
 }
 
-fn keys() -> [Key; 6] {
-    static KEYS: OnceLock<[Key; 6]> = OnceLock::new();
+/// Returns keys of one shard, one tag and one second word, by the twelfth of the index in which
+/// their search begins.
+fn keys() -> [Key; 12] {
+    static KEYS: OnceLock<[Key; 12]> = OnceLock::new();
     *KEYS.get_or_init(|| {
         let table = table();
-        [0, 1, 2, 3, 4, 5].map(|sixth| table.key_in_sixth(sixth))
+        std::array::from_fn(|twelfth| table.key_in_twelfth(twelfth as u64))
     })
 }
 
@@ -272,27 +277,50 @@ fn read_while_the_index_grows() {
         let table = table.clone();
         move || {
             put(&table, other(), 2);
-            put(&table, keys()[4], 3);
+            put(&table, keys()[8], 3);
         }
     };
     assert_eq!(beside(writer, || get(&table, key())), Some(1));
     saw("found");
-    let found = [key(), other(), keys()[4]].map(|key| get(&table, key));
+    let found = [key(), other(), keys()[8]].map(|key| get(&table, key));
     assert_eq!(found, [Some(1), Some(2), Some(3)]);
 }
 
-/// The same if the other key is removed again, from the place of the index where the key was before
-/// the growth.
-fn read_while_it_grows_and_shrinks() {
-    let table = table_of(&[(key(), 1)]);
+/// The same if the growth gives the place of the key to another key that stays.
+fn read_while_keys_change_places() {
+    // Both searches begin at place 0 of three, and at places 1 and 0 of four.
+    let moved = keys()[3];
+    let table = table_of(&[(moved, 1), (other(), 2)]);
     let writer = {
         let table = table.clone();
+        move || put(&table, keys()[8], 3)
+    };
+    assert_eq!(beside(writer, || get(&table, moved)), Some(1));
+    saw("found");
+    let found = [moved, other(), keys()[8]].map(|key| get(&table, key));
+    assert_eq!(found, [Some(1), Some(2), Some(3)]);
+}
+
+/// The same if the growth gives that place to a key which another thread removes at once.
+fn read_while_it_grows_and_shrinks() {
+    let (table, begun) = (table_of(&[(key(), 1)]), Arc::new(AtomicU64::new(0)));
+    let writer = {
+        let (table, begun) = (table.clone(), begun.clone());
         move || {
             put(&table, other(), 2);
-            assert!(table.remove(other(), |_| true));
+            let removes = thread::spawn(move || {
+                // As in `beside`: lets loom begin with this thread or with the reader.
+                begun.fetch_add(1, Ordering::Relaxed);
+                assert!(table.remove(other(), |_| true));
+            });
+            removes.join().unwrap();
         }
     };
-    assert_eq!(beside(writer, || get(&table, key())), Some(1));
+    let found = beside(writer, || {
+        begun.fetch_add(1, Ordering::Relaxed);
+        get(&table, key())
+    });
+    assert_eq!(found, Some(1));
     saw("found");
     assert_eq!((get(&table, key()), get(&table, other())), (Some(1), None));
 }

@@ -94,15 +94,15 @@ impl<T> OnceLock<T> {
 }
 
 impl<T, const WORDS: usize> super::Table<T, WORDS> {
-    /// Returns a key whose search begins in this sixth of the index.
+    /// Returns a key whose search begins in this twelfth of the index.
     ///
     /// All these keys have the same shard, tag and second word, so that the slot of one is read in
     /// searches for the others.
-    pub(crate) fn key_in_sixth(&self, sixth: u64) -> super::Key {
+    pub(crate) fn key_in_twelfth(&self, twelfth: u64) -> super::Key {
         let is_wanted = |key: &super::Key| {
             let hash = self.hash(*key);
             let (shard, tag, start) = (hash >> 63, hash >> 52 & 0x3F, hash >> 20 & 0xFFFF_FFFF);
-            (shard, tag, start * 6 >> 32) == (0, 0, sixth)
+            (shard, tag, start * 12 >> 32) == (0, 0, twelfth)
         };
         (0..).map(|first| [first, 7]).find(is_wanted).unwrap()
     }
