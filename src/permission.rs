@@ -863,7 +863,7 @@ fn place(index: usize) -> (usize, u64) {
 /// Splits a text into words of eight bytes, the first byte lowest.
 ///
 /// Returns the whole words, the rest padded with zeros at its end, and the number of bytes in the
-/// rest. A check works on words because byte by byte it costs several times as much.
+/// rest. The performance page says what a check of words gains over one byte by byte.
 #[inline]
 fn words(text: &[u8]) -> (&[[u8; 8]], u64, usize) {
     let (whole, rest) = text.as_chunks();
