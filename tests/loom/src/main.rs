@@ -5,8 +5,8 @@
 //!
 //! # What the models cover
 //!
-//! * Interleavings of two threads, a reader and a writer or two writers, with at most as many
-//!   preemptions as `LOOM_MAX_PREEMPTIONS` says, 3 by default.
+//! * Interleavings of a reader and a writer or of two writers, in one model of a reader and two
+//!   writers, with at most as many preemptions as `LOOM_MAX_PREEMPTIONS` says, 3 by default.
 //! * Stale values: a load returns each older value that the orderings of C++20 permit, so that an
 //!   ordering that is too weak fails on every processor, also on x86-64.
 //!
@@ -14,8 +14,8 @@
 //!
 //! * `ArcSwap`, `OnceLock` and `Mutex` themselves. The models rely on what these promise; see
 //!   `parts.rs` for the stand-ins.
-//! * Interleavings that loom skips, because it tries to swap an access only with the last one of the
-//!   same atomic before it. Each model names the outcomes that it must reach for that reason.
+//! * Interleavings that loom skips, because it tries to swap an access only with the last one
+//!   before it of the same atomic. Each model therefore names the outcomes that it must reach.
 //! * A load that returns a value which is stored later in the run, as relaxed atomics permit.
 //! * More preemptions, more threads, longer histories, and sizes other than those of the models.
 //!   `src/table/tests.rs` and `tests/races.rs` run the real sizes on real threads, by chance.
