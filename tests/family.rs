@@ -319,6 +319,31 @@ fn the_compromise_of_a_predecessor_spares_what_its_removed_successor_made() {
     assert_eq!(reason_of(&world, &leaf), None);
 }
 
+/// A restoration in a session clears the restorer of a token, and nothing else that the token came of.
+#[test]
+fn reuse_still_reaches_a_token_that_its_owner_restored_after_the_reused_one_had() {
+    let policy = TokenPolicy::builder().reuse(ReuseSignal::RevokeFamily, 30).build().unwrap();
+    let world = World::with(policy);
+    let (ada, service) = (session("ada"), &world.service);
+    let root = world.issue("ada", named("root"));
+    let rotate = |token: &IssuedToken| ready(service.rotate(&ada, token.token.id(), Duration::ZERO)).unwrap();
+    let member = join(&world, &root, Way::Made, "member");
+    let next = rotate(&member);
+    let leaf = join(&world, &next, Way::Made, "leaf");
+    ready(service.revoke(&ada, leaf.token.id(), Reason::Owner)).unwrap();
+    ready(service.restore(&world.through(&root), leaf.token.id())).unwrap();
+    for removed in [&member, &next] {
+        remove(&world, removed.token.id(), Removal::Deleted);
+    }
+    ready(service.revoke(&ada, leaf.token.id(), Reason::Owner)).unwrap();
+    ready(service.restore(&ada, leaf.token.id())).unwrap();
+    assert_eq!(world.stored(leaf.token.id()).restored_by, None);
+
+    rotate(&root);
+    assert_eq!(world.refusal(&root), Some(RejectReason::Revoked));
+    assert_eq!(reason_of(&world, &leaf), Some(Reason::Reuse));
+}
+
 #[test]
 fn pruning_is_stored_with_one_event_for_each_token() {
     let world = World::new();

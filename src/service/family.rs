@@ -231,8 +231,12 @@ fn relink(
     restorers: &HashMap<TokenId, OwnerId>,
     now: DateTime<Utc>,
 ) {
-    let mut parents = nearest(token, gone, parents_of);
-    let mut ancestors = nearest(token, gone, ancestors_of);
+    let mut parents = nearest(parents_of(token), gone, parents_of);
+    // Only ways through removed tokens count, because a later restoration in a session clears
+    // `restored_by`, and must not clear what the token descends from otherwise.
+    let is_handed_on = |id: &TokenId| gone.contains_key(id) || Some(*id) == token.ancestor;
+    let handed_on = ancestors_of(token).into_iter().filter(is_handed_on).collect();
+    let mut ancestors = nearest(handed_on, gone, ancestors_of);
     token.created_by = surviving_maker(&token.created_by, gone);
     if token.creator().is_none() {
         let mut handed_on = parents.iter().copied().filter(|parent| Some(*parent) != token.restored_by);
@@ -244,8 +248,10 @@ fn relink(
     parents.retain(|parent| Some(*parent) != token.creator());
     token.restored_by = parents.pop();
     token.predecessor = token.predecessor.and_then(|id| surviving(id, gone, |gone| gone.predecessor));
-    let named = [token.creator(), token.restored_by, token.predecessor];
-    ancestors.retain(|ancestor| !parents.contains(ancestor) && !named.contains(&Some(*ancestor)));
+    let named = [token.creator(), token.predecessor, Some(token.id)];
+    ancestors.retain(|ancestor| !named.contains(&Some(*ancestor)));
+    // The restorer still reaches the token, so another ancestor goes first.
+    ancestors.sort_by_key(|ancestor| (Some(*ancestor) != token.restored_by, *ancestor));
     token.ancestor = ancestors.pop();
     if !parents.is_empty() {
         let (by, authority, reason) = (ActorRef::System, Authority::Admin, Reason::Suspected);
@@ -290,14 +296,13 @@ fn ancestors_of(token: &Token) -> Vec<TokenId> {
     parents_of(token).into_iter().chain(token.predecessor).chain(token.ancestor).collect()
 }
 
-/// Returns the nearest remaining tokens on each way `up` from this one, the smallest id first.
+/// Returns the nearest remaining tokens on each way `up` from these, the smallest id first.
 fn nearest(
-    token: &Token,
+    mut open: Vec<TokenId>,
     gone: &HashMap<TokenId, Arc<Token>>,
     up: impl Fn(&Token) -> Vec<TokenId>,
 ) -> Vec<TokenId> {
-    let mut seen = HashSet::from([token.id]);
-    let mut open = up(token);
+    let mut seen = HashSet::new();
     let mut stay = BTreeSet::new();
     while let Some(id) = open.pop() {
         if seen.insert(id) {

@@ -259,8 +259,11 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     async fn find_owner(&self, token: &StoredToken<'_>) -> Result<Option<Snapshot<Owner>>, Unavailable> {
         let (realm, id) = (token.realm(), token.owner());
         match self.directory.shortcut().find(realm, id) {
-            Some(owner) => Ok(owner.filter(|owner| owner.is(realm, id))),
-            None => Ok(self.owner(realm, id).await?.map(Snapshot::from)),
+            Some(owner) => Ok(owner),
+            None => {
+                let owner = self.directory.find(realm, id).await.map_err(Unavailable::Directory)?;
+                Ok(owner.map(Snapshot::from))
+            }
         }
     }
 
@@ -310,9 +313,6 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         known: StoredToken<'_>,
         owner: Option<Snapshot<Owner>>,
     ) -> Result<Verified, VerifyError> {
-        // A directory that answers for another id or realm, such as `bot` for `BOT`, has not found
-        // the owner.
-        let owner = owner.filter(|owner| owner.is(known.realm(), known.owner()));
         let owner = match admit_owner(&known, owner, claim.peer, claim.now) {
             Ok(owner) => owner,
             Err(reason) => {
@@ -390,6 +390,9 @@ fn admit_owner(
     now: i64,
 ) -> Result<Snapshot<Owner>, RejectReason> {
     let access = found.access();
+    // A directory that answers for another id or realm, such as `bot` for `BOT`, has not found the
+    // owner.
+    let owner = owner.filter(|owner| owner.is(found.realm(), found.owner()));
     let owner = owner.ok_or(RejectReason::OwnerUnknown)?;
     if !owner.is_enabled() {
         Err(RejectReason::OwnerDisabled)

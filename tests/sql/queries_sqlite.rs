@@ -1,5 +1,6 @@
-//! How many statements each operation costs in SQLite, counted in the engine: what sqlx logs of those it ran, and how often SQLite
-//! committed. A file of its own, since the log is one for the whole process.
+//! How many statements each operation costs in SQLite, counted in the engine: what sqlx logs of
+//! those it ran, and how often SQLite committed. The log belongs to the whole process, so this test
+//! runs in a span of its own, and counts only what was logged within it.
 
 #![allow(clippy::panic, clippy::string_slice, clippy::unwrap_used, reason = "tests")]
 
@@ -16,7 +17,11 @@ use std::io::{self, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use tracing::Instrument;
 use tracing_subscriber::fmt::MakeWriter;
+
+/// What stands in each line that tells of a statement of this test: its span, and sqlx's target.
+const STATEMENT: &str = "counted: sqlx::query";
 
 /// The statements that were logged.
 #[derive(Clone, Default)]
@@ -25,7 +30,7 @@ struct Log(Arc<Mutex<Vec<String>>>);
 impl Write for Log {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let text = String::from_utf8_lossy(line).into_owned();
-        if text.contains("sqlx::query") && !text.contains("'barrier'") {
+        if text.contains(STATEMENT) && !text.contains("'barrier'") {
             self.0.lock().unwrap().push(text);
         }
         Ok(line.len())
@@ -51,10 +56,7 @@ struct Engine {
 }
 
 impl Engine {
-    async fn new() -> Self {
-        let log = Log::default();
-        let logs = tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).with_ansi(false);
-        logs.with_writer(log.clone()).init();
+    async fn new(log: Log) -> Self {
         let pool = SqlitePoolOptions::new().max_connections(1).connect("sqlite::memory:").await.unwrap();
         let commits = Arc::new(AtomicUsize::new(0));
         let counting = commits.clone();
@@ -81,7 +83,14 @@ fn owner(name: &str) -> OwnerId {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn each_operation_costs_as_many_statements_as_it_must() {
-    let engine = Engine::new().await;
+    let log = Log::default();
+    let logs = tracing_subscriber::fmt().with_max_level(tracing::Level::DEBUG).with_ansi(false);
+    logs.with_writer(log.clone()).init();
+    count_statements(log).instrument(tracing::info_span!("counted")).await;
+}
+
+async fn count_statements(log: Log) {
+    let engine = Engine::new(log).await;
     let store = SqliteStore::builder(engine.pool.clone()).migrate().await.unwrap();
     let clock = Arc::new(ManualClock::at(chrono::DateTime::from_timestamp(1_800_000_000, 0).unwrap()));
     let users = [

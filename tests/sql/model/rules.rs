@@ -1213,6 +1213,14 @@ impl Model {
         self.nearest(label, |origin| vec![origin.maker, origin.restorer, origin.predecessor])
     }
 
+    /// Returns those of them that a removed token lies between.
+    fn handed_on(&self, label: Label) -> BTreeSet<Label> {
+        let origin = self.origins[&label];
+        let above = [origin.maker, origin.restorer, origin.predecessor].into_iter().flatten();
+        let gone = above.filter(|above| !self.records.contains_key(above));
+        gone.flat_map(|gone| self.ancestors(gone)).collect()
+    }
+
     fn nearest(&self, label: Label, up: impl Fn(Origin) -> Vec<Option<Label>>) -> BTreeSet<Label> {
         let mut found = BTreeSet::new();
         let mut seen = BTreeSet::new();
@@ -1247,10 +1255,10 @@ impl Model {
         self.gone.insert(token);
         self.noted.retain(|(_, label), _| *label != token);
         self.is_vague |= self.records.keys().any(|label| {
-            let parents = self.parents(*label);
-            let mut others = self.ancestors(*label);
-            others.retain(|other| !parents.contains(other) && self.predecessor(*label) != Some(*other));
-            parents.len() > 2 || others.len() > 1
+            let mut handed_on = self.handed_on(*label);
+            let maker = self.origins[label].maker;
+            handed_on.retain(|other| maker != Some(*other) && self.predecessor(*label) != Some(*other));
+            self.parents(*label).len() > 2 || handed_on.len() > 1
         });
         for label in below.into_iter().chain(line) {
             if let Some(record) = self.records.get_mut(&label) {
