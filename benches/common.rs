@@ -17,7 +17,9 @@
 
 use hmac::{Hmac, KeyInit, Mac};
 use patkit::service::TokenServiceBuilder;
-use patkit::{Keyring, MemoryDirectory, Owner, OwnerId, OwnerKind, RoleCatalog, TokenService, TokenStore};
+use patkit::{
+    Keyring, MemoryDirectory, Owner, OwnerId, OwnerKind, RoleCatalog, TokenService, TokenStore,
+};
 use sha2::Sha256;
 use std::fmt;
 use std::hint::black_box;
@@ -41,7 +43,10 @@ pub fn ids(owners: usize) -> Vec<OwnerId> {
 }
 
 /// A service for these owners; all of them have one key, so that what one makes is verified by another.
-pub fn builder<S: TokenStore>(store: S, owners: &[OwnerId]) -> TokenServiceBuilder<S, MemoryDirectory> {
+pub fn builder<S: TokenStore>(
+    store: S,
+    owners: &[OwnerId],
+) -> TokenServiceBuilder<S, MemoryDirectory> {
     let permissions = ["datastores:read", "datastores:write"];
     let owner = |id: &OwnerId| Owner::new(id.clone(), OwnerKind::Human).role("member");
     let directory: MemoryDirectory = owners.iter().map(owner).collect();
@@ -61,7 +66,8 @@ pub fn ready<F: Future>(future: F) -> F::Output {
 
 /// Pre-keyed `hmac` and `sha2` over 48 bytes: the unit.
 pub fn floor(n: usize) {
-    static KEYED: LazyLock<Hmac<Sha256>> = LazyLock::new(|| Hmac::new_from_slice(&[7; 32]).unwrap());
+    static KEYED: LazyLock<Hmac<Sha256>> =
+        LazyLock::new(|| Hmac::new_from_slice(&[7; 32]).unwrap());
     let mut mac = KEYED.clone();
     let mut message = [0x55_u8; 48];
     message[..8].copy_from_slice(&n.to_le_bytes());
@@ -99,7 +105,11 @@ impl fmt::Display for Figure {
 
 /// Measures one call in so many samples, with the floor beside each. A sample's texts are made ready before it: a request's text
 /// comes from its socket, and is in the cache.
-pub fn measure(samples: usize, mut texts: impl FnMut() -> Vec<String>, work: impl Fn(&str)) -> Figure {
+pub fn measure(
+    samples: usize,
+    mut texts: impl FnMut() -> Vec<String>,
+    work: impl Fn(&str),
+) -> Figure {
     let mut measured: Vec<f64> = Vec::new();
     let mut floors: Vec<f64> = Vec::new();
     for _ in 0..samples {

@@ -31,7 +31,14 @@ fn main() {
     println!("ns for one check (ratio to one lookup in a HashSet<String>)\n");
     println!(
         "{:>6} {:9} {:>7} {:>14} {:>14} {:>14} {:>14} {:>14}",
-        "grants", "request", "floor", "allows", "allows_str", "sorted text", "sorted hashes", "linear hashes"
+        "grants",
+        "request",
+        "floor",
+        "allows",
+        "allows_str",
+        "sorted text",
+        "sorted hashes",
+        "linear hashes"
     );
     for size in [4, 16, 64, 1_024] {
         let grants = grants(size);
@@ -42,7 +49,8 @@ fn main() {
         let plain: HashSet<String> = grants.iter().cloned().collect();
 
         for (case, expected) in [("hit", true), ("miss", false), ("wildcard", true)] {
-            let requests: Vec<String> = (0..REQUESTS).map(|turn| request(case, turn, size)).collect();
+            let requests: Vec<String> =
+                (0..REQUESTS).map(|turn| request(case, turn, size)).collect();
             let parsed: Vec<Permission> =
                 requests.iter().map(|text| Permission::parse(text).unwrap()).collect();
             let hashed: Vec<Hashed> = requests.iter().map(|text| Hashed::new(text)).collect();
@@ -53,7 +61,8 @@ fn main() {
                 assert_eq!(sorted.allows_by_search(&hashed[at]), expected, "{text}");
                 assert_eq!(linear.allows_by_scan(&hashed[at]), expected, "{text}");
             }
-            let floor = measure(|turn| black_box(&plain).contains(black_box(&requests[turn]).as_str()));
+            let floor =
+                measure(|turn| black_box(&plain).contains(black_box(&requests[turn]).as_str()));
             let figures = [
                 measure(|turn| black_box(&set).allows(black_box(&parsed[turn]))),
                 measure(|turn| black_box(&set).allows_str(black_box(&requests[turn])) == Ok(true)),
@@ -118,7 +127,8 @@ impl SortedTexts {
     }
 
     fn allows(&self, permission: &str) -> bool {
-        self.has(permission) || permission.match_indices(':').any(|(at, _)| self.has(&permission[..=at]))
+        self.has(permission)
+            || permission.match_indices(':').any(|(at, _)| self.has(&permission[..=at]))
     }
 
     fn has(&self, key: &str) -> bool {
@@ -141,7 +151,8 @@ struct Hashed {
 
 impl Hashed {
     fn new(text: &str) -> Self {
-        let prefixes = text.match_indices(':').map(|(at, _)| (hash(&text[..=at]), at + 1)).collect();
+        let prefixes =
+            text.match_indices(':').map(|(at, _)| (hash(&text[..=at]), at + 1)).collect();
         Self { text: text.to_owned(), hash: hash(text), prefixes }
     }
 }
@@ -159,10 +170,14 @@ impl Hashes {
     }
 
     fn allows_by_search(&self, permission: &Hashed) -> bool {
-        let has =
-            |hash: u64, key: &str| self.hashes.binary_search(&hash).is_ok_and(|at| self.keys[at] == key);
+        let has = |hash: u64, key: &str| {
+            self.hashes.binary_search(&hash).is_ok_and(|at| self.keys[at] == key)
+        };
         has(permission.hash, &permission.text)
-            || permission.prefixes.iter().any(|(hash, bytes)| has(*hash, &permission.text[..*bytes]))
+            || permission
+                .prefixes
+                .iter()
+                .any(|(hash, bytes)| has(*hash, &permission.text[..*bytes]))
     }
 
     fn allows_by_scan(&self, permission: &Hashed) -> bool {
@@ -170,7 +185,10 @@ impl Hashes {
             self.hashes.iter().position(|own| *own == hash).is_some_and(|at| self.keys[at] == key)
         };
         has(permission.hash, &permission.text)
-            || permission.prefixes.iter().any(|(hash, bytes)| has(*hash, &permission.text[..*bytes]))
+            || permission
+                .prefixes
+                .iter()
+                .any(|(hash, bytes)| has(*hash, &permission.text[..*bytes]))
     }
 }
 

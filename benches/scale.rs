@@ -31,13 +31,15 @@
     reason = "a bench measures time and prints"
 )]
 
-use bench_common::{BATCH, Figure, Throughput, builder, floor, ids, measure, random, ready, threads};
+use bench_common::{
+    BATCH, Figure, Throughput, builder, floor, ids, measure, random, ready, threads,
+};
 use chrono::{DateTime, Utc};
 use patkit::store::{Change, ChangeBatch, ListQuery, Page, StoreError, Touch};
 use patkit::token::LastUse;
 use patkit::{
-    Actor, IssuedToken, MemoryDirectory, MemoryStore, NewToken, OwnerId, Token, TokenId, TokenPolicy,
-    TokenService, TokenStore,
+    Actor, IssuedToken, MemoryDirectory, MemoryStore, NewToken, OwnerId, Token, TokenId,
+    TokenPolicy, TokenService, TokenStore,
 };
 use std::hint::black_box;
 use std::process::Command;
@@ -60,7 +62,8 @@ fn main() {
         None => {
             for power in 3..=if is_quick { 5 } else { 7 } {
                 let size = 10_usize.pow(power).to_string();
-                let status = Command::new(std::env::current_exe().unwrap()).arg(size).status().unwrap();
+                let status =
+                    Command::new(std::env::current_exe().unwrap()).arg(size).status().unwrap();
                 assert!(status.success(), "{status}");
             }
         }
@@ -80,7 +83,8 @@ fn scale(size: usize) {
     let store = load(size, &owners, &mut traffic);
 
     // No use is due to be noted while it measures.
-    let policy = TokenPolicy::builder().last_used_granularity(Duration::from_secs(86_400)).build().unwrap();
+    let policy =
+        TokenPolicy::builder().last_used_granularity(Duration::from_secs(86_400)).build().unwrap();
     let service = builder(store, &owners).policy(policy).build().unwrap();
     let verify = |header: &str| {
         black_box(ready(service.verify_header(Some(header), None)).unwrap());
@@ -119,7 +123,8 @@ fn generate<S: TokenStore>(
     n: usize,
 ) -> IssuedToken {
     let actor = Actor::session(owners[n % owners.len()].clone());
-    ready(service.generate(&actor, NewToken::named(&format!("token-{n}")).scope(["datastores:*"]))).unwrap()
+    ready(service.generate(&actor, NewToken::named(&format!("token-{n}")).scope(["datastores:*"])))
+        .unwrap()
 }
 
 /// A store with so many tokens; prints what that took. The walks have their headers then.

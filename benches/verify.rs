@@ -24,7 +24,9 @@
 
 use bench_common::{BATCH, Figure, Throughput, builder, floor, ids, measure, random, ready};
 use patkit::clock::CoarseClock;
-use patkit::{Actor, CachedStore, MemoryDirectory, MemoryStore, NewToken, TokenService, TokenStore};
+use patkit::{
+    Actor, CachedStore, MemoryDirectory, MemoryStore, NewToken, TokenService, TokenStore,
+};
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -44,8 +46,9 @@ fn main() {
         let mut any = || walk.by_ref().take(BATCH).map(|n| texts[n].clone()).collect::<Vec<_>>();
         line("verify, one hot token", hot, |header| verify(&service, header));
         line("verify, uniform", &mut any, |header| verify(&service, header));
-        let coarse =
-            builder(service.store().clone(), &ids(owners)).clock(CoarseClock::new()).pending_cap(size);
+        let coarse = builder(service.store().clone(), &ids(owners))
+            .clock(CoarseClock::new())
+            .pending_cap(size);
         let coarse = coarse.build().unwrap();
         line("verify, one hot token, coarse clock", hot, |header| verify(&coarse, header));
         line("verify, uniform, coarse clock", &mut any, |header| verify(&coarse, header));
@@ -58,8 +61,12 @@ fn main() {
         for text in &texts {
             verify(&cached, text);
         }
-        line("through the cache, one hot token, coarse clock", hot, |header| verify(&cached, header));
-        line("through the cache, uniform, coarse clock", &mut any, |header| verify(&cached, header));
+        line("through the cache, one hot token, coarse clock", hot, |header| {
+            verify(&cached, header);
+        });
+        line("through the cache, uniform, coarse clock", &mut any, |header| {
+            verify(&cached, header);
+        });
         println!("{:<46} {}", "two threads against one", Throughput::HEAD);
         let half = size / 2;
         // Their texts come from memory as well, which those of requests do not: the bench `scale` has them at hand.
@@ -83,7 +90,11 @@ fn cached(
         .capacity(2 * size as u64)
         .lifetime(Duration::from_secs(3_600))
         .clock(CoarseClock::new());
-    builder(store.build().unwrap(), &ids(owners)).clock(CoarseClock::new()).pending_cap(size).build().unwrap()
+    builder(store.build().unwrap(), &ids(owners))
+        .clock(CoarseClock::new())
+        .pending_cap(size)
+        .build()
+        .unwrap()
 }
 
 fn rejections(service: &Service, texts: &[String]) {
@@ -135,7 +146,9 @@ fn base62(mut number: u64) -> String {
 
 fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0_u32, |crc, byte| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0xEDB8_8320 & (crc & 1).wrapping_neg()))
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+            (crc >> 1) ^ (0xEDB8_8320 & (crc & 1).wrapping_neg())
+        })
     })
 }
 
@@ -143,7 +156,8 @@ fn crc32(bytes: &[u8]) -> u32 {
 /// now and that is written: the state that a host is in after its first minute.
 fn service(size: usize, owners: usize) -> (Service, Vec<String>) {
     let ids = ids(owners);
-    let service = builder(Arc::new(MemoryStore::new()), &ids).pending_cap(2 * size).build().unwrap();
+    let service =
+        builder(Arc::new(MemoryStore::new()), &ids).pending_cap(2 * size).build().unwrap();
     let started = Instant::now();
     let mut texts: Vec<String> = (0..size)
         .map(|n| {

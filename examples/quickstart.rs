@@ -10,8 +10,8 @@
 use chrono::{DateTime, TimeDelta};
 use patkit::store::{AuditLog, EventQuery};
 use patkit::{
-    Actor, Keyring, ManageError, ManualClock, MemoryDirectory, MemoryStore, NewToken, Owner, OwnerId,
-    OwnerKind, Realm, Reason, RejectReason, RoleCatalog, TokenService, TokenState,
+    Actor, Keyring, ManageError, ManualClock, MemoryDirectory, MemoryStore, NewToken, Owner,
+    OwnerId, OwnerKind, Realm, Reason, RejectReason, RoleCatalog, TokenService, TokenState,
 };
 use std::error::Error;
 use std::net::IpAddr;
@@ -55,7 +55,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     step("Generate");
     let session = Actor::session(OwnerId::new("ada")?);
-    let issued = tokens.generate(&session, NewToken::named("ci-pipeline").expires_in_days(30)).await?;
+    let issued =
+        tokens.generate(&session, NewToken::named("ci-pipeline").expires_in_days(30)).await?;
     let id = issued.token.id();
     let text = issued.plaintext.expose_secret().to_owned();
     println!("Shown once, kept nowhere: {text}");
@@ -131,7 +132,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
     clock.advance(TimeDelta::hours(1));
     let refused = refusal(tokens.verify(&text, None).await)?;
     tokens.verify(&new_text, None).await?;
-    println!("An hour later: the old one is refused ({:?}) and reported, the new one works", refused.1);
+    println!(
+        "An hour later: the old one is refused ({:?}) and reported, the new one works",
+        refused.1
+    );
     assert_eq!(refused.1, RejectReason::Expired);
 
     step("Expire");
@@ -155,11 +159,24 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let events = tokens.store().events(&query).await?.events;
     for event in &events {
         let who = event.actor.owner().map_or("the service", OwnerId::as_str);
-        println!("{}  {:<10} {}  by {who}", event.at.format("%F %T"), event.action.as_str(), event.token);
+        println!(
+            "{}  {:<10} {}  by {who}",
+            event.at.format("%F %T"),
+            event.action.as_str(),
+            event.token
+        );
     }
     let actions: Vec<&str> = events.iter().map(|event| event.action.as_str()).collect();
-    let expected =
-        ["generated", "generated", "revoked", "restored", "rotated", "generated", "reuse", "deleted"];
+    let expected = [
+        "generated",
+        "generated",
+        "revoked",
+        "restored",
+        "rotated",
+        "generated",
+        "reuse",
+        "deleted",
+    ];
     assert_eq!(actions, expected);
     assert!(!format!("{events:?}").contains(&text));
 

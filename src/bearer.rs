@@ -33,7 +33,9 @@ pub enum BearerError {
 /// [`BearerError::Malformed`] if there is more than one header, of any scheme, or if the bearer
 /// credential is longer than [`MAX_HEADER_BYTES`] or is not visible ASCII with spaces and tabs (RFC
 /// 9110 section 5.5).
-pub fn only<'a>(headers: impl IntoIterator<Item = &'a [u8]>) -> Result<Option<&'a str>, BearerError> {
+pub fn only<'a>(
+    headers: impl IntoIterator<Item = &'a [u8]>,
+) -> Result<Option<&'a str>, BearerError> {
     let mut headers = headers.into_iter();
     match (headers.next(), headers.next()) {
         (None, _) => Ok(None),
@@ -62,8 +64,8 @@ fn after_name(header: &[u8]) -> Option<&[u8]> {
     let (name, rest) = header.split_first_chunk::<6>()?;
     // `Bearerx` is another scheme. `Bearer` before a tab or a comma is not, because a scheme name
     // cannot contain either.
-    let is_ours =
-        name.eq_ignore_ascii_case(b"bearer") && !rest.first().is_some_and(|byte| is_token_char(*byte));
+    let is_ours = name.eq_ignore_ascii_case(b"bearer")
+        && !rest.first().is_some_and(|byte| is_token_char(*byte));
     is_ours.then_some(rest)
 }
 
@@ -105,7 +107,10 @@ pub(crate) fn after_scheme(header: &str) -> Result<&str, BearerError> {
 pub(crate) fn is_token68(text: &str) -> bool {
     // The characters of this crate's own tokens are checked without a branch per byte.
     let plain = text.bytes().fold(true, |plain, byte| {
-        plain & ((byte | 0x20).wrapping_sub(b'a') < 26 || byte.wrapping_sub(b'0') < 10 || byte == b'_')
+        plain
+            & ((byte | 0x20).wrapping_sub(b'a') < 26
+                || byte.wrapping_sub(b'0') < 10
+                || byte == b'_')
     });
     if plain {
         return !text.is_empty();
@@ -145,15 +150,30 @@ mod tests {
 
     #[test]
     fn credentials_of_other_schemes_are_not_judged_by_length_or_characters() {
-        let schemes =
-            ["NTLM", "Negotiate", "AWS4-HMAC-SHA256", "Digest", "Basic", "Bearerx", "Bearer-MAC", "B", ""];
-        let bodies: [&[u8]; 6] = [b"", b" abc", b" \xff\xfe", b"\0", b"\r\n", " Bearer caf\u{e9}".as_bytes()];
+        let schemes = [
+            "NTLM",
+            "Negotiate",
+            "AWS4-HMAC-SHA256",
+            "Digest",
+            "Basic",
+            "Bearerx",
+            "Bearer-MAC",
+            "B",
+            "",
+        ];
+        let bodies: [&[u8]; 6] =
+            [b"", b" abc", b" \xff\xfe", b"\0", b"\r\n", " Bearer caf\u{e9}".as_bytes()];
         for (scheme, body) in schemes.iter().flat_map(|scheme| bodies.map(|body| (scheme, body))) {
             for length in [0, MAX_HEADER_BYTES, 1 << 20] {
-                let header = [scheme.as_bytes(), body, &vec![0xe9; length], &vec![b'a'; length]].concat();
+                let header =
+                    [scheme.as_bytes(), body, &vec![0xe9; length], &vec![b'a'; length]].concat();
                 assert_eq!(only([header.as_slice()]), Ok(None), "{scheme} {body:?} {length}");
                 if let Ok(text) = str::from_utf8(&header) {
-                    assert_eq!(credential(text), Err(BearerError::Missing), "{scheme} {body:?} {length}");
+                    assert_eq!(
+                        credential(text),
+                        Err(BearerError::Missing),
+                        "{scheme} {body:?} {length}"
+                    );
                 }
             }
         }

@@ -47,13 +47,13 @@ use crate::clock::MAX_CLOCK_ERROR;
 use crate::owner::{OwnerId, OwnerKind, Realm};
 use crate::permission::Scope;
 use crate::store::{
-    AuditLog, Change, ChangeBatch, Conflict, EventPage, EventQuery, ExportCursor, KeyChecks, ListBy,
-    ListQuery, MAX_PAGE, StoreError, StoredToken, TokenCounts, TokenStore, Touch,
+    AuditLog, Change, ChangeBatch, Conflict, EventPage, EventQuery, ExportCursor, KeyChecks,
+    ListBy, ListQuery, MAX_PAGE, StoreError, StoredToken, TokenCounts, TokenStore, Touch,
 };
 use crate::token::{
-    ActorRef, Authority, Credential, Description, Facts, ForeignDigest, KeyCheck, KeyId, KeyedDigest,
-    LastUse, Lifetime, NameKey, Networks, Reason, Revocation, Seal, Succession, Token, TokenId, TokenKind,
-    TokenName, TokenState,
+    ActorRef, Authority, Credential, Description, Facts, ForeignDigest, KeyCheck, KeyId,
+    KeyedDigest, LastUse, Lifetime, NameKey, Networks, Reason, Revocation, Seal, Succession, Token,
+    TokenId, TokenKind, TokenName, TokenState,
 };
 use chrono::{DateTime, Utc};
 use std::borrow::Borrow;
@@ -89,8 +89,10 @@ impl<F> Suite<F> {
     ///
     /// Reads of the stores must never be stale, unless [`staleness`](Self::staleness) allows it.
     pub fn new(factory: F) -> Self {
-        let settling =
-            Settling { staleness: Duration::ZERO, sleep: Box::new(|_| Box::pin(std::future::ready(()))) };
+        let settling = Settling {
+            staleness: Duration::ZERO,
+            sleep: Box::new(|_| Box::pin(std::future::ready(()))),
+        };
         Self { factory, settling }
     }
 
@@ -103,7 +105,8 @@ impl<F> Suite<F> {
         staleness: Duration,
         sleep: impl Fn(Duration) -> T + Send + Sync + 'static,
     ) -> Self {
-        self.settling = Settling { staleness, sleep: Box::new(move |duration| Box::pin(sleep(duration))) };
+        self.settling =
+            Settling { staleness, sleep: Box::new(move |duration| Box::pin(sleep(duration))) };
         self
     }
 }
@@ -258,7 +261,10 @@ where
     ///
     /// # Errors
     /// [`Failure`], which names every race that failed.
-    pub fn run_races(&self, block_on: impl Fn(BoxedFuture<'_, ()>) + Sync) -> Result<Report, Failure> {
+    pub fn run_races(
+        &self,
+        block_on: impl Fn(BoxedFuture<'_, ()>) + Sync,
+    ) -> Result<Report, Failure> {
         let mut verdicts = Vec::new();
         for (check, plan) in race_plans() {
             let verdict = plan.and_then(|plan| {
@@ -412,8 +418,9 @@ impl<S: TokenStore> Bench<'_, S> {
     }
 
     async fn lacks(&self, id: TokenId) -> Result<(), Seen> {
-        let is_none =
-            |found: Option<&Token>| ensure(found.is_none(), || format!("{id} was found: {found:?}"));
+        let is_none = |found: Option<&Token>| {
+            ensure(found.is_none(), || format!("{id} was found: {found:?}"))
+        };
         is_none(self.store.find(id).await?.as_deref())?;
         is_none(self.find_at_once(id).flatten().as_ref())
     }
@@ -432,13 +439,17 @@ impl<S: TokenStore> Bench<'_, S> {
         let mut query = query.clone();
         loop {
             let page = self.store.list(&query).await?;
-            ensure(page.corrupt.is_empty(), || format!("these records were corrupt: {:?}", page.corrupt))?;
+            ensure(page.corrupt.is_empty(), || {
+                format!("these records were corrupt: {:?}", page.corrupt)
+            })?;
             ensure(page.tokens.len() <= query.limit, || {
                 format!("a page of {} held {}", query.limit, page.tokens.len())
             })?;
             ids.extend(page.tokens.iter().map(|token| token.id));
             let Some(next) = page.next else { return Ok(ids) };
-            ensure(!page.tokens.is_empty(), || "an empty page said that there is a next one".into())?;
+            ensure(!page.tokens.is_empty(), || {
+                "an empty page said that there is a next one".into()
+            })?;
             ensure(query.after.is_none_or(|after| next < after), || {
                 format!("the page after {:?} goes on at {next}", query.after)
             })?;
@@ -511,7 +522,19 @@ fn same(expected: &Token, found: &Token) -> Result<(), Seen> {
             })?;)+
         };
     }
-    compare!(id, realm, kind, owner, owner_kind, name, name_key, description, scope, networks, credential);
+    compare!(
+        id,
+        realm,
+        kind,
+        owner,
+        owner_kind,
+        name,
+        name_key,
+        description,
+        scope,
+        networks,
+        credential
+    );
     compare!(
         created_at,
         created_by,
@@ -544,8 +567,10 @@ fn id(number: u64) -> Result<TokenId, Seen> {
     let spread = number.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 2;
     // Even places differ in the twelve bits after the version, and pairs only in the low word.
     let (high, low) = (place >> 1, (place & 1) << 61);
-    let words = [(millis << 16) | 0x7000 | (high << 4), (1 << 63) | low | (spread & ((1 << 61) - 1))];
-    TokenId::from_words(words).ok_or_else(|| Seen("the suite is broken: an id is out of range".into()))
+    let words =
+        [(millis << 16) | 0x7000 | (high << 4), (1 << 63) | low | (spread & ((1 << 61) - 1))];
+    TokenId::from_words(words)
+        .ok_or_else(|| Seen("the suite is broken: an id is out of range".into()))
 }
 
 /// Returns a plain record: active, personal, without an expiry, of the owner `owner`, with a unique
@@ -588,7 +613,12 @@ fn records(numbers: impl IntoIterator<Item = u64>) -> Result<Vec<Token>, Seen> {
 }
 
 fn revocation(reason: Reason, micros: i64) -> Result<Box<Revocation>, Seen> {
-    Ok(Box::new(Revocation { at: at(micros)?, by: ActorRef::System, authority: Authority::System, reason }))
+    Ok(Box::new(Revocation {
+        at: at(micros)?,
+        by: ActorRef::System,
+        authority: Authority::System,
+        reason,
+    }))
 }
 
 fn succession(successor: u64) -> Result<Option<Succession>, Seen> {
@@ -762,7 +792,9 @@ fn extreme(text: &str) -> Result<DateTime<Utc>, Seen> {
     Ok(instant.to_utc())
 }
 
-async fn an_inserted_record_comes_back_unchanged<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+async fn an_inserted_record_comes_back_unchanged<S: TokenStore>(
+    bench: &Bench<'_, S>,
+) -> Result<(), Seen> {
     let tokens = every_kind_of_record()?;
     bench.insert(&tokens).await?;
     bench.settle().await;
@@ -776,13 +808,16 @@ async fn an_inserted_record_comes_back_unchanged<S: TokenStore>(bench: &Bench<'_
         });
         let page = bench.store.list(&query).await?;
         let listed = page.tokens.iter().find(|listed| listed.id == token.id);
-        let listed = listed.ok_or_else(|| Seen(format!("the list of its owner lacked {}", token.id)))?;
+        let listed =
+            listed.ok_or_else(|| Seen(format!("the list of its owner lacked {}", token.id)))?;
         same(token, listed)?;
     }
     Ok(())
 }
 
-async fn an_updated_record_comes_back_unchanged<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+async fn an_updated_record_comes_back_unchanged<S: TokenStore>(
+    bench: &Bench<'_, S>,
+) -> Result<(), Seen> {
     let tokens = every_kind_of_record()?;
     // The identity and the owner of a record stay. Everything else changes, and then changes back.
     let plain = |token: &Token| -> Result<Token, Seen> {
@@ -807,7 +842,8 @@ async fn an_updated_record_comes_back_unchanged<S: TokenStore>(bench: &Bench<'_,
     for token in &full {
         bench.holds(token).await?;
     }
-    let bare: Vec<Token> = before.iter().map(|token| Token { version: 3, ..token.clone() }).collect();
+    let bare: Vec<Token> =
+        before.iter().map(|token| Token { version: 3, ..token.clone() }).collect();
     let updates: Vec<Change> = bare.iter().map(update).collect();
     bench.commit_all(&updates).await?;
     bench.settle().await;
@@ -830,12 +866,14 @@ async fn what_is_not_there_is_not_found<S: TokenStore>(bench: &Bench<'_, S>) -> 
 /// Reads without waiting, however stale other reads may be.
 async fn a_change_is_current_at_once<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
     let mut token = record(1)?;
-    let is_current =
-        async |expected: Option<&Token>| match (bench.store.find_current(id(1)?).await?, expected) {
-            (Some(found), Some(expected)) => same(expected, &found),
-            (None, None) => Ok(()),
-            (found, _) => Err(Seen(format!("the record was {found:?} instead of {expected:?}"))),
-        };
+    let is_current = async |expected: Option<&Token>| match (
+        bench.store.find_current(id(1)?).await?,
+        expected,
+    ) {
+        (Some(found), Some(expected)) => same(expected, &found),
+        (None, None) => Ok(()),
+        (found, _) => Err(Seen(format!("the record was {found:?} instead of {expected:?}"))),
+    };
     is_current(None).await?;
     bench.insert(std::slice::from_ref(&token)).await?;
     is_current(Some(&token)).await?;
@@ -857,8 +895,12 @@ async fn an_insert_never_overwrites<S: TokenStore>(bench: &Bench<'_, S>) -> Resu
     let other = Token { id: first.id, ..record(2)? };
     bench.refused([insert(&other)], Conflict::Id(first.id)).await?;
     // Another realm, another owner and the next version make no difference: the id is the same.
-    let elsewhere =
-        Token { realm: Realm::new("elsewhere")?, owner: OwnerId::new("somebody else")?, version: 2, ..other };
+    let elsewhere = Token {
+        realm: Realm::new("elsewhere")?,
+        owner: OwnerId::new("somebody else")?,
+        version: 2,
+        ..other
+    };
     bench.refused([insert(&elsewhere)], Conflict::Id(first.id)).await?;
     bench.settle().await;
     bench.holds(&first).await
@@ -884,7 +926,9 @@ async fn a_kind_fits_its_owner<S: TokenStore>(bench: &Bench<'_, S>) -> Result<()
     bench.holds(&good).await
 }
 
-async fn an_update_needs_the_version_before<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+async fn an_update_needs_the_version_before<S: TokenStore>(
+    bench: &Bench<'_, S>,
+) -> Result<(), Seen> {
     let first = record(1)?;
     let second = changed(&first, |token| token.notified_days = Some(7));
     bench.insert(std::slice::from_ref(&first)).await?;
@@ -914,7 +958,9 @@ async fn an_update_keeps_the_last_use<S: TokenStore>(bench: &Bench<'_, S>) -> Re
     let known = Some(LastUse::new(at(500)?, Some(v4(1))));
     let mut stored = used;
     // A missing, an older and a newer last use: the record's own value has no effect.
-    for claimed in [None, Some(LastUse::new(at(400)?, None)), Some(LastUse::new(at(600)?, Some(v6())))] {
+    for claimed in
+        [None, Some(LastUse::new(at(400)?, None)), Some(LastUse::new(at(600)?, Some(v6())))]
+    {
         stored = changed(&stored, |token| token.last_used = claimed);
         bench.commit([update(&stored)]).await?;
     }
@@ -962,7 +1008,9 @@ async fn a_batch_is_done_whole<S: TokenStore>(bench: &Bench<'_, S>) -> Result<()
     bench.commit([]).await
 }
 
-async fn a_batch_that_conflicts_leaves_nothing<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+async fn a_batch_that_conflicts_leaves_nothing<S: TokenStore>(
+    bench: &Bench<'_, S>,
+) -> Result<(), Seen> {
     let before = records([1, 2, 3])?;
     bench.insert(&before).await?;
     let [stays, goes, other] = before.as_slice() else {
@@ -1024,8 +1072,20 @@ async fn a_name_is_unique<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), See
     let token = called(2, "strasse")?;
     bench.refused([insert(&token)], Conflict::Name(token.id)).await?;
     // Texts with different keys are different names, even if a collation treats them as equal.
-    let others =
-        ["strase", "resume", "résumé", "a b", "ab", "ı", "i", "%", "_", "straße\u{301}", "аdmin", "admin"];
+    let others = [
+        "strase",
+        "resume",
+        "résumé",
+        "a b",
+        "ab",
+        "ı",
+        "i",
+        "%",
+        "_",
+        "straße\u{301}",
+        "аdmin",
+        "admin",
+    ];
     for (number, other) in (10..).zip(others) {
         bench.commit([insert(&called(number, other)?)]).await?;
     }
@@ -1049,8 +1109,16 @@ async fn a_name_key_is_opaque<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(),
         let name_key = Some(NameKey::from_bytes([byte; 32]));
         Ok(Token { name: TokenName::stored(name), name_key, ..record(number)? })
     };
-    let texts =
-        ["ci", " ", "", "\u{202e}a\u{2028}b\r\n\t", "\u{10ffff}\u{378}", "e\u{301}", "a  b ", "\u{2800}"];
+    let texts = [
+        "ci",
+        " ",
+        "",
+        "\u{202e}a\u{2028}b\r\n\t",
+        "\u{10ffff}\u{378}",
+        "e\u{301}",
+        "a  b ",
+        "\u{2800}",
+    ];
     let mut tokens = Vec::new();
     for ((number, byte), text) in (1..).zip(0..).zip(texts) {
         let description = Some(Description::stored(text));
@@ -1080,7 +1148,8 @@ async fn a_name_is_one_owners_alone<S: TokenStore>(bench: &Bench<'_, S>) -> Resu
     let first = record(1)?;
     let like = |number: u64| -> Result<Token, Seen> { Ok(namesake(record(number)?, &first)) };
     bench.insert(std::slice::from_ref(&first)).await?;
-    let mut others = vec![Token { kind: TokenKind::Service, owner_kind: OwnerKind::Service, ..like(2)? }];
+    let mut others =
+        vec![Token { kind: TokenKind::Service, owner_kind: OwnerKind::Service, ..like(2)? }];
     // Owners that differ in case, trailing spaces, normalization or pattern characters are
     // different owners.
     let owners = ["Owner", "owner ", "öwner", "o\u{308}wner", "owne_", "owner%", "another"];
@@ -1097,12 +1166,16 @@ async fn a_name_is_one_owners_alone<S: TokenStore>(bench: &Bench<'_, S>) -> Resu
     bench.refused([insert(&second)], Conflict::Name(second.id)).await?;
     bench.settle().await;
     for other in others.iter().filter(|other| other.owner != first.owner) {
-        let query =
-            ListQuery::new(ListBy::Owner { realm: Realm::default(), owner: other.owner.clone(), kind: None });
+        let query = ListQuery::new(ListBy::Owner {
+            realm: Realm::default(),
+            owner: other.owner.clone(),
+            kind: None,
+        });
         bench.lists(&query, &[other.id]).await?;
     }
     for other in others.iter().filter(|other| other.realm != first.realm) {
-        let query = ListQuery::new(ListBy::Kind { realm: other.realm.clone(), kind: TokenKind::Personal });
+        let query =
+            ListQuery::new(ListBy::Kind { realm: other.realm.clone(), kind: TokenKind::Personal });
         bench.lists(&query, &[other.id]).await?;
     }
     Ok(())
@@ -1132,7 +1205,9 @@ async fn a_name_is_free_again<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(),
     bench.refused([insert(&taken)], Conflict::Name(taken.id)).await
 }
 
-async fn a_name_is_handed_on_within_a_batch<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+async fn a_name_is_handed_on_within_a_batch<S: TokenStore>(
+    bench: &Bench<'_, S>,
+) -> Result<(), Seen> {
     for (number, forwards) in [(10, true), (20, false)] {
         let in_order = |mut changes: Vec<Change>| {
             if !forwards {
@@ -1168,7 +1243,9 @@ async fn a_name_is_handed_on_within_a_batch<S: TokenStore>(bench: &Bench<'_, S>)
     Ok(())
 }
 
-async fn two_of_one_name_in_a_batch_conflict<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+async fn two_of_one_name_in_a_batch_conflict<S: TokenStore>(
+    bench: &Bench<'_, S>,
+) -> Result<(), Seen> {
     let one = record(1)?;
     let two = namesake(record(2)?, &one);
     let result = bench.store.commit(&batch([insert(&one), insert(&two)])).await;
@@ -1182,7 +1259,8 @@ async fn two_of_one_name_in_a_batch_conflict<S: TokenStore>(bench: &Bench<'_, S>
 }
 
 async fn a_list_holds_what_it_should<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
-    let service = |token: Token| Token { kind: TokenKind::Service, owner_kind: OwnerKind::Service, ..token };
+    let service =
+        |token: Token| Token { kind: TokenKind::Service, owner_kind: OwnerKind::Service, ..token };
     let made_by = |number: u64| -> Result<ActorRef, Seen> {
         Ok(ActorRef::Token { owner: OwnerId::new("owner")?, id: id(number)? })
     };
@@ -1248,7 +1326,9 @@ async fn a_list_holds_what_it_should<S: TokenStore>(bench: &Bench<'_, S>) -> Res
     bench.lists(&ListQuery::new(ListBy::Ancestor(id(3)?)), &ids([6])?).await
 }
 
-async fn a_list_of_a_key_holds_its_digests<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+async fn a_list_of_a_key_holds_its_digests<S: TokenStore>(
+    bench: &Bench<'_, S>,
+) -> Result<(), Seen> {
     let under = |key| Credential::Keyed(KeyedDigest::new(KeyId::new(key), [1; 32]));
     let mut tokens = records(1..=6)?;
     for (number, token) in (1..).zip(&mut tokens) {
@@ -1300,13 +1380,17 @@ async fn pages_are_exact<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen
             bench.lists(&query.clone().limit(limit), &all).await?;
         }
         // The end of a list: a page with all remaining records is the last one, even if it is full.
-        for (left, limit, more) in [(2, 1, true), (2, 2, false), (2, 3, false), (1, 1, false), (0, 1, false)]
+        for (left, limit, more) in
+            [(2, 1, true), (2, 2, false), (2, 3, false), (1, 1, false), (0, 1, false)]
         {
             let last = id(u64::try_from(left)?.saturating_add(1))?;
             let page = bench.store.list(&query.clone().after(Some(last)).limit(limit)).await?;
             let seen = page.tokens.len();
             ensure(seen == limit.min(left) && page.next.is_some() == more, || {
-                format!("with {left} left, a page of {limit} held {seen} and went on at {:?}", page.next)
+                format!(
+                    "with {left} left, a page of {limit} held {seen} and went on at {:?}",
+                    page.next
+                )
             })?;
         }
     }
@@ -1319,7 +1403,9 @@ async fn pages_are_exact<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen
     bench.lists(&rest, &ids(1..100)?).await
 }
 
-async fn pages_hold_while_records_come_and_go<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+async fn pages_hold_while_records_come_and_go<S: TokenStore>(
+    bench: &Bench<'_, S>,
+) -> Result<(), Seen> {
     // Records with multiples of three stay. Others appear and disappear between the pages.
     let stay = || (100..140_u64).filter(|number| number.checked_rem(3) == Some(0));
     let go: Vec<u64> = (100..140_u64).filter(|number| number.checked_rem(3) == Some(1)).collect();
@@ -1395,8 +1481,11 @@ async fn only_active_ones_are_listed<S: TokenStore>(bench: &Bench<'_, S>) -> Res
     let table: [(i64, &[u64]); 4] =
         [(998, &[1, 2, 3, 4]), (999, &[1, 3, 4]), (1_000, &[1, 4]), (1_001, &[1])];
     let personal = ListBy::Kind { realm: Realm::default(), kind: TokenKind::Personal };
-    let queries =
-        [by_owner("owner", None)?, ListQuery::new(personal), ListQuery::new(ListBy::Idle(at(9_999)?))];
+    let queries = [
+        by_owner("owner", None)?,
+        ListQuery::new(personal),
+        ListQuery::new(ListBy::Idle(at(9_999)?)),
+    ];
     for query in queries {
         for (now, expected) in table {
             for limit in [1, 2, MAX_PAGE] {
@@ -1427,7 +1516,8 @@ async fn idle_ones_are_listed<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(),
     ];
     bench.insert(&tokens).await?;
     bench.settle().await;
-    let idle_at = |micros: i64| -> Result<ListQuery, Seen> { Ok(ListQuery::new(ListBy::Idle(at(micros)?))) };
+    let idle_at =
+        |micros: i64| -> Result<ListQuery, Seen> { Ok(ListQuery::new(ListBy::Idle(at(micros)?))) };
     bench.lists(&idle_at(1_000)?, &ids([1, 4, 7])?).await?;
     bench.lists(&idle_at(1_001)?, &ids([1, 2, 4, 5, 6, 7])?).await?;
     bench.lists(&idle_at(0)?, &[]).await?;
@@ -1475,7 +1565,9 @@ async fn a_touch_moves_forward_alone<S: TokenStore>(bench: &Bench<'_, S>) -> Res
 }
 
 #[allow(clippy::arithmetic_side_effects, reason = "instants of a test, far from the ends")]
-async fn a_touch_replaces_what_a_wrong_clock_noted<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+async fn a_touch_replaces_what_a_wrong_clock_noted<S: TokenStore>(
+    bench: &Bench<'_, S>,
+) -> Result<(), Seen> {
     let token = record(1)?;
     bench.insert(std::slice::from_ref(&token)).await?;
     // In seconds: when the token was used, when that is written, and the last use known afterwards.
@@ -1569,7 +1661,8 @@ async fn ended_records_are_listed<S: TokenStore>(bench: &Bench<'_, S>) -> Result
     let ends = |number: u64, expires: Option<i64>, revoked: Option<i64>| -> Result<Token, Seen> {
         let mut token = record(number)?;
         token.facts.expires_at = expires.map(at).transpose()?;
-        token.facts.revocation = revoked.map(|micros| revocation(Reason::Admin, micros)).transpose()?;
+        token.facts.revocation =
+            revoked.map(|micros| revocation(Reason::Admin, micros)).transpose()?;
         Ok(token)
     };
     let ended = [
@@ -1603,7 +1696,9 @@ async fn ended_records_are_listed<S: TokenStore>(bench: &Bench<'_, S>) -> Result
     Ok(())
 }
 
-async fn the_first_to_end_are_listed_first<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+async fn the_first_to_end_are_listed_first<S: TokenStore>(
+    bench: &Bench<'_, S>,
+) -> Result<(), Seen> {
     // Older records ended later.
     let mut tokens = records(1..=5)?;
     for (place, token) in (0_i64..).zip(&mut tokens) {
@@ -1629,7 +1724,9 @@ async fn the_first_to_end_are_listed_first<S: TokenStore>(bench: &Bench<'_, S>) 
     bench.settle().await;
     let listed = ids_of(&bench.store.list_ended(at(1_000)?, 100).await?.tokens);
     let expected = in_order(&[1, 4, 3, 2])?;
-    ensure(listed == expected, || format!("it listed {}, not {}", shown_ids(&listed), shown_ids(&expected)))
+    ensure(listed == expected, || {
+        format!("it listed {}, not {}", shown_ids(&listed), shown_ids(&expected))
+    })
 }
 
 /// The work of one of several concurrent tasks. Its items run in order, up to the first that fails.
@@ -1681,7 +1778,11 @@ const ROUNDS: u64 = 25;
 const ROUND_OF_TOUCHES: u16 = 200;
 
 impl Race {
-    async fn check<S: TokenStore>(&self, bench: &Bench<'_, S>, results: &Results) -> Result<(), Seen> {
+    async fn check<S: TokenStore>(
+        &self,
+        bench: &Bench<'_, S>,
+        results: &Results,
+    ) -> Result<(), Seen> {
         bench.settle().await;
         for (round, (works, results)) in self.rounds.iter().zip(results).enumerate() {
             let mut done = Vec::new();
@@ -1689,14 +1790,21 @@ impl Race {
                 match (result, &self.outcome) {
                     (Ok(()), _) => done.push(work),
                     (Err(_), Outcome::One(conflict)) => conflicts(result, conflict(round, place)?)?,
-                    (Err(StoreError::Unavailable(_) | StoreError::Conflict(_)), Outcome::OneOrGivenUp) => {}
-                    (Err(error), _) => return Err(Seen(format!("one of several at once got {error:?}"))),
+                    (
+                        Err(StoreError::Unavailable(_) | StoreError::Conflict(_)),
+                        Outcome::OneOrGivenUp,
+                    ) => {}
+                    (Err(error), _) => {
+                        return Err(Seen(format!("one of several at once got {error:?}")));
+                    }
                 }
             }
             if matches!(self.outcome, Outcome::All(_)) {
                 continue;
             }
-            ensure(done.len() == 1, || format!("{} of {} at once were done", done.len(), works.len()))?;
+            ensure(done.len() == 1, || {
+                format!("{} of {} at once were done", done.len(), works.len())
+            })?;
             for work in done {
                 let Work::Commits(batches) = work else { continue };
                 for change in batches.iter().flat_map(|batch| &batch.changes) {
@@ -1720,7 +1828,8 @@ async fn raced<S: TokenStore>(bench: &Bench<'_, S>, race: Race) -> Result<(), Se
     bench.commit_all(&race.before).await?;
     let mut results = Vec::new();
     for round in &race.rounds {
-        let futures = round.iter().map(|work| -> BoxedFuture<'_, _> { Box::pin(work.perform(&bench.store)) });
+        let futures =
+            round.iter().map(|work| -> BoxedFuture<'_, _> { Box::pin(work.perform(&bench.store)) });
         results.push(join_all(futures.collect()).await);
     }
     race.check(bench, &results).await
@@ -1738,7 +1847,11 @@ async fn join_all<T: Send>(futures: Vec<BoxedFuture<'_, T>>) -> Vec<T> {
                 *output = Some(ready);
             }
         }
-        if running.iter().all(|(_, output)| output.is_some()) { Poll::Ready(()) } else { Poll::Pending }
+        if running.iter().all(|(_, output)| output.is_some()) {
+            Poll::Ready(())
+        } else {
+            Poll::Pending
+        }
     })
     .await;
     running.into_iter().filter_map(|(_, output)| output).collect()
@@ -1778,7 +1891,9 @@ fn on_threads<S: TokenStore>(
                 })
                 .collect();
             let join = |thread: std::thread::ScopedJoinHandle<'_, _>| {
-                thread.join().unwrap_or_else(|_| Err(Seen("the store, or `block_on`, panicked".into())))
+                thread
+                    .join()
+                    .unwrap_or_else(|_| Err(Seen("the store, or `block_on`, panicked".into())))
             };
             threads.into_iter().map(join).collect()
         });
@@ -1790,12 +1905,18 @@ fn on_threads<S: TokenStore>(
 fn race_plans() -> [(Check, Result<Race, Seen>); 5] {
     let check = |name, contract| Check { name, contract };
     [
-        (check("of_updates_at_once_one_wins", "changes are atomic and never lost"), race_of_updates()),
+        (
+            check("of_updates_at_once_one_wins", "changes are atomic and never lost"),
+            race_of_updates(),
+        ),
         (
             check("of_inserts_of_one_name_at_once_one_wins", "changes are atomic and never lost"),
             race_of_names(),
         ),
-        (check("of_inserts_of_one_id_at_once_one_wins", "an insert never overwrites"), race_of_ids()),
+        (
+            check("of_inserts_of_one_id_at_once_one_wins", "an insert never overwrites"),
+            race_of_ids(),
+        ),
         (
             check(
                 "of_batches_in_opposite_order_one_wins",
@@ -1839,7 +1960,9 @@ fn contender(round: u64, place: u64) -> u64 {
     round.saturating_mul(100).saturating_add(place).saturating_add(1_000)
 }
 
-async fn of_inserts_of_one_name_at_once_one_wins<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+async fn of_inserts_of_one_name_at_once_one_wins<S: TokenStore>(
+    bench: &Bench<'_, S>,
+) -> Result<(), Seen> {
     raced(bench, race_of_names()?).await
 }
 
@@ -1860,7 +1983,9 @@ fn race_of_names() -> Result<Race, Seen> {
     })
 }
 
-async fn of_inserts_of_one_id_at_once_one_wins<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+async fn of_inserts_of_one_id_at_once_one_wins<S: TokenStore>(
+    bench: &Bench<'_, S>,
+) -> Result<(), Seen> {
     raced(bench, race_of_ids()?).await
 }
 
@@ -1879,7 +2004,9 @@ fn race_of_ids() -> Result<Race, Seen> {
     })
 }
 
-async fn of_batches_in_opposite_order_one_wins<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+async fn of_batches_in_opposite_order_one_wins<S: TokenStore>(
+    bench: &Bench<'_, S>,
+) -> Result<(), Seen> {
     raced(bench, race_of_batches()?).await
 }
 
@@ -1908,7 +2035,9 @@ fn race_of_batches() -> Result<Race, Seen> {
     })
 }
 
-async fn touches_and_updates_at_once_are_all_kept<S: TokenStore>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+async fn touches_and_updates_at_once_are_all_kept<S: TokenStore>(
+    bench: &Bench<'_, S>,
+) -> Result<(), Seen> {
     raced(bench, race_with_touches()?).await
 }
 
@@ -1932,7 +2061,11 @@ fn race_with_touches() -> Result<Race, Seen> {
         round.push(uses(first)?);
     }
     current.last_used = Some(LastUse::new(at(last)?, Some(v4(1))));
-    Ok(Race { before: vec![insert(&token)], rounds: vec![round], outcome: Outcome::All(vec![current]) })
+    Ok(Race {
+        before: vec![insert(&token)],
+        rounds: vec![round],
+        outcome: Outcome::All(vec![current]),
+    })
 }
 
 /// Returns an event of the token with this number, at this many microseconds. Its id is greater
@@ -1968,7 +2101,9 @@ async fn logs<S: TokenStore + AuditLog>(
     })
 }
 
-async fn an_event_comes_back_unchanged<S: TokenStore + AuditLog>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+async fn an_event_comes_back_unchanged<S: TokenStore + AuditLog>(
+    bench: &Bench<'_, S>,
+) -> Result<(), Seen> {
     let actors = [
         ActorRef::System,
         ActorRef::Owner(OwnerId::new(&"é".repeat(127))?),
@@ -2076,15 +2211,20 @@ async fn pages_of_events_neither_repeat_nor_skip<S: TokenStore + AuditLog>(
             let mut read = Vec::new();
             loop {
                 let EventPage { events, next, .. } = bench.store.events(&query).await?;
-                ensure(events.len() <= limit, || format!("{} events came, not {limit}", events.len()))?;
+                ensure(events.len() <= limit, || {
+                    format!("{} events came, not {limit}", events.len())
+                })?;
                 read.extend(events);
                 // The cursor goes through its text, as with a client.
                 let Some(next) = next.filter(|_| read.len() <= expected.len()) else { break };
-                let next = next.to_string().parse().map_err(|error| Seen(format!("{next}: {error}")))?;
+                let next =
+                    next.to_string().parse().map_err(|error| Seen(format!("{next}: {error}")))?;
                 query = query.after(Some(next));
             }
             ensure(read == expected, || {
-                format!("the pages of {limit}, oldest first {oldest_first}, held {read:?}, not {expected:?}")
+                format!(
+                    "the pages of {limit}, oldest first {oldest_first}, held {read:?}, not {expected:?}"
+                )
             })?;
         }
         expected.reverse();
@@ -2092,7 +2232,9 @@ async fn pages_of_events_neither_repeat_nor_skip<S: TokenStore + AuditLog>(
     Ok(())
 }
 
-async fn an_event_is_stored_once<S: TokenStore + AuditLog>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+async fn an_event_is_stored_once<S: TokenStore + AuditLog>(
+    bench: &Bench<'_, S>,
+) -> Result<(), Seen> {
     let told = event(1, 0, AuditAction::Refused)?;
     let other = event(1, 0, AuditAction::Refused)?;
     bench.store.commit(&events_alone(vec![told.clone()])).await?;
@@ -2116,7 +2258,9 @@ async fn exports<S: TokenStore + AuditLog>(
     let mut read = Vec::new();
     for _ in 0..EXPORT_TRIES {
         let page = bench.store.export(cursor, limit).await?;
-        ensure(page.events.len() <= limit, || format!("{} events came, not {limit}", page.events.len()))?;
+        ensure(page.events.len() <= limit, || {
+            format!("{} events came, not {limit}", page.events.len())
+        })?;
         *cursor = ExportCursor::new(page.next.as_str());
         let is_late = page.is_empty() && read.len() < expected.len();
         if !is_late && (page.is_empty() || read.len() > expected.len()) {
@@ -2124,7 +2268,9 @@ async fn exports<S: TokenStore + AuditLog>(
         }
         read.extend(page.events);
     }
-    ensure(read == expected, || format!("the export of {limit} at once held {read:?}, not {expected:?}"))
+    ensure(read == expected, || {
+        format!("the export of {limit} at once held {read:?}, not {expected:?}")
+    })
 }
 
 async fn an_export_holds_each_event_once_in_the_order_of_the_commits<S: TokenStore + AuditLog>(
@@ -2157,8 +2303,12 @@ async fn an_export_holds_each_event_once_in_the_order_of_the_commits<S: TokenSto
     let last = event(1, 0, AuditAction::Refused)?;
     bench.store.commit(&events_alone(vec![last.clone()])).await?;
     exports(bench, cursor, 2, std::slice::from_ref(&last)).await?;
-    let left: Vec<AuditEvent> =
-        commits.iter().filter(|event| event.at >= at(6).unwrap_or(event.at)).cloned().chain([last]).collect();
+    let left: Vec<AuditEvent> = commits
+        .iter()
+        .filter(|event| event.at >= at(6).unwrap_or(event.at))
+        .cloned()
+        .chain([last])
+        .collect();
     exports(bench, &mut ExportCursor::start(), 2, &left).await
 }
 
@@ -2171,8 +2321,16 @@ async fn a_cursor_of_another_store_is_refused<S: TokenStore + AuditLog>(
     let mut own = ExportCursor::start();
     exports(bench, &mut own, 1, std::slice::from_ref(&told)).await?;
     let of_list = crate::store::EventCursor::of(&told).to_string();
-    let texts =
-        ["another", "another:1", "another:1:1", "\0", "é", &of_list, &format!("{own}0x"), &format!(" {own}")];
+    let texts = [
+        "another",
+        "another:1",
+        "another:1:1",
+        "\0",
+        "é",
+        &of_list,
+        &format!("{own}0x"),
+        &format!(" {own}"),
+    ];
     for text in texts {
         let seen = bench.store.export(&ExportCursor::new(text), 1).await;
         ensure(matches!(seen, Err(StoreError::Cursor(_))), || {
@@ -2182,13 +2340,17 @@ async fn a_cursor_of_another_store_is_refused<S: TokenStore + AuditLog>(
     Ok(())
 }
 
-async fn a_batch_may_hold_events_alone<S: TokenStore + AuditLog>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+async fn a_batch_may_hold_events_alone<S: TokenStore + AuditLog>(
+    bench: &Bench<'_, S>,
+) -> Result<(), Seen> {
     let told = event(1, 0, AuditAction::Refused)?;
     bench.store.commit(&events_alone(vec![told.clone()])).await?;
     logs(bench, &Realm::default(), &[told]).await
 }
 
-async fn a_conflict_leaves_no_event<S: TokenStore + AuditLog>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+async fn a_conflict_leaves_no_event<S: TokenStore + AuditLog>(
+    bench: &Bench<'_, S>,
+) -> Result<(), Seen> {
     let token = record(1)?;
     let told = event(1, 0, AuditAction::Generated)?;
     let good = ChangeBatch { events: vec![told.clone()], ..batch([insert(&token)]) };
@@ -2209,17 +2371,20 @@ async fn a_conflict_leaves_no_event<S: TokenStore + AuditLog>(bench: &Bench<'_, 
     logs(bench, &Realm::default(), &[told]).await
 }
 
-async fn erasing_takes_out_every_trace<S: TokenStore + AuditLog>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+async fn erasing_takes_out_every_trace<S: TokenStore + AuditLog>(
+    bench: &Bench<'_, S>,
+) -> Result<(), Seen> {
     let (owner, other) = (OwnerId::new("owner")?, OwnerId::new("other")?);
-    let told = |micros: i64, realm: &Realm, of: &OwnerId, by: ActorRef| -> Result<AuditEvent, Seen> {
-        Ok(AuditEvent {
-            realm: realm.clone(),
-            owner: Some(of.clone()),
-            actor: by,
-            address: Some(v4(1)),
-            ..event(1, micros, AuditAction::Revoked)?
-        })
-    };
+    let told =
+        |micros: i64, realm: &Realm, of: &OwnerId, by: ActorRef| -> Result<AuditEvent, Seen> {
+            Ok(AuditEvent {
+                realm: realm.clone(),
+                owner: Some(of.clone()),
+                actor: by,
+                address: Some(v4(1)),
+                ..event(1, micros, AuditAction::Revoked)?
+            })
+        };
     let through = ActorRef::Token { owner: owner.clone(), id: id(1)? };
     let (home, elsewhere) = (Realm::default(), Realm::new("elsewhere")?);
     let events = vec![
@@ -2231,8 +2396,10 @@ async fn erasing_takes_out_every_trace<S: TokenStore + AuditLog>(bench: &Bench<'
     ];
     bench.store.commit(&events_alone(events.clone())).await?;
     let last = told(5, &home, &owner, ActorRef::Owner(owner.clone()))?;
-    let erasing =
-        ChangeBatch { erase: Some((home.clone(), owner.clone())), ..events_alone(vec![last.clone()]) };
+    let erasing = ChangeBatch {
+        erase: Some((home.clone(), owner.clone())),
+        ..events_alone(vec![last.clone()])
+    };
     bench.store.commit(&erasing).await?;
     let mut expected = events;
     for event in &mut expected {
@@ -2244,7 +2411,9 @@ async fn erasing_takes_out_every_trace<S: TokenStore + AuditLog>(bench: &Bench<'
     logs(bench, &elsewhere, &Vec::from_iter(abroad)).await
 }
 
-async fn events_are_purged_oldest_first<S: TokenStore + AuditLog>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+async fn events_are_purged_oldest_first<S: TokenStore + AuditLog>(
+    bench: &Bench<'_, S>,
+) -> Result<(), Seen> {
     let mut events = Vec::new();
     for number in 0..5 {
         events.push(event(1, number, AuditAction::Refused)?);
@@ -2273,11 +2442,16 @@ async fn states_are_counted_at_an_instant<S: TokenStore + TokenCounts>(
     bench.settle().await;
     for (now, active, revoked, expired) in [(999, 2, 3, 0), (1_000, 1, 1, 3), (1_001, 1, 1, 3)] {
         let counts = bench.store.count_by_state(at(now)?).await?;
-        for (state, expected) in
-            [(TokenState::Active, active), (TokenState::Revoked, revoked), (TokenState::Expired, expired)]
-        {
-            let counted: u64 =
-                counts.iter().filter(|(counted, _)| *counted == state).map(|(_, count)| count).sum();
+        for (state, expected) in [
+            (TokenState::Active, active),
+            (TokenState::Revoked, revoked),
+            (TokenState::Expired, expired),
+        ] {
+            let counted: u64 = counts
+                .iter()
+                .filter(|(counted, _)| *counted == state)
+                .map(|(_, count)| count)
+                .sum();
             ensure(counted == expected, || {
                 format!("{counted} were counted as {state} at {now}, not {expected}")
             })?;
@@ -2286,7 +2460,9 @@ async fn states_are_counted_at_an_instant<S: TokenStore + TokenCounts>(
     Ok(())
 }
 
-async fn digests_are_counted_by_key<S: TokenStore + KeyChecks>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+async fn digests_are_counted_by_key<S: TokenStore + KeyChecks>(
+    bench: &Bench<'_, S>,
+) -> Result<(), Seen> {
     let mut tokens = records(1..=6)?;
     for (number, token) in (1..).zip(&mut tokens) {
         token.credential = match number {
@@ -2309,7 +2485,9 @@ async fn digests_are_counted_by_key<S: TokenStore + KeyChecks>(bench: &Bench<'_,
     ensure(counts == expected, || format!("the counts were {counts:?}, not {expected:?}"))
 }
 
-async fn the_first_key_check_stays<S: TokenStore + KeyChecks>(bench: &Bench<'_, S>) -> Result<(), Seen> {
+async fn the_first_key_check_stays<S: TokenStore + KeyChecks>(
+    bench: &Bench<'_, S>,
+) -> Result<(), Seen> {
     let check = |key, byte| KeyCheck::new(KeyId::new(key), [byte; 16]);
     let known = async || -> Result<Vec<(KeyId, [u8; 16])>, Seen> {
         bench.settle().await;
@@ -2336,8 +2514,9 @@ async fn the_first_key_check_stays<S: TokenStore + KeyChecks>(bench: &Bench<'_, 
     ensure(found == expected, || format!("the key checks were {found:?}, not {expected:?}"))?;
     // One of many concurrent check values remains.
     let writers: Vec<KeyCheck> = (1..=8).map(|byte| check(1, byte)).collect();
-    let writers =
-        writers.iter().map(|check| -> BoxedFuture<'_, _> { Box::pin(bench.store.record_key_check(check)) });
+    let writers = writers
+        .iter()
+        .map(|check| -> BoxedFuture<'_, _> { Box::pin(bench.store.record_key_check(check)) });
     for result in join_all(writers.collect()).await {
         result?;
     }

@@ -17,7 +17,8 @@ mod tests {
 
     /// The rank of each module by the table of the page on the design: its row, from the top.
     fn ranks() -> HashMap<&'static str, usize> {
-        let rows = include_str!("docs/design.md").lines().skip_while(|line| !line.starts_with("| module"));
+        let rows =
+            include_str!("docs/design.md").lines().skip_while(|line| !line.starts_with("| module"));
         let rows = rows.skip(2).take_while(|line| line.starts_with('|'));
         let mut ranks = HashMap::new();
         for (rank, row) in rows.enumerate() {
@@ -45,8 +46,8 @@ mod tests {
         let code = source.split("#[cfg(test)]\nmod tests {").next().unwrap();
         let lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));
         let names = lines.flat_map(|line| line.split("crate::").skip(1));
-        let names =
-            names.map(|rest| rest.split(|c: char| !c.is_ascii_lowercase() && c != '_').next().unwrap());
+        let names = names
+            .map(|rest| rest.split(|c: char| !c.is_ascii_lowercase() && c != '_').next().unwrap());
         names.filter(|name| !name.is_empty()).collect()
     }
 
@@ -63,10 +64,12 @@ mod tests {
             if ["lib", "docs"].contains(&module) {
                 continue;
             }
-            let rank = *ranks.get(module).unwrap_or_else(|| panic!("{module} is missing in the table"));
+            let rank =
+                *ranks.get(module).unwrap_or_else(|| panic!("{module} is missing in the table"));
             for import in imports(&fs::read_to_string(&file).unwrap()) {
-                let of_import =
-                    *ranks.get(import).unwrap_or_else(|| panic!("{import} is missing in the table"));
+                let of_import = *ranks
+                    .get(import)
+                    .unwrap_or_else(|| panic!("{import} is missing in the table"));
                 assert!(
                     import == module || of_import < rank,
                     "{} imports {import}, which does not stand above {module}",

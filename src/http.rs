@@ -58,8 +58,8 @@ mod user;
 pub use address::{ClientAddress, Connection};
 #[cfg(feature = "axum")]
 pub use body::{
-    EditBody, FieldErrorBody, IssuedBody, NewTokenBody, PageBody, ProblemBody, RevokedBody, RevokedByBody,
-    RotateBody, TokenBody, UserBody,
+    EditBody, FieldErrorBody, IssuedBody, NewTokenBody, PageBody, ProblemBody, RevokedBody,
+    RevokedByBody, RotateBody, TokenBody, UserBody,
 };
 #[cfg(feature = "console")]
 pub use console::Console;
@@ -67,7 +67,9 @@ pub use console::Console;
 pub use cross_site::CrossSiteError;
 #[cfg(feature = "axum")]
 pub use extract::{Permitted, RequiredPermission};
-pub use layer::{AuthLayer, AuthService, RequirePermission, RequirePermissionService, ResponseBody};
+pub use layer::{
+    AuthLayer, AuthService, RequirePermission, RequirePermissionService, ResponseBody,
+};
 #[cfg(feature = "openapi")]
 pub use openapi::openapi;
 pub use problem::{FieldError, Problem, RealmError};
@@ -140,7 +142,14 @@ impl<S: TokenStore, D: Directory> Authenticator<S, D> {
     pub fn new(tokens: Arc<TokenService<S, D>>) -> Self {
         let challenge = Challenge::of_brand(tokens.format().brand());
         let address = ClientAddress::connection();
-        Self { tokens, only: None, address, ignores_foreign: false, watch: Watch::default(), challenge }
+        Self {
+            tokens,
+            only: None,
+            address,
+            ignores_foreign: false,
+            watch: Watch::default(),
+            challenge,
+        }
     }
 
     /// Sets the `realm` of the challenges (RFC 9110 section 11.5), which names the protected

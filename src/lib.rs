@@ -38,8 +38,8 @@ pub use permission::{Grant, Permission, PermissionSet, Scope};
 pub use policy::TokenPolicy;
 pub use role::{DeclaredPermission, RoleCatalog};
 pub use service::{
-    Actor, InvalidInput, IssuedToken, ManageError, NewToken, PermissionDenied, RejectReason, Rejected,
-    TokenEdit, TokenPage, TokenService, Unavailable, Verified, VerifyError,
+    Actor, InvalidInput, IssuedToken, ManageError, NewToken, PermissionDenied, RejectReason,
+    Rejected, TokenEdit, TokenPage, TokenService, Unavailable, Verified, VerifyError,
 };
 #[cfg(feature = "cache")]
 pub use store::CachedStore;
@@ -48,4 +48,6 @@ pub use store::PostgresStore;
 #[cfg(feature = "sqlite")]
 pub use store::SqliteStore;
 pub use store::{AuditLog, KeyChecks, MemoryStore, StoreError, TokenStore};
-pub use token::{Keyring, PlaintextToken, Reason, Token, TokenId, TokenKind, TokenState, TokenView};
+pub use token::{
+    Keyring, PlaintextToken, Reason, Token, TokenId, TokenKind, TokenState, TokenView,
+};

@@ -17,7 +17,9 @@
 //! compromised.
 
 use crate::clock::cut;
-use crate::token::{ActorRef, Authority, Facts, Reason, Revocation, Succession, TokenId, TokenState};
+use crate::token::{
+    ActorRef, Authority, Facts, Reason, Revocation, Succession, TokenId, TokenState,
+};
 use chrono::{DateTime, TimeDelta, Utc};
 use std::fmt;
 
@@ -39,7 +41,8 @@ pub enum Action {
 
 impl Action {
     /// All actions.
-    pub const ALL: [Self; 5] = [Self::Revoke, Self::Restore, Self::Rotate, Self::Rename, Self::Delete];
+    pub const ALL: [Self; 5] =
+        [Self::Revoke, Self::Restore, Self::Rotate, Self::Rename, Self::Delete];
 
     /// Returns `revoke`, `restore`, `rotate`, `rename` or `delete`.
     pub const fn as_str(self) -> &'static str {
@@ -113,7 +116,11 @@ pub enum RefusalReason {
 ///
 /// # Errors
 /// [`Refusal`] if the token is expired, unless the reason is compromised.
-pub fn revoke(facts: &Facts, with: Revocation, now: DateTime<Utc>) -> Result<Option<Facts>, Refusal> {
+pub fn revoke(
+    facts: &Facts,
+    with: Revocation,
+    now: DateTime<Utc>,
+) -> Result<Option<Facts>, Refusal> {
     let state = facts.state(now);
     let compromised = with.reason == Reason::Compromised;
     if state == TokenState::Expired && !compromised {

@@ -412,7 +412,8 @@ impl Owner {
     ///
     /// Returns `None` if another catalogue asked first.
     pub(crate) fn resolved_by(&self, catalog: &Arc<RoleCatalog>) -> Option<&PermissionSet> {
-        let (by, permissions) = self.resolved.get_or_init(|| (catalog.clone(), self.resolve(catalog)));
+        let (by, permissions) =
+            self.resolved.get_or_init(|| (catalog.clone(), self.resolve(catalog)));
         Arc::ptr_eq(by, catalog).then_some(permissions)
     }
 
@@ -578,7 +579,11 @@ impl<D: Directory> DynDirectory for D {
 }
 
 impl Directory for dyn DynDirectory + '_ {
-    async fn find(&self, realm: &Realm, id: &OwnerId) -> Result<Option<Arc<Owner>>, DirectoryError> {
+    async fn find(
+        &self,
+        realm: &Realm,
+        id: &OwnerId,
+    ) -> Result<Option<Arc<Owner>>, DirectoryError> {
         self.find_boxed(realm, id).await
     }
 
@@ -641,7 +646,11 @@ impl FromIterator<Owner> for MemoryDirectory {
 }
 
 impl Directory for MemoryDirectory {
-    async fn find(&self, realm: &Realm, id: &OwnerId) -> Result<Option<Arc<Owner>>, DirectoryError> {
+    async fn find(
+        &self,
+        realm: &Realm,
+        id: &OwnerId,
+    ) -> Result<Option<Arc<Owner>>, DirectoryError> {
         Ok(self.lend(realm, id).map(Snapshot::into_arc))
     }
 

@@ -136,10 +136,14 @@ enum Narrowing {
 #[non_exhaustive]
 pub enum ScopeError {
     /// The list has more than [`MAX_SCOPE_ENTRIES`] entries, repeated ones included.
-    #[error("the scope has more than {MAX_SCOPE_ENTRIES} entries; list {MAX_SCOPE_ENTRIES} at most")]
+    #[error(
+        "the scope has more than {MAX_SCOPE_ENTRIES} entries; list {MAX_SCOPE_ENTRIES} at most"
+    )]
     TooManyEntries,
     /// An entry is not a grant. For example, it is longer than [`MAX_PERMISSION_BYTES`].
-    #[error("entry {index} of the scope is not a grant; write one such as datastores:read or datastores:*")]
+    #[error(
+        "entry {index} of the scope is not a grant; write one such as datastores:read or datastores:*"
+    )]
     BadEntry {
         /// The index of the entry, counted from 0.
         index: usize,
@@ -177,7 +181,9 @@ impl fmt::Display for UnknownEntry {
         write!(f, "the scope entry {} covers no known permission; ", self.entry)?;
         match &self.likely {
             Some(likely) => write!(f, "write {likely} if that was meant"),
-            None => f.write_str("correct the entry, or declare the permission in the role catalogue"),
+            None => {
+                f.write_str("correct the entry, or declare the permission in the role catalogue")
+            }
         }
     }
 }
@@ -208,8 +214,13 @@ impl Permission {
     /// empty segment, a character outside the grammar, or an asterisk.
     pub fn parse(text: &str) -> Result<Self, PermissionError> {
         check(text, Wildcard::Nowhere)?;
-        let prefixes = prefixes(text.as_bytes()).map(|key| Prefix { hash: hash_of(key), bytes: key.len() });
-        Ok(Self { text: Arc::from(text), hash: hash_of(text.as_bytes()), prefixes: prefixes.collect() })
+        let prefixes =
+            prefixes(text.as_bytes()).map(|key| Prefix { hash: hash_of(key), bytes: key.len() });
+        Ok(Self {
+            text: Arc::from(text),
+            hash: hash_of(text.as_bytes()),
+            prefixes: prefixes.collect(),
+        })
     }
 
     /// Returns whether [`parse`](Self::parse) accepts the text. Usable in checks at compile time.
@@ -313,10 +324,9 @@ impl PermissionSet {
         let text = permission.text.as_bytes();
         self.everything
             || self.has(permission.hash, text)
-            || permission
-                .prefixes
-                .iter()
-                .any(|prefix| text.get(..prefix.bytes).is_some_and(|key| self.has(prefix.hash, key)))
+            || permission.prefixes.iter().any(|prefix| {
+                text.get(..prefix.bytes).is_some_and(|key| self.has(prefix.hash, key))
+            })
     }
 
     /// Returns whether [`allows`](Self::allows) accepts a permission given as text.
@@ -392,7 +402,12 @@ impl PermissionSet {
         if Arc::ptr_eq(&self.table, &other.table) {
             return Self {
                 table: Arc::clone(&self.table),
-                members: self.members.iter().zip(other.members.iter()).map(|(a, b)| a | b).collect(),
+                members: self
+                    .members
+                    .iter()
+                    .zip(other.members.iter())
+                    .map(|(a, b)| a | b)
+                    .collect(),
                 everything: self.everything || other.everything,
             };
         }
@@ -425,7 +440,8 @@ impl PermissionSet {
         let mut everything = false;
         for grant in grants {
             let key = grant.key().as_bytes();
-            let Some(index) = self.table.find(hash_of(key), key).filter(|index| self.is_member(*index))
+            let Some(index) =
+                self.table.find(hash_of(key), key).filter(|index| self.is_member(*index))
             else {
                 continue;
             };
@@ -492,8 +508,10 @@ impl Scope {
             if index >= MAX_SCOPE_ENTRIES {
                 return Err(ScopeError::TooManyEntries);
             }
-            grants
-                .push(Grant::parse(entry.as_ref()).map_err(|source| ScopeError::BadEntry { index, source })?);
+            grants.push(
+                Grant::parse(entry.as_ref())
+                    .map_err(|source| ScopeError::BadEntry { index, source })?,
+            );
         }
         Self::only_grants(grants)
     }
@@ -568,8 +586,9 @@ impl Scope {
     /// Such entries are `*`, `scim:*` and `scim:users`, but not `scim`. *Inherit* lists no entries,
     /// so the result is `false`.
     pub fn covers_scim(&self) -> bool {
-        self.as_set()
-            .is_some_and(|set| set.everything || set.iter().any(|grant| grant.as_str().starts_with("scim:")))
+        self.as_set().is_some_and(|set| {
+            set.everything || set.iter().any(|grant| grant.as_str().starts_with("scim:"))
+        })
     }
 }
 
@@ -693,7 +712,8 @@ impl Serialize for Grant {
 
 impl<'de> Deserialize<'de> for Grant {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_str(TextVisitor { expected: "a permission grant", parse: Self::parse })
+        deserializer
+            .deserialize_str(TextVisitor { expected: "a permission grant", parse: Self::parse })
     }
 }
 
@@ -811,7 +831,8 @@ const VACANT: usize = usize::MAX;
 impl GrantTable {
     fn new(grants: Vec<Grant>) -> Self {
         let vacant = Slot { hash: 0, index: VACANT };
-        let room = if grants.is_empty() { 0 } else { grants.len().saturating_mul(4).next_power_of_two() };
+        let room =
+            if grants.is_empty() { 0 } else { grants.len().saturating_mul(4).next_power_of_two() };
         let mut slots = vec![vacant; room];
         for (index, grant) in grants.iter().enumerate() {
             let hash = hash_of(grant.key().as_bytes());
@@ -930,7 +951,9 @@ fn check(text: &str, wildcard: Wildcard) -> Result<(), PermissionError> {
             b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-' => segment_is_empty = false,
             b':' if segment_is_empty => return Err(PermissionError::EmptySegment { at }),
             b':' => segment_is_empty = true,
-            b'*' if wildcard == Wildcard::Nowhere => return Err(PermissionError::NotConcrete { at }),
+            b'*' if wildcard == Wildcard::Nowhere => {
+                return Err(PermissionError::NotConcrete { at });
+            }
             b'*' if segment_is_empty && at.saturating_add(1) == text.len() => return Ok(()),
             b'*' => return Err(PermissionError::MisplacedWildcard { at }),
             _ => return Err(PermissionError::BadCharacter { at }),
@@ -1026,7 +1049,11 @@ mod tests {
             for (others, expected) in [(covered, true), (not_covered, false)] {
                 for other in others {
                     assert_eq!(grant(text).covers_grant(&grant(other)), expected, "{text} {other}");
-                    assert_eq!(set(&[text]).covers_grant(&grant(other)), expected, "{text} {other}");
+                    assert_eq!(
+                        set(&[text]).covers_grant(&grant(other)),
+                        expected,
+                        "{text} {other}"
+                    );
                     if let Ok(concrete) = Permission::parse(other) {
                         assert_eq!(grant(text).covers(&concrete), expected, "{text} {other}");
                         assert_eq!(set(&[text]).allows(&concrete), expected, "{text} {other}");
@@ -1048,7 +1075,11 @@ mod tests {
             }
         }
         for text in texts {
-            assert_eq!(Permission::is_concrete(&text), Permission::parse(&text).is_ok(), "{text:?}");
+            assert_eq!(
+                Permission::is_concrete(&text),
+                Permission::parse(&text).is_ok(),
+                "{text:?}"
+            );
         }
     }
 
@@ -1069,9 +1100,14 @@ mod tests {
         for slot in &mut table.slots {
             *slot = Slot { hash: asked.hash, index: 0 };
         }
-        let vacant = first_slot(asked.hash, table.slots.len()).wrapping_sub(1) & (table.slots.len() - 1);
+        let vacant =
+            first_slot(asked.hash, table.slots.len()).wrapping_sub(1) & (table.slots.len() - 1);
         table.slots[vacant].index = VACANT;
-        let set = PermissionSet { table: Arc::new(table), members: Arc::from([u64::MAX]), everything: false };
+        let set = PermissionSet {
+            table: Arc::new(table),
+            members: Arc::from([u64::MAX]),
+            everything: false,
+        };
         assert!(!set.allows(&asked));
         assert_eq!(set.allows_str("x:y"), Ok(false));
         assert!(!set.covers_grant(&Grant::from(asked)));
@@ -1094,18 +1130,22 @@ mod tests {
             let text = format!("{}:{}:c", "a".repeat(length), "b".repeat(length));
             let mut found = Vec::new();
             let hash = scan(text.as_bytes(), |hash, bytes| found.push((hash, bytes)));
-            let expected: Vec<_> = prefixes(text.as_bytes()).map(|key| (hash_of(key), key.len())).collect();
+            let expected: Vec<_> =
+                prefixes(text.as_bytes()).map(|key| (hash_of(key), key.len())).collect();
             assert_eq!((hash, found), (Some(hash_of(text.as_bytes())), expected), "{text}");
         }
     }
 
     #[test]
     fn words_are_judged_as_bytes_are() {
-        let legal = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_-".contains(&byte);
+        let legal =
+            |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"_-".contains(&byte);
         for first in 0..=u8::MAX {
             for second in 0..=u8::MAX {
                 let passes = legal(second) && (legal(first) || first == b':');
-                for text in [&[b'a', first, second][..], &[b"abcdef-", &[first, second][..]].concat()] {
+                for text in
+                    [&[b'a', first, second][..], &[b"abcdef-", &[first, second][..]].concat()]
+                {
                     assert_eq!(scan(text, |_, _| ()).is_some(), passes, "{text:?}");
                 }
             }

@@ -350,7 +350,9 @@ impl TokenPolicy {
                 }
                 Some(after(now, span)?)
             }
-            (Lifetime::Never, None) if !self.never_allowed => return Err(LifetimeError::NeverNotAllowed),
+            (Lifetime::Never, None) if !self.never_allowed => {
+                return Err(LifetimeError::NeverNotAllowed);
+            }
             (Lifetime::Never, None) => None,
             (_, None) => {
                 let end = after(now, self.default_lifetime)?;
@@ -426,8 +428,13 @@ impl Default for TokenPolicy {
     }
 }
 
-const SHOWN: [Lifetime; 5] =
-    [Lifetime::Days(30), Lifetime::Days(60), Lifetime::Days(90), Lifetime::Days(365), Lifetime::Never];
+const SHOWN: [Lifetime; 5] = [
+    Lifetime::Days(30),
+    Lifetime::Days(60),
+    Lifetime::Days(90),
+    Lifetime::Days(365),
+    Lifetime::Never,
+];
 
 /// Builds a [`TokenPolicy`].
 ///
@@ -549,11 +556,14 @@ impl TokenPolicyBuilder {
     pub fn build(self) -> Result<TokenPolicy, PolicyError> {
         self.check_bounds()?;
         self.check_contradictions()?;
-        let Self { mut policy, shown_lifetimes, default_lifetime, never_allowed, longest_overlap } = self;
+        let Self { mut policy, shown_lifetimes, default_lifetime, never_allowed, longest_overlap } =
+            self;
         let most = policy.longest_lifetime.unwrap_or_else(longest);
         policy.never_allowed = never_allowed.unwrap_or(policy.longest_lifetime.is_none());
-        policy.default_lifetime = default_lifetime.unwrap_or_else(|| policy.default_lifetime.min(most));
-        policy.longest_overlap = longest_overlap.unwrap_or_else(|| policy.longest_overlap.min(most));
+        policy.default_lifetime =
+            default_lifetime.unwrap_or_else(|| policy.default_lifetime.min(most));
+        policy.longest_overlap =
+            longest_overlap.unwrap_or_else(|| policy.longest_overlap.min(most));
         policy.shown_lifetimes = shown_lifetimes.unwrap_or_else(|| {
             let is_allowed = |shown: &Lifetime| match shown.span() {
                 Some(span) => span <= most,
@@ -570,7 +580,9 @@ impl TokenPolicyBuilder {
         let is_lifetime = |span: TimeDelta| bounded(span).is_ok();
         let mut shown = shown_lifetimes.iter().flatten();
         let window = match policy.reuse {
-            ReuseSignal::RevokeFamily => (1, "a window of 1 to 365000 days, to revoke the family within"),
+            ReuseSignal::RevokeFamily => {
+                (1, "a window of 1 to 365000 days, to revoke the family within")
+            }
             ReuseSignal::Off | ReuseSignal::Alert => (0, "a window of 0 to 365000 days"),
         };
         let checks = [
@@ -601,9 +613,12 @@ impl TokenPolicyBuilder {
     }
 
     fn check_contradictions(&self) -> Result<(), PolicyError> {
-        let Self { policy, shown_lifetimes, default_lifetime, never_allowed, longest_overlap } = self;
-        let exceeds_longest = |span: TimeDelta| policy.longest_lifetime.is_some_and(|most| span > most);
-        let is_shown = |is_meant: &dyn Fn(&Lifetime) -> bool| shown_lifetimes.iter().flatten().any(is_meant);
+        let Self { policy, shown_lifetimes, default_lifetime, never_allowed, longest_overlap } =
+            self;
+        let exceeds_longest =
+            |span: TimeDelta| policy.longest_lifetime.is_some_and(|most| span > most);
+        let is_shown =
+            |is_meant: &dyn Fn(&Lifetime) -> bool| shown_lifetimes.iter().flatten().any(is_meant);
         let shows_never = is_shown(&|shown| *shown == Lifetime::Never);
         let revokes_within =
             (policy.reuse == ReuseSignal::RevokeFamily).then(|| days(policy.reuse_window_days));
@@ -644,7 +659,9 @@ impl TokenPolicyBuilder {
                 "reuse",
                 "longest_overlap",
                 "set a window that is longer than the overlap, because reuse begins when the overlap is over",
-                longest_overlap.zip(revokes_within).is_some_and(|(overlap, window)| overlap >= window),
+                longest_overlap
+                    .zip(revokes_within)
+                    .is_some_and(|(overlap, window)| overlap >= window),
             ),
             (
                 "idle_limit_days",
@@ -654,7 +671,9 @@ impl TokenPolicyBuilder {
             ),
         ];
         match contradictions.into_iter().find(|(_, _, _, is_so)| *is_so) {
-            Some((setting, other, cure, _)) => Err(PolicyError::Contradiction { setting, other, cure }),
+            Some((setting, other, cure, _)) => {
+                Err(PolicyError::Contradiction { setting, other, cure })
+            }
             None => Ok(()),
         }
     }
@@ -723,7 +742,11 @@ mod tests {
         }
         assert_eq!(build().build(), Ok(TokenPolicy::default()));
         assert!(
-            build().longest_overlap(Duration::ZERO).last_used_granularity(Duration::ZERO).build().is_ok()
+            build()
+                .longest_overlap(Duration::ZERO)
+                .last_used_granularity(Duration::ZERO)
+                .build()
+                .is_ok()
                 && build().last_used_granularity(Duration::MAX).build().is_ok()
                 && build().reuse(ReuseSignal::Off, 0).build().is_ok()
         );
@@ -810,11 +833,12 @@ mod tests {
         ];
         for (setting, other, one, contradiction, fits) in table {
             let build = TokenPolicy::builder;
-            for error in
-                [contradiction(one(build())), one(contradiction(build()))].map(TokenPolicyBuilder::build)
+            for error in [contradiction(one(build())), one(contradiction(build()))]
+                .map(TokenPolicyBuilder::build)
             {
                 let error = error.unwrap_err();
-                let PolicyError::Contradiction { setting: found, other: against, cure } = error else {
+                let PolicyError::Contradiction { setting: found, other: against, cure } = error
+                else {
                     panic!("{setting}: {error}");
                 };
                 assert_eq!((found, against), (setting, other));
@@ -832,7 +856,8 @@ mod tests {
 
     #[test]
     fn a_default_gives_way_to_what_the_host_sets() {
-        let hour = TokenPolicy::builder().longest_lifetime(Duration::from_secs(3_600)).build().unwrap();
+        let hour =
+            TokenPolicy::builder().longest_lifetime(Duration::from_secs(3_600)).build().unwrap();
         assert_eq!(hour.default_lifetime(), TimeDelta::hours(1));
         assert_eq!(hour.longest_overlap(), TimeDelta::hours(1));
         assert_eq!(hour.shown_lifetimes(), []);
@@ -906,7 +931,11 @@ mod tests {
             (&ending, Lifetime::Never, None, Err(E::NeverNotAllowed)),
         ];
         for (policy, lifetime, through, expected) in table {
-            assert_eq!(policy.expiry(lifetime, now(), through), expected, "{lifetime:?} {through:?}");
+            assert_eq!(
+                policy.expiry(lifetime, now(), through),
+                expected,
+                "{lifetime:?} {through:?}"
+            );
         }
         let end = DateTime::<Utc>::MAX_UTC;
         assert_eq!(open.expiry(Lifetime::Days(1), end, None), Err(E::Overflow));
@@ -931,7 +960,11 @@ mod tests {
             (&ending, Lifetime::Never, Some(90)),
         ];
         for (policy, lifetime, expected) in table {
-            assert_eq!(policy.renewed_expiry(lifetime, now()), Ok(expected.map(in_days)), "{lifetime:?}");
+            assert_eq!(
+                policy.renewed_expiry(lifetime, now()),
+                Ok(expected.map(in_days)),
+                "{lifetime:?}"
+            );
         }
     }
 }

@@ -17,7 +17,9 @@ pub trait SecureRandom: Send + Sync {
 
 /// The generator failed. The bytes that it gave before the failure were not used.
 #[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the random generator of the operating system failed, so that no secret was made; try again")]
+#[error(
+    "the random generator of the operating system failed, so that no secret was made; try again"
+)]
 #[non_exhaustive]
 pub struct RandomError;
 

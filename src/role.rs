@@ -140,7 +140,9 @@ pub struct RoleCatalogBuilder {
 #[non_exhaustive]
 pub enum RoleError {
     /// A role is defined under an invalid name.
-    #[error("the role name {name:?} is not valid; use 1 to {MAX_ROLE_NAME_BYTES} of a-z, 0-9, '_' and '-'")]
+    #[error(
+        "the role name {name:?} is not valid; use 1 to {MAX_ROLE_NAME_BYTES} of a-z, 0-9, '_' and '-'"
+    )]
     BadName {
         /// The name, as given.
         name: String,
@@ -154,7 +156,9 @@ pub enum RoleError {
         role: RoleName,
     },
     /// An undefined role is given a parent or a grant.
-    #[error("the role {role:?} is given {given:?}, but is not defined; define the role, or correct its name")]
+    #[error(
+        "the role {role:?} is given {given:?}, but is not defined; define the role, or correct its name"
+    )]
     UnknownRole {
         /// The name of the role, as given.
         role: String,
@@ -238,7 +242,8 @@ impl RoleName {
         if text.len() > MAX_ROLE_NAME_BYTES {
             return Err(RoleNameError::TooLong { bytes: text.len() });
         }
-        match text.bytes().position(|byte| !matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-')) {
+        match text.bytes().position(|byte| !matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'_' | b'-'))
+        {
             Some(at) => Err(RoleNameError::BadCharacter { at }),
             None => Ok(Self(Arc::from(text))),
         }
@@ -264,11 +269,14 @@ impl RoleCatalog {
     /// | `manager` | `member` | |
     /// | `admin` | `manager` | `service-tokens:manage`, `tokens:scim`, `tokens:oversee` |
     pub fn standard() -> RoleCatalogBuilder {
-        Self::builder().role("member", &[], &["tokens:manage"]).role("manager", &["member"], &[]).role(
-            "admin",
-            &["manager"],
-            &["service-tokens:manage", "tokens:scim", "tokens:oversee"],
-        )
+        Self::builder()
+            .role("member", &[], &["tokens:manage"])
+            .role("manager", &["member"], &[])
+            .role(
+                "admin",
+                &["manager"],
+                &["service-tokens:manage", "tokens:scim", "tokens:oversee"],
+            )
     }
 
     /// Returns all permissions of a role, its own and inherited, or `None` if the role is unknown.
@@ -334,7 +342,10 @@ impl RoleCatalog {
     }
 
     /// Calls `listener` once for each unknown name, for up to [`MAX_REPORTED_NAMES`] of each kind.
-    pub(crate) fn reporting_to(self, listener: impl Fn(UnknownName<'_>) + Send + Sync + 'static) -> Self {
+    pub(crate) fn reporting_to(
+        self,
+        listener: impl Fn(UnknownName<'_>) + Send + Sync + 'static,
+    ) -> Self {
         Self { reports: Some(Arc::new(Reports::new(Box::new(listener)))), ..self }
     }
 
@@ -454,7 +465,9 @@ impl Reports {
             UnknownName::Role(_) => &self.roles,
             UnknownName::Permission(_) => &self.permissions,
         };
-        if seen.is_full.load(Ordering::Relaxed) || !seen.insert(self.hasher.hash_one(name.as_str()).max(1)) {
+        if seen.is_full.load(Ordering::Relaxed)
+            || !seen.insert(self.hasher.hash_one(name.as_str()).max(1))
+        {
             return;
         }
         (self.listener)(match name {
@@ -473,7 +486,8 @@ impl Seen {
     /// Returns whether the hash was missing and has been added.
     fn insert(&self, hash: u64) -> bool {
         let room = self.hashes.len();
-        let first = usize::try_from(hash & u64::from(u32::MAX)).unwrap_or(0).checked_rem(room).unwrap_or(0);
+        let first =
+            usize::try_from(hash & u64::from(u32::MAX)).unwrap_or(0).checked_rem(room).unwrap_or(0);
         // Every lookup of a name probes the same slots in the same order, so that no two threads
         // add it twice.
         for slot in self.hashes.iter().cycle().skip(first).take(room) {
@@ -522,7 +536,8 @@ impl RoleCatalogBuilder {
     where
         I: IntoIterator<Item: AsRef<str>>,
     {
-        self.grants.extend(grants.into_iter().map(|grant| (role.to_owned(), grant.as_ref().to_owned())));
+        self.grants
+            .extend(grants.into_iter().map(|grant| (role.to_owned(), grant.as_ref().to_owned())));
         self
     }
 
@@ -569,7 +584,8 @@ impl RoleCatalogBuilder {
         }
         let mut drafts: BTreeMap<RoleName, Draft> = BTreeMap::new();
         for name in self.roles {
-            let role = RoleName::parse(&name).map_err(|source| RoleError::BadName { name, source })?;
+            let role =
+                RoleName::parse(&name).map_err(|source| RoleError::BadName { name, source })?;
             if drafts.insert(role.clone(), Draft::default()).is_some() {
                 return Err(RoleError::Duplicate { role });
             }
@@ -637,7 +653,8 @@ impl TryFrom<&str> for RoleName {
 }
 
 /// The permissions that every catalogue knows: those of this crate and of SCIM (RFC 7644).
-const OWN: [&str; 5] = ["tokens:manage", "service-tokens:manage", "tokens:scim", "tokens:oversee", "scim:*"];
+const OWN: [&str; 5] =
+    ["tokens:manage", "service-tokens:manage", "tokens:scim", "tokens:oversee", "scim:*"];
 
 /// Returns the declared permissions as grants.
 fn checked(declared: &[DeclaredPermission]) -> Result<BTreeSet<Grant>, RoleError> {
@@ -670,7 +687,9 @@ fn defined(drafts: &BTreeMap<RoleName, Draft>, name: &str) -> Option<RoleName> {
 /// Orders the roles so that each comes after its parents.
 ///
 /// Does not recurse, because a chain of roles may be as long as the catalogue.
-fn parents_first(drafts: &BTreeMap<RoleName, Draft>) -> Result<Vec<(&RoleName, &Draft)>, RoleError> {
+fn parents_first(
+    drafts: &BTreeMap<RoleName, Draft>,
+) -> Result<Vec<(&RoleName, &Draft)>, RoleError> {
     let mut children: HashMap<&RoleName, Vec<&RoleName>> = HashMap::new();
     // The number of parents of a role that have not come yet.
     let mut waiting: BTreeMap<&RoleName, usize> = BTreeMap::new();
@@ -680,7 +699,8 @@ fn parents_first(drafts: &BTreeMap<RoleName, Draft>) -> Result<Vec<(&RoleName, &
             children.entry(parent).or_default().push(role);
         }
     }
-    let mut ready: Vec<&RoleName> = drafts.keys().filter(|role| waiting.get(role) == Some(&0)).collect();
+    let mut ready: Vec<&RoleName> =
+        drafts.keys().filter(|role| waiting.get(role) == Some(&0)).collect();
     let mut order = Vec::new();
     while let Some(role) = ready.pop() {
         waiting.remove(role);
@@ -808,14 +828,16 @@ mod tests {
     fn a_line_of_roles_may_be_as_long_as_a_catalogue() {
         let mut builder = RoleCatalog::builder().role("r0", &[], &["p0"]);
         for at in 1..MAX_ROLES {
-            builder = builder.role(&format!("r{at}"), &[&format!("r{}", at - 1)], &[&format!("p{at}")]);
+            builder =
+                builder.role(&format!("r{at}"), &[&format!("r{}", at - 1)], &[&format!("p{at}")]);
         }
         let catalog = builder.clone().build().unwrap();
         assert_eq!(catalog.permissions_of("r9999").unwrap().len(), MAX_ROLES);
         assert_eq!(catalog.permissions_of("r9999").unwrap().allows_str("p0"), Ok(true));
         assert_eq!(catalog.permissions_of("r500").unwrap().allows_str("p501"), Ok(false));
 
-        let Err(RoleError::Cycle { roles }) = builder.clone().inherits("r0", "r9999").build() else {
+        let Err(RoleError::Cycle { roles }) = builder.clone().inherits("r0", "r9999").build()
+        else {
             panic!("a ring was not found");
         };
         assert_eq!(roles.len(), MAX_ROLES);
@@ -851,7 +873,10 @@ mod tests {
         };
         assert_eq!(roles.iter().map(RoleName::as_str).collect::<Vec<_>>(), ["a", "b", "c"]);
         let error = RoleError::Cycle { roles };
-        assert_eq!(error.to_string(), "roles inherit in a ring, which must be broken: a -> b -> c -> a");
+        assert_eq!(
+            error.to_string(),
+            "roles inherit in a ring, which must be broken: a -> b -> c -> a"
+        );
 
         let itself = RoleCatalog::builder().role("a", &["a"], &[]).build().unwrap_err();
         assert_eq!(itself.to_string(), "roles inherit in a ring, which must be broken: a -> a");

@@ -23,7 +23,8 @@ pub(crate) use actor::ActorCredential;
 pub use actor::{Actor, Standing};
 pub use check::{CheckError, KeyReport};
 pub use error::{
-    Attenuation, InvalidInput, ManageError, PolicyRule, RejectReason, Rejected, Unavailable, VerifyError,
+    Attenuation, InvalidInput, ManageError, PolicyRule, RejectReason, Rejected, Unavailable,
+    VerifyError,
 };
 pub use manage::{IssuedToken, StateCounts, TokenPage};
 pub use request::{NewToken, TokenEdit};
@@ -99,7 +100,10 @@ pub struct TokenService<S, D> {
 
 impl TokenService<(), ()> {
     /// Returns a builder of a service on a store and a directory.
-    pub fn builder<S: TokenStore, D: Directory>(store: S, directory: D) -> TokenServiceBuilder<S, D> {
+    pub fn builder<S: TokenStore, D: Directory>(
+        store: S,
+        directory: D,
+    ) -> TokenServiceBuilder<S, D> {
         TokenServiceBuilder {
             store,
             directory,
@@ -189,13 +193,19 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             Some(Change::Insert(token) | Change::Update(token)) => {
                 // The last use may have moved since, and only the store sets the seal.
                 let is_ours = |found: &Token| {
-                    let found = Token { last_used: token.last_used, seal: token.seal, ..Token::clone(found) };
+                    let found = Token {
+                        last_used: token.last_used,
+                        seal: token.seal,
+                        ..Token::clone(found)
+                    };
                     found == **token && found.name.as_str() == token.name.as_str()
                 };
                 let found = self.store.find_current(token.id).await;
                 found.is_ok_and(|found| found.is_some_and(|found| is_ours(&found)))
             }
-            Some(Change::Remove { id, .. }) => matches!(self.store.find_current(*id).await, Ok(None)),
+            Some(Change::Remove { id, .. }) => {
+                matches!(self.store.find_current(*id).await, Ok(None))
+            }
             None => false,
         }
     }
@@ -258,10 +268,14 @@ pub enum BuildError {
     #[error("the role catalogue is refused: {0}")]
     Roles(RoleError),
     /// The flush interval is not 1 ms to 1 hour.
-    #[error("the flush interval must be 1 ms to 1 hour; set it by `.flush_interval(…)` on the builder")]
+    #[error(
+        "the flush interval must be 1 ms to 1 hour; set it by `.flush_interval(…)` on the builder"
+    )]
     FlushInterval,
     /// The cap of pending uses is zero.
-    #[error("the cap of pending uses must be 1 or more; set it by `.pending_cap(…)` on the builder")]
+    #[error(
+        "the cap of pending uses must be 1 or more; set it by `.pending_cap(…)` on the builder"
+    )]
     PendingCap,
 }
 
@@ -349,7 +363,8 @@ impl<S: TokenStore, D: Directory> TokenServiceBuilder<S, D> {
     /// # Errors
     /// [`BuildError`], which names the missing or invalid part.
     pub fn build(self) -> Result<TokenService<S, D>, BuildError> {
-        let brand = |text: String| Brand::new(&text).map_err(|error| BuildError::Brand(text, error));
+        let brand =
+            |text: String| Brand::new(&text).map_err(|error| BuildError::Brand(text, error));
         let former = self.former_brands.into_iter().map(brand).collect::<Result<Vec<_>, _>>()?;
         let current = brand(self.brand.ok_or(BuildError::NoBrand)?)?;
         let format = TokenFormat::new(current, &former).map_err(BuildError::Format)?;
@@ -364,7 +379,11 @@ impl<S: TokenStore, D: Directory> TokenServiceBuilder<S, D> {
         if self.pending_cap == 0 {
             return Err(BuildError::PendingCap);
         }
-        let usage = Usage::new(self.policy.last_used_granularity(), self.pending_cap, self.refusals_audited);
+        let usage = Usage::new(
+            self.policy.last_used_granularity(),
+            self.pending_cap,
+            self.refusals_audited,
+        );
         Ok(TokenService {
             store: self.store,
             directory: self.directory,

@@ -18,8 +18,8 @@ mod sql;
 pub mod sqlite;
 
 pub use audit_log::{
-    AuditLog, CursorError, EventCursor, EventOrder, EventPage, EventQuery, ExportCursor, ExportPage,
-    MAX_EVENTS,
+    AuditLog, CursorError, EventCursor, EventOrder, EventPage, EventQuery, ExportCursor,
+    ExportPage, MAX_EVENTS,
 };
 #[cfg(feature = "cache")]
 pub use cached::CachedStore;
@@ -77,7 +77,10 @@ pub trait TokenStore: Send + Sync {
     ///
     /// # Errors
     /// [`StoreError`] if the store fails.
-    fn find(&self, id: TokenId) -> impl Future<Output = Result<Option<Arc<Token>>, StoreError>> + Send;
+    fn find(
+        &self,
+        id: TokenId,
+    ) -> impl Future<Output = Result<Option<Arc<Token>>, StoreError>> + Send;
 
     /// Returns the record with this id as the database has it now, in any realm.
     ///
@@ -168,7 +171,10 @@ pub trait KeyChecks: Send + Sync {
     ///
     /// # Errors
     /// [`StoreError`] if the store cannot confirm that a value is recorded for this key id.
-    fn record_key_check(&self, check: &KeyCheck) -> impl Future<Output = Result<(), StoreError>> + Send;
+    fn record_key_check(
+        &self,
+        check: &KeyCheck,
+    ) -> impl Future<Output = Result<(), StoreError>> + Send;
 
     /// Returns how many records, of any realm and state, have a digest under each key.
     ///
@@ -298,7 +304,9 @@ impl ListQuery {
     pub fn holds(&self, token: &Token) -> bool {
         let is_listed = match &self.by {
             ListBy::Owner { realm, owner, kind } => {
-                token.realm == *realm && token.owner == *owner && kind.is_none_or(|kind| token.kind == kind)
+                token.realm == *realm
+                    && token.owner == *owner
+                    && kind.is_none_or(|kind| token.kind == kind)
             }
             ListBy::Kind { realm, kind } => token.realm == *realm && token.kind == *kind,
             ListBy::Creator(creator) => token.creator() == Some(*creator),
@@ -372,7 +380,11 @@ pub struct Page {
 
 impl Page {
     /// Creates a page of these records; the next page starts after `next`.
-    pub fn new(tokens: Vec<Arc<Token>>, corrupt: Vec<CorruptRecord>, next: Option<TokenId>) -> Self {
+    pub fn new(
+        tokens: Vec<Arc<Token>>,
+        corrupt: Vec<CorruptRecord>,
+        next: Option<TokenId>,
+    ) -> Self {
         Self { tokens, corrupt, next }
     }
 }
@@ -568,11 +580,17 @@ macro_rules! forward {
                 (**self).find_current(id)
             }
 
-            fn list(&self, query: &ListQuery) -> impl Future<Output = Result<Page, StoreError>> + Send {
+            fn list(
+                &self,
+                query: &ListQuery,
+            ) -> impl Future<Output = Result<Page, StoreError>> + Send {
                 (**self).list(query)
             }
 
-            fn commit(&self, batch: &ChangeBatch) -> impl Future<Output = Result<(), StoreError>> + Send {
+            fn commit(
+                &self,
+                batch: &ChangeBatch,
+            ) -> impl Future<Output = Result<(), StoreError>> + Send {
                 (**self).commit(batch)
             }
 
@@ -614,7 +632,9 @@ macro_rules! forward_key_checks {
                 (**self).record_key_check(check)
             }
 
-            fn tokens_per_key(&self) -> impl Future<Output = Result<Vec<(KeyId, u64)>, StoreError>> + Send {
+            fn tokens_per_key(
+                &self,
+            ) -> impl Future<Output = Result<Vec<(KeyId, u64)>, StoreError>> + Send {
                 (**self).tokens_per_key()
             }
         }

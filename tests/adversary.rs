@@ -16,8 +16,8 @@ use patkit::policy::ReuseSignal;
 use patkit::service::Attenuation;
 use patkit::store::{ChangeBatch, CorruptRecord, ListQuery, Page, Touch};
 use patkit::{
-    Actor, Keyring, ManageError, MemoryStore, NewToken, Reason, RejectReason, StoreError, Token, TokenId,
-    TokenPolicy, TokenService, TokenState, TokenStore,
+    Actor, Keyring, ManageError, MemoryStore, NewToken, Reason, RejectReason, StoreError, Token,
+    TokenId, TokenPolicy, TokenService, TokenState, TokenStore,
 };
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -35,7 +35,11 @@ struct Watched {
 impl TokenStore for Watched {
     async fn find(&self, id: TokenId) -> Result<Option<Arc<Token>>, StoreError> {
         if *self.corrupt.lock().unwrap() == Some(id) {
-            return Err(StoreError::Corrupt(CorruptRecord::new("tokens", "scope", &id.to_string())));
+            return Err(StoreError::Corrupt(CorruptRecord::new(
+                "tokens",
+                "scope",
+                &id.to_string(),
+            )));
         }
         self.inner.find(id).await
     }
@@ -84,10 +88,13 @@ fn watched(world: &World, policy: TokenPolicy, keys: &str) -> (Arc<Watched>, Arc
         before_commit: Mutex::default(),
         corrupt: Mutex::default(),
     });
-    let builder =
-        TokenService::builder(store.clone(), world.directory.clone()).brand("acme").audit_refusals(1);
-    let builder =
-        builder.policy(policy).clock(world.clock.clone()).keyring(Keyring::from_text(keys).unwrap());
+    let builder = TokenService::builder(store.clone(), world.directory.clone())
+        .brand("acme")
+        .audit_refusals(1);
+    let builder = builder
+        .policy(policy)
+        .clock(world.clock.clone())
+        .keyring(Keyring::from_text(keys).unwrap());
     (store, Arc::new(builder.build().unwrap()))
 }
 
@@ -148,12 +155,16 @@ fn nobody_holds_off_a_compromise_by_changing_a_member() {
         let world = Arc::new(World::new());
         let root = world.issue("ann", NewToken::named("root"));
         let kid = world.generate(&world.through(&root), NewToken::named("kid")).unwrap();
-        let grandchild = world.generate(&world.through(&kid), NewToken::named("grandchild")).unwrap();
+        let grandchild =
+            world.generate(&world.through(&kid), NewToken::named("grandchild")).unwrap();
         let (store, service) = watched(&world, TokenPolicy::default(), OLD_KEY);
         keep_renaming(&world, &store, world.through(&kid), kid.token.id());
         ready(service.revoke(&actor, root.token.id(), Reason::Compromised)).unwrap();
         for token in [&root, &kid, &grandchild] {
-            assert_eq!(world.facts(token.token.id()).revocation.unwrap().reason, Reason::Compromised);
+            assert_eq!(
+                world.facts(token.token.id()).revocation.unwrap().reason,
+                Reason::Compromised
+            );
         }
     }
 }
@@ -163,7 +174,8 @@ fn nobody_holds_off_the_signal_of_reuse_by_changing_a_member() {
     let world = Arc::new(World::with(revoking()));
     let root = world.issue("ann", NewToken::named("root"));
     let kid = world.generate(&world.through(&root), NewToken::named("kid")).unwrap();
-    let next = ready(world.service.rotate(&session("ann"), root.token.id(), Duration::ZERO)).unwrap();
+    let next =
+        ready(world.service.rotate(&session("ann"), root.token.id(), Duration::ZERO)).unwrap();
     let (store, service) = watched(&world, revoking(), OLD_KEY);
     keep_renaming(&world, &store, world.through(&kid), kid.token.id());
     assert!(ready(service.verify(root.plaintext.expose_secret(), None)).is_err());
@@ -181,7 +193,8 @@ fn a_member_that_is_deleted_meanwhile_hides_nobody() {
     let kid = world.generate(&world.through(&root), NewToken::named("kid")).unwrap();
     let grandchild = world.generate(&world.through(&kid), NewToken::named("grandchild")).unwrap();
     ready(world.service.revoke(&session("ann"), kid.token.id(), Reason::Owner)).unwrap();
-    let next = ready(world.service.rotate(&session("ann"), root.token.id(), Duration::ZERO)).unwrap();
+    let next =
+        ready(world.service.rotate(&session("ann"), root.token.id(), Duration::ZERO)).unwrap();
     let (store, service) = watched(&world, revoking(), OLD_KEY);
     let (other, kid) = (world.clone(), kid.token.id());
     *store.after_list.lock().unwrap() = Some(Box::new(move || {
@@ -215,7 +228,11 @@ fn a_thief_cannot_hide_a_rotation_by_deleting_what_he_rotated() {
     let next = ready(world.service.rotate(&thief, stolen.token.id(), Duration::ZERO)).unwrap();
     let refused = ready(world.service.delete(&world.through(&next), stolen.token.id()));
     assert!(matches!(refused, Err(ManageError::Attenuation(Attenuation::Family))), "{refused:?}");
-    assert_eq!(world.refusal(&stolen), Some(RejectReason::Revoked), "the rightful owner presents it");
+    assert_eq!(
+        world.refusal(&stolen),
+        Some(RejectReason::Revoked),
+        "the rightful owner presents it"
+    );
     assert_eq!(world.refusal(&next), Some(RejectReason::Revoked));
 }
 
@@ -246,8 +263,11 @@ fn a_token_made_while_its_owner_takes_leave_does_not_stay() {
 fn one_record_that_turns_corrupt_keeps_no_flush_from_writing_the_rest() {
     let world = World::new();
     let policy = TokenPolicy::builder().idle_limit_days(1).build().unwrap();
-    let (store, service) =
-        watched(&world, policy, &format!("2:ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8,{OLD_KEY}"));
+    let (store, service) = watched(
+        &world,
+        policy,
+        &format!("2:ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8,{OLD_KEY}"),
+    );
     let corrupt = world.issue("ann", NewToken::named("corrupt"));
     let expired = world.issue("ann", NewToken::named("expired"));
     let moved = world.issue("ann", NewToken::named("moved"));

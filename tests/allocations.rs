@@ -10,11 +10,14 @@
 
 use chrono::{DateTime, Utc};
 use patkit::owner::{DirectoryError, DynDirectory, Realm};
-use patkit::store::{Change, ChangeBatch, DynTokenStore, ListBy, ListQuery, Page, StoreError, Touch};
+use patkit::store::{
+    Change, ChangeBatch, DynTokenStore, ListBy, ListQuery, Page, StoreError, Touch,
+};
 use patkit::token::{ActorRef, Brand, TokenFormat, TokenName};
 use patkit::{
-    Actor, Directory, Keyring, MemoryDirectory, MemoryStore, NewToken, Owner, OwnerCache, OwnerId, OwnerKind,
-    Permission, RoleCatalog, Token, TokenId, TokenKind, TokenService, TokenStore, TokenView,
+    Actor, Directory, Keyring, MemoryDirectory, MemoryStore, NewToken, Owner, OwnerCache, OwnerId,
+    OwnerKind, Permission, RoleCatalog, Token, TokenId, TokenKind, TokenService, TokenStore,
+    TokenView,
 };
 use std::pin::pin;
 use std::sync::Arc;
@@ -49,8 +52,9 @@ fn service<S: TokenStore, D: Directory>(store: S, directory: D) -> TokenService<
 
 fn headers<S: TokenStore, D: Directory>(service: &TokenService<S, D>, count: usize) -> Vec<String> {
     let make = |n| {
-        let new =
-            NewToken::named(&format!("token {n}")).scope(["datastores:*"]).networks(["10.0.0.0/8", "::1"]);
+        let new = NewToken::named(&format!("token {n}"))
+            .scope(["datastores:*"])
+            .networks(["10.0.0.0/8", "::1"]);
         let issued = ready(service.generate(&Actor::session(ada()), new)).unwrap();
         format!("Bearer {}", issued.plaintext.expose_secret())
     };
@@ -89,7 +93,8 @@ fn a_verification_allocates_nothing_once_warm() {
 fn names_that_the_catalogue_does_not_know_cost_no_memory() {
     for role in ["member", "everything"] {
         let ada = Owner::new(ada(), OwnerKind::Human).role("member").role(role).role("memer");
-        let roles = RoleCatalog::standard().role("everything", &[], &["*"]).permission("datastores:read");
+        let roles =
+            RoleCatalog::standard().role("everything", &[], &["*"]).permission("datastores:read");
         let builder = TokenService::builder(MemoryStore::new(), MemoryDirectory::from_iter([ada]));
         let builder = builder.brand("acme").roles(roles.build().unwrap());
         let service = builder.keyring(Keyring::ephemeral().unwrap()).build().unwrap();
@@ -133,7 +138,8 @@ fn a_refusal_allocates_nothing() {
 
 #[test]
 fn reading_a_text_allocates_nothing() {
-    let format = TokenFormat::new(Brand::new("acme").unwrap(), &[Brand::new("old").unwrap()]).unwrap();
+    let format =
+        TokenFormat::new(Brand::new("acme").unwrap(), &[Brand::new("old").unwrap()]).unwrap();
     let service = service(MemoryStore::new(), directory());
     let header = headers(&service, 1).remove(0);
     assert_eq!(allocations(|| assert!(format.check(&header["Bearer ".len()..]).is_ok())), 0);
@@ -171,7 +177,10 @@ fn a_token_takes_at_most_240_bytes_beside_its_name() {
     const OWNERS: usize = 100;
     const EACH: usize = 500;
     let service = service(MemoryStore::new(), directory());
-    let first = ready(service.generate(&Actor::session(ada()), NewToken::named("first"))).unwrap().token.id();
+    let first = ready(service.generate(&Actor::session(ada()), NewToken::named("first")))
+        .unwrap()
+        .token
+        .id();
     let first = ready(service.store().find(first)).unwrap().unwrap();
     let mut store = None;
     let mut strings = 0;
@@ -187,7 +196,8 @@ fn a_token_takes_at_most_240_bytes_beside_its_name() {
             let created_by = ActorRef::Owner(owner.clone());
             let mut token = Token { id, owner, created_by, ..Token::clone(&first) };
             token.rename(name);
-            ready(store.commit(&ChangeBatch::new().change(Change::Insert(Arc::new(token))))).unwrap();
+            ready(store.commit(&ChangeBatch::new().change(Change::Insert(Arc::new(token)))))
+                .unwrap();
         }
     });
     let bytes = usize::try_from(held.bytes_current).unwrap() - strings;
@@ -205,7 +215,8 @@ fn stores_and_services_are_small() {
 #[test]
 fn tokens_that_are_narrowed_to_the_same_share_their_scope() {
     let service = service(MemoryStore::new(), directory());
-    let entries: Vec<String> = (0..64).map(|n| format!("datastores:of-a-rather-long-name-{n}")).collect();
+    let entries: Vec<String> =
+        (0..64).map(|n| format!("datastores:of-a-rather-long-name-{n}")).collect();
     let make = |from: usize, scoped: bool| {
         for n in from..from + 100 {
             let new = NewToken::named(&format!("token {n}"));
@@ -216,7 +227,10 @@ fn tokens_that_are_narrowed_to_the_same_share_their_scope() {
     // Whatever grows does so here.
     make(0, true);
     let bytes = allocation_counter::measure(|| make(1_000, true)).bytes_current;
-    assert!(bytes < 100 * 4_000, "{bytes} bytes for 100 tokens, of which each scope takes 8,000 alone");
+    assert!(
+        bytes < 100 * 4_000,
+        "{bytes} bytes for 100 tokens, of which each scope takes 8,000 alone"
+    );
 }
 
 #[test]
@@ -265,7 +279,8 @@ fn allocations_of_a_record<D: Directory>(service: &TokenService<Waits<MemoryStor
 
 fn allocations_of_a_verification<S: TokenStore, D: Directory>(service: &TokenService<S, D>) -> u64 {
     let header = headers(service, 1).remove(0);
-    let verify = || drop(ready(service.verify_header(Some(&header), Some([10, 0, 0, 1].into()))).unwrap());
+    let verify =
+        || drop(ready(service.verify_header(Some(&header), Some([10, 0, 0, 1].into()))).unwrap());
     verify();
     allocations(verify)
 }
@@ -300,7 +315,11 @@ impl TokenStore for Waits<MemoryStore> {
 }
 
 impl Directory for Waits<MemoryDirectory> {
-    async fn find(&self, realm: &Realm, id: &OwnerId) -> Result<Option<Arc<Owner>>, DirectoryError> {
+    async fn find(
+        &self,
+        realm: &Realm,
+        id: &OwnerId,
+    ) -> Result<Option<Arc<Owner>>, DirectoryError> {
         self.0.find(realm, id).await
     }
 }

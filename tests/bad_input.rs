@@ -21,12 +21,12 @@ use patkit::policy::{LifetimeError, MAX_DAYS, ReuseSignal};
 use patkit::role::{RoleCatalogBuilder, RoleError, RoleNameError};
 use patkit::service::{BuildError, InvalidInput, TokenEdit};
 use patkit::token::{
-    Brand, BrandError, Description, KeyId, KeyringError, Lifetime, NameError, Network, NetworkError,
-    Networks, NetworksError, TokenFormat, TokenFormatError, TokenIdError, TokenName,
+    Brand, BrandError, Description, KeyId, KeyringError, Lifetime, NameError, Network,
+    NetworkError, Networks, NetworksError, TokenFormat, TokenFormatError, TokenIdError, TokenName,
 };
 use patkit::{
-    Grant, Keyring, ManageError, NewToken, OwnerCache, OwnerId, Permission, PermissionSet, Realm, Reason,
-    RoleCatalog, Scope, TokenId, TokenPolicy,
+    Grant, Keyring, ManageError, NewToken, OwnerCache, OwnerId, Permission, PermissionSet, Realm,
+    Reason, RoleCatalog, Scope, TokenId, TokenPolicy,
 };
 use std::time::Duration;
 use support::{Builder, World, id, nowhere, ready, session};
@@ -74,9 +74,13 @@ fn brands() {
 #[test]
 fn token_formats() {
     let brand = |text: &str| Brand::new(text).unwrap();
-    let some = |count: usize| (0..count).map(|number| brand(&format!("b{number}"))).collect::<Vec<_>>();
+    let some =
+        |count: usize| (0..count).map(|number| brand(&format!("b{number}"))).collect::<Vec<_>>();
     assert!(TokenFormat::new(brand("acme"), &some(8)).is_ok());
-    assert_eq!(TokenFormat::new(brand("acme"), &some(9)).unwrap_err(), TokenFormatError::TooManyBrands);
+    assert_eq!(
+        TokenFormat::new(brand("acme"), &some(9)).unwrap_err(),
+        TokenFormatError::TooManyBrands
+    );
     for former in [vec![brand("acme")], vec![brand("old"), brand("old")]] {
         let repeated = former[0].clone();
         let error = TokenFormat::new(brand("acme"), &former).unwrap_err();
@@ -124,8 +128,9 @@ fn keyrings() {
     assert!(Keyring::new(one, &key(1, 32)).is_ok() && Keyring::new(one, &key(1, 1024)).is_ok());
     assert_eq!(Keyring::new(one, &key(7, 32)).err(), Some(E::RepeatedByte(one)));
     assert_eq!(Keyring::new(one, &key(1, 1025)).err(), Some(E::TooLong { key: one, bytes: 1025 }));
-    let two =
-        |second: &[u8], number| Keyring::new(one, &key(1, 32)).unwrap().with(KeyId::new(number), second);
+    let two = |second: &[u8], number| {
+        Keyring::new(one, &key(1, 32)).unwrap().with(KeyId::new(number), second)
+    };
     assert_eq!(two(&key(2, 32), 1).err(), Some(E::RepeatedId(one)));
     assert_eq!(two(&key(1, 32), 2).err(), Some(E::EqualKeys(one, KeyId::new(2))));
     assert_eq!(two(&key(7, 32), 2).err(), Some(E::RepeatedByte(KeyId::new(2))));
@@ -135,7 +140,8 @@ fn keyrings() {
 
 #[test]
 fn owner_ids_and_realms() {
-    for good in ["a", " ", "é", "a b", "urn:x:1", "\u{202E}", &"x".repeat(255), &"é".repeat(127)] {
+    for good in ["a", " ", "é", "a b", "urn:x:1", "\u{202E}", &"x".repeat(255), &"é".repeat(127)]
+    {
         assert_eq!(OwnerId::new(good).unwrap().as_str(), good);
         assert_eq!(Realm::new(good).unwrap().as_str(), good);
     }
@@ -169,9 +175,9 @@ fn bad_names() -> Vec<(String, NameError)> {
         ("x".repeat(1 << 20), E::TooLong { most: 255 }),
     ];
     for character in [
-        '\0', '\u{1}', '\t', '\n', '\r', '\u{1b}', '\u{7f}', '\u{85}', '\u{9b}', '\u{2028}', '\u{2029}',
-        '\u{202A}', '\u{202B}', '\u{202C}', '\u{202D}', '\u{202E}', '\u{2066}', '\u{2067}', '\u{2068}',
-        '\u{2069}',
+        '\0', '\u{1}', '\t', '\n', '\r', '\u{1b}', '\u{7f}', '\u{85}', '\u{9b}', '\u{2028}',
+        '\u{2029}', '\u{202A}', '\u{202B}', '\u{202C}', '\u{202D}', '\u{202E}', '\u{2066}',
+        '\u{2067}', '\u{2068}', '\u{2069}',
     ] {
         names.push((format!("a{character}b"), E::Character(character)));
     }
@@ -249,7 +255,10 @@ fn networks() {
     assert_eq!(Networks::new(["::1".parse().unwrap(); 33]), Err(NetworksError::TooMany));
     let endless = std::iter::repeat("::1");
     assert_eq!(Networks::parse(endless), Err(NetworksError::TooMany));
-    assert_eq!(Network::new("10.0.0.0".parse().unwrap(), 33), Err(NetworkError::PrefixTooLong { most: 32 }));
+    assert_eq!(
+        Network::new("10.0.0.0".parse().unwrap(), 33),
+        Err(NetworkError::PrefixTooLong { most: 32 })
+    );
     assert_eq!(Network::new("10.0.0.1".parse().unwrap(), 31), Err(NetworkError::HostBitsSet));
 }
 
@@ -317,12 +326,18 @@ fn role_catalogues() {
             bad_name(&"x".repeat(65), RoleNameError::TooLong { bytes: 65 }),
         ),
         (build().role("a", &[], &[]).role("a", &[], &[]), RoleError::Duplicate { role: role("a") }),
-        (RoleCatalog::standard().role("member", &[], &[]), RoleError::Duplicate { role: role("member") }),
+        (
+            RoleCatalog::standard().role("member", &[], &[]),
+            RoleError::Duplicate { role: role("member") },
+        ),
         (
             build().role("a", &["b"], &[]),
             RoleError::UnknownParent { role: role("a"), parent: "b".to_owned() },
         ),
-        (build().grant("a", ["b"]), RoleError::UnknownRole { role: "a".to_owned(), given: "b".to_owned() }),
+        (
+            build().grant("a", ["b"]),
+            RoleError::UnknownRole { role: "a".to_owned(), given: "b".to_owned() },
+        ),
         (
             build().role("a", &[], &["b:*:c"]),
             RoleError::BadGrant {
@@ -338,7 +353,8 @@ fn role_catalogues() {
     }
     let ring = build().role("a", &["b"], &[]).role("b", &["c"], &[]).role("c", &["a"], &[]);
     assert!(matches!(ring.build(), Err(RoleError::Cycle { roles }) if roles.len() == 3));
-    let many = (0..=10_000).fold(build(), |catalog, number| catalog.role(&format!("r{number}"), &[], &[]));
+    let many =
+        (0..=10_000).fold(build(), |catalog, number| catalog.role(&format!("r{number}"), &[], &[]));
     assert_eq!(many.build().unwrap_err(), RoleError::TooManyRoles { count: 10_001 });
     let grants: Vec<String> = (0..=10_000).map(|number| format!("g{number}")).collect();
     let many = build().role("a", &[], &[]).grant("a", grants);
@@ -388,9 +404,18 @@ fn lifetimes() {
         (0, Err(LifetimeError::TooShort)),
         (1, Ok(Lifetime::Days(1))),
         (i64::from(MAX_DAYS), Ok(Lifetime::Days(MAX_DAYS))),
-        (i64::from(MAX_DAYS) + 1, Err(LifetimeError::TooLong { most: TimeDelta::days(MAX_DAYS.into()) })),
-        (i64::from(u32::MAX) + 1, Err(LifetimeError::TooLong { most: TimeDelta::days(MAX_DAYS.into()) })),
-        (1_000_000_000_000_000_000, Err(LifetimeError::TooLong { most: TimeDelta::days(MAX_DAYS.into()) })),
+        (
+            i64::from(MAX_DAYS) + 1,
+            Err(LifetimeError::TooLong { most: TimeDelta::days(MAX_DAYS.into()) }),
+        ),
+        (
+            i64::from(u32::MAX) + 1,
+            Err(LifetimeError::TooLong { most: TimeDelta::days(MAX_DAYS.into()) }),
+        ),
+        (
+            1_000_000_000_000_000_000,
+            Err(LifetimeError::TooLong { most: TimeDelta::days(MAX_DAYS.into()) }),
+        ),
         (i64::MAX, Err(LifetimeError::TooLong { most: TimeDelta::days(MAX_DAYS.into()) })),
     ] {
         assert_eq!(Lifetime::days(days), expected, "{days}");
@@ -427,14 +452,22 @@ fn services() {
             Err(BuildError::Format(TokenFormatError::RepeatedBrand(Brand::new("acme").unwrap()))),
         ),
         (
-            |builder| (0..9).fold(builder, |builder, number| builder.former_brand(&format!("b{number}"))),
+            |builder| {
+                (0..9).fold(builder, |builder, number| builder.former_brand(&format!("b{number}")))
+            },
             Err(BuildError::Format(TokenFormatError::TooManyBrands)),
         ),
         (|builder| builder.flush_interval(Duration::ZERO), Err(BuildError::FlushInterval)),
-        (|builder| builder.flush_interval(Duration::from_micros(999)), Err(BuildError::FlushInterval)),
+        (
+            |builder| builder.flush_interval(Duration::from_micros(999)),
+            Err(BuildError::FlushInterval),
+        ),
         (|builder| builder.flush_interval(Duration::from_millis(1)), Ok(())),
         (|builder| builder.flush_interval(Duration::from_secs(3_600)), Ok(())),
-        (|builder| builder.flush_interval(Duration::from_secs(3_601)), Err(BuildError::FlushInterval)),
+        (
+            |builder| builder.flush_interval(Duration::from_secs(3_601)),
+            Err(BuildError::FlushInterval),
+        ),
         (|builder| builder.flush_interval(Duration::MAX), Err(BuildError::FlushInterval)),
         (|builder| builder.pending_cap(0), Err(BuildError::PendingCap)),
         (|builder| builder.pending_cap(1), Ok(())),
@@ -443,7 +476,9 @@ fn services() {
     for (change, expected) in table {
         assert_eq!(World::built(change).map(drop), expected);
     }
-    let bare = || patkit::TokenService::builder(patkit::MemoryStore::new(), patkit::MemoryDirectory::new());
+    let bare = || {
+        patkit::TokenService::builder(patkit::MemoryStore::new(), patkit::MemoryDirectory::new())
+    };
     assert_eq!(bare().build().map(drop), Err(BuildError::NoBrand));
     assert_eq!(bare().brand("acme").build().map(drop), Err(BuildError::NoKeyring));
     let no_brand = bare().keyring(Keyring::ephemeral().unwrap());
@@ -486,7 +521,11 @@ fn token_ids() {
 }
 
 /// Does what must be refused, and looks whether anything changed. The text of the error is for a log or a page.
-fn unchanged(world: &World, result: impl FnOnce() -> Result<(), ManageError>, label: &str) -> ManageError {
+fn unchanged(
+    world: &World,
+    result: impl FnOnce() -> Result<(), ManageError>,
+    label: &str,
+) -> ManageError {
     let before = (world.store.len(), world.snapshot());
     world.heard.take();
     let error = result().expect_err(label);
@@ -538,8 +577,12 @@ fn generating_names_the_field_that_is_refused() {
     let names = bad_names();
     table.extend(names.iter().map(|(name, _)| (&open, NewToken::named(name), "name")));
     let descriptions = bad_descriptions();
-    table.extend(descriptions.iter().map(|(text, _)| (&open, new().description(text), "description")));
-    table.extend(BAD_NETWORKS.iter().map(|(text, _)| (&open, new().networks(["::1", text]), "networks")));
+    table.extend(
+        descriptions.iter().map(|(text, _)| (&open, new().description(text), "description")),
+    );
+    table.extend(
+        BAD_NETWORKS.iter().map(|(text, _)| (&open, new().networks(["::1", text]), "networks")),
+    );
     let permissions = bad_permissions();
     table.extend(permissions.iter().map(|(text, _)| (&open, new().scope(["a", text]), "scope")));
     for (policy, new, expected) in table {
@@ -562,9 +605,12 @@ fn a_token_lives_for_a_minute_or_more() {
     }
     let made = world.generate(&session("ann"), NewToken::named("default")).unwrap();
     assert_eq!(made.token.expires_at(), Some(world.now() + TimeDelta::hours(1)));
-    for refused in [new(i64::MIN), new(0), new(59), new(3_601), NewToken::named("a").expires_in_days(1)] {
+    for refused in
+        [new(i64::MIN), new(0), new(59), new(3_601), NewToken::named("a").expires_in_days(1)]
+    {
         let label = format!("{refused:?}");
-        let error = unchanged(&world, || world.generate(&session("ann"), refused).map(drop), &label);
+        let error =
+            unchanged(&world, || world.generate(&session("ann"), refused).map(drop), &label);
         assert_eq!(field(&error, &label), "lifetime", "{label}");
     }
 }
@@ -579,7 +625,8 @@ fn a_refused_lifetime_is_never_no_expiry() {
         NewToken::named("a").expires_in_days(31),
         NewToken::named("a").expires_in_days(365_000),
     ] {
-        let error = unchanged(&world, || world.generate(&session("ann"), new).map(drop), "overflow");
+        let error =
+            unchanged(&world, || world.generate(&session("ann"), new).map(drop), "overflow");
         assert!(
             matches!(error, ManageError::Invalid(InvalidInput::Lifetime(LifetimeError::Overflow))),
             "{error:?}"
@@ -628,13 +675,21 @@ fn what_an_operation_refuses_changes_nothing() {
     let overlap: Fits = |error| matches!(error, ManageError::Invalid(InvalidInput::Overlap { .. }));
     let table: Vec<(&str, Box<dyn Fn() -> Result<(), ManageError> + '_>, Fits)> = vec![
         ("get nothing", Box::new(|| ready(service.get(&ann, nowhere())).map(drop)), not_found),
-        ("rename nothing", Box::new(|| ready(service.rename(&ann, nowhere(), "b")).map(drop)), not_found),
+        (
+            "rename nothing",
+            Box::new(|| ready(service.rename(&ann, nowhere(), "b")).map(drop)),
+            not_found,
+        ),
         (
             "revoke nothing",
             Box::new(|| ready(service.revoke(&ann, nowhere(), Reason::Owner)).map(drop)),
             not_found,
         ),
-        ("restore nothing", Box::new(|| ready(service.restore(&ann, nowhere())).map(drop)), not_found),
+        (
+            "restore nothing",
+            Box::new(|| ready(service.restore(&ann, nowhere())).map(drop)),
+            not_found,
+        ),
         (
             "rotate nothing",
             Box::new(|| ready(service.rotate(&ann, nowhere(), Duration::ZERO)).map(drop)),
@@ -651,7 +706,11 @@ fn what_an_operation_refuses_changes_nothing() {
             Box::new(|| ready(service.rename(&ann, token, "TAKEN")).map(drop)),
             |error| matches!(error, ManageError::NameTaken),
         ),
-        ("restore an active one", Box::new(|| ready(service.restore(&ann, token)).map(drop)), refused),
+        (
+            "restore an active one",
+            Box::new(|| ready(service.restore(&ann, token)).map(drop)),
+            refused,
+        ),
         ("delete an active one", Box::new(|| ready(service.delete(&ann, token))), refused),
         (
             "revoke for a reason of others",
@@ -663,7 +722,11 @@ fn what_an_operation_refuses_changes_nothing() {
             Box::new(|| ready(service.rotate(&ann, token, Duration::from_secs(604_801))).map(drop)),
             overlap,
         ),
-        ("all overlap", Box::new(|| ready(service.rotate(&ann, token, Duration::MAX)).map(drop)), overlap),
+        (
+            "all overlap",
+            Box::new(|| ready(service.rotate(&ann, token, Duration::MAX)).map(drop)),
+            overlap,
+        ),
     ];
     for (label, operate, fits) in table {
         let error = unchanged(&world, operate, label);

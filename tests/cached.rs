@@ -16,14 +16,14 @@ use patkit::policy::ReuseSignal;
 use patkit::service::{ManageError, RejectReason, TokenEdit, VerifyError};
 use patkit::store::cached::CacheStats;
 use patkit::store::{
-    AuditLog, Change, ChangeBatch, ChangeFeed, DynTokenStore, EventQuery, Feed, FeedEvent, FollowError,
-    ListQuery, Page, Touch,
+    AuditLog, Change, ChangeBatch, ChangeFeed, DynTokenStore, EventQuery, Feed, FeedEvent,
+    FollowError, ListQuery, Page, Touch,
 };
 use patkit::token::{ActorRef, Authority, Credential, KeyId, KeyedDigest, LastUse, Revocation};
 use patkit::{
-    Actor, CachedStore, Clock, Directory, DirectoryError, IssuedToken, Keyring, ManualClock, MemoryDirectory,
-    MemoryStore, NewToken, Owner, OwnerCache, OwnerId, OwnerKind, Realm, Reason, StoreError, Token, TokenId,
-    TokenPolicy, TokenService, TokenState, TokenStore, TokenView,
+    Actor, CachedStore, Clock, Directory, DirectoryError, IssuedToken, Keyring, ManualClock,
+    MemoryDirectory, MemoryStore, NewToken, Owner, OwnerCache, OwnerId, OwnerKind, Realm, Reason,
+    StoreError, Token, TokenId, TokenPolicy, TokenService, TokenState, TokenStore, TokenView,
 };
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -140,16 +140,20 @@ fn ada() -> Actor {
 }
 
 fn service<S: TokenStore>(store: S, clock: Arc<ManualClock>) -> TokenService<S, MemoryDirectory> {
-    let users =
-        [Owner::new(OwnerId::new("ada").unwrap(), OwnerKind::Human).role("member")].into_iter().collect();
+    let users = [Owner::new(OwnerId::new("ada").unwrap(), OwnerKind::Human).role("member")]
+        .into_iter()
+        .collect();
     let keyring = Keyring::from_text("1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=").unwrap();
     TokenService::builder(store, users).brand("acme").keyring(keyring).clock(clock).build().unwrap()
 }
 
 fn world_of(behind: Behind) -> World {
-    let (behind, clock) =
-        (Arc::new(behind), Arc::new(ManualClock::at(DateTime::UNIX_EPOCH + TimeDelta::days(20_000))));
-    let cache = CachedStore::builder(behind.clone()).reads_at_once(4).clock(clock.clone()).build().unwrap();
+    let (behind, clock) = (
+        Arc::new(behind),
+        Arc::new(ManualClock::at(DateTime::UNIX_EPOCH + TimeDelta::days(20_000))),
+    );
+    let cache =
+        CachedStore::builder(behind.clone()).reads_at_once(4).clock(clock.clone()).build().unwrap();
     let cache = Arc::new(cache);
     World {
         service: service(cache.clone(), clock.clone()),
@@ -241,7 +245,8 @@ async fn a_token_is_read_once_in_its_lifetime_and_again_after_it() {
 #[tokio::test]
 async fn a_revocation_made_here_shows_at_once_and_one_made_elsewhere_within_the_lifetime() {
     let world = world();
-    let (here, there, told) = (world.issue("a").await, world.issue("b").await, world.issue("c").await);
+    let (here, there, told) =
+        (world.issue("a").await, world.issue("b").await, world.issue("c").await);
     for issued in [&here, &there, &told] {
         assert_eq!(world.refusal(issued).await, None);
     }
@@ -288,7 +293,8 @@ async fn a_revocation_here_of_what_was_restored_elsewhere_is_made_and_not_though
 #[tokio::test]
 async fn an_expired_token_is_refused_on_a_hit() {
     let world = world();
-    let issued = world.service.generate(&ada(), NewToken::named("a").expires_in_days(1)).await.unwrap();
+    let issued =
+        world.service.generate(&ada(), NewToken::named("a").expires_in_days(1)).await.unwrap();
     world.clock.advance(TimeDelta::days(1) - TimeDelta::seconds(10));
     assert_eq!(world.refusal(&issued).await, None);
     world.reads();
@@ -449,9 +455,11 @@ async fn an_earlier_read_that_lands_later_brings_back_nothing_that_is_gone() {
     for negative_lifetime in [5, 0].map(Duration::from_secs) {
         let behind = Arc::new(Behind { gate: Some(Semaphore::new(0)), ..Behind::default() });
         let clock = Arc::new(ManualClock::at(DateTime::UNIX_EPOCH + TimeDelta::days(20_000)));
-        let id = service(behind.clone(), clock.clone()).generate(&ada(), NewToken::named("a")).await;
+        let id =
+            service(behind.clone(), clock.clone()).generate(&ada(), NewToken::named("a")).await;
         let id = id.unwrap().token.id();
-        let cache = CachedStore::builder(behind.clone()).negative_lifetime(negative_lifetime).clock(clock);
+        let cache =
+            CachedStore::builder(behind.clone()).negative_lifetime(negative_lifetime).clock(clock);
         let cache = cache.build().unwrap();
         let mut gone = Box::pin(cache.find(id));
         let (mut early, mut late) = (pin!(cache.find(id)), pin!(cache.find(id)));
@@ -464,7 +472,10 @@ async fn an_earlier_read_that_lands_later_brings_back_nothing_that_is_gone() {
         assert!(poll(late.as_mut()).is_pending());
         behind.gate.as_ref().unwrap().add_permits(3);
         assert!(matches!(poll(late.as_mut()), Poll::Ready(Ok(None))));
-        assert!(matches!(poll(early.as_mut()), Poll::Ready(Ok(Some(_)))), "it was asked for before");
+        assert!(
+            matches!(poll(early.as_mut()), Poll::Ready(Ok(Some(_)))),
+            "it was asked for before"
+        );
         assert!(matches!(poll(pin!(cache.find(id)).as_mut()), Poll::Ready(Ok(None))));
     }
 }
@@ -483,7 +494,8 @@ fn of_two_threads_that_look_up_one_cold_token_one_reads() {
         }
     };
     let other = MemoryStore::new();
-    let service = service(&other, Arc::new(ManualClock::at(DateTime::UNIX_EPOCH + TimeDelta::days(20_000))));
+    let service =
+        service(&other, Arc::new(ManualClock::at(DateTime::UNIX_EPOCH + TimeDelta::days(20_000))));
     let id = poll(pin!(service.generate(&ada(), NewToken::named("a"))).as_mut());
     let Poll::Ready(Ok(issued)) = id else { panic!("the memory store waited") };
     let id = issued.token.id();
@@ -521,7 +533,8 @@ async fn a_clock_that_counts_from_long_ago_or_leaps_far_ahead_makes_nothing_live
         world.cache.find(id).await.unwrap();
         assert_eq!(world.reads(), 2);
     }
-    let cache = CachedStore::builder(world.behind.clone()).clock(world.clock.clone()).build().unwrap();
+    let cache =
+        CachedStore::builder(world.behind.clone()).clock(world.clock.clone()).build().unwrap();
     for expected in [1, 0] {
         cache.find(id).await.unwrap();
         assert_eq!(world.reads(), expected);
@@ -559,14 +572,16 @@ async fn unknown_ids_are_remembered_apart_and_push_out_no_token() {
     let service = service(Arc::new(cache), clock.clone());
     let mut issued = Vec::new();
     for number in 0..20 {
-        let token = service.generate(&ada(), NewToken::named(&format!("token {number}"))).await.unwrap();
+        let token =
+            service.generate(&ada(), NewToken::named(&format!("token {number}"))).await.unwrap();
         service.verify(token.plaintext.expose_secret(), None).await.unwrap();
         issued.push(token);
     }
     // Ids that are nowhere: those of another host's tokens.
     let other = self::service(Arc::new(MemoryStore::new()), clock.clone());
     for number in 0..2_000 {
-        let foreign = other.generate(&ada(), NewToken::named(&format!("token {number}"))).await.unwrap();
+        let foreign =
+            other.generate(&ada(), NewToken::named(&format!("token {number}"))).await.unwrap();
         for _ in 0..2 {
             service.verify(foreign.plaintext.expose_secret(), None).await.unwrap_err();
         }
@@ -587,7 +602,8 @@ async fn tokens_that_are_in_use_stay_while_many_others_come_and_go() {
     let service = service(cache.clone(), clock);
     let mut ids = Vec::new();
     for number in 0..2_000 {
-        let issued = service.generate(&ada(), NewToken::named(&format!("token {number}"))).await.unwrap();
+        let issued =
+            service.generate(&ada(), NewToken::named(&format!("token {number}"))).await.unwrap();
         ids.push(issued.token.id());
     }
     let (busy, others) = ids.split_at(20);
@@ -620,7 +636,8 @@ async fn an_unknown_id_that_is_asked_for_again_and_again_is_read_once() {
     assert_eq!(reads, 1);
     assert_eq!(cache.stats().missing, 50);
 
-    let cache = CachedStore::builder(behind.clone()).negative_lifetime(Duration::ZERO).build().unwrap();
+    let cache =
+        CachedStore::builder(behind.clone()).negative_lifetime(Duration::ZERO).build().unwrap();
     for _ in 0..3 {
         behind.reads.store(0, Ordering::SeqCst);
         assert!(cache.find(busy).await.unwrap().is_none());
@@ -725,7 +742,10 @@ fn settings_have_bounds() {
     };
     assert_eq!(refused(build().lifetime(Duration::ZERO)), "lifetime");
     assert_eq!(refused(build().lifetime(second * 3_601)), "lifetime");
-    assert_eq!(refused(build().lifetime(second).negative_lifetime(second * 2)), "negative_lifetime");
+    assert_eq!(
+        refused(build().lifetime(second).negative_lifetime(second * 2)),
+        "negative_lifetime"
+    );
     assert_eq!(refused(build().capacity(0)), "capacity");
     assert_eq!(refused(build().negative_capacity(0)), "negative_capacity");
     assert_eq!(refused(build().reads_at_once(0)), "reads_at_once");
@@ -820,8 +840,9 @@ async fn answer<S: TokenStore>(
     let view = |view: Result<TokenView, ManageError>| {
         view.map(|view| format!("{} {:?} version {}", view.name(), view.state(), view.version()))
     };
-    let issued =
-        |issued: Result<IssuedToken, ManageError>| issued.map(|issued| issued.token.name().to_string());
+    let issued = |issued: Result<IssuedToken, ManageError>| {
+        issued.map(|issued| issued.token.name().to_string())
+    };
     let count = |count: Result<u64, ManageError>| count.map(|count| count.to_string());
     let edit = |edit| service.edit(&ada, id, edit);
     let answer = match manages {
@@ -836,14 +857,18 @@ async fn answer<S: TokenStore>(
         Manages::Restore => view(service.restore(&ada, id).await),
         Manages::Rotate => issued(service.rotate(&ada, id, Duration::ZERO).await),
         Manages::Delete => service.delete(&ada, id).await.map(|()| "deleted".to_owned()),
-        Manages::GenerateThrough => issued(service.generate(itself, NewToken::named("child")).await),
+        Manages::GenerateThrough => {
+            issued(service.generate(itself, NewToken::named("child")).await)
+        }
         Manages::GetThrough => view(service.get(itself, id).await),
         Manages::RevokeItself => view(service.revoke(itself, id, Reason::Owner).await),
         Manages::RotateItself => issued(service.rotate(itself, id, Duration::ZERO).await),
         Manages::StandingThrough => {
             service.standing(itself).await.map(|standing| standing.manages_tokens.to_string())
         }
-        Manages::RevokeByTheHost => view(service.revoke(&Actor::system(), id, Reason::System).await),
+        Manages::RevokeByTheHost => {
+            view(service.revoke(&Actor::system(), id, Reason::System).await)
+        }
         Manages::RevokeAll => count(service.revoke_all(&realm, &owner).await),
         Manages::Sweep => count(service.sweep_idle().await),
         Manages::Prune => count(service.prune(Duration::ZERO).await),
@@ -865,7 +890,8 @@ async fn kept_and_changed(elsewhere: Elsewhere) -> (World, TokenId, Actor) {
     let world = world();
     let issued = world.issue("a").await;
     let id = issued.token.id();
-    let itself = Actor::token(&world.service.verify(issued.plaintext.expose_secret(), None).await.unwrap());
+    let itself =
+        Actor::token(&world.service.verify(issued.plaintext.expose_secret(), None).await.unwrap());
     if elsewhere == Elsewhere::Restored {
         world.service.revoke(&ada(), id, Reason::Owner).await.unwrap();
         assert_eq!(world.refusal(&issued).await, Some(RejectReason::Revoked));
@@ -945,7 +971,8 @@ fn without_ids(text: &str) -> String {
 #[tokio::test]
 async fn an_unknown_outcome_is_looked_up_in_the_store() {
     for done in [Done::Yes, Done::No] {
-        for manages in [Manages::Rename, Manages::Revoke, Manages::Rotate, Manages::GenerateThrough] {
+        for manages in [Manages::Rename, Manages::Revoke, Manages::Rotate, Manages::GenerateThrough]
+        {
             let (without, id, itself) = kept_and_changed(Elsewhere::Nothing).await;
             *without.behind.unknown.lock().unwrap() = Some(done);
             let expected = without_ids(&answer(&without.elsewhere, manages, id, &itself).await);
@@ -970,7 +997,11 @@ struct Asked {
 }
 
 impl Directory for Asked {
-    async fn find(&self, realm: &Realm, id: &OwnerId) -> Result<Option<Arc<Owner>>, DirectoryError> {
+    async fn find(
+        &self,
+        realm: &Realm,
+        id: &OwnerId,
+    ) -> Result<Option<Arc<Owner>>, DirectoryError> {
         self.questions.fetch_add(1, Ordering::SeqCst);
         self.inner.find(realm, id).await
     }
@@ -1067,10 +1098,18 @@ impl Refusing {
         let digest = |key| Credential::Keyed(KeyedDigest::new(KeyId::new(key), [7; 32]));
         match refused {
             Refused::Revoked(Reason::Offboarding) => {
-                service.revoke_all(&Realm::default(), &OwnerId::new("ada").unwrap()).await.map(drop).unwrap();
+                service
+                    .revoke_all(&Realm::default(), &OwnerId::new("ada").unwrap())
+                    .await
+                    .map(drop)
+                    .unwrap();
             }
-            Refused::Revoked(reason) => drop(service.revoke(&self::ada(), id, reason).await.unwrap()),
-            Refused::Rotated(_) => drop(service.rotate(&self::ada(), id, Duration::ZERO).await.unwrap()),
+            Refused::Revoked(reason) => {
+                drop(service.revoke(&self::ada(), id, reason).await.unwrap());
+            }
+            Refused::Rotated(_) => {
+                drop(service.rotate(&self::ada(), id, Duration::ZERO).await.unwrap());
+            }
             Refused::OverlapOver(_) => {
                 drop(service.rotate(&self::ada(), id, Duration::from_secs(60)).await.unwrap());
                 clock.advance(TimeDelta::seconds(60));
@@ -1083,9 +1122,15 @@ impl Refusing {
                 behind.inner.commit(&removed).await.unwrap();
             }
             Refused::OwnerDisabled => users.put(ada().enabled(false)),
-            Refused::OwnerUnknown => drop(users.remove(&Realm::default(), &OwnerId::new("ada").unwrap())),
-            Refused::OwnerKind => users.put(Owner::new(OwnerId::new("ada").unwrap(), OwnerKind::Service)),
-            Refused::BeforeValidAfter => users.put(ada().valid_after(clock.now() + TimeDelta::seconds(1))),
+            Refused::OwnerUnknown => {
+                drop(users.remove(&Realm::default(), &OwnerId::new("ada").unwrap()));
+            }
+            Refused::OwnerKind => {
+                users.put(Owner::new(OwnerId::new("ada").unwrap(), OwnerKind::Service));
+            }
+            Refused::BeforeValidAfter => {
+                users.put(ada().valid_after(clock.now() + TimeDelta::seconds(1)));
+            }
             Refused::OtherRealm | Refused::Address => {}
         }
         directory.invalidate_all();
@@ -1318,8 +1363,9 @@ impl Followed {
         let cache = Arc::new(cache);
         let following = cache.clone();
         let sleep = |time: Duration| tokio::time::sleep(time / 20);
-        let runner =
-            tokio::spawn(async move { following.run_following(Duration::from_millis(500), sleep).await });
+        let runner = tokio::spawn(async move {
+            following.run_following(Duration::from_millis(500), sleep).await
+        });
         Self {
             service: service(cache.clone(), clock.clone()),
             elsewhere: service(store.clone(), clock),
@@ -1399,7 +1445,9 @@ async fn a_cache_follows_while_it_is_proven_and_polls_while_it_is_not() {
     // And no longer: it is found out when listening is tried again, and all is forgotten.
     let issued = world.kept().await;
     world.store.0.swallows.store(false, Ordering::SeqCst);
-    world.until("it is not proven again", |stats| stats.is_following && !stats.is_polling_instead).await;
+    world
+        .until("it is not proven again", |stats| stats.is_following && !stats.is_polling_instead)
+        .await;
     assert!(!world.is_kept(&issued).await);
     world.sees(&issued).await;
 }
@@ -1428,7 +1476,12 @@ async fn probes_of_others_prove_nothing() {
     let others = tokio::spawn(async move {
         for nonce in 0.. {
             let told = FeedEvent::Proven(nonce);
-            store.0.listeners.lock().unwrap().retain(|listener| listener.send(told.clone()).is_ok());
+            store
+                .0
+                .listeners
+                .lock()
+                .unwrap()
+                .retain(|listener| listener.send(told.clone()).is_ok());
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     });
@@ -1465,7 +1518,9 @@ async fn a_store_that_is_down_is_neither_followed_nor_polled_and_tried_again() {
 #[tokio::test]
 async fn a_store_without_notifications_is_polled_and_that_is_following() {
     let world = Followed::new(Notifying { has_no_channel: true, ..Notifying::default() });
-    world.until("it does not follow", |stats| stats.is_following && !stats.is_polling_instead).await;
+    world
+        .until("it does not follow", |stats| stats.is_following && !stats.is_polling_instead)
+        .await;
     let issued = world.kept().await;
     assert!(world.is_kept(&issued).await);
     world.sees(&issued).await;
@@ -1525,7 +1580,11 @@ async fn what_the_host_prunes_or_erases_is_forgotten() {
         };
         assert_eq!(removed.unwrap(), 2);
         for issued in [&revoked, &expired] {
-            assert_eq!(world.refusal(issued).await, Some(RejectReason::Unknown), "erased: {erases}");
+            assert_eq!(
+                world.refusal(issued).await,
+                Some(RejectReason::Unknown),
+                "erased: {erases}"
+            );
         }
     }
 }
@@ -1534,7 +1593,8 @@ async fn what_the_host_prunes_or_erases_is_forgotten() {
 #[test]
 fn no_verification_that_starts_after_a_revocation_here_was_acknowledged_succeeds() {
     let clock = Arc::new(ManualClock::at(DateTime::UNIX_EPOCH + TimeDelta::days(20_000)));
-    let cache = Arc::new(CachedStore::builder(MemoryStore::new()).clock(clock.clone()).build().unwrap());
+    let cache =
+        Arc::new(CachedStore::builder(MemoryStore::new()).clock(clock.clone()).build().unwrap());
     let service = service(cache, clock);
     let runtime = tokio::runtime::Runtime::new().unwrap();
     for round in 0..300 {
@@ -1546,8 +1606,8 @@ fn no_verification_that_starts_after_a_revocation_here_was_acknowledged_succeeds
                 scope.spawn(|| {
                     loop {
                         let was_revoked = revoked.load(Ordering::SeqCst);
-                        let verified =
-                            runtime.block_on(service.verify(issued.plaintext.expose_secret(), None));
+                        let verified = runtime
+                            .block_on(service.verify(issued.plaintext.expose_secret(), None));
                         assert!(!(was_revoked && verified.is_ok()), "round {round}");
                         if was_revoked {
                             return;

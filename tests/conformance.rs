@@ -15,8 +15,9 @@ use patkit::audit::AuditEvent;
 use patkit::conformance::{Failure, Suite};
 use patkit::owner::Realm;
 use patkit::store::{
-    AuditLog, Change, ChangeBatch, Conflict, CursorError, DynTokenStore, EventCursor, EventOrder, EventPage,
-    EventQuery, ExportCursor, ExportPage, KeyChecks, ListBy, ListQuery, Page, TokenCounts, Touch,
+    AuditLog, Change, ChangeBatch, Conflict, CursorError, DynTokenStore, EventCursor, EventOrder,
+    EventPage, EventQuery, ExportCursor, ExportPage, KeyChecks, ListBy, ListQuery, Page,
+    TokenCounts, Touch,
 };
 use patkit::token::{ActorRef, Credential, Description, KeyCheck, KeyId, TokenName};
 use patkit::{MemoryStore, StoreError, Token, TokenId, TokenState, TokenStore};
@@ -48,7 +49,10 @@ async fn pointers_to_a_store_are_right() {
     Suite::new(|| async { Arc::new(MemoryStore::new()) }).run().await.unwrap();
     Suite::new(|| async { Box::new(MemoryStore::new()) }).run().await.unwrap();
     Suite::new(|| async { &*Box::leak(Box::new(MemoryStore::new())) }).run().await.unwrap();
-    Suite::new(|| async { Arc::new(MemoryStore::new()) as Arc<dyn DynTokenStore> }).run().await.unwrap();
+    Suite::new(|| async { Arc::new(MemoryStore::new()) as Arc<dyn DynTokenStore> })
+        .run()
+        .await
+        .unwrap();
     Suite::new(|| async { Box::new(Arc::new(MemoryStore::new())) as Box<dyn DynTokenStore> })
         .run()
         .await
@@ -269,7 +273,9 @@ async fn a_store_whose_reads_lag_passes_where_it_says_by_how_much() {
 async fn a_failure_says_which_check_failed_what_the_contract_says_and_what_was_seen() {
     let suite = Suite::new(|| async { Model::broken(Fault::TouchGoesBack) });
     let failure = suite.run().await.unwrap_err();
-    assert!(failure.names("a_touch_moves_forward_alone") && !failure.names("a_list_is_newest_first"));
+    assert!(
+        failure.names("a_touch_moves_forward_alone") && !failure.names("a_list_is_newest_first")
+    );
     let text = format!("{failure:?}");
     assert_eq!(text, failure.to_string());
     for part in ["a_touch_moves_forward_alone", "never back", "the field last_used of "] {
@@ -482,7 +488,9 @@ impl Model {
         let id = change.id();
         let version = state.records.get(&id).map(|token| token.version);
         let (fits, conflict) = match change {
-            Change::Insert(_) => (version.is_none() || self.is(Fault::InsertOverwrites), Conflict::Id(id)),
+            Change::Insert(_) => {
+                (version.is_none() || self.is(Fault::InsertOverwrites), Conflict::Id(id))
+            }
             Change::Update(token) => {
                 let fits = match version {
                     None => self.is(Fault::UpdateAddsWhatIsMissing),
@@ -577,7 +585,8 @@ impl Model {
                         after.last_used = stored.last_used;
                     }
                     if self.is(Fault::UpdateForgetsNull) {
-                        after.description = after.description.or_else(|| stored.description.clone());
+                        after.description =
+                            after.description.or_else(|| stored.description.clone());
                     }
                 }
                 let before = state.records.insert(token.id, Arc::new(after));
@@ -602,7 +611,9 @@ impl Model {
                 } else {
                     token.owner == *owner
                 };
-                same_realm(realm) && same_owner && kind.is_none_or(|kind| token.kind == kind || any_kind)
+                same_realm(realm)
+                    && same_owner
+                    && kind.is_none_or(|kind| token.kind == kind || any_kind)
             }
             ListBy::Kind { realm, kind } => same_realm(realm) && (token.kind == *kind || any_kind),
             ListBy::Creator(creator) => {
@@ -630,7 +641,8 @@ impl Model {
                 };
                 let is_idle = match query.active_at {
                     Some(now) if !self.is(Fault::IdleBelievesTheFuture) => {
-                        let right = |at: &DateTime<Utc>| *at <= now + patkit::clock::MAX_CLOCK_ERROR;
+                        let right =
+                            |at: &DateTime<Utc>| *at <= now + patkit::clock::MAX_CLOCK_ERROR;
                         let used = token.last_used.map(|used| used.at).filter(right);
                         let from = Some(token.idle_from).filter(right);
                         from.max(used).is_none_or(|last| last < *before)
@@ -719,7 +731,8 @@ impl TokenStore for Model {
         self.up()?;
         let mut state = self.state();
         let all = state.records.values().rev();
-        let mut tokens: Vec<Arc<Token>> = all.filter(|token| self.fits(query, token)).cloned().collect();
+        let mut tokens: Vec<Arc<Token>> =
+            all.filter(|token| self.fits(query, token)).cloned().collect();
         if self.is(Fault::ByTimeAlone) {
             tokens.sort_by_key(|token| std::cmp::Reverse(token.id.created_at()));
             tokens
@@ -731,7 +744,9 @@ impl TokenStore for Model {
             let offset = offset.unwrap_or(0).min(tokens.len());
             tokens.drain(..offset);
         } else if let Some(after) = query.after {
-            tokens.retain(|token| token.id < after || (token.id == after && self.is(Fault::PageRepeatsOne)));
+            tokens.retain(|token| {
+                token.id < after || (token.id == after && self.is(Fault::PageRepeatsOne))
+            });
         }
         if self.is(Fault::PageDropsOne) && query.after.is_some() && !tokens.is_empty() {
             tokens.remove(0);
@@ -783,7 +798,11 @@ impl TokenStore for Model {
         }
         if let Some((realm, owner)) = &batch.erase {
             for (_, event) in &mut state.events {
-                let realm = if self.is(Fault::EraseAllRealms) { event.realm.clone() } else { realm.clone() };
+                let realm = if self.is(Fault::EraseAllRealms) {
+                    event.realm.clone()
+                } else {
+                    realm.clone()
+                };
                 if self.is(Fault::EraseOwnersAlone) {
                     if event.realm == realm && event.owner.as_ref() == Some(owner) {
                         event.owner = None;
@@ -849,7 +868,8 @@ impl TokenStore for Model {
     async fn list_ended(&self, before: DateTime<Utc>, limit: usize) -> Result<Page, StoreError> {
         self.up()?;
         let state = self.state();
-        let is_over = |at: &DateTime<Utc>| *at < before || (*at == before && !self.is(Fault::EndedExclusive));
+        let is_over =
+            |at: &DateTime<Utc>| *at < before || (*at == before && !self.is(Fault::EndedExclusive));
         let mut ended: Vec<(DateTime<Utc>, Arc<Token>)> = Vec::new();
         for token in state.records.values() {
             let revocation = token.facts.revocation.as_ref().map(|fact| fact.at);
@@ -896,7 +916,8 @@ impl AuditLog for Model {
         } else {
             events.sort_by_key(EventCursor::of);
         }
-        if (newest_first && !self.is(Fault::EventsOldestFirst)) || self.is(Fault::EventsNewestFirst) {
+        if (newest_first && !self.is(Fault::EventsOldestFirst)) || self.is(Fault::EventsNewestFirst)
+        {
             events.reverse();
         }
         // Behind the event that the page before ended with.
@@ -942,7 +963,9 @@ impl AuditLog for Model {
             events.sort_by_key(|(_, event)| EventCursor::of(event));
             events.iter_mut().zip(1..).for_each(|(event, number)| event.0 = number);
         }
-        events.retain(|(_, event)| !self.is(Fault::ExportOfOneRealm) || event.realm == Realm::default());
+        events.retain(|(_, event)| {
+            !self.is(Fault::ExportOfOneRealm) || event.realm == Realm::default()
+        });
         let first = if self.is(Fault::ExportRepeatsTheLast) { number.max(1) } else { number + 1 };
         events.retain(|(each, _)| *each >= first);
         events.truncate(limit);
@@ -955,7 +978,8 @@ impl AuditLog for Model {
         let mut state = self.state();
         let limit = if self.is(Fault::PurgeEventsWithoutLimit) { usize::MAX } else { limit };
         let inclusive = self.is(Fault::PurgeEventsInclusive);
-        let mut old: Vec<AuditEvent> = state.events.iter().map(|(_, event)| event.clone()).collect();
+        let mut old: Vec<AuditEvent> =
+            state.events.iter().map(|(_, event)| event.clone()).collect();
         old.retain(|event| event.at < before || (event.at == before && inclusive));
         old.sort_by_key(EventCursor::of);
         old.truncate(limit);
@@ -968,7 +992,10 @@ impl AuditLog for Model {
 }
 
 impl TokenCounts for Model {
-    async fn count_by_state(&self, now: DateTime<Utc>) -> Result<Vec<(TokenState, u64)>, StoreError> {
+    async fn count_by_state(
+        &self,
+        now: DateTime<Utc>,
+    ) -> Result<Vec<(TokenState, u64)>, StoreError> {
         let state = self.state();
         let state_of = |token: &Token| match &token.facts.revocation {
             Some(_) if self.is(Fault::CountsRevokedFirst) => TokenState::Revoked,

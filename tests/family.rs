@@ -13,7 +13,8 @@ use chrono::TimeDelta;
 use patkit::policy::ReuseSignal;
 use patkit::token::{ActorRef, Authority};
 use patkit::{
-    Actor, AuditAction, IssuedToken, NewToken, Reason, RejectReason, TokenId, TokenPolicy, TokenState,
+    Actor, AuditAction, IssuedToken, NewToken, Reason, RejectReason, TokenId, TokenPolicy,
+    TokenState,
 };
 use std::time::Duration;
 use support::{World, grants, id, ready, session};
@@ -82,7 +83,10 @@ fn reason_of(world: &World, token: &IssuedToken) -> Option<Reason> {
 /// Three members below the root, each joined in each way, any of those in the middle removed in each way and order.
 #[test]
 fn whoever_is_removed_never_cuts_the_family() {
-    for ways in WAYS.into_iter().flat_map(|a| WAYS.map(|b| (a, b))).flat_map(|(a, b)| WAYS.map(|c| [a, b, c]))
+    for ways in WAYS
+        .into_iter()
+        .flat_map(|a| WAYS.map(|b| (a, b)))
+        .flat_map(|(a, b)| WAYS.map(|c| [a, b, c]))
     {
         for order in [&[0_usize][..], &[1], &[0, 1], &[1, 0]] {
             for removal in [Removal::Deleted, Removal::Pruned] {
@@ -105,7 +109,8 @@ fn whoever_is_removed_never_cuts_the_family() {
                     // It rotated itself, ended with that and was pruned: nobody can report it any more.
                     continue;
                 }
-                ready(world.service.revoke(&session("ada"), root.token.id(), Reason::Compromised)).unwrap();
+                ready(world.service.revoke(&session("ada"), root.token.id(), Reason::Compromised))
+                    .unwrap();
                 assert_eq!(
                     reason_of(&world, leaf),
                     Some(Reason::Compromised),
@@ -121,7 +126,8 @@ fn a_successor_that_its_owner_made_is_not_family_and_one_that_the_token_made_is(
     let world = World::new();
     let root = world.issue("ada", named("root"));
     let child = join(&world, &root, Way::Made, "child");
-    let kept = ready(world.service.rotate(&session("ada"), child.token.id(), Duration::ZERO)).unwrap();
+    let kept =
+        ready(world.service.rotate(&session("ada"), child.token.id(), Duration::ZERO)).unwrap();
     let other = join(&world, &root, Way::Made, "other");
     let taken = join(&world, &other, Way::RotatedItself, "other");
     for gone in [&child, &other] {
@@ -161,7 +167,8 @@ fn a_removed_member_hands_its_children_to_both_of_its_parents() {
     for removal in [Removal::Deleted, Removal::Pruned] {
         for reported in [0, 1] {
             let world = World::new();
-            let parents = [world.issue("ada", named("maker")), world.issue("ada", named("restorer"))];
+            let parents =
+                [world.issue("ada", named("maker")), world.issue("ada", named("restorer"))];
             let middle = join(&world, &parents[0], Way::Made, "middle");
             ready(world.service.revoke(&session("ada"), middle.token.id(), Reason::Owner)).unwrap();
             ready(world.service.restore(&world.through(&parents[1]), middle.token.id())).unwrap();
@@ -169,7 +176,11 @@ fn a_removed_member_hands_its_children_to_both_of_its_parents() {
             remove(&world, middle.token.id(), removal);
             let root = parents[reported].token.id();
             ready(world.service.revoke(&session("ada"), root, Reason::Compromised)).unwrap();
-            assert_eq!(reason_of(&world, &leaf), Some(Reason::Compromised), "{removal:?} {reported}");
+            assert_eq!(
+                reason_of(&world, &leaf),
+                Some(Reason::Compromised),
+                "{removal:?} {reported}"
+            );
         }
     }
 }
@@ -179,8 +190,11 @@ fn a_removed_member_hands_its_children_to_both_of_its_parents() {
 #[test]
 fn a_child_that_was_handed_on_stays_family_when_its_owner_restores_it() {
     for removal in [Removal::Deleted, Removal::Pruned] {
-        for ways in [[Way::Restored, Way::Made], [Way::Restored, Way::RotatedItself], [Way::Made, Way::Made]]
-        {
+        for ways in [
+            [Way::Restored, Way::Made],
+            [Way::Restored, Way::RotatedItself],
+            [Way::Made, Way::Made],
+        ] {
             let world = World::new();
             let root = world.issue("ada", named("root"));
             let middle = join(&world, &root, ways[0], "middle");
@@ -189,7 +203,8 @@ fn a_child_that_was_handed_on_stays_family_when_its_owner_restores_it() {
             ready(world.service.revoke(&session("ada"), leaf.token.id(), Reason::Owner)).unwrap();
             ready(world.service.restore(&session("ada"), leaf.token.id())).unwrap();
             assert_eq!(world.refusal(&leaf), None, "{ways:?} {removal:?}");
-            ready(world.service.revoke(&session("ada"), root.token.id(), Reason::Compromised)).unwrap();
+            ready(world.service.revoke(&session("ada"), root.token.id(), Reason::Compromised))
+                .unwrap();
             assert_eq!(reason_of(&world, &leaf), Some(Reason::Compromised), "{ways:?} {removal:?}");
         }
     }
@@ -307,14 +322,17 @@ fn reuse_reaches(link: Link, below: Below, removal: Removal, depth: usize) {
 fn the_compromise_of_a_predecessor_spares_what_its_removed_successor_made() {
     let world = World::new();
     let root = world.issue("ada", named("root"));
-    let next = ready(world.service.rotate(&session("ada"), root.token.id(), Duration::ZERO)).unwrap();
+    let next =
+        ready(world.service.rotate(&session("ada"), root.token.id(), Duration::ZERO)).unwrap();
     let leaf = join(&world, &next, Way::Made, "leaf");
-    let last = ready(world.service.rotate(&session("ada"), next.token.id(), Duration::ZERO)).unwrap();
+    let last =
+        ready(world.service.rotate(&session("ada"), next.token.id(), Duration::ZERO)).unwrap();
     remove(&world, next.token.id(), Removal::Deleted);
     assert_eq!(world.stored(leaf.token.id()).ancestor, Some(root.token.id()));
 
     for stolen in [&root, &last] {
-        ready(world.service.revoke(&session("ada"), stolen.token.id(), Reason::Compromised)).unwrap();
+        ready(world.service.revoke(&session("ada"), stolen.token.id(), Reason::Compromised))
+            .unwrap();
     }
     assert_eq!(reason_of(&world, &leaf), None);
 }
@@ -326,7 +344,9 @@ fn reuse_still_reaches_a_token_that_its_owner_restored_after_the_reused_one_had(
     let world = World::with(policy);
     let (ada, service) = (session("ada"), &world.service);
     let root = world.issue("ada", named("root"));
-    let rotate = |token: &IssuedToken| ready(service.rotate(&ada, token.token.id(), Duration::ZERO)).unwrap();
+    let rotate = |token: &IssuedToken| {
+        ready(service.rotate(&ada, token.token.id(), Duration::ZERO)).unwrap()
+    };
     let member = join(&world, &root, Way::Made, "member");
     let next = rotate(&member);
     let leaf = join(&world, &next, Way::Made, "leaf");
@@ -347,7 +367,8 @@ fn reuse_still_reaches_a_token_that_its_owner_restored_after_the_reused_one_had(
 #[test]
 fn pruning_is_stored_with_one_event_for_each_token() {
     let world = World::new();
-    let tokens: Vec<TokenId> = (0..3).map(|number| world.token("ann", &format!("token {number}"))).collect();
+    let tokens: Vec<TokenId> =
+        (0..3).map(|number| world.token("ann", &format!("token {number}"))).collect();
     for token in &tokens {
         ready(world.service.revoke(&session("ann"), *token, Reason::Owner)).unwrap();
     }
@@ -358,7 +379,9 @@ fn pruning_is_stored_with_one_event_for_each_token() {
     assert_eq!(heard.len(), 3);
     for token in &tokens {
         let is_told = |event: &&patkit::AuditEvent| {
-            event.token == *token && event.action == AuditAction::Deleted && event.actor == ActorRef::System
+            event.token == *token
+                && event.action == AuditAction::Deleted
+                && event.actor == ActorRef::System
         };
         assert_eq!(heard.iter().filter(is_told).count(), 1);
         assert_eq!(world.events().iter().filter(is_told).count(), 1);
@@ -389,7 +412,8 @@ fn tokens_of_others_without_authority_over_them_are_suspected_and_an_admin_may_r
         if is_demoted {
             assert_eq!(world.refusal(&service), None);
             // What is suspected may turn out to be compromised, and the host has the last word.
-            ready(world.service.revoke(&Actor::system(), root.token.id(), Reason::Compromised)).unwrap();
+            ready(world.service.revoke(&Actor::system(), root.token.id(), Reason::Compromised))
+                .unwrap();
             assert_eq!(reason_of(&world, &service), Some(Reason::Compromised));
         }
     }

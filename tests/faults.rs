@@ -15,12 +15,14 @@ use patkit::audit::AuditAction;
 use patkit::policy::ReuseSignal;
 use patkit::random::{RandomError, SecureRandom};
 use patkit::service::{RejectReason, Unavailable, VerifyError};
-use patkit::store::{AuditLog, ChangeBatch, CorruptRecord, EventQuery, ListBy, ListQuery, Page, Touch};
+use patkit::store::{
+    AuditLog, ChangeBatch, CorruptRecord, EventQuery, ListBy, ListQuery, Page, Touch,
+};
 use patkit::token::LastUse;
 use patkit::{
-    AuditEvent, AuditSink, Clock, Directory, DirectoryError, IssuedToken, Keyring, ManageError, ManualClock,
-    MemoryDirectory, MemoryStore, NewToken, Owner, OwnerId, OwnerKind, Realm, Reason, StoreError, Token,
-    TokenId, TokenPolicy, TokenService, TokenState, TokenStore,
+    AuditEvent, AuditSink, Clock, Directory, DirectoryError, IssuedToken, Keyring, ManageError,
+    ManualClock, MemoryDirectory, MemoryStore, NewToken, Owner, OwnerId, OwnerKind, Realm, Reason,
+    StoreError, Token, TokenId, TokenPolicy, TokenService, TokenState, TokenStore,
 };
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
@@ -65,13 +67,19 @@ impl FaultyStore {
     async fn enter(&self) -> Result<(), StoreError> {
         assert!(!self.panics.load(Ordering::SeqCst), "the store panics");
         self.wait().await;
-        if self.down.load(Ordering::SeqCst) { Err(StoreError::unavailable("unplugged")) } else { Ok(()) }
+        if self.down.load(Ordering::SeqCst) {
+            Err(StoreError::unavailable("unplugged"))
+        } else {
+            Ok(())
+        }
     }
 
     async fn wait(&self) {
         let mut waits = self.waits.load(Ordering::SeqCst);
-        std::future::poll_fn(|_| if std::mem::take(&mut waits) { Poll::Pending } else { Poll::Ready(()) })
-            .await;
+        std::future::poll_fn(|_| {
+            if std::mem::take(&mut waits) { Poll::Pending } else { Poll::Ready(()) }
+        })
+        .await;
     }
 
     fn corrupt_record(&self) -> Option<(TokenId, CorruptRecord)> {
@@ -121,7 +129,8 @@ impl TokenStore for FaultyStore {
         }
         if unknown == Some(Unknown::DoneAndUsed) {
             let now = LastUse::new(start(), None);
-            let uses: Vec<Touch> = batch.changes.iter().map(|change| Touch::new(change.id(), now)).collect();
+            let uses: Vec<Touch> =
+                batch.changes.iter().map(|change| Touch::new(change.id(), now)).collect();
             self.inner.touch(&uses).await?;
         }
         if unknown == Some(Unknown::DoneAndDown) {
@@ -239,7 +248,9 @@ fn a_store_that_is_down_is_unavailable_and_never_a_rejection_and_recovers_by_its
         assert_eq!(malformed.reject_reason(), Some(RejectReason::Malformed));
 
         assert!(is_unavailable(block_on(service.generate(&ada(), NewToken::named("other")))));
-        assert!(is_unavailable(block_on(service.generate(&through(&verified), NewToken::named("other")))));
+        assert!(is_unavailable(block_on(
+            service.generate(&through(&verified), NewToken::named("other"))
+        )));
         assert!(is_unavailable(block_on(service.list(&ada(), None, 10))));
         assert!(is_unavailable(block_on(service.get(&ada(), id))));
         assert!(is_unavailable(block_on(service.rename(&ada(), id, "other"))));
@@ -325,7 +336,11 @@ impl FaultyDirectory {
 }
 
 impl Directory for FaultyDirectory {
-    async fn find(&self, realm: &Realm, id: &OwnerId) -> Result<Option<Arc<Owner>>, DirectoryError> {
+    async fn find(
+        &self,
+        realm: &Realm,
+        id: &OwnerId,
+    ) -> Result<Option<Arc<Owner>>, DirectoryError> {
         let trouble = *self.0.lock().unwrap();
         let owner = Owner::new(id.clone(), OwnerKind::Human).in_realm(realm.clone()).role("admin");
         match trouble {
@@ -335,7 +350,9 @@ impl Directory for FaultyDirectory {
                 let other = Owner::new(owner_id("eve"), OwnerKind::Human).role("admin");
                 Ok(Some(other.into()))
             }
-            Trouble::AnotherRealm => Ok(Some(owner.in_realm(Realm::new("elsewhere").unwrap()).into())),
+            Trouble::AnotherRealm => {
+                Ok(Some(owner.in_realm(Realm::new("elsewhere").unwrap()).into()))
+            }
             Trouble::Panics => panic!("the directory panics"),
         }
     }
@@ -532,7 +549,8 @@ fn a_rotation_dropped_at_any_await_leaves_one_token_that_works() {
 }
 
 #[test]
-fn a_revocation_of_a_family_dropped_at_any_await_takes_the_root_first_and_goes_on_when_called_again() {
+fn a_revocation_of_a_family_dropped_at_any_await_takes_the_root_first_and_goes_on_when_called_again()
+ {
     dropped_everywhere(
         |service| {
             let mut family = vec![generate(service, "mother")];
@@ -547,8 +565,9 @@ fn a_revocation_of_a_family_dropped_at_any_await_takes_the_root_first_and_goes_o
             service.revoke(&ada(), id, Reason::Compromised).await.is_ok()
         },
         |service, store, family| {
-            let is_revoked =
-                |issued: &IssuedToken| stored(store, issued.token.id()).unwrap().facts.revocation.is_some();
+            let is_revoked = |issued: &IssuedToken| {
+                stored(store, issued.token.id()).unwrap().facts.revocation.is_some()
+            };
             let revoked = family.iter().filter(|issued| is_revoked(issued)).count();
             assert!(revoked == 0 || is_revoked(&family[0]), "the root goes first");
             assert_eq!(events(store, AuditAction::Revoked), revoked, "each with its event");
@@ -570,19 +589,25 @@ fn a_signal_of_reuse_dropped_at_any_await_is_told_once_and_keeps_nobody_of_the_f
         |service| {
             let old = generate(service, "old");
             let child = NewToken::named("child");
-            let child = block_on(service.generate(&through(&verify(service, &old).unwrap()), child)).unwrap();
+            let child =
+                block_on(service.generate(&through(&verify(service, &old).unwrap()), child))
+                    .unwrap();
             let new = block_on(service.rotate(&ada(), old.token.id(), Duration::ZERO)).unwrap();
             let actor = through(&verify(service, &new).unwrap());
-            let grandchild = block_on(service.generate(&actor, NewToken::named("grandchild"))).unwrap();
+            let grandchild =
+                block_on(service.generate(&actor, NewToken::named("grandchild"))).unwrap();
             [old, child, new, grandchild]
         },
-        async |service, family| service.verify(family[0].plaintext.expose_secret(), None).await.is_err(),
+        async |service, family| {
+            service.verify(family[0].plaintext.expose_secret(), None).await.is_err()
+        },
         |service, store, family| {
             assert!(events(store, AuditAction::Reuse) <= 1);
             assert!(verify(service, &family[0]).is_err());
             assert_eq!(events(store, AuditAction::Reuse), 1, "once an hour");
             for member in &family[1..] {
-                let revocation = stored(store, member.token.id()).unwrap().facts.revocation.clone().unwrap();
+                let revocation =
+                    stored(store, member.token.id()).unwrap().facts.revocation.clone().unwrap();
                 assert_eq!(revocation.reason, Reason::Reuse);
             }
         },
@@ -636,7 +661,8 @@ fn a_flush_dropped_at_any_await_loses_no_digest_that_is_to_be_moved() {
         let store = Arc::new(FaultyStore::default());
         let issued = generate(&builder(store.clone()).build().unwrap(), "nightly");
         let keys = format!("{NEW_KEY},{}", support::races::OLD_KEY);
-        let service = builder(store.clone()).keyring(Keyring::from_text(&keys).unwrap()).build().unwrap();
+        let service =
+            builder(store.clone()).keyring(Keyring::from_text(&keys).unwrap()).build().unwrap();
         assert!(verify(&service, &issued).is_ok());
         store.waits.store(true, Ordering::SeqCst);
         let done = polled(service.flush(), times);
@@ -656,7 +682,9 @@ fn a_flush_dropped_at_any_await_loses_no_digest_that_is_to_be_moved() {
 fn a_verification_dropped_at_any_await_leaves_nothing_behind() {
     dropped_everywhere(
         |service| generate(service, "nightly"),
-        async |service, issued| service.verify(issued.plaintext.expose_secret(), None).await.is_ok(),
+        async |service, issued| {
+            service.verify(issued.plaintext.expose_secret(), None).await.is_ok()
+        },
         |service, _, issued| assert!(verify(service, issued).is_ok()),
     );
 }
@@ -725,8 +753,11 @@ fn a_panic_in_the_sink_reaches_its_caller_after_the_commit_and_harms_nobody_else
 
     let broken = Arc::new(AtomicBool::new(false));
     let store = Arc::new(FaultyStore::default());
-    let service =
-        builder(store.clone()).audit_sink(Broken(broken.clone())).audit_refusals(1).build().unwrap();
+    let service = builder(store.clone())
+        .audit_sink(Broken(broken.clone()))
+        .audit_refusals(1)
+        .build()
+        .unwrap();
     let issued = generate(&service, "nightly");
     let id = issued.token.id();
     broken.store(true, Ordering::SeqCst);
@@ -764,7 +795,8 @@ fn last_uses_that_cannot_be_written_wait_up_to_the_cap_and_verification_does_not
     const CAP: usize = 160;
     const TOKENS: usize = 1_000;
     let store = Arc::new(FaultyStore::default());
-    let service = builder(store.clone()).clock(ManualClock::at(start())).pending_cap(CAP).build().unwrap();
+    let service =
+        builder(store.clone()).clock(ManualClock::at(start())).pending_cap(CAP).build().unwrap();
     let issued: Vec<IssuedToken> =
         (0..TOKENS).map(|number| generate(&service, &format!("token {number}"))).collect();
     store.touch_down.store(true, Ordering::SeqCst);
@@ -783,7 +815,8 @@ fn last_uses_that_cannot_be_written_wait_up_to_the_cap_and_verification_does_not
 
     store.touch_down.store(false, Ordering::SeqCst);
     block_on(service.flush()).unwrap();
-    let written = |issued: &&IssuedToken| stored(&store, issued.token.id()).unwrap().last_used.is_some();
+    let written =
+        |issued: &&IssuedToken| stored(&store, issued.token.id()).unwrap().last_used.is_some();
     assert_eq!(issued.iter().filter(written).count(), usage.pending);
     assert_eq!(service.usage().pending, 0);
     // What was dropped is noted at its next use.
@@ -823,7 +856,8 @@ fn no_token_is_made_without_randomness() {
 
     impl SecureRandom for Failing {
         fn fill(&self, buffer: &mut [u8]) -> Result<(), RandomError> {
-            let left = self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+            let left =
+                self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
             if left == Ok(1) {
                 // What it had given until then must not be used.
                 buffer.fill(7);
@@ -842,7 +876,8 @@ fn no_token_is_made_without_randomness() {
         let error = block_on(service.generate(&ada(), NewToken::named("other"))).unwrap_err();
         assert!(matches!(error, ManageError::Random(_)), "{error:?}");
         fails_at.store(call, Ordering::SeqCst);
-        let error = block_on(service.rotate(&ada(), issued.token.id(), Duration::ZERO)).unwrap_err();
+        let error =
+            block_on(service.rotate(&ada(), issued.token.id(), Duration::ZERO)).unwrap_err();
         assert!(matches!(error, ManageError::Random(_)), "{error:?}");
     }
     assert_eq!(service.store().len(), 1);
@@ -858,8 +893,10 @@ struct Repeating {
 
 impl SecureRandom for Repeating {
     fn fill(&self, buffer: &mut [u8]) -> Result<(), RandomError> {
-        let repeats =
-            self.times.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |times| times.checked_sub(1)).is_ok();
+        let repeats = self
+            .times
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |times| times.checked_sub(1))
+            .is_ok();
         let number = if repeats { 0 } else { 1 + self.number.fetch_add(1, Ordering::SeqCst) };
         for (place, byte) in buffer.iter_mut().zip(number.to_le_bytes().iter().cycle()) {
             *place = *byte;

@@ -14,8 +14,8 @@ use patkit::policy::Oversight;
 use patkit::service::StateCounts;
 use patkit::token::ActorRef;
 use patkit::{
-    Actor, ManageError, NewToken, Owner, Reason, RejectReason, TokenEdit, TokenId, TokenPolicy, TokenState,
-    TokenView,
+    Actor, ManageError, NewToken, Owner, Reason, RejectReason, TokenEdit, TokenId, TokenPolicy,
+    TokenState, TokenView,
 };
 use std::time::Duration;
 use support::{World, id, ready, session};
@@ -97,10 +97,15 @@ fn the_pages_of_the_present_bearer_do_not_tell_of_the_former_one() {
             world.token("ann", &format!("former {n}"));
         }
         hand_over(&world);
-        let made: Vec<TokenId> = (0..present).map(|n| world.token("ann", &format!("{n}"))).collect();
+        let made: Vec<TokenId> =
+            (0..present).map(|n| world.token("ann", &format!("{n}"))).collect();
         let newest_first: Vec<TokenId> = made.into_iter().rev().collect();
         for limit in 1..=present + 1 {
-            assert_eq!(own(&world, &session("ann"), limit), newest_first, "{former} {present} {limit}");
+            assert_eq!(
+                own(&world, &session("ann"), limit),
+                newest_first,
+                "{former} {present} {limit}"
+            );
         }
     }
 }
@@ -111,7 +116,11 @@ fn the_instant_itself_belongs_to_the_present_bearer() {
         let world = World::new();
         let token = world.issue("ann", NewToken::named("a"));
         world.put("ann", |ann| ann.role("member").held_since(world.now() + since));
-        assert_eq!(ready(world.service.get(&session("ann"), token.token.id())).is_ok(), is_seen, "{since}");
+        assert_eq!(
+            ready(world.service.get(&session("ann"), token.token.id())).is_ok(),
+            is_seen,
+            "{since}"
+        );
         assert_eq!(own(&world, &session("ann"), 9).len(), usize::from(is_seen));
         assert_eq!(world.refusal(&token).is_none(), is_seen);
     }
@@ -142,8 +151,10 @@ fn a_former_bearer_keeps_nobody_from_a_name() {
         let mut former = Vec::new();
         for round in 0..3 {
             hand_over(&world);
-            let other =
-                world.generate(&session("ann"), NewToken::named(&format!("other {round} {}", former.len())));
+            let other = world.generate(
+                &session("ann"),
+                NewToken::named(&format!("other {round} {}", former.len())),
+            );
             let other = other.unwrap().token.id();
             // By generating it and by renaming to it, in turn; of any spelling that counts as the same.
             let asked = if round == 0 { name.to_owned() } else { name.to_uppercase() };
@@ -165,10 +176,18 @@ fn a_former_bearer_keeps_nobody_from_a_name() {
         for id in former {
             let stored = world.stored(id);
             let shown = stored.name.as_str();
-            assert!(shown.ends_with(&format!(" ({id})")) && shown.chars().count() <= 255, "{shown}");
-            let told: Vec<_> = world.events().into_iter().filter(|event| event.token == id).collect();
+            assert!(
+                shown.ends_with(&format!(" ({id})")) && shown.chars().count() <= 255,
+                "{shown}"
+            );
+            let told: Vec<_> =
+                world.events().into_iter().filter(|event| event.token == id).collect();
             let renamed = told.iter().filter(|event| event.action == AuditAction::Renamed);
-            assert_eq!(renamed.filter(|event| event.actor == ActorRef::System).count(), 1, "{told:?}");
+            assert_eq!(
+                renamed.filter(|event| event.actor == ActorRef::System).count(),
+                1,
+                "{told:?}"
+            );
         }
     }
 }
@@ -198,7 +217,8 @@ fn a_service_user_that_is_another_one_gets_its_names_too() {
     let page = ready(world.service.list_service(&session("ada"), None, 9)).unwrap();
     let shown: Vec<_> = page.items.iter().map(|view| (view.id(), view.shown_state())).collect();
     assert_eq!(shown, [(present.token.id(), "active"), (former.token.id(), "ended")]);
-    let renamed = ready(world.service.rename(&session("ada"), former.token.id(), "old deploy")).unwrap();
+    let renamed =
+        ready(world.service.rename(&session("ada"), former.token.id(), "old deploy")).unwrap();
     assert!(!renamed.is_active());
 }
 
@@ -210,8 +230,8 @@ fn a_former_bearer_takes_up_no_room() {
         world.generate(&session("ann"), NewToken::named(name)).unwrap();
     }
     hand_over(&world);
-    let made =
-        ["a", "b"].map(|name| world.generate(&session("ann"), NewToken::named(name)).unwrap().token.id());
+    let made = ["a", "b"]
+        .map(|name| world.generate(&session("ann"), NewToken::named(name)).unwrap().token.id());
     let full = world.generate(&session("ann"), NewToken::named("c")).unwrap_err();
     assert!(matches!(full, ManageError::TooManyTokens { most: 2 }), "{full:?}");
     ready(world.service.revoke(&session("ann"), made[0], Reason::Owner)).unwrap();
@@ -224,7 +244,8 @@ fn a_former_bearer_takes_up_no_room() {
 
 #[test]
 fn overseers_and_the_host_see_what_is_no_longer_accepted() {
-    let world = World::with(TokenPolicy::builder().oversight(Oversight::RevokeOnly).build().unwrap());
+    let world =
+        World::with(TokenPolicy::builder().oversight(Oversight::RevokeOnly).build().unwrap());
     let former = world.issue("ann", NewToken::named("a")).token.id();
     hand_over(&world);
     let present = world.issue("ann", NewToken::named("b")).token.id();
@@ -255,7 +276,8 @@ fn a_token_that_valid_after_has_ended_is_shown_so() {
     let active = world.issue("ann", NewToken::named("active")).token.id();
 
     let page = ready(world.service.list(&ann, None, 9)).unwrap();
-    let expected = [(active, "active"), (expired, "expired"), (revoked, "revoked"), (ended, "ended")];
+    let expected =
+        [(active, "active"), (expired, "expired"), (revoked, "revoked"), (ended, "ended")];
     for (view, (id, state)) in page.items.iter().zip(expected) {
         let one = ready(world.service.get(&ann, id)).unwrap();
         for view in [view, &one] {

@@ -15,8 +15,8 @@ use patkit::service::{CheckError, KeyReport, Unavailable};
 use patkit::store::{ChangeBatch, KeyChecks, ListQuery, Page, Touch};
 use patkit::token::{KeyCheck, KeyId};
 use patkit::{
-    Actor, IssuedToken, Keyring, ManageError, MemoryStore, NewToken, Realm, Reason, RejectReason, StoreError,
-    Token, TokenId, TokenService, TokenStore, TokenView, VerifyError,
+    Actor, IssuedToken, Keyring, ManageError, MemoryStore, NewToken, Realm, Reason, RejectReason,
+    StoreError, Token, TokenId, TokenService, TokenStore, TokenView, VerifyError,
 };
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -36,7 +36,12 @@ fn keyring(keys: &[(u16, &str)]) -> Keyring {
 /// A node of the world with these keys.
 fn node(world: &World, keys: &[(u16, &str)]) -> support::Service {
     let builder = builder(world.store.clone(), world.directory.clone(), world.clock.clone());
-    builder.keyring(keyring(keys)).audit_refusals(1).audit_sink(world.heard.clone()).build().unwrap()
+    builder
+        .keyring(keyring(keys))
+        .audit_refusals(1)
+        .audit_sink(world.heard.clone())
+        .build()
+        .unwrap()
 }
 
 fn key(number: u16) -> KeyId {
@@ -49,7 +54,8 @@ fn text(issued: &IssuedToken) -> &str {
 
 /// The token's text with the secret of another one.
 fn wrong(issued: &IssuedToken, other: &IssuedToken) -> String {
-    let format = patkit::token::TokenFormat::new(patkit::token::Brand::new("acme").unwrap(), &[]).unwrap();
+    let format =
+        patkit::token::TokenFormat::new(patkit::token::Brand::new("acme").unwrap(), &[]).unwrap();
     let front = text(issued).len() - 50;
     // The checksum is the only part that has to be found: CRC-32, in 6 digits of base62.
     let body = format!("{}{}", &text(issued)[..front], &text(other)[front..front + 44]);
@@ -133,7 +139,10 @@ fn tokens_under_another_key_with_the_same_id_are_unavailable_and_never_a_wrong_s
             [text(&one), text(&robot), text(&revoked), &wrong(&one, &two), &wrong(&revoked, &one)]
         {
             assert!(is_wrong_key(&ready(node.verify(presented, None)), 1));
-            assert!(is_wrong_key(&ready(node.verify_header(Some(&format!("Bearer {presented}")), None)), 1));
+            assert!(is_wrong_key(
+                &ready(node.verify_header(Some(&format!("Bearer {presented}")), None)),
+                1
+            ));
             assert!(is_wrong_key(&ready(node.verify_in(&home(), presented, None)), 1));
             // A token of another realm is no token, whatever its key.
             let elsewhere = ready(node.verify_in(&beta(), presented, None));
@@ -152,7 +161,10 @@ fn tokens_under_another_key_with_the_same_id_are_unavailable_and_never_a_wrong_s
     }
     // The right key lets them in as before, and what is revoked is revoked.
     ready(world.service.verify(text(&late), None)).unwrap();
-    assert_eq!(reason(ready(world.service.verify(text(&revoked), None))), Some(RejectReason::Revoked));
+    assert_eq!(
+        reason(ready(world.service.verify(text(&revoked), None))),
+        Some(RejectReason::Revoked)
+    );
 }
 
 #[test]
@@ -171,7 +183,10 @@ fn no_token_is_made_under_a_wrong_primary_key() {
     assert!(is_refused(ready(node.generate(&Actor::system(), robot()))));
     assert!(is_refused(ready(node.rotate(&session("ann"), issued.token.id(), Duration::ZERO))));
     let within = node.within(MemoryStore::new());
-    assert!(is_refused(ready(within.generate(&session("ann"), new()))), "in a transaction of the host's too");
+    assert!(
+        is_refused(ready(within.generate(&session("ann"), new()))),
+        "in a transaction of the host's too"
+    );
     assert_eq!(world.snapshot(), before);
     // Tokens are managed as ever: a leaked one has to be revoked.
     ready(node.revoke(&session("ann"), issued.token.id(), Reason::Compromised)).unwrap();
@@ -237,7 +252,10 @@ fn keys_that_records_need_and_the_keyring_lacks_are_reported_with_their_number()
         (&[key(3)][..], &[key(1)][..])
     );
     let text = CheckError::Keys(both_faults).to_string();
-    assert!(text.starts_with("key 3 of the keyring is not the key that this store knows as key 3"), "{text}");
+    assert!(
+        text.starts_with("key 3 of the keyring is not the key that this store knows as key 3"),
+        "{text}"
+    );
     assert!(text.contains("restore the secret of key 3") && text.contains("add key 1"), "{text}");
     for secret in [A, B, C] {
         assert!(!text.contains(&secret[..8]));
@@ -265,7 +283,8 @@ fn the_tokens_under_a_key_are_listed_realm_by_realm_and_page_by_page() {
         let in_beta = Actor::session_in(beta(), id("ann"));
         // 0, 1 or 2 of the other realm in between, so that a page of the store holds more or fewer of one realm than are left.
         for copy in 0..number % 3 {
-            ready(old.generate(&in_beta, NewToken::named(&format!("token {number} {copy}")))).unwrap();
+            ready(old.generate(&in_beta, NewToken::named(&format!("token {number} {copy}"))))
+                .unwrap();
         }
         let issued = ready(old.generate(&session("ann"), name)).unwrap();
         under_one.push((issued.token.id(), text(&issued).to_owned()));
@@ -279,7 +298,9 @@ fn the_tokens_under_a_key_are_listed_realm_by_realm_and_page_by_page() {
         loop {
             let page = ready(new.list_under_key(realm, key(number), next, limit)).unwrap();
             assert!(page.items.len() <= limit && page.corrupt.is_empty());
-            assert!(page.items.iter().all(|token| token.realm() == realm && token.owner().is_some()));
+            assert!(
+                page.items.iter().all(|token| token.realm() == realm && token.owner().is_some())
+            );
             ids.extend(page.items.iter().map(TokenView::id));
             next = page.next;
             if next.is_none() {

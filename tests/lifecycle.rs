@@ -72,8 +72,11 @@ enum Cell {
 /// The table: what each action does to an active, a revoked and an expired token.
 const REVOKE: [Cell; 3] = [Cell::Revokes, Cell::Nothing, Cell::Refuses(RefusalReason::Expired)];
 const COMPROMISE: [Cell; 3] = [Cell::Revokes, Cell::Escalates, Cell::Records];
-const RESTORE: [Cell; 3] =
-    [Cell::Refuses(RefusalReason::NotRevoked), Cell::Restores, Cell::Refuses(RefusalReason::Expired)];
+const RESTORE: [Cell; 3] = [
+    Cell::Refuses(RefusalReason::NotRevoked),
+    Cell::Restores,
+    Cell::Refuses(RefusalReason::Expired),
+];
 const ROTATE: [Cell; 3] =
     [Cell::Rotates, Cell::Refuses(RefusalReason::Revoked), Cell::Refuses(RefusalReason::Expired)];
 const RENAME: [Cell; 3] = [Cell::Renames; 3];
@@ -106,7 +109,8 @@ impl Case {
             Cell::Refuses(why) => Err(why),
             Cell::Restores => {
                 let revocation = self.facts.revocation.as_ref().unwrap();
-                let (reason, words) = RESTORES.iter().find(|row| row.0 == revocation.reason).unwrap();
+                let (reason, words) =
+                    RESTORES.iter().find(|row| row.0 == revocation.reason).unwrap();
                 let word = words[place(revocation.authority)];
                 match word.as_bytes()[place(authority)] {
                     b'f' => Err(RefusalReason::Final(*reason)),
@@ -206,15 +210,21 @@ fn revoking_every_state_for_every_reason_with_every_authority() {
     for case in cases(now) {
         for reason in Reason::ALL {
             for authority in AUTHORITIES {
-                let with =
-                    Revocation { by: ActorRef::Owner(id("second")), ..revocation(reason, authority, now) };
+                let with = Revocation {
+                    by: ActorRef::Owner(id("second")),
+                    ..revocation(reason, authority, now)
+                };
                 let row = if reason == Reason::Compromised { COMPROMISE } else { REVOKE };
                 let label = format!("{} and then for {reason}", case.label);
                 let result = lifecycle::revoke(&case.facts, with.clone(), now);
                 let first = case.facts.revocation.clone();
                 match case.cell(row) {
                     Cell::Refuses(why) => {
-                        assert_eq!(parts(result.unwrap_err()), case.refused(Action::Revoke, why), "{label}");
+                        assert_eq!(
+                            parts(result.unwrap_err()),
+                            case.refused(Action::Revoke, why),
+                            "{label}"
+                        );
                     }
                     Cell::Nothing => assert_eq!(result, Ok(None), "{label}"),
                     Cell::Revokes => {
@@ -231,7 +241,8 @@ fn revoking_every_state_for_every_reason_with_every_authority() {
                             None => with,
                             Some(first) => Revocation { reason: Reason::Compromised, ..*first },
                         };
-                        let after = Facts { revocation: Some(Box::new(expected)), ..case.facts.clone() };
+                        let after =
+                            Facts { revocation: Some(Box::new(expected)), ..case.facts.clone() };
                         // What is compromised already stays as it is.
                         let changed = Some(after.clone()).filter(|after| *after != case.facts);
                         assert_eq!(result, Ok(changed), "{label}");
@@ -259,7 +270,11 @@ fn restoring_every_state_with_every_authority() {
                     assert_eq!(after, expected, "{label}");
                 }
                 Err(why) => {
-                    assert_eq!(parts(result.unwrap_err()), case.refused(Action::Restore, why), "{label}");
+                    assert_eq!(
+                        parts(result.unwrap_err()),
+                        case.refused(Action::Restore, why),
+                        "{label}"
+                    );
                 }
             }
         }
@@ -271,7 +286,9 @@ fn rotating_every_state_with_every_overlap() {
     let now = start();
     let successor = nowhere();
     for case in cases(now) {
-        for overlap in [TimeDelta::zero(), MICRO, TimeDelta::hours(1), TimeDelta::days(2), TimeDelta::MAX] {
+        for overlap in
+            [TimeDelta::zero(), MICRO, TimeDelta::hours(1), TimeDelta::days(2), TimeDelta::MAX]
+        {
             for authority in AUTHORITIES {
                 let by = (ActorRef::Owner(id("second")), authority);
                 let result = lifecycle::rotate(&case.facts, successor, overlap, by.clone(), now);
@@ -285,9 +302,14 @@ fn rotating_every_state_with_every_overlap() {
                     assert_eq!(may, Ok(()), "{label}");
                     let after = result.unwrap();
                     let until = if overlap.is_zero() { now } else { after.expires_at.unwrap() };
-                    assert_eq!(after.succession, Some(Succession { successor, at: now, until }), "{label}");
+                    assert_eq!(
+                        after.succession,
+                        Some(Succession { successor, at: now, until }),
+                        "{label}"
+                    );
                     if overlap.is_zero() {
-                        let expected = Revocation { at: now, by: by.0, authority, reason: Reason::Rotated };
+                        let expected =
+                            Revocation { at: now, by: by.0, authority, reason: Reason::Rotated };
                         assert_eq!(after.revocation.as_deref(), Some(&expected), "{label}");
                         assert_eq!(after.expires_at, case.facts.expires_at, "{label}");
                     } else {
@@ -317,7 +339,12 @@ fn deleting_every_state() {
         let result = lifecycle::may_delete(&case.facts, now);
         match case.cell(DELETE) {
             Cell::Refuses(why) => {
-                assert_eq!(parts(result.unwrap_err()), case.refused(Action::Delete, why), "{}", case.label);
+                assert_eq!(
+                    parts(result.unwrap_err()),
+                    case.refused(Action::Delete, why),
+                    "{}",
+                    case.label
+                );
             }
             Cell::Removes => assert_eq!(result, Ok(()), "{}", case.label),
             cell => panic!("{cell:?} does not delete"),
@@ -378,9 +405,15 @@ fn the_service_does_to_every_state_what_the_table_says() {
                 let after = world.facts(token).revocation;
                 let first = case.facts.revocation.clone();
                 match (cell, first) {
-                    (Cell::Nothing | Cell::Refuses(_), first) => assert_eq!(after, first, "{label}"),
+                    (Cell::Nothing | Cell::Refuses(_), first) => {
+                        assert_eq!(after, first, "{label}");
+                    }
                     (_, Some(first)) => {
-                        assert_eq!(after.as_deref(), Some(&Revocation { reason, ..*first }), "{label}");
+                        assert_eq!(
+                            after.as_deref(),
+                            Some(&Revocation { reason, ..*first }),
+                            "{label}"
+                        );
                     }
                     (_, None) => {
                         let after = after.unwrap();
@@ -417,7 +450,8 @@ fn the_service_does_to_every_state_what_the_table_says() {
             }
 
             let token = make("rename");
-            let edit = TokenEdit::new().name(&format!("renamed {number} {owner}")).description("new");
+            let edit =
+                TokenEdit::new().name(&format!("renamed {number} {owner}")).description("new");
             assert_eq!(case.cell(RENAME), Cell::Renames);
             let view = ready(world.service.edit(&actor, token, edit)).unwrap();
             assert_eq!(view.state(), case.state, "{label}");
@@ -451,7 +485,8 @@ fn a_refusal_names_the_state_and_the_action() {
     let now = start();
     for case in cases(now) {
         let revoke =
-            lifecycle::revoke(&case.facts, revocation(Reason::Owner, Authority::Owner, now), now).err();
+            lifecycle::revoke(&case.facts, revocation(Reason::Owner, Authority::Owner, now), now)
+                .err();
         let restore = lifecycle::restore(&case.facts, Authority::System, now).err();
         let rotate = lifecycle::may_rotate(&case.facts, now).err();
         let delete = lifecycle::may_delete(&case.facts, now).err();
@@ -545,15 +580,20 @@ fn step() -> impl Strategy<Value = Step> {
 
 fn facts() -> impl Strategy<Value = Facts> {
     let revocation = prop::option::of((reason(), authority())).prop_map(|revoked| {
-        revoked.map(|(reason, authority)| revocation(reason, authority, start() - TimeDelta::hours(1)))
+        revoked
+            .map(|(reason, authority)| revocation(reason, authority, start() - TimeDelta::hours(1)))
     });
-    (prop::option::of(-20_i64..60), revocation, any::<bool>()).prop_map(|(expiry, revocation, succeeded)| {
-        Facts {
+    (prop::option::of(-20_i64..60), revocation, any::<bool>()).prop_map(
+        |(expiry, revocation, succeeded)| Facts {
             expires_at: expiry.map(|micros| start() + TimeDelta::microseconds(micros)),
             revocation: revocation.map(Box::new),
-            succession: succeeded.then(|| Succession { successor: nowhere(), at: start(), until: start() }),
-        }
-    })
+            succession: succeeded.then(|| Succession {
+                successor: nowhere(),
+                at: start(),
+                until: start(),
+            }),
+        },
+    )
 }
 
 fn apply(facts: &Facts, step: Step, now: DateTime<Utc>) -> Option<Facts> {

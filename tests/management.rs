@@ -20,8 +20,8 @@ use patkit::service::{Attenuation, InvalidInput, PolicyRule, TokenEdit, TokenPag
 use patkit::store::{Change, ChangeBatch, ListQuery, MAX_PAGE, Page, StoreError, Touch};
 use patkit::token::{ActorRef, Authority, Revocation};
 use patkit::{
-    Actor, AuditEvent, IssuedToken, ManageError, NewToken, Owner, OwnerId, OwnerKind, Reason, RejectReason,
-    Token, TokenId, TokenKind, TokenPolicy, TokenState, TokenStore,
+    Actor, AuditEvent, IssuedToken, ManageError, NewToken, Owner, OwnerId, OwnerKind, Reason,
+    RejectReason, Token, TokenId, TokenKind, TokenPolicy, TokenState, TokenStore,
 };
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -128,22 +128,57 @@ const TABLE: &[Row] = &[
     // Tokens that inherit.
     row(How::Inherit("ann"), ("a", "hr"), ["+F", "+FF"], [ALL, UNSEEN, UNSEEN, ITSELF_ALL]),
     row(How::Inherit("ann"), ("n", "hr"), ["FF", "FFF"], [FORBIDDEN, FORBIDDEN, FORBIDDEN, ITSELF]),
-    row(How::Inherit("ann"), ("f", "hr"), ["FF", "FFF"], [FORBIDDEN, FORBIDDEN, FORBIDDEN, ITSELF_FORBIDDEN]),
+    row(
+        How::Inherit("ann"),
+        ("f", "hr"),
+        ["FF", "FFF"],
+        [FORBIDDEN, FORBIDDEN, FORBIDDEN, ITSELF_FORBIDDEN],
+    ),
     row(How::Inherit("ada"), ("a", "h"), ["++", "++F"], [ALL, UNSEEN, ALL, ITSELF_ALL]),
     row(How::Inherit("ada"), ("a", "r"), ["++", "+++"], [ALL, OVERSEEN, ALL, ITSELF_ALL]),
     row(How::Inherit("ada"), ("n", "hr"), ["FF", "FFF"], [FORBIDDEN, FORBIDDEN, FORBIDDEN, ITSELF]),
-    row(How::Inherit("ada"), ("f", "hr"), ["FF", "FFF"], [FORBIDDEN, FORBIDDEN, FORBIDDEN, ITSELF_FORBIDDEN]),
-    row(How::Inherit("nil"), ("an", "hr"), ["FF", "FFF"], [FORBIDDEN, FORBIDDEN, FORBIDDEN, ITSELF]),
-    row(How::Inherit("nil"), ("f", "hr"), ["FF", "FFF"], [FORBIDDEN, FORBIDDEN, FORBIDDEN, ITSELF_FORBIDDEN]),
+    row(
+        How::Inherit("ada"),
+        ("f", "hr"),
+        ["FF", "FFF"],
+        [FORBIDDEN, FORBIDDEN, FORBIDDEN, ITSELF_FORBIDDEN],
+    ),
+    row(
+        How::Inherit("nil"),
+        ("an", "hr"),
+        ["FF", "FFF"],
+        [FORBIDDEN, FORBIDDEN, FORBIDDEN, ITSELF],
+    ),
+    row(
+        How::Inherit("nil"),
+        ("f", "hr"),
+        ["FF", "FFF"],
+        [FORBIDDEN, FORBIDDEN, FORBIDDEN, ITSELF_FORBIDDEN],
+    ),
     row(How::Inherit("bot"), ("an", "hr"), ["FF", "FFF"], [NONE, FORBIDDEN, FORBIDDEN, ITSELF]),
-    row(How::Inherit("bot"), ("f", "hr"), ["FF", "FFF"], [NONE, FORBIDDEN, FORBIDDEN, ITSELF_FORBIDDEN]),
+    row(
+        How::Inherit("bot"),
+        ("f", "hr"),
+        ["FF", "FFF"],
+        [NONE, FORBIDDEN, FORBIDDEN, ITSELF_FORBIDDEN],
+    ),
     row(How::Inherit("robot"), ("a", "hr"), ["F+", "F+F"], [NONE, UNSEEN, ALL, ITSELF_ALL]),
     row(How::Inherit("robot"), ("n", "hr"), ["FF", "FFF"], [NONE, FORBIDDEN, FORBIDDEN, ITSELF]),
-    row(How::Inherit("robot"), ("f", "hr"), ["FF", "FFF"], [NONE, FORBIDDEN, FORBIDDEN, ITSELF_FORBIDDEN]),
+    row(
+        How::Inherit("robot"),
+        ("f", "hr"),
+        ["FF", "FFF"],
+        [NONE, FORBIDDEN, FORBIDDEN, ITSELF_FORBIDDEN],
+    ),
     row(How::Inherit("off"), ANY, ["RR", "RRR"], [REJECTED, REJECTED, REJECTED, REJECTED]),
     row(How::BetaInherit("ada"), ("a", "h"), ["++", "++F"], [ALL, UNSEEN, UNSEEN, ITSELF_ALL]),
     row(How::BetaInherit("ada"), ("a", "r"), ["++", "+++"], [ALL, UNSEEN, UNSEEN, ITSELF_ALL]),
-    row(How::BetaInherit("ada"), ("n", "hr"), ["FF", "FFF"], [FORBIDDEN, FORBIDDEN, FORBIDDEN, ITSELF]),
+    row(
+        How::BetaInherit("ada"),
+        ("n", "hr"),
+        ["FF", "FFF"],
+        [FORBIDDEN, FORBIDDEN, FORBIDDEN, ITSELF],
+    ),
     row(
         How::BetaInherit("ada"),
         ("f", "hr"),
@@ -151,14 +186,24 @@ const TABLE: &[Row] = &[
         [FORBIDDEN, FORBIDDEN, FORBIDDEN, ITSELF_FORBIDDEN],
     ),
     // Tokens that are narrowed to managing tokens: the scope names the permission.
-    row(How::Only("ann", &["tokens:manage"]), ("an", "hr"), ["+F", "+FF"], [ALL, UNSEEN, UNSEEN, ITSELF_ALL]),
+    row(
+        How::Only("ann", &["tokens:manage"]),
+        ("an", "hr"),
+        ["+F", "+FF"],
+        [ALL, UNSEEN, UNSEEN, ITSELF_ALL],
+    ),
     row(
         How::Only("ann", &["tokens:manage"]),
         ("f", "hr"),
         ["FF", "FFF"],
         [FORBIDDEN, FORBIDDEN, FORBIDDEN, ITSELF_FORBIDDEN],
     ),
-    row(How::Only("ada", &["tokens:manage"]), ("an", "hr"), ["+F", "+FF"], [ALL, UNSEEN, UNSEEN, ITSELF_ALL]),
+    row(
+        How::Only("ada", &["tokens:manage"]),
+        ("an", "hr"),
+        ["+F", "+FF"],
+        [ALL, UNSEEN, UNSEEN, ITSELF_ALL],
+    ),
     row(
         How::Only("ada", &["service-tokens:manage"]),
         ("an", "hr"),
@@ -197,8 +242,18 @@ const TABLE: &[Row] = &[
         [NONE, FORBIDDEN, FORBIDDEN, ITSELF],
     ),
     // A wildcard covers the permission and does not name it.
-    row(How::Only("ada", &["tokens:*"]), ("a", "h"), ["+F", "+FF"], [ALL, UNSEEN, UNSEEN, ITSELF_ALL]),
-    row(How::Only("ada", &["tokens:*"]), ("a", "r"), ["+F", "+F+"], [ALL, OVERSEEN, UNSEEN, ITSELF_ALL]),
+    row(
+        How::Only("ada", &["tokens:*"]),
+        ("a", "h"),
+        ["+F", "+FF"],
+        [ALL, UNSEEN, UNSEEN, ITSELF_ALL],
+    ),
+    row(
+        How::Only("ada", &["tokens:*"]),
+        ("a", "r"),
+        ["+F", "+F+"],
+        [ALL, OVERSEEN, UNSEEN, ITSELF_ALL],
+    ),
     row(
         How::Only("ada", &["tokens:*"]),
         ("n", "hr"),
@@ -206,7 +261,12 @@ const TABLE: &[Row] = &[
         [FORBIDDEN, FORBIDDEN, FORBIDDEN, ITSELF],
     ),
     row(How::Only("ada", &["*"]), ("a", "h"), ["++", "++F"], [ALL, UNSEEN, ALL, ITSELF_ALL]),
-    row(How::Only("ada", &["*"]), ("n", "hr"), ["FF", "FFF"], [FORBIDDEN, FORBIDDEN, FORBIDDEN, ITSELF]),
+    row(
+        How::Only("ada", &["*"]),
+        ("n", "hr"),
+        ["FF", "FFF"],
+        [FORBIDDEN, FORBIDDEN, FORBIDDEN, ITSELF],
+    ),
     // Tokens that oversee: without the permission to manage, there is but the list and the revocation. (Whether it may
     // revoke another token of its own owner so is not said, and left out.)
     row(
@@ -246,7 +306,12 @@ const TABLE: &[Row] = &[
         ["FF", "FFF"],
         [FORBIDDEN, FORBIDDEN, FORBIDDEN, ITSELF],
     ),
-    row(How::Only("ada", &[]), ("an", "hr"), ["FF", "FFF"], [FORBIDDEN, FORBIDDEN, FORBIDDEN, ITSELF]),
+    row(
+        How::Only("ada", &[]),
+        ("an", "hr"),
+        ["FF", "FFF"],
+        [FORBIDDEN, FORBIDDEN, FORBIDDEN, ITSELF],
+    ),
     row(
         How::Only("bot", &["datastores:read"]),
         ("an", "hr"),
@@ -293,7 +358,9 @@ impl Scene {
         let other = world.issue(other_owner, narrow("other")).token.id();
         let service = world.issue("bot", narrow("service")).token.id();
         let (realm, owner) = match how {
-            How::Session(owner) | How::Inherit(owner) | How::Only(owner, _) => (home(), Some(owner)),
+            How::Session(owner) | How::Inherit(owner) | How::Only(owner, _) => {
+                (home(), Some(owner))
+            }
             How::Beta(owner) | How::BetaInherit(owner) => (beta(), Some(owner)),
             How::System | How::BetaSystem => (home(), None),
         };
@@ -301,13 +368,16 @@ impl Scene {
             How::Inherit(owner) | How::BetaInherit(owner) => {
                 Some(world.issue_in(&realm, owner, NewToken::named("via")))
             }
-            How::Only(owner, scope) => {
-                Some(world.issue_in(&realm, owner, NewToken::named("via").scope(scope.iter().copied())))
-            }
+            How::Only(owner, scope) => Some(world.issue_in(
+                &realm,
+                owner,
+                NewToken::named("via").scope(scope.iter().copied()),
+            )),
             _ => None,
         };
-        let human =
-            |name: &str| support::OWNERS.iter().any(|each| each.0 == name && each.1 == OwnerKind::Human);
+        let human = |name: &str| {
+            support::OWNERS.iter().any(|each| each.0 == name && each.1 == OwnerKind::Human)
+        };
         let own = owner
             .filter(|owner| human(owner))
             .map(|owner| world.issue_in(&realm, owner, narrow("own")).token.id());
@@ -316,7 +386,9 @@ impl Scene {
             How::Beta(owner) => Actor::session_in(beta(), id(owner)),
             How::System => Actor::system(),
             How::BetaSystem => Actor::system_in(beta()),
-            How::Inherit(_) | How::Only(..) | How::BetaInherit(_) => world.through(via.as_ref().unwrap()),
+            How::Inherit(_) | How::Only(..) | How::BetaInherit(_) => {
+                world.through(via.as_ref().unwrap())
+            }
         };
         Self { world, actor, via, own, other, service }
     }
@@ -335,7 +407,9 @@ impl Scene {
         match operation {
             "get" => ready(service.get(&self.actor, id)).map(drop),
             "rename" => ready(service.rename(&self.actor, id, "renamed")).map(drop),
-            "revoke" => ready(service.edit(&self.actor, id, TokenEdit::new().active(false))).map(drop),
+            "revoke" => {
+                ready(service.edit(&self.actor, id, TokenEdit::new().active(false))).map(drop)
+            }
             "restore" => ready(service.restore(&self.actor, id)).map(drop),
             "rotate" => ready(service.rotate(&self.actor, id, Duration::ZERO)).map(drop),
             "delete" => ready(service.delete(&self.actor, id)),
@@ -347,9 +421,11 @@ impl Scene {
 fn letter(result: &Result<(), ManageError>) -> char {
     match result {
         Ok(()) => '+',
-        Err(ManageError::Forbidden { .. } | ManageError::ForbiddenByPolicy(_) | ManageError::NotForHost) => {
-            'F'
-        }
+        Err(
+            ManageError::Forbidden { .. }
+            | ManageError::ForbiddenByPolicy(_)
+            | ManageError::NotForHost,
+        ) => 'F',
         Err(ManageError::NotFound) => 'N',
         Err(ManageError::ActorRejected(_)) => 'R',
         Err(ManageError::Invalid(InvalidInput::OwnerKind(_))) => 'K',
@@ -372,7 +448,12 @@ fn each(mut check: impl FnMut(&Row, TokenManagement, Oversight, &str)) {
                     (_, _) => ("f", "r"),
                 };
                 if row.when.0.contains(m) && row.when.1.contains(o) {
-                    check(row, management, oversight, &format!("{:?} {management:?} {oversight:?}", row.how));
+                    check(
+                        row,
+                        management,
+                        oversight,
+                        &format!("{:?} {management:?} {oversight:?}", row.how),
+                    );
                 }
             }
         }
@@ -416,7 +497,9 @@ fn every_actor_with_every_operation_on_every_token_gets_the_answer_of_the_table(
                     assert_true_refusal(&scene, error, label);
                 }
                 if got != expected {
-                    wrong.push(format!("{label}: {operation} {target:?} answers {got}, not {expected}"));
+                    wrong.push(format!(
+                        "{label}: {operation} {target:?} answers {got}, not {expected}"
+                    ));
                     continue;
                 }
                 if got != '+' || *operation == "get" {
@@ -426,7 +509,8 @@ fn every_actor_with_every_operation_on_every_token_gets_the_answer_of_the_table(
                 }
                 // What the actor may not see answers like what is not there; so does what is forbidden before an id is
                 // read.
-                let seen = target == Target::Itself || (target == Target::Other && row.other == OVERSEEN);
+                let seen =
+                    target == Target::Itself || (target == Target::Other && row.other == OVERSEEN);
                 if matches!(got, 'N' | 'R') || (got == 'F' && !seen) {
                     let nothing = scene.operate(operation, nowhere());
                     if let (Err(one), Err(other)) = (&result, &nothing) {
@@ -450,7 +534,9 @@ fn every_actor_with_every_operation_on_every_token_gets_the_answer_of_the_table(
 #[test]
 fn every_actor_generates_what_the_table_says() {
     each(|row, management, oversight, label| {
-        for (kind, expected) in [TokenKind::Personal, TokenKind::Service].iter().zip(row.generate.chars()) {
+        for (kind, expected) in
+            [TokenKind::Personal, TokenKind::Service].iter().zip(row.generate.chars())
+        {
             let scene = Scene::new(row.how, management, oversight);
             let new = NewToken::named("new").scope([""; 0]);
             let new = if *kind == TokenKind::Service { new.for_service(id("bot")) } else { new };
@@ -465,7 +551,11 @@ fn every_actor_generates_what_the_table_says() {
                         _ => scene.own.map_or(home(), |own| scene.world.stored(own).realm.clone()),
                     };
                     assert_eq!(made.realm, realm, "{label}");
-                    assert_eq!(made.creator(), scene.via.as_ref().map(|via| via.token.id()), "{label}");
+                    assert_eq!(
+                        made.creator(),
+                        scene.via.as_ref().map(|via| via.token.id()),
+                        "{label}"
+                    );
                 }
                 Err(_) => assert_eq!(scene.world.snapshot(), before, "{label}"),
             }
@@ -495,9 +585,11 @@ fn every_actor_lists_what_the_table_says_and_nothing_else() {
             _ => home(),
         };
         let me = match row.how {
-            How::Session(me) | How::Beta(me) | How::Inherit(me) | How::BetaInherit(me) | How::Only(me, _) => {
-                id(me)
-            }
+            How::Session(me)
+            | How::Beta(me)
+            | How::Inherit(me)
+            | How::BetaInherit(me)
+            | How::Only(me, _) => id(me),
             How::System | How::BetaSystem => id("system"),
         };
         let before = scene.world.snapshot();
@@ -571,8 +663,11 @@ fn an_actor_that_is_no_longer_somebody_is_rejected_in_every_operation() {
             let Some(expected) = expected else { continue };
             for operation in OPERATIONS {
                 for target in [Target::Other, Target::Service, Target::Itself] {
-                    let mut scene =
-                        Scene::new(How::Inherit("ada"), TokenManagement::Attenuated, Oversight::RevokeOnly);
+                    let mut scene = Scene::new(
+                        How::Inherit("ada"),
+                        TokenManagement::Attenuated,
+                        Oversight::RevokeOnly,
+                    );
                     if !through_token {
                         scene.actor = session("ada");
                     }
@@ -580,7 +675,9 @@ fn an_actor_that_is_no_longer_somebody_is_rejected_in_every_operation() {
                     end(&scene.world, via);
                     let before = scene.world.snapshot();
                     match scene.operate(operation, scene.target(target)) {
-                        Err(ManageError::ActorRejected(rejected)) => assert_eq!(rejected.reason, expected),
+                        Err(ManageError::ActorRejected(rejected)) => {
+                            assert_eq!(rejected.reason, expected);
+                        }
                         other => panic!("{operation}: {other:?}, not {expected}"),
                     }
                     assert_eq!(scene.world.snapshot(), before);
@@ -630,8 +727,22 @@ fn an_actor_revokes_for_its_own_reasons_alone() {
             Authority::Owner,
             &[Owner, Compromised],
         ),
-        ("admin", How::Session("ada"), Target::Service, Admin, Authority::Admin, &[Admin, Compromised]),
-        ("overseer", How::Session("ada"), Target::Other, Admin, Authority::Admin, &[Admin, Compromised]),
+        (
+            "admin",
+            How::Session("ada"),
+            Target::Service,
+            Admin,
+            Authority::Admin,
+            &[Admin, Compromised],
+        ),
+        (
+            "overseer",
+            How::Session("ada"),
+            Target::Other,
+            Admin,
+            Authority::Admin,
+            &[Admin, Compromised],
+        ),
         (
             "host, personal",
             How::System,
@@ -761,7 +872,8 @@ fn networked(new: NewToken, networks: Networks) -> NewToken {
 /// Through a token that may be used from networks alone, verified from within them.
 fn through_from_inside(world: &World, via: &IssuedToken) -> Actor {
     let inside: IpAddr = "10.0.0.1".parse().unwrap();
-    let verified = ready(world.service.verify(via.plaintext.expose_secret(), Some(inside))).unwrap();
+    let verified =
+        ready(world.service.verify(via.plaintext.expose_secret(), Some(inside))).unwrap();
     Actor::token(&verified)
 }
 
@@ -799,7 +911,9 @@ fn operate_on_other(
     let before = world.snapshot();
     let result = match operation {
         "restore" => ready(world.service.restore(actor, other)).map(|view| view.id()),
-        "rotate" => ready(world.service.rotate(actor, other, Duration::ZERO)).map(|made| made.token.id()),
+        "rotate" => {
+            ready(world.service.rotate(actor, other, Duration::ZERO)).map(|made| made.token.id())
+        }
         _ => panic!("no such operation"),
     };
     (result, before)
@@ -807,7 +921,8 @@ fn operate_on_other(
 
 #[test]
 fn what_is_restored_or_rotated_through_a_token_is_no_wider_than_it_in_scope_and_expiry() {
-    let manage = || NewToken::named("via").scope(["tokens:manage", "datastores:*"]).expires_in_days(10);
+    let manage =
+        || NewToken::named("via").scope(["tokens:manage", "datastores:*"]).expires_in_days(10);
     let other = || NewToken::named("other").expires_in_days(10);
     let table = [
         (other().scope(["datastores:read"]), None),
@@ -831,7 +946,8 @@ fn what_is_restored_or_rotated_through_a_token_is_no_wider_than_it_in_scope_and_
 }
 
 #[test]
-fn a_service_token_that_inherits_is_neither_restored_nor_rotated_through_a_token_of_another_owner() {
+fn a_service_token_that_inherits_is_neither_restored_nor_rotated_through_a_token_of_another_owner()
+{
     for operation in ["restore", "rotate"] {
         for inherits in [true, false] {
             let world = World::new();
@@ -845,7 +961,8 @@ fn a_service_token_that_inherits_is_neither_restored_nor_rotated_through_a_token
             let before = world.snapshot();
             let result = match operation {
                 "restore" => ready(world.service.restore(&actor, token)).map(|view| view.id()),
-                _ => ready(world.service.rotate(&actor, token, Duration::ZERO)).map(|made| made.token.id()),
+                _ => ready(world.service.rotate(&actor, token, Duration::ZERO))
+                    .map(|made| made.token.id()),
             };
             check_attenuated(&world, result, !inherits, Attenuation::Scope, &before, operation);
         }
@@ -962,7 +1079,8 @@ fn a_child_stays_within_its_creators_scope_when_the_owner_is_promoted() {
     world.put("ann", |ann| ann.role("admin").grants(support::grants(&["*"])));
     for token in [&via, &child] {
         let verified = world.verify(token).unwrap();
-        for permission in ["service-tokens:manage", "tokens:oversee", "buckets:read", "scim:users"] {
+        for permission in ["service-tokens:manage", "tokens:oversee", "buckets:read", "scim:users"]
+        {
             assert!(verified.require(permission).is_err(), "{permission}");
         }
         verified.require("datastores:read").unwrap();
@@ -1027,7 +1145,8 @@ fn compromise_follows_the_family_through_every_state_of_the_middle() {
     type Before = fn(&World, &Family);
     let nothing: Before = |_, _| {};
     let revoked: Before = |world, family| {
-        ready(world.service.revoke(&session("ada"), family.child.token.id(), Reason::Owner)).unwrap();
+        ready(world.service.revoke(&session("ada"), family.child.token.id(), Reason::Owner))
+            .unwrap();
     };
     let deleted: Before = |world, family| {
         let child = family.child.token.id();
@@ -1042,7 +1161,8 @@ fn compromise_follows_the_family_through_every_state_of_the_middle() {
         }
     };
     let pruned: Before = |world, family| {
-        ready(world.service.revoke(&session("ada"), family.child.token.id(), Reason::Owner)).unwrap();
+        ready(world.service.revoke(&session("ada"), family.child.token.id(), Reason::Owner))
+            .unwrap();
         world.advance(TimeDelta::days(3));
         ready(world.service.prune(Duration::from_secs(86_400))).unwrap();
     };
@@ -1075,7 +1195,8 @@ fn compromise_follows_the_family_through_every_state_of_the_middle() {
             };
             world.heard.take();
             let told = world.events();
-            ready(world.service.revoke(&actor, family.root.token.id(), Reason::Compromised)).unwrap();
+            ready(world.service.revoke(&actor, family.root.token.id(), Reason::Compromised))
+                .unwrap();
             let mut family_events = 0;
             for token in world.tokens() {
                 let is_family =
@@ -1088,7 +1209,8 @@ fn compromise_follows_the_family_through_every_state_of_the_middle() {
             let stored = world.events_since(&told);
             assert_eq!(stored.len(), family_events, "{label}, by {by}: one event per token");
             assert!(stored.iter().all(|event| {
-                event.action == AuditAction::Revoked && event.reason.as_deref() == Some("compromised")
+                event.action == AuditAction::Revoked
+                    && event.reason.as_deref() == Some("compromised")
             }));
             assert_eq!(world.heard.take(), stored);
             let again = world.snapshot();
@@ -1103,7 +1225,8 @@ fn compromise_follows_the_family_through_every_state_of_the_middle() {
 fn compromise_goes_down_the_family_and_not_up() {
     let world = World::new();
     let family = family(&world);
-    ready(world.service.revoke(&session("ada"), family.grandchild.token.id(), Reason::Compromised)).unwrap();
+    ready(world.service.revoke(&session("ada"), family.grandchild.token.id(), Reason::Compromised))
+        .unwrap();
     for token in [&family.root, &family.child, &family.stranger, &family.sibling] {
         assert_eq!(world.refusal(token), None);
     }
@@ -1135,7 +1258,11 @@ fn a_deleted_record_hands_its_children_to_its_own_maker() {
     ready(world.service.revoke(&session("ada"), root, Reason::Owner)).unwrap();
     ready(world.service.delete(&session("ada"), root)).unwrap();
     assert_eq!(world.stored(grandchild).created_by, ActorRef::Owner(id("ada")));
-    assert_eq!(world.refusal(&family.grandchild), None, "no other reason than its own takes it away");
+    assert_eq!(
+        world.refusal(&family.grandchild),
+        None,
+        "no other reason than its own takes it away"
+    );
 }
 
 #[test]
@@ -1173,7 +1300,11 @@ fn offboarding_revokes_what_is_active_and_keeps_first_facts() {
     assert_eq!(stored.len(), 2);
     assert_eq!(ready(world.service.revoke_all(&home(), &id("ann"))).unwrap(), 0, "twice is once");
     assert_eq!(ready(world.service.revoke_all(&home(), &id("ghost"))).unwrap(), 0);
-    assert_eq!(ready(world.service.revoke_all(&home(), &id("bot"))).unwrap(), 1, "service tokens too");
+    assert_eq!(
+        ready(world.service.revoke_all(&home(), &id("bot"))).unwrap(),
+        1,
+        "service tokens too"
+    );
     ready(world.service.restore(&Actor::system(), active.token.id())).unwrap();
     assert_eq!(world.refusal(&active), None);
 }
@@ -1236,7 +1367,11 @@ fn erasing_an_owner_leaves_no_trace_in_any_stored_event() {
     assert_eq!(ready(world.service.erase_owner(&home(), &id(ERASED))).unwrap(), 3);
     assert_eq!(traces(&world.events()), Vec::<&AuditEvent>::new());
     let heard = world.heard.take();
-    assert_eq!((heard.len(), traces(&heard)), (3, vec![]), "the sink is not told of whom they were");
+    assert_eq!(
+        (heard.len(), traces(&heard)),
+        (3, vec![]),
+        "the sink is not told of whom they were"
+    );
     let after = world.events();
     assert_eq!(after.len(), before + 3, "no event goes, and each removal is told");
     let address: IpAddr = "192.0.2.7".parse().unwrap();
@@ -1289,7 +1424,11 @@ fn the_sweep_waits_for_the_limit_and_its_slack_to_the_microsecond() {
             assert_eq!(revocation.reason, Reason::Idle);
             assert_eq!(revocation.authority, Authority::System);
             ready(world.service.restore(&session("ann"), token.token.id())).unwrap();
-            assert_eq!(ready(world.service.sweep_idle()).unwrap(), 0, "restored: it counts from then");
+            assert_eq!(
+                ready(world.service.sweep_idle()).unwrap(),
+                0,
+                "restored: it counts from then"
+            );
             world.advance(end + tick);
             assert_eq!(ready(world.service.sweep_idle()).unwrap(), 1);
         }
@@ -1570,14 +1709,18 @@ fn pages_follow_each_other_without_gap_or_repetition() {
             }
         }
     };
-    for (limit, most) in [(0, 1), (1, 1), (7, 7), (41, 41), (200, 200), (201, 200), (usize::MAX, 200)] {
+    for (limit, most) in
+        [(0, 1), (1, 1), (7, 7), (41, 41), (200, 200), (201, 200), (usize::MAX, 200)]
+    {
         assert_eq!(walk(limit, most), made, "{limit}, newest first");
     }
     // A cursor is an id, whosever: it gives nobody more than their own.
     let cursors = world.tokens().into_iter().map(|token| token.id).chain([nowhere()]);
     for cursor in cursors.step_by(50) {
         let page = ready(world.service.list(&session("ann"), Some(cursor), 200)).unwrap();
-        assert!(page.items.iter().all(|entry| *entry.owner_id() == id("ann") && entry.id() < cursor));
+        assert!(
+            page.items.iter().all(|entry| *entry.owner_id() == id("ann") && entry.id() < cursor)
+        );
     }
 }
 
@@ -1607,7 +1750,8 @@ fn oversight_shows_and_revokes_and_does_nothing_else() {
 fn names_are_unique_for_realm_owner_and_kind_among_what_is_not_deleted() {
     let world = World::new();
     let ann = session("ann");
-    let generate = |name: &str| world.generate(&ann, NewToken::named(name)).map(|made| made.token.id());
+    let generate =
+        |name: &str| world.generate(&ann, NewToken::named(name)).map(|made| made.token.id());
     let taken = |result: Result<TokenId, ManageError>| {
         assert!(matches!(result, Err(ManageError::NameTaken)), "{result:?}");
     };
@@ -1743,7 +1887,8 @@ fn every_operation_stores_its_events_and_tells_the_sink_the_same() {
             let via = world.issue("ann", NewToken::named("via"));
             let (actor, by) = if through_token {
                 let verified =
-                    ready(world.service.verify(via.plaintext.expose_secret(), Some(address))).unwrap();
+                    ready(world.service.verify(via.plaintext.expose_secret(), Some(address)))
+                        .unwrap();
                 let by = ActorRef::Token { owner: id("ann"), id: via.token.id() };
                 (Actor::token(&verified), by)
             } else {
@@ -1833,7 +1978,9 @@ fn an_owner_of_the_wrong_kind_gets_no_token() {
     for (owner, kind) in [("bot", OwnerKind::Service), ("core", OwnerKind::Internal)] {
         world.put(owner, |owner| owner.role("admin"));
         match world.generate(&session(owner), NewToken::named("b")) {
-            Err(ManageError::Invalid(InvalidInput::OwnerKind(refused))) => assert_eq!(refused, kind),
+            Err(ManageError::Invalid(InvalidInput::OwnerKind(refused))) => {
+                assert_eq!(refused, kind);
+            }
             result => panic!("{owner}: {result:?}"),
         }
     }
@@ -1849,20 +1996,29 @@ fn an_owner_of_the_wrong_kind_gets_no_token() {
 fn a_refusal_that_was_not_written_yet_leaves_no_trace_of_an_erased_owner() {
     let world = World::built(|builder| builder.audit_refusals(1)).unwrap();
     world.put("somebody@to-be-erased.example", |owner| owner.role("member"));
-    let token = world.generate(&session("somebody@to-be-erased.example"), NewToken::named("a")).unwrap();
-    ready(world.service.revoke(&session("somebody@to-be-erased.example"), token.token.id(), Reason::Owner))
-        .unwrap();
+    let token =
+        world.generate(&session("somebody@to-be-erased.example"), NewToken::named("a")).unwrap();
+    ready(world.service.revoke(
+        &session("somebody@to-be-erased.example"),
+        token.token.id(),
+        Reason::Owner,
+    ))
+    .unwrap();
     assert!(world.verify(&token).is_err());
     ready(world.service.erase_owner(&home(), &id("somebody@to-be-erased.example"))).unwrap();
     ready(world.service.flush()).unwrap();
     assert!(
-        world.events().iter().all(|event| !format!("{event:?}").contains("somebody@to-be-erased.example"))
+        world
+            .events()
+            .iter()
+            .all(|event| !format!("{event:?}").contains("somebody@to-be-erased.example"))
     );
 }
 
 /// The refusal waits in the service, and the owner is erased within a transaction of the host's.
 #[test]
-fn a_refusal_that_was_not_written_yet_leaves_no_trace_of_an_owner_that_was_erased_within_a_transaction() {
+fn a_refusal_that_was_not_written_yet_leaves_no_trace_of_an_owner_that_was_erased_within_a_transaction()
+ {
     let world = World::built(|builder| builder.audit_refusals(1)).unwrap();
     world.put(ERASED, |owner| owner.role("member"));
     let token = world.generate(&session(ERASED), NewToken::named("a")).unwrap();
@@ -1898,7 +2054,10 @@ fn what_the_policy_hides_is_refused_as_hidden_by_the_policy() {
     assert_eq!(rule(listed.map(drop)), PolicyRule::OversightHidden);
     // Without the permission, that is what is missing, whatever the policy hides.
     let listed = ready(world.service.list_overseen(&session("mia"), &id("ann"), None, 10));
-    assert!(matches!(listed, Err(ManageError::Forbidden { permission: "tokens:oversee" })), "{listed:?}");
+    assert!(
+        matches!(listed, Err(ManageError::Forbidden { permission: "tokens:oversee" })),
+        "{listed:?}"
+    );
     // An overseer who manages no tokens of its own.
     world.put("mia", |mia| mia.grants(support::grants(&["tokens:oversee"])));
     let revoked = ready(world.service.revoke(&session("mia"), token, Reason::Admin));
@@ -1953,11 +2112,15 @@ fn the_host_lists_counts_and_gets_everything_of_its_realm() {
         assert!(matches!(other, Err(ManageError::NotFound)));
     }
     let of = |name: &str| {
-        let page = ready(world.service.list_overseen(&Actor::system(), &id(name), None, 200)).unwrap();
+        let page =
+            ready(world.service.list_overseen(&Actor::system(), &id(name), None, 200)).unwrap();
         ids(&page)
     };
     assert_eq!((of("ann").len(), of("bot").len(), of("ghost").len()), (19, 4, 0));
-    assert_eq!(ids(&ready(world.service.list_service(&Actor::system(), None, 200)).unwrap()), of("bot"));
+    assert_eq!(
+        ids(&ready(world.service.list_service(&Actor::system(), None, 200)).unwrap()),
+        of("bot")
+    );
     // Revoked and expired ones are listed and counted as well.
     let counts = |actor: &Actor| {
         let counts = ready(world.service.count(actor)).unwrap();
@@ -1972,7 +2135,10 @@ fn the_host_lists_counts_and_gets_everything_of_its_realm() {
     assert_eq!(counts(&session("ann")), (17, 1, 1));
     assert_eq!(counts(&session("bob")), (0, 0, 0));
     let refused = ready(world.service.count(&session("nil")));
-    assert!(matches!(refused, Err(ManageError::Forbidden { permission: "tokens:manage" })), "{refused:?}");
+    assert!(
+        matches!(refused, Err(ManageError::Forbidden { permission: "tokens:manage" })),
+        "{refused:?}"
+    );
 }
 
 #[test]
@@ -1989,11 +2155,16 @@ fn the_host_makes_the_first_service_token_and_no_other() {
     assert!(matches!(refused, Err(ManageError::NotForHost)), "{refused:?}");
     for (owner, expected) in [("ann", OwnerKind::Human), ("core", OwnerKind::Internal)] {
         let refused = world.generate(&system, NewToken::named("x").for_service(id(owner)));
-        let Err(ManageError::Invalid(InvalidInput::OwnerKind(kind))) = refused else { panic!("{refused:?}") };
+        let Err(ManageError::Invalid(InvalidInput::OwnerKind(kind))) = refused else {
+            panic!("{refused:?}")
+        };
         assert_eq!(kind, expected);
     }
     let refused = world.generate(&system, NewToken::named("x").for_service(id("ghost")));
-    assert!(matches!(refused, Err(ManageError::Invalid(InvalidInput::OwnerUnknown))), "{refused:?}");
+    assert!(
+        matches!(refused, Err(ManageError::Invalid(InvalidInput::OwnerUnknown))),
+        "{refused:?}"
+    );
 }
 
 #[test]
@@ -2044,8 +2215,8 @@ fn an_edit_that_sends_back_what_it_got_changes_nothing_and_is_never_refused() {
             edits.push(whole.reason(Reason::Owner));
         }
         for edit in edits {
-            let shown =
-                ready(world.service.edit(&ann, id, edit.clone())).unwrap_or_else(|e| panic!("{edit:?}: {e}"));
+            let shown = ready(world.service.edit(&ann, id, edit.clone()))
+                .unwrap_or_else(|e| panic!("{edit:?}: {e}"));
             assert_eq!((shown.version(), shown.state()), (got.version(), got.state()), "{edit:?}");
             assert_eq!(world.snapshot(), before, "{edit:?}");
         }
@@ -2067,7 +2238,8 @@ fn an_edit_that_sends_back_what_it_got_changes_nothing_and_is_never_refused() {
     assert_eq!(world.snapshot(), before);
     // One field that differs is changed; those beside it that do not are no reason to refuse.
     let shown =
-        with(expired, TokenEdit::new().active(false).name("renamed").description("for the tests")).unwrap();
+        with(expired, TokenEdit::new().active(false).name("renamed").description("for the tests"))
+            .unwrap();
     assert_eq!((shown.name().as_str(), shown.state()), ("renamed", TokenState::Expired));
 }
 

@@ -14,8 +14,16 @@ fn key(text: &str) -> NameKey {
 }
 
 /// Looks like a space and is none by its category.
-const LIKE_A_SPACE: [char; 8] =
-    ['\u{115F}', '\u{1160}', '\u{2800}', '\u{3164}', '\u{FFA0}', '\u{13441}', '\u{13442}', '\u{1D159}'];
+const LIKE_A_SPACE: [char; 8] = [
+    '\u{115F}',
+    '\u{1160}',
+    '\u{2800}',
+    '\u{3164}',
+    '\u{FFA0}',
+    '\u{13441}',
+    '\u{13442}',
+    '\u{1D159}',
+];
 
 fn is_blank(character: char) -> bool {
     character.general_category() == G::SpaceSeparator || LIKE_A_SPACE.contains(&character)
@@ -91,7 +99,11 @@ fn every_character_is_judged_by_its_class() {
         if is_blank(character) {
             assert_eq!(within.as_str(), "a b", "{point:X}");
         } else {
-            assert_eq!(within.as_str(), format!("a{character}b").nfc().collect::<String>(), "{point:X}");
+            assert_eq!(
+                within.as_str(),
+                format!("a{character}b").nfc().collect::<String>(),
+                "{point:X}"
+            );
         }
         match alone {
             Ok(name) => assert!(is_shown(character) && !name.as_str().is_empty(), "{point:X}"),
@@ -103,7 +115,9 @@ fn every_character_is_judged_by_its_class() {
 #[test]
 fn every_character_is_folded_by_one_version_of_unicode() {
     let mut folded = 0;
-    for character in ('\0'..=char::MAX).filter(|character| !is_refused(*character) && !is_blank(*character)) {
+    for character in
+        ('\0'..=char::MAX).filter(|character| !is_refused(*character) && !is_blank(*character))
+    {
         let (text, point) = (format!("a{character}b"), u32::from(character));
         let expected = nfkc_casefold(&text);
         // A stored name is not judged, so the folding itself can be asked for its key.
@@ -157,7 +171,9 @@ fn names_that_look_alike_by_their_blanks_are_one() {
         ] {
             assert_eq!(key(&text), key("a b"), "{text:?}");
         }
-        for empty in [format!("{blank}"), format!("{blank}{other} "), format!("\u{AD}{blank}\u{301}")] {
+        for empty in
+            [format!("{blank}"), format!("{blank}{other} "), format!("\u{AD}{blank}\u{301}")]
+        {
             assert_eq!(TokenName::new(&empty).err(), Some(NameError::Empty), "{empty:?}");
             assert_eq!(Description::new(&empty), Ok(None), "{empty:?}");
         }
@@ -182,7 +198,11 @@ fn what_alone_shows_nothing_is_no_name_and_does_not_show_in_one() {
         "\u{34F}\u{301}",
     ] {
         assert_eq!(TokenName::new(hidden).err(), Some(NameError::Empty), "{hidden:?}");
-        assert_eq!(TokenName::new(&format!(" {hidden} ")).err(), Some(NameError::Empty), "{hidden:?}");
+        assert_eq!(
+            TokenName::new(&format!(" {hidden} ")).err(),
+            Some(NameError::Empty),
+            "{hidden:?}"
+        );
         assert!(TokenName::new(&format!("x{hidden}")).is_ok(), "{hidden:?}");
     }
     for private in ['\u{E000}', '\u{F8FF}', '\u{F0000}', '\u{10FFFD}'] {
@@ -190,7 +210,8 @@ fn what_alone_shows_nothing_is_no_name_and_does_not_show_in_one() {
             assert_eq!(TokenName::new(&text).err(), Some(NameError::Character(private)));
         }
     }
-    for shown in ["⠿", "☂\u{FE0F}", "👩\u{200D}💻", "न\u{92E}", "¨", "-", "가", "ㄱ", "₿"] {
+    for shown in ["⠿", "☂\u{FE0F}", "👩\u{200D}💻", "न\u{92E}", "¨", "-", "가", "ㄱ", "₿"]
+    {
         assert!(TokenName::new(shown).is_ok(), "{shown:?}");
     }
 }
@@ -210,8 +231,17 @@ fn a_name_is_read_up_to_sixteen_bytes_for_each_of_its_characters() {
 
 #[test]
 fn stored_texts_are_not_judged() {
-    for text in ["", " ", "a  b", "\u{378}", "\u{202E}x", "e\u{301}", "a\0b", &"x".repeat(10_000), "\u{2800}"]
-    {
+    for text in [
+        "",
+        " ",
+        "a  b",
+        "\u{378}",
+        "\u{202E}x",
+        "e\u{301}",
+        "a\0b",
+        &"x".repeat(10_000),
+        "\u{2800}",
+    ] {
         assert_eq!(TokenName::stored(text).as_str(), text);
         assert_eq!(Description::stored(text).as_str(), text);
         // The key of any text can be computed.
@@ -225,8 +255,14 @@ fn keys_stay_what_they_are() {
     let hex = |name: &str| key(name).as_bytes().map(|byte| format!("{byte:02x}")).concat();
     // SHA-256 of `ci`, of `strasse` and of `a b`.
     assert_eq!(hex("CI"), "1b158839f8aa339e89bb50b1603e90ec68e0fd5565fe10a7cb32729fddf7070a");
-    assert_eq!(hex("Stra\u{DF}e"), "16d96952087774fee069b7585d3991b24d90c181c09b2129b4908c35baa7f0c0");
-    assert_eq!(hex(" A\u{A0} B "), "c8687a08aa5d6ed2044328fa6a697ab8e96dc34291e8c2034ae8c38e6fcc6d65");
+    assert_eq!(
+        hex("Stra\u{DF}e"),
+        "16d96952087774fee069b7585d3991b24d90c181c09b2129b4908c35baa7f0c0"
+    );
+    assert_eq!(
+        hex(" A\u{A0} B "),
+        "c8687a08aa5d6ed2044328fa6a697ab8e96dc34291e8c2034ae8c38e6fcc6d65"
+    );
     assert_eq!(NameKey::from_bytes(*key("ci").as_bytes()), key("CI"));
 }
 
@@ -234,9 +270,9 @@ fn odd_text() -> impl Strategy<Value = String> {
     let character = prop_oneof![
         any::<char>(),
         prop::sample::select(vec![
-            ' ', 'a', 'A', '\u{AD}', '\u{301}', '\u{345}', '\u{2800}', '\u{3164}', '\u{A8}', '\u{FDFA}',
-            '\u{DF}', '\u{130}', '\u{1E9E}', '\u{3A3}', '\u{3C2}', '\u{FF71}', '\u{1100}', '\u{1161}',
-            '\u{200D}', '\n', '\u{A0}', '\u{37A}',
+            ' ', 'a', 'A', '\u{AD}', '\u{301}', '\u{345}', '\u{2800}', '\u{3164}', '\u{A8}',
+            '\u{FDFA}', '\u{DF}', '\u{130}', '\u{1E9E}', '\u{3A3}', '\u{3C2}', '\u{FF71}',
+            '\u{1100}', '\u{1161}', '\u{200D}', '\n', '\u{A0}', '\u{37A}',
         ]),
     ];
     prop::collection::vec(character, 0..20).prop_map(String::from_iter)

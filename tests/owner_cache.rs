@@ -12,8 +12,8 @@ use chrono::TimeDelta;
 use patkit::owner::cache::OwnerCacheError;
 use patkit::service::{RejectReason, Unavailable, VerifyError};
 use patkit::{
-    Directory, DirectoryError, ManualClock, MemoryDirectory, NewToken, Owner, OwnerCache, OwnerId, OwnerKind,
-    Realm, TokenService,
+    Directory, DirectoryError, ManualClock, MemoryDirectory, NewToken, Owner, OwnerCache, OwnerId,
+    OwnerKind, Realm, TokenService,
 };
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -40,7 +40,11 @@ impl Slow {
 }
 
 impl Directory for Slow {
-    async fn find(&self, realm: &Realm, id: &OwnerId) -> Result<Option<Arc<Owner>>, DirectoryError> {
+    async fn find(
+        &self,
+        realm: &Realm,
+        id: &OwnerId,
+    ) -> Result<Option<Arc<Owner>>, DirectoryError> {
         self.asked.fetch_add(1, Ordering::SeqCst);
         if self.down.load(Ordering::SeqCst) {
             return Err(DirectoryError::new("unplugged"));
@@ -375,7 +379,8 @@ fn a_time_of_day_that_is_set_back_or_forward_changes_nothing() {
 
 #[test]
 fn bounds() {
-    let new = |lifetime, capacity| OwnerCache::new(MemoryDirectory::new(), lifetime, capacity).map(drop);
+    let new =
+        |lifetime, capacity| OwnerCache::new(MemoryDirectory::new(), lifetime, capacity).map(drop);
     let day = Duration::from_secs(86_400);
     assert_eq!(new(day, 1), Ok(()));
     assert_eq!(new(Duration::from_nanos(1), 1), Ok(()));

@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
 use patkit::permission::{
-    Grant, MAX_PERMISSION_BYTES, MAX_SCOPE_ENTRIES, Permission, PermissionError, PermissionSet, Scope,
-    ScopeError,
+    Grant, MAX_PERMISSION_BYTES, MAX_SCOPE_ENTRIES, Permission, PermissionError, PermissionSet,
+    Scope, ScopeError,
 };
 use patkit::role::{MAX_ROLE_NAME_BYTES, RoleCatalog, RoleError, RoleName, RoleNameError};
 use proptest::prelude::*;
@@ -33,7 +33,8 @@ fn all_permissions() -> Vec<Permission> {
     let mut texts = vec!["a".to_owned(), "b".to_owned()];
     let mut longest = texts.clone();
     for _ in 1..4 {
-        longest = longest.iter().flat_map(|text| [format!("{text}:a"), format!("{text}:b")]).collect();
+        longest =
+            longest.iter().flat_map(|text| [format!("{text}:a"), format!("{text}:b")]).collect();
         texts.extend_from_slice(&longest);
     }
     texts.iter().map(|text| Permission::parse(text).unwrap()).collect()
@@ -49,7 +50,8 @@ fn is_permission(text: &str) -> bool {
 fn is_grant(text: &str) -> bool {
     text == "*"
         || is_permission(text)
-        || (text.len() <= MAX_PERMISSION_BYTES && text.strip_suffix(":*").is_some_and(is_permission))
+        || (text.len() <= MAX_PERMISSION_BYTES
+            && text.strip_suffix(":*").is_some_and(is_permission))
 }
 
 /// What a grant covers, in the plainest words.
@@ -168,7 +170,9 @@ proptest! {
 
 #[test]
 fn what_is_no_permission_and_no_grant_is_refused_for_its_reason() {
-    use PermissionError::{BadCharacter, Empty, EmptySegment, MisplacedWildcard, NotConcrete, TooLong};
+    use PermissionError::{
+        BadCharacter, Empty, EmptySegment, MisplacedWildcard, NotConcrete, TooLong,
+    };
     let longest = "a".repeat(MAX_PERMISSION_BYTES);
     let too_long = "a".repeat(MAX_PERMISSION_BYTES + 1);
     let too_long_with_wildcard = format!("{}:*", "a".repeat(MAX_PERMISSION_BYTES - 1));
@@ -206,7 +210,11 @@ fn what_is_no_permission_and_no_grant_is_refused_for_its_reason() {
         assert_eq!(text.parse::<Permission>().err(), as_permission, "{text:?}");
         assert_eq!(Permission::try_from(text).err(), as_permission, "{text:?}");
         assert_eq!(PermissionSet::empty().allows_str(text).err(), as_permission, "{text:?}");
-        assert_eq!(PermissionSet::parse(["*"]).unwrap().allows_str(text).err(), as_permission, "{text:?}");
+        assert_eq!(
+            PermissionSet::parse(["*"]).unwrap().allows_str(text).err(),
+            as_permission,
+            "{text:?}"
+        );
         assert_eq!(Scope::inherit().allows_str(text).err(), as_permission, "{text:?}");
         assert_eq!(Grant::parse(text).err(), as_grant, "{text:?}");
         assert_eq!(text.parse::<Grant>().err(), as_grant, "{text:?}");
@@ -230,7 +238,10 @@ fn refused_by_serde(text: &str, as_permission: bool, as_grant: bool) {
 fn errors_name_the_bound_and_do_not_repeat_the_text() {
     for text in ["\x1b[31m\r\nforged line", "évil", "a:*:\x07"] {
         let shown = Grant::parse(text).unwrap_err().to_string();
-        assert!(shown.is_ascii() && !shown.contains(text) && !shown.contains(char::is_control), "{shown:?}");
+        assert!(
+            shown.is_ascii() && !shown.contains(text) && !shown.contains(char::is_control),
+            "{shown:?}"
+        );
     }
     let too_long = Grant::parse(&"a".repeat(500)).unwrap_err();
     assert_eq!(too_long.to_string(), "the permission has 500 bytes; write 128 at most");
@@ -265,7 +276,10 @@ fn a_scope_has_no_more_entries_than_its_bound() {
 fn a_scope_is_written_as_null_or_as_a_list() {
     assert_eq!(serde_json::to_string(&Scope::inherit()).unwrap(), "null");
     assert_eq!(serde_json::to_string(&Scope::only([""; 0]).unwrap()).unwrap(), "[]");
-    assert_eq!(serde_json::to_string(&Scope::only(["b", "a:*", "b"]).unwrap()).unwrap(), r#"["a:*","b"]"#);
+    assert_eq!(
+        serde_json::to_string(&Scope::only(["b", "a:*", "b"]).unwrap()).unwrap(),
+        r#"["a:*","b"]"#
+    );
 }
 
 #[test]
@@ -282,7 +296,8 @@ fn permissions_are_compared_by_text() {
     let mut texts = ["b", "a:b", "a", "a-b", "a:b:c"].map(|text| Permission::parse(text).unwrap());
     texts.sort();
     assert_eq!(texts.each_ref().map(Permission::as_str), ["a", "a-b", "a:b", "a:b:c", "b"]);
-    let again: std::collections::HashSet<Permission> = texts.iter().chain(&texts).cloned().collect();
+    let again: std::collections::HashSet<Permission> =
+        texts.iter().chain(&texts).cloned().collect();
     assert_eq!(again.len(), texts.len());
     assert_eq!(format!("{:>4}|{:?}", texts[0], texts[1]), r#"   a|Permission("a-b")"#);
 }

@@ -14,8 +14,8 @@ use patkit::service::{RejectReason, VerifyError};
 use patkit::store::{Change, ChangeBatch, ListBy, ListQuery, Touch};
 use patkit::token::{Credential, KeyId, LastUse, TokenName};
 use patkit::{
-    Actor, IssuedToken, Keyring, ManageError, MemoryDirectory, MemoryStore, NewToken, Reason, Token, TokenId,
-    TokenPolicy, TokenService, TokenState, TokenStore,
+    Actor, IssuedToken, Keyring, ManageError, MemoryDirectory, MemoryStore, NewToken, Reason,
+    Token, TokenId, TokenPolicy, TokenService, TokenState, TokenStore,
 };
 use std::collections::BTreeSet;
 use std::hash::{Hash, Hasher};
@@ -95,7 +95,9 @@ fn lockstep<T: Send>(rounds: usize, workers: &[Worker<'_, T>]) -> Vec<Vec<T>> {
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
     let mut by_worker: Vec<_> = by_worker.into_iter().map(Vec::into_iter).collect();
-    (0..rounds).map(|_| by_worker.iter_mut().map(|answers| answers.next().unwrap()).collect()).collect()
+    (0..rounds)
+        .map(|_| by_worker.iter_mut().map(|answers| answers.next().unwrap()).collect())
+        .collect()
 }
 
 /// The same delay for the same round and place, whose order of magnitude goes up and down with the rounds.
@@ -191,11 +193,15 @@ fn of_two_that_take_one_name_at_once_one_gets_it_and_the_other_is_told_so() {
         let name = format!("WANTED {round}");
         block_on(service.rename(&ada(), one, &name)).map(|token| token.id())
     };
-    let table: [[Worker<'_, Result<TokenId, ManageError>>; 2]; 2] = [[&take, &take], [&take, &rename]];
+    let table: [[Worker<'_, Result<TokenId, ManageError>>; 2]; 2] =
+        [[&take, &take], [&take, &rename]];
     for workers in table {
         for answers in lockstep(ROUNDS, &workers) {
             let won = answers.iter().filter(|answer| answer.is_ok()).count();
-            let told = answers.iter().filter(|answer| matches!(answer, Err(ManageError::NameTaken))).count();
+            let told = answers
+                .iter()
+                .filter(|answer| matches!(answer, Err(ManageError::NameTaken)))
+                .count();
             assert_eq!((won, told), (1, 1), "{answers:?}");
         }
         // The next table begins anew.
@@ -211,8 +217,9 @@ fn two_rotations_at_once_give_one_successor_and_one_conflict() {
     const ROUNDS: usize = 1_000;
     for overlap in [Duration::ZERO, Duration::from_secs(3_600)] {
         let service = service();
-        let ids: Vec<TokenId> =
-            (0..ROUNDS).map(|round| generate(&service, &format!("token {round}")).token.id()).collect();
+        let ids: Vec<TokenId> = (0..ROUNDS)
+            .map(|round| generate(&service, &format!("token {round}")).token.id())
+            .collect();
         let rotate = |round: usize| {
             block_on(service.rotate(&ada(), ids[round], overlap)).map(|issued| issued.token.id())
         };
@@ -226,8 +233,15 @@ fn two_rotations_at_once_give_one_successor_and_one_conflict() {
                 _ => None,
             });
             // Without an overlap the first rotation has revoked it too.
-            let why = if overlap.is_zero() { RefusalReason::Revoked } else { RefusalReason::HasSuccessor };
-            assert!(refusal == Some(why) || refusal == Some(RefusalReason::HasSuccessor), "{answers:?}");
+            let why = if overlap.is_zero() {
+                RefusalReason::Revoked
+            } else {
+                RefusalReason::HasSuccessor
+            };
+            assert!(
+                refusal == Some(why) || refusal == Some(RefusalReason::HasSuccessor),
+                "{answers:?}"
+            );
             let predecessor = find(&service, *id).unwrap();
             assert_eq!(predecessor.facts.succession.unwrap().successor, *successor);
             assert_eq!(state(&find(&service, *successor).unwrap()), TokenState::Active);
@@ -268,8 +282,10 @@ fn ending(service: &Service, id: TokenId) -> String {
         return "gone".into();
     };
     let reason = token.facts.revocation.as_ref().map(|revocation| revocation.reason);
-    let successor =
-        token.facts.succession.map(|succession| find(service, succession.successor).as_deref().map(state));
+    let successor = token
+        .facts
+        .succession
+        .map(|succession| find(service, succession.successor).as_deref().map(state));
     format!("{} {reason:?} {successor:?}", state(&token))
 }
 
@@ -318,7 +334,10 @@ fn assert_serial(rounds: usize, prepare: &dyn Fn(&Service, TokenId), operations:
     let mut seen = BTreeSet::new();
     for (id, answers) in ids.iter().zip(lockstep(rounds, &workers)) {
         let outcome = (answers, ending(&service, *id));
-        assert!(possible.contains(&outcome), "{outcome:?} is not explained by any order: {possible:#?}");
+        assert!(
+            possible.contains(&outcome),
+            "{outcome:?} is not explained by any order: {possible:#?}"
+        );
         seen.insert(outcome);
     }
     assert_raced(seen.len() > 1);
@@ -327,8 +346,10 @@ fn assert_serial(rounds: usize, prepare: &dyn Fn(&Service, TokenId), operations:
 #[test]
 fn one_order_explains_what_rotate_revoke_and_delete_say_at_once() {
     for overlap in [Duration::ZERO, Duration::from_secs(3_600)] {
-        let rotate = move |service: &Service, id| said(block_on(service.rotate(&ada(), id, overlap)));
-        let revoke = |service: &Service, id| said(block_on(service.revoke(&ada(), id, Reason::Owner)));
+        let rotate =
+            move |service: &Service, id| said(block_on(service.rotate(&ada(), id, overlap)));
+        let revoke =
+            |service: &Service, id| said(block_on(service.revoke(&ada(), id, Reason::Owner)));
         let delete = |service: &Service, id| said(block_on(service.delete(&ada(), id)));
         assert_serial(1_000, &|_, _| {}, &[&rotate, &revoke, &delete]);
     }
@@ -341,8 +362,9 @@ fn one_order_explains_what_restore_delete_and_compromise_say_at_once() {
     };
     let restore = |service: &Service, id| said(block_on(service.restore(&ada(), id)));
     let delete = |service: &Service, id| said(block_on(service.delete(&ada(), id)));
-    let compromise =
-        |service: &Service, id| said(block_on(service.revoke(&Actor::system(), id, Reason::Compromised)));
+    let compromise = |service: &Service, id| {
+        said(block_on(service.revoke(&Actor::system(), id, Reason::Compromised)))
+    };
     assert_serial(1_000, &prepare, &[&restore, &delete, &compromise]);
 }
 
@@ -353,7 +375,8 @@ fn what_a_token_makes_while_it_is_revoked_as_compromised_does_not_outlive_it() {
     let stolen: Vec<(TokenId, Actor)> = (0..ROUNDS)
         .map(|round| {
             let issued = generate(&service, &format!("stolen {round}"));
-            let verified = block_on(service.verify(issued.plaintext.expose_secret(), None)).unwrap();
+            let verified =
+                block_on(service.verify(issued.plaintext.expose_secret(), None)).unwrap();
             (issued.token.id(), through(&verified))
         })
         .collect();
@@ -467,7 +490,8 @@ fn a_flush_of_last_uses_and_digests_never_undoes_a_change_or_brings_a_token_back
         };
         assert_eq!(reason, expected, "{round}");
         assert_eq!(token.facts.succession.is_some(), round % 5 == 3);
-        let name = if round % 5 == 2 { format!("renamed {round}") } else { format!("token {round}") };
+        let name =
+            if round % 5 == 2 { format!("renamed {round}") } else { format!("token {round}") };
         assert_eq!(token.name.as_str(), name);
         assert!(token.last_used.unwrap().at >= before[round]);
         let key = match &token.credential {
@@ -479,7 +503,9 @@ fn a_flush_of_last_uses_and_digests_never_undoes_a_change_or_brings_a_token_back
         let verdict = block_on(new.verify(text, None));
         match reason {
             None => assert_eq!(verdict.unwrap().token().id(), *id),
-            Some(_) => assert_eq!(verdict.unwrap_err().reject_reason(), Some(RejectReason::Revoked)),
+            Some(_) => {
+                assert_eq!(verdict.unwrap_err().reject_reason(), Some(RejectReason::Revoked));
+            }
         }
     }
     assert_raced(moved > 0);
@@ -599,11 +625,13 @@ fn a_known_token_is_never_unknown_while_the_store_grows_and_shrinks() {
         for number in 0..GROWTH {
             let token = another(&template, number);
             here.push((token.id, token.version));
-            block_on(store.commit(&ChangeBatch::new().change(Change::Insert(Arc::new(token))))).unwrap();
+            block_on(store.commit(&ChangeBatch::new().change(Change::Insert(Arc::new(token)))))
+                .unwrap();
             if number % 3 == 0 {
                 let place = usize::try_from(number / 3).unwrap();
                 let (id, version) = here[place];
-                block_on(store.commit(&ChangeBatch::new().change(Change::Remove { id, version }))).unwrap();
+                block_on(store.commit(&ChangeBatch::new().change(Change::Remove { id, version })))
+                    .unwrap();
                 assert!(block_on(store.find(id)).unwrap().is_none());
             }
         }
@@ -622,7 +650,8 @@ fn another(token: &Token, number: u64) -> Token {
     // Spread as random ids are: the last eight bytes but for the variant's two bits.
     let spread = number.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 2;
     bytes[8..].copy_from_slice(&(spread | 1 << 63).to_be_bytes());
-    let mut another = Token { id: TokenId::from_bytes(bytes).unwrap(), version: 1, ..token.clone() };
+    let mut another =
+        Token { id: TokenId::from_bytes(bytes).unwrap(), version: 1, ..token.clone() };
     another.rename(TokenName::new(&format!("another {number}")).unwrap());
     another
 }

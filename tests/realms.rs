@@ -12,8 +12,8 @@ use patkit::policy::Oversight;
 use patkit::service::TokenEdit;
 use patkit::store::{AuditLog, EventQuery};
 use patkit::{
-    Actor, Directory, DirectoryError, IssuedToken, ManageError, NewToken, Owner, OwnerCache, OwnerId,
-    OwnerKind, Realm, Reason, RejectReason, TokenId, TokenPolicy, VerifyError,
+    Actor, Directory, DirectoryError, IssuedToken, ManageError, NewToken, Owner, OwnerCache,
+    OwnerId, OwnerKind, Realm, Reason, RejectReason, TokenId, TokenPolicy, VerifyError,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,15 +49,21 @@ type Operate = fn(&World, &Actor, TokenId) -> Result<(), ManageError>;
 const OPERATIONS: [(&str, Operate); 13] = [
     ("get", |world, actor, id| ready(world.service.get(actor, id)).map(drop)),
     ("rename", |world, actor, id| ready(world.service.rename(actor, id, "x")).map(drop)),
-    ("rename to what is refused", |world, actor, id| ready(world.service.rename(actor, id, "")).map(drop)),
+    ("rename to what is refused", |world, actor, id| {
+        ready(world.service.rename(actor, id, "")).map(drop)
+    }),
     ("describe", |world, actor, id| {
         ready(world.service.edit(actor, id, TokenEdit::new().description("x"))).map(drop)
     }),
     ("revoke", |world, actor, id| {
         ready(world.service.edit(actor, id, TokenEdit::new().active(false))).map(drop)
     }),
-    ("revoke as owner", |world, actor, id| ready(world.service.revoke(actor, id, Reason::Owner)).map(drop)),
-    ("compromise", |world, actor, id| ready(world.service.revoke(actor, id, Reason::Compromised)).map(drop)),
+    ("revoke as owner", |world, actor, id| {
+        ready(world.service.revoke(actor, id, Reason::Owner)).map(drop)
+    }),
+    ("compromise", |world, actor, id| {
+        ready(world.service.revoke(actor, id, Reason::Compromised)).map(drop)
+    }),
     ("revoke as rotated", |world, actor, id| {
         ready(world.service.revoke(actor, id, Reason::Rotated)).map(drop)
     }),
@@ -67,7 +73,9 @@ const OPERATIONS: [(&str, Operate); 13] = [
         ready(world.service.rotate(actor, id, Duration::MAX)).map(drop)
     }),
     ("delete", |world, actor, id| ready(world.service.delete(actor, id))),
-    ("an empty edit", |world, actor, id| ready(world.service.edit(actor, id, TokenEdit::new())).map(drop)),
+    ("an empty edit", |world, actor, id| {
+        ready(world.service.edit(actor, id, TokenEdit::new())).map(drop)
+    }),
 ];
 
 /// Tokens of the default realm in every state and of every kind.
@@ -78,7 +86,8 @@ fn natives(world: &World) -> Vec<IssuedToken> {
     let revoked = world.issue("ann", NewToken::named("revoked"));
     ready(world.service.revoke(&ann, revoked.token.id(), Reason::Owner)).unwrap();
     let rotated = world.issue("ann", NewToken::named("rotated"));
-    let successor = ready(world.service.rotate(&ann, rotated.token.id(), Duration::from_secs(60))).unwrap();
+    let successor =
+        ready(world.service.rotate(&ann, rotated.token.id(), Duration::from_secs(60))).unwrap();
     let expired = world.issue("ann", NewToken::named("expired").expires_in_days(1));
     let expiry = expired.token.expires_at();
     world.force(expired.token.id(), |token| {
@@ -149,7 +158,8 @@ fn verifying_in_another_realm_answers_like_nothing() {
     let world = world();
     let natives = natives(&world);
     let deleted = world.issue("ann", NewToken::named("deleted"));
-    ready(world.service.revoke(&Actor::session(id("ann")), deleted.token.id(), Reason::Owner)).unwrap();
+    ready(world.service.revoke(&Actor::session(id("ann")), deleted.token.id(), Reason::Owner))
+        .unwrap();
     ready(world.service.delete(&Actor::session(id("ann")), deleted.token.id())).unwrap();
     let verify = |token: &IssuedToken, realm: &Realm| {
         let text = token.plaintext.expose_secret();
@@ -180,7 +190,8 @@ fn verifying_in_another_realm_answers_like_nothing() {
 fn the_same_name_and_the_same_owner_id_in_two_realms_are_two() {
     let world = world();
     let here = world.generate(&Actor::session(id("ann")), NewToken::named("a")).unwrap();
-    let there = world.generate(&Actor::session_in(beta(), id("ann")), NewToken::named("a")).unwrap();
+    let there =
+        world.generate(&Actor::session_in(beta(), id("ann")), NewToken::named("a")).unwrap();
     assert_ne!(here.token.id(), there.token.id());
     assert_eq!((here.token.realm(), there.token.realm()), (&home(), &beta()));
     let owner = |token: &IssuedToken| world.verify(token).unwrap().owner().clone();
@@ -198,11 +209,15 @@ fn an_owner_of_one_realm_is_unknown_in_the_other() {
     world.put("local", |owner| owner.role("admin"));
     world.directory.put(Owner::new(id("local-bot"), OwnerKind::Service));
     ready(world.service.list(&Actor::session(id("local")), None, 1)).unwrap();
-    let local = ready(world.service.list(&Actor::session_in(beta(), id("local")), None, 1)).unwrap_err();
-    let ghost = ready(world.service.list(&Actor::session_in(beta(), id("ghost")), None, 1)).unwrap_err();
+    let local =
+        ready(world.service.list(&Actor::session_in(beta(), id("local")), None, 1)).unwrap_err();
+    let ghost =
+        ready(world.service.list(&Actor::session_in(beta(), id("ghost")), None, 1)).unwrap_err();
     assert_eq!(format!("{local:?}"), format!("{ghost:?}"));
     let ada = Actor::session_in(beta(), id("ada"));
-    let make = |owner: &str| world.generate(&ada, NewToken::named("a").for_service(id(owner))).unwrap_err();
+    let make = |owner: &str| {
+        world.generate(&ada, NewToken::named("a").for_service(id(owner))).unwrap_err()
+    };
     assert_eq!(format!("{:?}", make("local-bot")), format!("{:?}", make("ghost")));
     assert_eq!(make("local-bot").to_string(), make("ghost").to_string());
     let page = ready(world.service.list_overseen(&ada, &id("local"), None, 1)).unwrap();
@@ -215,7 +230,8 @@ fn what_the_host_does_to_an_owner_stays_in_the_realm() {
     let here = world.issue("ann", NewToken::named("a"));
     let there = world.issue_in(&beta(), "ann", NewToken::named("a"));
     let of = |realm: &Realm| {
-        let tokens: Vec<_> = world.tokens().into_iter().filter(|token| token.realm == *realm).collect();
+        let tokens: Vec<_> =
+            world.tokens().into_iter().filter(|token| token.realm == *realm).collect();
         (tokens, world.events_in(realm))
     };
     let before = of(&home());
@@ -224,7 +240,10 @@ fn what_the_host_does_to_an_owner_stays_in_the_realm() {
     assert_eq!(ready(world.service.erase_owner(&beta(), &id("ann"))).unwrap(), 1);
     assert_eq!(of(&home()), before);
     assert_eq!(world.refusal(&here), None);
-    assert_eq!(ready(world.service.erase_owner(&Realm::new("nowhere").unwrap(), &id("ann"))).unwrap(), 0);
+    assert_eq!(
+        ready(world.service.erase_owner(&Realm::new("nowhere").unwrap(), &id("ann"))).unwrap(),
+        0
+    );
     assert_eq!(of(&home()), before);
 }
 
@@ -249,7 +268,11 @@ fn the_audit_of_one_realm_says_nothing_of_the_other() {
 struct Careless(Arc<Owner>);
 
 impl Directory for Careless {
-    async fn find(&self, _realm: &Realm, _id: &OwnerId) -> Result<Option<Arc<Owner>>, DirectoryError> {
+    async fn find(
+        &self,
+        _realm: &Realm,
+        _id: &OwnerId,
+    ) -> Result<Option<Arc<Owner>>, DirectoryError> {
         Ok(Some(self.0.clone()))
     }
 }
@@ -261,7 +284,9 @@ fn an_owner_of_another_realm_or_id_was_not_found() {
     let ann = Arc::new(Owner::new(id("ann"), OwnerKind::Human).role("admin"));
     let service = patkit::TokenService::builder(world.store.clone(), Careless(ann.clone()))
         .brand("acme")
-        .keyring(patkit::Keyring::from_text("1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=").unwrap())
+        .keyring(
+            patkit::Keyring::from_text("1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=").unwrap(),
+        )
         .clock(world.clock.clone())
         .build()
         .unwrap();
@@ -308,7 +333,8 @@ fn a_host_without_tenants_never_sees_a_realm() {
     assert_eq!(*world.verify(&made).unwrap().realm(), Realm::default());
     // The default realm has no name that could be asked for.
     assert!(Realm::new("").is_err());
-    let same = builder(world.store.clone(), world.directory.clone(), world.clock.clone()).build().unwrap();
+    let same =
+        builder(world.store.clone(), world.directory.clone(), world.clock.clone()).build().unwrap();
     ready(same.verify(made.plaintext.expose_secret(), None)).unwrap();
 }
 
@@ -316,12 +342,14 @@ fn a_host_without_tenants_never_sees_a_realm() {
 fn a_token_of_another_realm_whose_key_is_missing_is_unknown() {
     let world = World::new();
     let token = world.issue("ann", NewToken::named("a"));
-    let other_keys = patkit::Keyring::from_text("2:ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8=").unwrap();
+    let other_keys =
+        patkit::Keyring::from_text("2:ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8=").unwrap();
     let service = builder(world.store.clone(), world.directory.clone(), world.clock.clone())
         .keyring(other_keys)
         .build()
         .unwrap();
-    let error = ready(service.verify_in(&beta(), token.plaintext.expose_secret(), None)).unwrap_err();
+    let error =
+        ready(service.verify_in(&beta(), token.plaintext.expose_secret(), None)).unwrap_err();
     assert_eq!(error.reject_reason(), Some(RejectReason::Unknown), "{error:?}");
 }
 
@@ -333,14 +361,19 @@ fn an_owner_that_the_directory_cannot_answer_for_fails_no_list() {
     let broken = FailsForOne { inner: world.directory.clone(), failing: "bot" };
     let service = patkit::TokenService::builder(world.store.clone(), broken)
         .brand("acme")
-        .keyring(patkit::Keyring::from_text("1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=").unwrap())
+        .keyring(
+            patkit::Keyring::from_text("1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=").unwrap(),
+        )
         .clock(world.clock.clone())
         .build()
         .unwrap();
     world.directory.remove(&home(), &id("ann"));
     let page = ready(service.list(&Actor::system(), None, 10)).unwrap();
-    let rows: Vec<_> =
-        page.items.iter().map(|row| (row.id(), row.owner().is_some(), row.owner_unavailable())).collect();
+    let rows: Vec<_> = page
+        .items
+        .iter()
+        .map(|row| (row.id(), row.owner().is_some(), row.owner_unavailable()))
+        .collect();
     assert_eq!(rows, [(gone, false, false), (robot, true, false), (bot, false, true)]);
     let json = |row: usize| serde_json::to_value(&page.items[row]).unwrap()["user"].clone();
     assert_eq!(
@@ -363,7 +396,11 @@ struct FailsForOne {
 }
 
 impl Directory for FailsForOne {
-    async fn find(&self, realm: &Realm, id: &OwnerId) -> Result<Option<Arc<Owner>>, DirectoryError> {
+    async fn find(
+        &self,
+        realm: &Realm,
+        id: &OwnerId,
+    ) -> Result<Option<Arc<Owner>>, DirectoryError> {
         if id.as_str() == self.failing {
             return Err(DirectoryError::new("the directory is down"));
         }

@@ -1,14 +1,20 @@
 //! Rows and records: a row comes back as the record that it was written from, and half a fact is never read as another one.
 //! No database's constraints stand in front of [`read_token`] here.
 
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, clippy::arithmetic_side_effects)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects
+)]
 
 use chrono::{DateTime, TimeDelta, Utc};
 use patkit::owner::{OwnerId, OwnerKind, Realm};
 use patkit::store::record::{TOKEN_COLUMNS, Value, read_token, token_values};
 use patkit::token::{
-    ActorRef, Authority, Credential, Description, Facts, ForeignDigest, KeyId, KeyedDigest, LastUse,
-    Lifetime, NameKey, Networks, Reason, Revocation, Seal, Succession, TokenKind, TokenName,
+    ActorRef, Authority, Credential, Description, Facts, ForeignDigest, KeyId, KeyedDigest,
+    LastUse, Lifetime, NameKey, Networks, Reason, Revocation, Seal, Succession, TokenKind,
+    TokenName,
 };
 use patkit::{Scope, Token, TokenId};
 use std::collections::BTreeSet;
@@ -75,7 +81,9 @@ fn records() -> Vec<Token> {
     succeeded.credential = Credential::Foreign(ForeignDigest::new("sha256", &[1, 2, 3]));
     succeeded.scope = Scope::inherit();
     let mut records = vec![full(), succeeded];
-    for actor in [ActorRef::System, ActorRef::Owner(owner("ann")), ActorRef::Erased, ActorRef::Unproven] {
+    for actor in
+        [ActorRef::System, ActorRef::Owner(owner("ann")), ActorRef::Erased, ActorRef::Unproven]
+    {
         let mut token = full();
         token.created_by = actor.clone();
         token.facts.revocation.as_mut().unwrap().by = actor;
@@ -186,14 +194,20 @@ fn half_a_fact_is_corruption_that_names_its_column() {
                     (Err(error), None) => {
                         corrupt += 1;
                         assert_eq!(error.table, "tokens");
-                        let row = if columns.contains("id") { "?".to_owned() } else { token.id.to_string() };
+                        let row = if columns.contains("id") {
+                            "?".to_owned()
+                        } else {
+                            token.id.to_string()
+                        };
                         assert_eq!(error.row, row, "{columns:?}");
                         // Without any digest, the first of them is named.
                         let names = columns.contains(&*error.column)
                             || (columns.contains("foreign_digest") && error.column == "digest");
                         assert!(names, "{columns:?}: {}", error.column);
                     }
-                    (read, expected) => panic!("{columns:?} was read as {read:?}, not {expected:?}"),
+                    (read, expected) => {
+                        panic!("{columns:?} was read as {read:?}, not {expected:?}")
+                    }
                 }
             }
         }
@@ -252,8 +266,16 @@ fn what_contradicts_another_column_is_corruption() {
 /// Names, descriptions and keys that this version would not write.
 #[test]
 fn a_text_for_display_never_makes_a_record_corrupt() {
-    for text in ["", "  ", "\u{202E}x", "\u{378}", "e\u{301}", "a\n\u{2028}b", "\u{2800}", &"x".repeat(5_000)]
-    {
+    for text in [
+        "",
+        "  ",
+        "\u{202E}x",
+        "\u{378}",
+        "e\u{301}",
+        "a\n\u{2028}b",
+        "\u{2800}",
+        &"x".repeat(5_000),
+    ] {
         for token in records() {
             let name_key = token.name_key.map(|_| NameKey::from_bytes([9; 32]));
             let description = token.description.is_some().then(|| Description::stored(text));
@@ -279,7 +301,8 @@ fn no_source_compares_the_bytes_of_a_digest() {
                 let source = std::fs::read_to_string(&path).unwrap();
                 let source = source.split("#[cfg(test)]").next().unwrap();
                 for (number, line) in source.lines().enumerate() {
-                    let compares = line.contains("==") || line.contains("!=") || line.contains("assert_eq!");
+                    let compares =
+                        line.contains("==") || line.contains("!=") || line.contains("assert_eq!");
                     let reads = [".mac()", ".mac ", "mac ==", "mac !=", ".value =="]
                         .iter()
                         .any(|text| line.contains(text));
@@ -296,8 +319,14 @@ fn no_source_compares_the_bytes_of_a_digest() {
 #[test]
 fn digests_are_compared_in_constant_time_where_they_are_compared() {
     let comparisons = [
-        ("token.rs", "self.scheme == other.scheme && bool::from(self.value.ct_eq(&other.value))\n    }"),
-        ("token/digest.rs", "self.key == other.key && bool::from(same(self.words(), other.words()))\n    }"),
+        (
+            "token.rs",
+            "self.scheme == other.scheme && bool::from(self.value.ct_eq(&other.value))\n    }",
+        ),
+        (
+            "token/digest.rs",
+            "self.key == other.key && bool::from(same(self.words(), other.words()))\n    }",
+        ),
         (
             "token/digest.rs",
             "pub(crate) fn same(one: [u64; 4], other: [u64; 4]) -> Choice {\n    let differences = \

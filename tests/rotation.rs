@@ -16,8 +16,8 @@ use patkit::policy::{LifetimeError, ReuseSignal};
 use patkit::service::InvalidInput;
 use patkit::token::{ActorRef, Authority};
 use patkit::{
-    Actor, AuditEvent, IssuedToken, ManageError, NewToken, Reason, RejectReason, TokenId, TokenPolicy,
-    TokenState,
+    Actor, AuditEvent, IssuedToken, ManageError, NewToken, Reason, RejectReason, TokenId,
+    TokenPolicy, TokenState,
 };
 use std::net::IpAddr;
 use std::time::Duration;
@@ -89,7 +89,9 @@ fn with_overlap_both_work_until_its_end_to_the_microsecond() {
 #[test]
 fn an_overlap_never_lengthens_an_expiry() {
     let world = World::new();
-    for (days, overlap, expected) in [(1, 7 * DAY, 1), (7, 7 * DAY, 7), (8, 7 * DAY, 7), (1, DAY, 1)] {
+    for (days, overlap, expected) in
+        [(1, 7 * DAY, 1), (7, 7 * DAY, 7), (8, 7 * DAY, 7), (1, DAY, 1)]
+    {
         let new = NewToken::named(&format!("{days} {overlap:?}")).expires_in_days(days);
         let old = world.issue("ann", new).token.id();
         rotate(&world, &session("ann"), old, overlap).unwrap();
@@ -151,8 +153,24 @@ fn the_successor_is_like_its_predecessor_but_for_what_is_its_own() {
     let (old, new) = (world.stored(old.token.id()), world.stored(new.token.id()));
     assert_eq!(new.name.as_str(), old.name.as_str());
     assert_eq!(
-        (&new.description, &new.scope, &new.networks, new.lifetime, &new.owner, new.kind, &new.realm),
-        (&old.description, &old.scope, &old.networks, old.lifetime, &old.owner, old.kind, &old.realm)
+        (
+            &new.description,
+            &new.scope,
+            &new.networks,
+            new.lifetime,
+            &new.owner,
+            new.kind,
+            &new.realm
+        ),
+        (
+            &old.description,
+            &old.scope,
+            &old.networks,
+            old.lifetime,
+            &old.owner,
+            old.kind,
+            &old.realm
+        )
     );
     assert!(new.id > old.id);
     assert_ne!(new.credential, old.credential);
@@ -184,7 +202,8 @@ fn an_owner_gets_the_lifetime_anew_and_a_token_keeps_the_expiry() {
             };
             world.advance(TimeDelta::hours(20));
             let new = rotate(&world, &actor, old.token.id(), HOUR).unwrap();
-            let expected = if by == "owner" { expiry.map(|at| at + TimeDelta::hours(20)) } else { expiry };
+            let expected =
+                if by == "owner" { expiry.map(|at| at + TimeDelta::hours(20)) } else { expiry };
             assert_eq!(new.token.expires_at(), expected, "{days} days, by {by}");
         }
     }
@@ -243,7 +262,8 @@ fn a_lifetime_begins_anew_under_todays_policy() {
             let old = world.issue("ann", new.clone());
             let via = world.issue("ann", NewToken::named("via").never_expires());
             let actor = world.through(if is_itself { &old } else { &via });
-            let made = ready(world.under(policy.clone()).rotate(&actor, old.token.id(), Duration::ZERO));
+            let made =
+                ready(world.under(policy.clone()).rotate(&actor, old.token.id(), Duration::ZERO));
             assert_eq!(made.unwrap().token.expires_at(), expected, "{new:?}");
         }
     }
@@ -253,8 +273,10 @@ fn a_lifetime_begins_anew_under_todays_policy() {
     world.advance(TimeDelta::days(50));
     let before = world.snapshot();
     let result = rotate(&world, &session("ann"), old, Duration::ZERO);
-    let overflow =
-        matches!(result, Err(ManageError::Invalid(InvalidInput::Lifetime(LifetimeError::Overflow))));
+    let overflow = matches!(
+        result,
+        Err(ManageError::Invalid(InvalidInput::Lifetime(LifetimeError::Overflow)))
+    );
     assert!(overflow, "{result:?}");
     assert_eq!(world.snapshot(), before);
 }
@@ -307,7 +329,13 @@ fn a_predecessor_is_neither_rotated_nor_restored_again() {
     let minute = TimeDelta::minutes(1);
     let two_hours = TimeDelta::hours(2);
     let table = [
-        (Duration::ZERO, nothing, minute, RefusalReason::Revoked, RefusalReason::Final(Reason::Rotated)),
+        (
+            Duration::ZERO,
+            nothing,
+            minute,
+            RefusalReason::Revoked,
+            RefusalReason::Final(Reason::Rotated),
+        ),
         (
             Duration::ZERO,
             delete_successor,
@@ -346,8 +374,8 @@ fn rotating_twice_at_once_gives_one_successor_and_one_conflict() {
             let world = World::new();
             let old = world.token("ann", &round.to_string());
             let results = std::thread::scope(|scope| {
-                let threads =
-                    [(), (), ()].map(|()| scope.spawn(|| rotate(&world, &session("ann"), old, overlap)));
+                let threads = [(), (), ()]
+                    .map(|()| scope.spawn(|| rotate(&world, &session("ann"), old, overlap)));
                 threads.map(|thread| thread.join().unwrap())
             });
             let (made, failed): (Vec<_>, Vec<_>) = results.into_iter().partition(Result::is_ok);
@@ -434,7 +462,8 @@ fn signalling(signal: ReuseSignal, window_days: u32) -> World {
 /// The events of reuse, and of revocations for it.
 fn signals(world: &World) -> (Vec<AuditEvent>, Vec<AuditEvent>) {
     let events = world.events();
-    let with = |action| events.iter().filter(|event| event.action == action).cloned().collect::<Vec<_>>();
+    let with =
+        |action| events.iter().filter(|event| event.action == action).cloned().collect::<Vec<_>>();
     let revoked = with(AuditAction::Revoked);
     let reuse = revoked.into_iter().filter(|event| event.reason.as_deref() == Some("reuse"));
     (with(AuditAction::Reuse), reuse.collect())
@@ -456,8 +485,10 @@ fn clan(world: &World, overlap: Duration) -> Clan {
     let child_of_second =
         world.generate(&world.through(&second), NewToken::named("child of second")).unwrap();
     let third = rotate(world, &world.through(&second), second.token.id(), Duration::ZERO).unwrap();
-    let child_of_third = world.generate(&world.through(&third), NewToken::named("child of third")).unwrap();
-    let grandchild = world.generate(&world.through(&child_of_third), NewToken::named("grandchild")).unwrap();
+    let child_of_third =
+        world.generate(&world.through(&third), NewToken::named("child of third")).unwrap();
+    let grandchild =
+        world.generate(&world.through(&child_of_third), NewToken::named("grandchild")).unwrap();
     let own = world.generate(&ann, NewToken::named("own")).unwrap();
     let others = world.issue("bob", NewToken::named("a"));
     Clan {
@@ -469,9 +500,11 @@ fn clan(world: &World, overlap: Duration) -> Clan {
 
 #[test]
 fn reuse_is_signalled_as_the_policy_says() {
-    for (signal, told, revokes) in
-        [(ReuseSignal::Off, 0, false), (ReuseSignal::Alert, 1, false), (ReuseSignal::RevokeFamily, 1, true)]
-    {
+    for (signal, told, revokes) in [
+        (ReuseSignal::Off, 0, false),
+        (ReuseSignal::Alert, 1, false),
+        (ReuseSignal::RevokeFamily, 1, true),
+    ] {
         for overlap in [Duration::ZERO, HOUR] {
             let world = signalling(signal, 30);
             let clan = clan(&world, overlap);
@@ -481,7 +514,8 @@ fn reuse_is_signalled_as_the_policy_says() {
             let address: IpAddr = "192.0.2.1".parse().unwrap();
             let text = clan.old.plaintext.expose_secret();
             let error = ready(world.service.verify(text, Some(address))).unwrap_err();
-            let state = if overlap.is_zero() { RejectReason::Revoked } else { RejectReason::Expired };
+            let state =
+                if overlap.is_zero() { RejectReason::Revoked } else { RejectReason::Expired };
             assert_eq!(error.reject_reason(), Some(state), "refused in any case");
             let (reuse, revoked) = signals(&world);
             assert_eq!(reuse.len(), told, "{signal:?}");
@@ -497,14 +531,23 @@ fn reuse_is_signalled_as_the_policy_says() {
                 assert_eq!(revocation.is_some(), revokes, "{signal:?}");
                 if let Some(revocation) = revocation {
                     assert_eq!(revocation.reason, Reason::Reuse);
-                    assert_eq!((revocation.by, revocation.authority), (ActorRef::System, Authority::System));
-                    assert!(ready(world.service.restore(&Actor::system(), token.token.id())).is_err());
+                    assert_eq!(
+                        (revocation.by, revocation.authority),
+                        (ActorRef::System, Authority::System)
+                    );
+                    assert!(
+                        ready(world.service.restore(&Actor::system(), token.token.id())).is_err()
+                    );
                 }
             }
             for token in &clan.strangers {
                 assert_eq!(world.refusal(token), None, "{signal:?}");
             }
-            assert_eq!(world.heard.take(), world.events_since(&before.1), "the sink hears the same");
+            assert_eq!(
+                world.heard.take(),
+                world.events_since(&before.1),
+                "the sink hears the same"
+            );
             if signal == ReuseSignal::Off {
                 assert_eq!(world.snapshot(), before);
             }
@@ -643,7 +686,9 @@ fn several_services_over_one_store_tell_one_reuse() {
     }
     std::thread::scope(|scope| {
         for node in &nodes {
-            scope.spawn(|| assert!(ready(node.verify(old.plaintext.expose_secret(), None)).is_err()));
+            scope.spawn(|| {
+                assert!(ready(node.verify(old.plaintext.expose_secret(), None)).is_err());
+            });
         }
     });
     assert_eq!(signals(&world).0.len(), 1);

@@ -12,8 +12,8 @@ use patkit::service::{Attenuation, PolicyRule};
 use patkit::store::StoreError;
 use patkit::token::{Authority, KeyId, NameError, NetworkError, NetworksError};
 use patkit::{
-    DirectoryError, InvalidInput, ManageError, NewToken, OwnerKind, PermissionDenied, Reason, RejectReason,
-    RoleCatalog, TokenEdit, TokenPolicy, Unavailable,
+    DirectoryError, InvalidInput, ManageError, NewToken, OwnerKind, PermissionDenied, Reason,
+    RejectReason, RoleCatalog, TokenEdit, TokenPolicy, Unavailable,
 };
 use std::error::Error;
 use std::time::Duration;
@@ -36,7 +36,10 @@ fn check(texts: &[Expected]) {
             let headless = WITHOUT_SUBJECT.into_iter().find(|start| clause.starts_with(start));
             assert_eq!(headless, None, "{text}");
         }
-        assert!(![" it is", " it has", " it was"].iter().any(|words| lower.contains(words)), "{text}");
+        assert!(
+            ![" it is", " it has", " it was"].iter().any(|words| lower.contains(words)),
+            "{text}"
+        );
         for word in *words {
             assert!(text.contains(word), "{text}: names {word}");
         }
@@ -59,13 +62,19 @@ fn texts_of_names_scopes_and_networks() {
         of(PermissionError::MisplacedWildcard { at: 3 }, &["grant", "byte 3", "datastores:*"]),
         of(PermissionError::NotConcrete { at: 3 }, &["permission", "byte 3", "datastores:read"]),
         of(ScopeError::TooManyEntries, &["scope", "64"]),
-        of(ScopeError::BadEntry { index: 3, source: PermissionError::Empty }, &["scope", "entry 3", "write"]),
+        of(
+            ScopeError::BadEntry { index: 3, source: PermissionError::Empty },
+            &["scope", "entry 3", "write"],
+        ),
         of(NetworkError::NotANetwork, &["network", "10.0.0.0/8"]),
         of(NetworkError::PrefixTooLong { most: 32 }, &["network", "32"]),
         of(NetworkError::HostBitsSet, &["network", "10.0.0.0/8"]),
         of(NetworksError::Empty, &["list of networks", "leave"]),
         of(NetworksError::TooMany, &["networks", "32"]),
-        of(NetworksError::Entry { place: 3, source: NetworkError::HostBitsSet }, &["networks", "entry 3"]),
+        of(
+            NetworksError::Entry { place: 3, source: NetworkError::HostBitsSet },
+            &["networks", "entry 3"],
+        ),
         of(RoleNameError::Empty, &["role", "64"]),
         of(RoleNameError::TooLong { bytes: 70 }, &["role", "70", "64"]),
         of(RoleNameError::BadCharacter { at: 3 }, &["role", "byte 3", "a-z"]),
@@ -74,7 +83,10 @@ fn texts_of_names_scopes_and_networks() {
             &["role", "\"A\\n\"", "a-z"],
         ),
         of(RoleError::Duplicate { role: role() }, &["role member", "leave out"]),
-        of(RoleError::UnknownRole { role: "memer".into(), given: "a".into() }, &["\"memer\"", "define"]),
+        of(
+            RoleError::UnknownRole { role: "memer".into(), given: "a".into() },
+            &["\"memer\"", "define"],
+        ),
         of(
             RoleError::UnknownParent { role: role(), parent: "x".into() },
             &["role member", "\"x\"", "define"],
@@ -88,7 +100,10 @@ fn texts_of_names_scopes_and_networks() {
             RoleError::BadPermission { permission: "A".into(), source: PermissionError::Empty },
             &["permission \"A\"", "write"],
         ),
-        of(RoleError::DuplicatePermission { permission: "a:b".into() }, &["permission a:b", "leave out"]),
+        of(
+            RoleError::DuplicatePermission { permission: "a:b".into() },
+            &["permission a:b", "leave out"],
+        ),
         of(RoleError::TooManyPermissions { count: 10_001 }, &["10001", "10000"]),
         of(RoleError::TooManyRoles { count: 10_001 }, &["10001", "10000"]),
         of(RoleError::TooManyGrants { count: 10_001 }, &["10001", "10000"]),
@@ -103,18 +118,31 @@ fn texts_of_names_scopes_and_networks() {
 #[test]
 fn texts_of_policies_and_lifetimes() {
     let build = TokenPolicy::builder;
-    let refused =
-        |builder: patkit::policy::TokenPolicyBuilder| -> PolicyError { builder.build().unwrap_err() };
+    let refused = |builder: patkit::policy::TokenPolicyBuilder| -> PolicyError {
+        builder.build().unwrap_err()
+    };
     let month = || build().longest_lifetime_days(30);
     check(&[
         of(refused(build().default_lifetime_days(0)), &["policy's default_lifetime", "60 s"]),
         of(refused(build().longest_lifetime_days(0)), &["policy's longest_lifetime", "60 s"]),
-        of(refused(build().live_tokens_per_owner(0)), &["policy's live_tokens_per_owner", "1 or more"]),
+        of(
+            refused(build().live_tokens_per_owner(0)),
+            &["policy's live_tokens_per_owner", "1 or more"],
+        ),
         of(refused(build().idle_limit_days(0)), &["policy's idle_limit_days", "1 to 365000 days"]),
-        of(refused(build().longest_overlap(Duration::MAX)), &["policy's longest_overlap", "365000 days"]),
+        of(
+            refused(build().longest_overlap(Duration::MAX)),
+            &["policy's longest_overlap", "365000 days"],
+        ),
         of(refused(build().reuse(ReuseSignal::RevokeFamily, 0)), &["policy's reuse", "window"]),
-        of(refused(month().never_allowed(true)), &["never_allowed", "longest_lifetime", "leave out one"]),
-        of(refused(month().default_lifetime_days(31)), &["default_lifetime", "longest_lifetime", "set"]),
+        of(
+            refused(month().never_allowed(true)),
+            &["never_allowed", "longest_lifetime", "leave out one"],
+        ),
+        of(
+            refused(month().default_lifetime_days(31)),
+            &["default_lifetime", "longest_lifetime", "set"],
+        ),
         of(LifetimeError::TooShort, &["lifetime", "60 s"]),
         of(LifetimeError::TooLong { most: TimeDelta::days(30) }, &["lifetime", "30 days"]),
         of(LifetimeError::NeverNotAllowed, &["lifetime", "ask for"]),
@@ -127,9 +155,18 @@ fn texts_of_policies_and_lifetimes() {
 fn texts_of_management() {
     let invalid = |input: InvalidInput, words| of(ManageError::from(input), words);
     let mut texts = vec![
-        of(ManageError::Forbidden { permission: "tokens:manage" }, &["permission tokens:manage", "actor"]),
-        of(ManageError::ForbiddenByPolicy(PolicyRule::OversightHidden), &["policy", "personal tokens"]),
-        of(ManageError::ForbiddenByPolicy(PolicyRule::OversightRevokeOnly), &["policy", "overseer"]),
+        of(
+            ManageError::Forbidden { permission: "tokens:manage" },
+            &["permission tokens:manage", "actor"],
+        ),
+        of(
+            ManageError::ForbiddenByPolicy(PolicyRule::OversightHidden),
+            &["policy", "personal tokens"],
+        ),
+        of(
+            ManageError::ForbiddenByPolicy(PolicyRule::OversightRevokeOnly),
+            &["policy", "overseer"],
+        ),
         of(ManageError::ForbiddenByPolicy(PolicyRule::TokensManagingTokens), &["policy", "scope"]),
         of(ManageError::NotForHost, &["host", "Actor::session"]),
         of(ManageError::NotFound, &["token"]),
@@ -139,7 +176,10 @@ fn texts_of_management() {
         of(ManageError::Outdated, &["token", "read"]),
         of(ManageError::Contended, &["token", "try again"]),
         of(
-            ManageError::OutcomeUnknown { token: nowhere(), source: StoreError::unavailable("cut") },
+            ManageError::OutcomeUnknown {
+                token: nowhere(),
+                source: StoreError::unavailable("cut"),
+            },
             &["store", "token", "read"],
         ),
         of(Unavailable::Store(StoreError::unavailable("down")), &["token store", "try again"]),
@@ -156,7 +196,9 @@ fn texts_of_management() {
         invalid(InvalidInput::OwnerKind(OwnerKind::Internal), &["owner", "internal", "human"]),
         invalid(InvalidInput::NothingToChange, &["edit", "name"]),
     ];
-    for what in [Attenuation::Scope, Attenuation::Networks, Attenuation::Expiry, Attenuation::Family] {
+    for what in
+        [Attenuation::Scope, Attenuation::Networks, Attenuation::Expiry, Attenuation::Family]
+    {
         texts.push(of(ManageError::Attenuation(what), &["token", "through"]));
     }
     for why in [
@@ -172,7 +214,8 @@ fn texts_of_management() {
     }
     let denied = PermissionDenied::NotGranted { permission: "a:b".into() };
     texts.push(of(denied, &["token", "permission a:b"]));
-    let denied = PermissionDenied::NotAPermission { text: "A".into(), source: PermissionError::Empty };
+    let denied =
+        PermissionDenied::NotAPermission { text: "A".into(), source: PermissionError::Empty };
     texts.push(of(denied, &["text \"A\"", "permission"]));
     check(&texts);
 }
@@ -185,16 +228,27 @@ fn texts_of_what_the_service_refuses() {
     let id_of = token.token.id();
     let rejected = world.generate(&session("ghost"), NewToken::named("b")).unwrap_err();
     let cause = rejected.source().unwrap().to_string();
-    let unknown = world.generate(&ann, NewToken::named("b").scope(["datastores:raed"])).unwrap_err();
-    let service = world.generate(&session("ada"), NewToken::named("b").for_service(id("ann"))).unwrap_err();
+    let unknown =
+        world.generate(&ann, NewToken::named("b").scope(["datastores:raed"])).unwrap_err();
+    let service =
+        world.generate(&session("ada"), NewToken::named("b").for_service(id("ann"))).unwrap_err();
     check(&[
         of(rejected, &["actor", "owner", "token"]),
         (cause, &["credential"]),
         of(unknown, &["scope entry datastores:raed", "write datastores:read"]),
         of(service, &["owner", "human", "service users"]),
-        of(ready(world.service.delete(&ann, id_of)).unwrap_err(), &["token", "active", "deleted", "revoke"]),
-        of(ready(world.service.restore(&ann, id_of)).unwrap_err(), &["token", "active", "restored"]),
-        of(ready(world.service.edit(&ann, id_of, TokenEdit::new())).unwrap_err(), &["edit", "name"]),
+        of(
+            ready(world.service.delete(&ann, id_of)).unwrap_err(),
+            &["token", "active", "deleted", "revoke"],
+        ),
+        of(
+            ready(world.service.restore(&ann, id_of)).unwrap_err(),
+            &["token", "active", "restored"],
+        ),
+        of(
+            ready(world.service.edit(&ann, id_of, TokenEdit::new())).unwrap_err(),
+            &["edit", "name"],
+        ),
     ]);
     // The reason of a rejection is for the host, by a field, and not in a text that may reach a client.
     let error = ready(world.service.verify("nonsense", None)).unwrap_err();

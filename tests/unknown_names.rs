@@ -8,8 +8,8 @@ use patkit::policy::UnknownScopes;
 use patkit::role::{MAX_REPORTED_NAMES, RoleError, UnknownName};
 use patkit::service::InvalidInput;
 use patkit::{
-    AuditEvent, AuditSink, DeclaredPermission, ManageError, NewToken, Owner, Permission, PermissionDenied,
-    RoleCatalog, TokenEdit, TokenPolicy,
+    AuditEvent, AuditSink, DeclaredPermission, ManageError, NewToken, Owner, Permission,
+    PermissionDenied, RoleCatalog, TokenEdit, TokenPolicy,
 };
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -36,7 +36,8 @@ fn unknown(world: &World, owner: &str, scope: &[&str]) -> Vec<(usize, String, Op
     let before = world.snapshot();
     match world.generate(&session(owner), NewToken::named("new").scope(scope.to_vec())) {
         Ok(made) => {
-            ready(world.service.revoke(&session(owner), made.token.id(), patkit::Reason::Owner)).unwrap();
+            ready(world.service.revoke(&session(owner), made.token.id(), patkit::Reason::Owner))
+                .unwrap();
             ready(world.service.delete(&session(owner), made.token.id())).unwrap();
             Vec::new()
         }
@@ -108,10 +109,16 @@ fn a_scope_entry_that_covers_no_known_permission_is_refused() {
 fn the_error_names_the_entry_and_what_was_likely_meant() {
     let world = world();
     let refused = |scope: Vec<String>| {
-        world.generate(&session("ann"), NewToken::named("new").scope(scope)).unwrap_err().to_string()
+        world
+            .generate(&session("ann"), NewToken::named("new").scope(scope))
+            .unwrap_err()
+            .to_string()
     };
     let text = refused(vec!["deploymnts:wirte".into()]);
-    assert!(text.contains("deploymnts:wirte") && text.contains("write deployments:write"), "{text}");
+    assert!(
+        text.contains("deploymnts:wirte") && text.contains("write deployments:write"),
+        "{text}"
+    );
     let text = refused(vec!["x:y".into()]);
     assert!(text.contains("x:y") && text.contains("declare the permission"), "{text}");
     // As many entries, as long, as a scope may have.
@@ -124,11 +131,14 @@ fn the_error_names_the_entry_and_what_was_likely_meant() {
 fn unknown_entries_are_allowed_where_the_policy_says_so() {
     let allowed = TokenPolicy::builder().unknown_scopes(UnknownScopes::Allowed).build().unwrap();
     let world = World::built(|builder| builder.roles(catalog()).policy(allowed)).unwrap();
-    let made = world.generate(&session("ann"), NewToken::named("new").scope(["deploymnts:wirte"])).unwrap();
+    let made = world
+        .generate(&session("ann"), NewToken::named("new").scope(["deploymnts:wirte"]))
+        .unwrap();
     assert_eq!(made.token.scope().as_set().unwrap().len(), 1);
 
     // What is there already is never refused for it, under any policy and catalogue.
-    let strict = support::builder(world.store.clone(), world.directory.clone(), world.clock.clone());
+    let strict =
+        support::builder(world.store.clone(), world.directory.clone(), world.clock.clone());
     let strict: Service = strict.roles(catalog()).build().unwrap();
     let ann = session("ann");
     let id = made.token.id();
@@ -160,16 +170,26 @@ fn declared_permissions_are_checked() {
         ("A", PermissionError::BadCharacter { at: 0 }),
     ] {
         let error = build().permission(text).build().unwrap_err();
-        assert_eq!(error, RoleError::BadPermission { permission: text.to_owned(), source: expected });
+        assert_eq!(
+            error,
+            RoleError::BadPermission { permission: text.to_owned(), source: expected }
+        );
     }
     let twice = build().permission("a").permission(DeclaredPermission::new("a").label("A"));
-    assert_eq!(twice.build().unwrap_err(), RoleError::DuplicatePermission { permission: "a".to_owned() });
-    let many = (0..=10_000).fold(build(), |catalog, n| catalog.permission(format!("p{n}").as_str()));
+    assert_eq!(
+        twice.build().unwrap_err(),
+        RoleError::DuplicatePermission { permission: "a".to_owned() }
+    );
+    let many =
+        (0..=10_000).fold(build(), |catalog, n| catalog.permission(format!("p{n}").as_str()));
     assert_eq!(many.build().unwrap_err(), RoleError::TooManyPermissions { count: 10_001 });
 
     let catalog = catalog();
     let [read, print] = catalog.declared() else { panic!("{:?}", catalog.declared()) };
-    assert_eq!((read.as_str(), read.label_text(), read.group_text()), ("deployments:read", None, None));
+    assert_eq!(
+        (read.as_str(), read.label_text(), read.group_text()),
+        ("deployments:read", None, None)
+    );
     assert_eq!((print.label_text(), print.group_text()), (Some("Print"), Some("Reports")));
     for (text, known) in [
         ("deployments:read", true),
@@ -226,7 +246,9 @@ fn an_unknown_role_of_an_owner_is_reported_once() {
     let token = world.issue("ann", NewToken::named("a"));
     for round in 0..3 {
         // Each time another value, as from a directory that asks a database.
-        world.put("ann", |owner| owner.role("member").role("memer").role(&format!("odd-{}", round % 2)));
+        world.put("ann", |owner| {
+            owner.role("member").role("memer").role(&format!("odd-{}", round % 2))
+        });
         assert!(world.verify(&token).is_ok());
         ready(world.service.standing(&session("ann"))).unwrap();
     }
@@ -238,7 +260,8 @@ fn an_unknown_role_of_an_owner_is_reported_once() {
 fn any_number_of_unknown_roles_takes_bounded_memory() {
     let (world, unknown) = watched();
     let many: Vec<String> = (0..100_000).map(|n| format!("role-{n}")).collect();
-    world.put("ann", |owner| many.iter().fold(owner.role("member"), |owner, role| owner.role(role)));
+    world
+        .put("ann", |owner| many.iter().fold(owner.role("member"), |owner, role| owner.role(role)));
     assert!(ready(world.service.standing(&session("ann"))).unwrap().manages_tokens);
     let reported = unknown.roles();
     assert_eq!(reported.len(), MAX_REPORTED_NAMES);
@@ -252,7 +275,9 @@ fn any_number_of_unknown_roles_takes_bounded_memory() {
 
 #[test]
 fn a_reported_name_is_cut() {
-    for long in ["x".repeat(1 << 20), "é".repeat(1 << 20), format!("x{}", "\u{10ffff}".repeat(1 << 18))] {
+    for long in
+        ["x".repeat(1 << 20), "é".repeat(1 << 20), format!("x{}", "\u{10ffff}".repeat(1 << 18))]
+    {
         let (world, unknown) = watched();
         world.put("ann", |owner| owner.role(&long));
         ready(world.service.standing(&session("ann"))).unwrap();
@@ -312,7 +337,8 @@ fn racing_reports_of_one_name_are_one() {
         for _ in 0..8 {
             scope.spawn(move || {
                 for n in 0..200 {
-                    let owner = Owner::new(support::id("x"), patkit::OwnerKind::Human).in_realm(home());
+                    let owner =
+                        Owner::new(support::id("x"), patkit::OwnerKind::Human).in_realm(home());
                     let owner = owner.grants(grants(&["a:b"])).role(&format!("odd-{n}"));
                     let catalog = world.service.roles();
                     catalog.resolve(owner.roles(), owner.direct_grants());

@@ -1,6 +1,11 @@
 //! What verification leaves behind: last uses and audited refusals, and how they come to the store.
 
-#![allow(clippy::unwrap_used, clippy::panic, clippy::arithmetic_side_effects, clippy::indexing_slicing)]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::arithmetic_side_effects,
+    clippy::indexing_slicing
+)]
 
 use chrono::{DateTime, TimeDelta, Utc};
 use patkit::audit::AuditAction;
@@ -9,8 +14,8 @@ use patkit::service::{BuildError, RejectReason, TokenServiceBuilder};
 use patkit::store::{ChangeBatch, ListQuery, Page, Touch};
 use patkit::token::{ActorRef, LastUse};
 use patkit::{
-    Actor, AuditEvent, IssuedToken, MemoryDirectory, MemoryStore, NewToken, Reason, StoreError, Token,
-    TokenId, TokenPolicy, TokenService, TokenStore,
+    Actor, AuditEvent, IssuedToken, MemoryDirectory, MemoryStore, NewToken, Reason, StoreError,
+    Token, TokenId, TokenPolicy, TokenService, TokenStore,
 };
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -39,7 +44,11 @@ impl Watched {
             if self.waits.load(Ordering::SeqCst) { Poll::Pending } else { Poll::Ready(()) }
         };
         std::future::poll_fn(wait).await;
-        if self.down.load(Ordering::SeqCst) { Err(StoreError::unavailable("read-only")) } else { Ok(()) }
+        if self.down.load(Ordering::SeqCst) {
+            Err(StoreError::unavailable("read-only"))
+        } else {
+            Ok(())
+        }
     }
 
     /// The sizes of the batches since the last time.
@@ -98,13 +107,15 @@ fn watched(more: impl FnOnce(Builder) -> Builder) -> (World, Service) {
     };
     let builder = TokenService::builder(Arc::new(store), world.directory.clone()).brand("acme");
     let keys = "1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
-    let builder = builder.keyring(patkit::Keyring::from_text(keys).unwrap()).clock(world.clock.clone());
+    let builder =
+        builder.keyring(patkit::Keyring::from_text(keys).unwrap()).clock(world.clock.clone());
     let service = more(builder.audit_sink(world.heard.clone())).build().unwrap();
     (world, service)
 }
 
 fn granularity(seconds: u64) -> impl FnOnce(Builder) -> Builder {
-    let policy = TokenPolicy::builder().last_used_granularity(Duration::from_secs(seconds)).build().unwrap();
+    let policy =
+        TokenPolicy::builder().last_used_granularity(Duration::from_secs(seconds)).build().unwrap();
     move |builder| builder.policy(policy)
 }
 
@@ -145,7 +156,9 @@ fn used_at(world: &World, issued: &IssuedToken) -> Option<DateTime<Utc>> {
 }
 
 fn many(world: &World, count: usize) -> Vec<IssuedToken> {
-    (0..count).map(|number| world.issue("ann", NewToken::named(&format!("token {number}")))).collect()
+    (0..count)
+        .map(|number| world.issue("ann", NewToken::named(&format!("token {number}"))))
+        .collect()
 }
 
 fn one(world: &World) -> IssuedToken {
@@ -170,7 +183,10 @@ fn a_success_is_recorded_with_its_time_and_address_and_moves_no_version() {
     flush(&service);
     let stored = world.stored(issued.token.id());
     let address: Option<IpAddr> = Some("2001:db8::7".parse().unwrap());
-    assert_eq!(stored.last_used, Some(LastUse::new(start() + TimeDelta::microseconds(1_234_567), address)));
+    assert_eq!(
+        stored.last_used,
+        Some(LastUse::new(start() + TimeDelta::microseconds(1_234_567), address))
+    );
     assert_eq!(*stored, Token { last_used: stored.last_used, ..Token::clone(&before) });
     assert_eq!((service.usage().pending, world.events().len()), (0, events));
     flush(&service);
@@ -324,7 +340,10 @@ fn two_services_write_the_later_of_their_uses_whoever_flushes_last() {
     use_from(&late, &issued, Some("192.0.2.2"));
     flush(&late);
     ready(early.flush()).unwrap();
-    assert_eq!(last_used(&world, &issued), Some(LastUse::new(after(300), Some([192, 0, 2, 2].into()))));
+    assert_eq!(
+        last_used(&world, &issued),
+        Some(LastUse::new(after(300), Some([192, 0, 2, 2].into())))
+    );
 }
 
 #[test]
@@ -388,7 +407,11 @@ fn what_comes_over_the_cap_is_counted_and_the_rest_is_kept() {
     assert_eq!(used, [Some(after(60)), Some(start()), Some(start()), None, None]);
     use_it(&service, &tokens[4]);
     flush(&service);
-    assert_eq!(used_at(&world, &tokens[4]), Some(after(60)), "what was dropped is not held against it");
+    assert_eq!(
+        used_at(&world, &tokens[4]),
+        Some(after(60)),
+        "what was dropped is not held against it"
+    );
 }
 
 #[test]
@@ -409,7 +432,11 @@ fn a_flush_that_is_dropped_half_way_keeps_what_it_held() {
     flush(&service);
     assert_eq!(service.usage().pending, 0);
     assert!(world.tokens().iter().all(|token| token.last_used.is_some()));
-    assert_eq!(used_at(&world, &tokens[7]), Some(after(60)), "what came in meanwhile is not undone");
+    assert_eq!(
+        used_at(&world, &tokens[7]),
+        Some(after(60)),
+        "what came in meanwhile is not undone"
+    );
 }
 
 #[test]
@@ -449,7 +476,9 @@ impl Bell {
     fn sleep(&self, duration: Duration) -> impl Future<Output = ()> + Send + '_ {
         self.asked.lock().unwrap().push(duration);
         let take = |_: &mut Context<'_>| {
-            let less = self.rung.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |rung| rung.checked_sub(1));
+            let less = self
+                .rung
+                .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |rung| rung.checked_sub(1));
             if less.is_ok() { Poll::Ready(()) } else { Poll::Pending }
         };
         std::future::poll_fn(take)
@@ -587,8 +616,9 @@ fn a_shutdown_over_a_store_that_is_down_says_so_and_does_not_hang() {
 
 #[test]
 fn bounds() {
-    let build =
-        |interval, cap| World::built(|builder| builder.flush_interval(interval).pending_cap(cap)).map(drop);
+    let build = |interval, cap| {
+        World::built(|builder| builder.flush_interval(interval).pending_cap(cap)).map(drop)
+    };
     let (short, long) = (Duration::from_millis(1), Duration::from_secs(3_600));
     assert_eq!(build(short, 1), Ok(()));
     assert_eq!(build(long, usize::MAX), Ok(()));
@@ -634,7 +664,10 @@ fn a_refusal_of_a_known_token_is_told_at_once_and_stored_with_the_next_flush() {
     flush(&service);
     let stored = stored_refusals(&world);
     assert_eq!(stored, refusals(world.heard.take()), "the same events, told once");
-    assert_eq!(stored.iter().map(|event| event.at).collect::<Vec<_>>(), [after(1), after(2), after(3)]);
+    assert_eq!(
+        stored.iter().map(|event| event.at).collect::<Vec<_>>(),
+        [after(1), after(2), after(3)]
+    );
     assert_eq!(stored[0].reason.as_deref(), Some("revoked"));
     assert_eq!(stored[0].address, Some([192, 0, 2, 1].into()));
     assert_eq!(stored[0].token, issued.token.id());
@@ -667,7 +700,8 @@ fn refusals_are_sampled_at_random_whatever_is_refused_between_them() {
         (0..3).for_each(|_| assert_eq!(refuse(&service, &decoy), RejectReason::Revoked));
     }
     let told = refusals(world.heard.take());
-    let of = |issued: &IssuedToken| told.iter().filter(|event| event.token == issued.token.id()).count();
+    let of =
+        |issued: &IssuedToken| told.iter().filter(|event| event.token == issued.token.id()).count();
     // A quarter of each; seven deviations on either side.
     assert!((360..=640).contains(&of(&mine)), "{}", of(&mine));
     assert!((1_260..=1_740).contains(&of(&decoy)), "{}", of(&decoy));
@@ -834,7 +868,8 @@ fn an_ipv4_mapped_address_counts_as_ipv4_everywhere() {
         for issued in [&bound, &mapped, &all] {
             world.advance(TimeDelta::seconds(60));
             let peer: IpAddr = peer.parse().unwrap();
-            let verified = ready(service.verify(issued.plaintext.expose_secret(), Some(peer))).unwrap();
+            let verified =
+                ready(service.verify(issued.plaintext.expose_secret(), Some(peer))).unwrap();
             assert_eq!(verified.peer(), Some(plain));
             assert_eq!(ready(service.recheck(&verified)).unwrap().peer(), Some(plain));
             flush(&service);
@@ -845,10 +880,12 @@ fn an_ipv4_mapped_address_counts_as_ipv4_everywhere() {
         let name = peer;
         let peer: IpAddr = peer.parse().unwrap();
         let one = world.issue("ann", NewToken::named("one"));
-        let through =
-            Actor::token(&ready(service.verify(one.plaintext.expose_secret(), Some(peer))).unwrap());
+        let through = Actor::token(
+            &ready(service.verify(one.plaintext.expose_secret(), Some(peer))).unwrap(),
+        );
         ready(service.rename(&through, one.token.id(), name)).unwrap();
-        ready(service.revoke(&session("ann").from_address(peer), one.token.id(), Reason::Owner)).unwrap();
+        ready(service.revoke(&session("ann").from_address(peer), one.token.id(), Reason::Owner))
+            .unwrap();
         assert!(ready(service.verify(one.plaintext.expose_secret(), Some(peer))).is_err());
         let told = world.heard.take();
         assert_eq!(told.len(), 3, "{told:?}");
@@ -859,8 +896,10 @@ fn an_ipv4_mapped_address_counts_as_ipv4_everywhere() {
 
 #[test]
 fn nodes_with_different_primary_keys_do_not_move_a_record_to_and_fro() {
-    let keys =
-        ["1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=", "2:ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8="];
+    let keys = [
+        "1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=",
+        "2:ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8=",
+    ];
     let (world, _) = plain();
     let node = |text: String| {
         support::builder(world.store.clone(), world.directory.clone(), world.clock.clone())
@@ -890,6 +929,7 @@ fn nodes_with_different_primary_keys_do_not_move_a_record_to_and_fro() {
         }
     }
     assert_eq!(state(), [(2, 2), (2, 1)], "moved once, to the greater id");
-    let moved = world.events().into_iter().filter(|event| event.action == AuditAction::Redigested).count();
+    let moved =
+        world.events().into_iter().filter(|event| event.action == AuditAction::Redigested).count();
     assert_eq!(moved, 1);
 }

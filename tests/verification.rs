@@ -20,10 +20,10 @@ use patkit::service::{RejectReason, Rejected, Unavailable, VerifyError};
 use patkit::store::{ChangeBatch, KeyChecks, ListQuery, Page, Touch};
 use patkit::token::{ActorRef, Brand, Credential, ForeignDigest, KeyId, TokenFormat};
 use patkit::{
-    Actor, Clock, Directory, DirectoryError, Grant, IssuedToken, Keyring, ManualClock, MemoryDirectory,
-    MemoryStore, NewToken, Owner, OwnerId, OwnerKind, Permission, PermissionDenied, Realm, Reason,
-    RoleCatalog, Scope, StoreError, Token, TokenId, TokenKind, TokenService, TokenState, TokenStore,
-    Verified,
+    Actor, Clock, Directory, DirectoryError, Grant, IssuedToken, Keyring, ManualClock,
+    MemoryDirectory, MemoryStore, NewToken, Owner, OwnerId, OwnerKind, Permission,
+    PermissionDenied, Realm, Reason, RoleCatalog, Scope, StoreError, Token, TokenId, TokenKind,
+    TokenService, TokenState, TokenStore, Verified,
 };
 use proptest::prelude::*;
 use regex::Regex;
@@ -50,7 +50,9 @@ const MICRO: TimeDelta = TimeDelta::microseconds(1);
 /// CRC-32/ISO-HDLC, bit by bit.
 fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0, |crc, byte| {
-        (0..8).fold(crc ^ u32::from(*byte), |crc, _| (crc >> 1) ^ (0xEDB8_8320 & (crc & 1).wrapping_neg()))
+        (0..8).fold(crc ^ u32::from(*byte), |crc, _| {
+            (crc >> 1) ^ (0xEDB8_8320 & (crc & 1).wrapping_neg())
+        })
     })
 }
 
@@ -246,7 +248,9 @@ fn only_the_holder_of_the_secret_learns_what_became_of_a_token() {
             ready(world.service.revoke(&Actor::system(), id, Reason::Compromised)).unwrap();
         }),
         ("expired", RejectReason::Expired, &|world, _| world.advance(TimeDelta::days(91))),
-        ("disabled", RejectReason::OwnerDisabled, &|world, _| world.put("ann", |ann| ann.enabled(false))),
+        ("disabled", RejectReason::OwnerDisabled, &|world, _| {
+            world.put("ann", |ann| ann.enabled(false));
+        }),
         ("gone", RejectReason::OwnerUnknown, &|world, _| {
             world.directory.remove(&home(), &id("ann"));
         }),
@@ -310,8 +314,9 @@ fn a_digest_under_the_number_of_another_key_opens_nothing() {
 fn the_kind_is_bound_to_the_secret_in_the_text_and_in_the_record() {
     let world = World::new();
     let (personal, service) = (world.issue("ann", named("one")), world.issue("bot", named("two")));
-    let as_kind =
-        |issued: &IssuedToken, kind: &str| forged(text(issued), |text| text.replace_range(5..8, kind));
+    let as_kind = |issued: &IssuedToken, kind: &str| {
+        forged(text(issued), |text| text.replace_range(5..8, kind))
+    };
     assert_eq!(as_kind(&personal, "pat"), text(&personal), "the forger's own checksum is right");
     assert_eq!(reason(verify(&world, &as_kind(&personal, "svc"))), RejectReason::WrongSecret);
     assert_eq!(reason(verify(&world, &as_kind(&service, "pat"))), RejectReason::WrongSecret);
@@ -323,7 +328,11 @@ fn the_kind_is_bound_to_the_secret_in_the_text_and_in_the_record() {
     });
     world.directory.put(Owner::new(id("ann"), OwnerKind::Service));
     for kind in ["pat", "svc"] {
-        assert_eq!(reason(verify(&world, &as_kind(&personal, kind))), RejectReason::WrongSecret, "{kind}");
+        assert_eq!(
+            reason(verify(&world, &as_kind(&personal, kind))),
+            RejectReason::WrongSecret,
+            "{kind}"
+        );
     }
 }
 
@@ -336,7 +345,9 @@ fn a_token_whose_key_is_missing_is_unavailable_whatever_secret_is_presented() {
     for text in [text(&issued).to_owned(), wrong(&issued), text(&other).to_owned()] {
         let error = ready(service.verify(&text, None)).unwrap_err();
         assert_eq!(error.reject_reason(), None);
-        let VerifyError::Unavailable(Unavailable::KeyMissing(key)) = error else { panic!("{error}") };
+        let VerifyError::Unavailable(Unavailable::KeyMissing(key)) = error else {
+            panic!("{error}")
+        };
         assert_eq!(key, KeyId::new(1));
     }
     // Where there is no record there is no key to miss.
@@ -451,7 +462,9 @@ fn a_foreign_credential_opens_nothing() {
         Credential::Keyed(digest) => digest.mac().to_vec(),
         other => panic!("{other:?}"),
     };
-    for value in [&mac[..], &[], &[0; 32], text(&issued).as_bytes(), &text(&issued).as_bytes()[SECRET]] {
+    for value in
+        [&mac[..], &[], &[0; 32], text(&issued).as_bytes(), &text(&issued).as_bytes()[SECRET]]
+    {
         world.force(issued.token.id(), |token| {
             token.credential = Credential::Foreign(ForeignDigest::new("sha256", value));
         });
@@ -466,7 +479,8 @@ fn a_digest_of_zeros_in_the_store_opens_nothing() {
     let world = World::new();
     let issued = world.issue("ann", named("one"));
     world.force(issued.token.id(), |token| {
-        token.credential = Credential::Keyed(patkit::token::KeyedDigest::new(KeyId::new(1), [0; 32]));
+        token.credential =
+            Credential::Keyed(patkit::token::KeyedDigest::new(KeyId::new(1), [0; 32]));
     });
     assert_eq!(reason(verify(&world, text(&issued))), RejectReason::WrongSecret);
 }
@@ -547,10 +561,12 @@ const LAG: TimeDelta = TimeDelta::milliseconds(10);
 fn a_coarse_clock_delays_an_expiry_and_nothing_else() {
     let clock = Arc::new(ManualClock::at(start()));
     let world = World::built(|builder| builder.clock(Behind(clock.clone()))).unwrap();
-    let refusal = |issued: &IssuedToken| ready(world.service.verify(text(issued), None)).map(drop).err();
+    let refusal =
+        |issued: &IssuedToken| ready(world.service.verify(text(issued), None)).map(drop).err();
     let refusal = |issued: &IssuedToken| refusal(issued).and_then(|error| error.reject_reason());
-    let make =
-        |name: &str| ready(world.service.generate(&session("ann"), named(name).expires_in_days(1))).unwrap();
+    let make = |name: &str| {
+        ready(world.service.generate(&session("ann"), named(name).expires_in_days(1))).unwrap()
+    };
 
     let issued = make("new");
     assert_eq!(refusal(&issued), None, "a new token works at once");
@@ -558,9 +574,14 @@ fn a_coarse_clock_delays_an_expiry_and_nothing_else() {
     assert_eq!(refusal(&issued), None, "also where no earlier one does");
 
     let rotated = make("rotated");
-    let successor = ready(world.service.rotate(&session("ann"), rotated.token.id(), Duration::ZERO)).unwrap();
+    let successor =
+        ready(world.service.rotate(&session("ann"), rotated.token.id(), Duration::ZERO)).unwrap();
     assert_eq!(refusal(&successor), None);
-    assert_eq!(refusal(&rotated), Some(RejectReason::Revoked), "what is rotated away is refused at once");
+    assert_eq!(
+        refusal(&rotated),
+        Some(RejectReason::Revoked),
+        "what is rotated away is refused at once"
+    );
     let reuse = world.events().iter().filter(|event| event.action == AuditAction::Reuse).count();
     assert_eq!(reuse, 1, "and its use is told at once");
 
@@ -589,7 +610,9 @@ fn a_token_follows_the_roles_of_its_owner_at_once() {
         (&["no-such-role"], &[], [false, false, false]),
     ];
     for (roles, direct, expected) in table {
-        world.put("mia", |mia| roles.iter().fold(mia, |mia, role| mia.role(role)).grants(grants(direct)));
+        world.put("mia", |mia| {
+            roles.iter().fold(mia, |mia, role| mia.role(role)).grants(grants(direct))
+        });
         let seen = ["tokens:manage", "service-tokens:manage", "datastores:read"].map(able);
         assert_eq!(seen, expected, "{roles:?} {direct:?}");
     }
@@ -700,7 +723,8 @@ fn permissions_that_are_none_are_denied_to_everybody() {
     }
     let long = all.require(&"a".repeat(1 << 20)).unwrap_err();
     assert!(long.to_string().len() < 300, "{long}");
-    let nothing = world.verify(&world.issue("ada", named("none").scope(Vec::<String>::new()))).unwrap();
+    let nothing =
+        world.verify(&world.issue("ada", named("none").scope(Vec::<String>::new()))).unwrap();
     assert!(nothing.require("datastores:read").is_err());
     assert!(nothing.effective_permissions().is_empty());
     let nobody = world.verify(&world.issue("nil", named("nil"))).unwrap();
@@ -721,7 +745,9 @@ fn universe() -> Vec<Permission> {
     for depth in 0..3 {
         let longest: Vec<String> =
             texts.iter().filter(|text| text.matches(':').count() == depth).cloned().collect();
-        texts.extend(longest.iter().flat_map(|text| ["a", "b", "c"].map(|next| format!("{text}:{next}"))));
+        texts.extend(
+            longest.iter().flat_map(|text| ["a", "b", "c"].map(|next| format!("{text}:{next}"))),
+        );
     }
     texts.iter().map(|text| Permission::parse(text).unwrap()).collect()
 }
@@ -768,7 +794,10 @@ fn a_recheck_refuses_what_no_longer_works_and_sees_what_works_again() {
     let verified = issue();
     let token = verified.token().id();
     let again = recheck(&verified).unwrap();
-    assert_eq!((again.token().id(), again.peer(), again.owner().id()), (token, verified.peer(), &id("ann")));
+    assert_eq!(
+        (again.token().id(), again.peer(), again.owner().id()),
+        (token, verified.peer(), &id("ann"))
+    );
 
     ready(world.service.revoke(&session("ann"), token, Reason::Owner)).unwrap();
     let refusal = rejected(recheck(&verified));
@@ -817,7 +846,10 @@ fn a_token_of_another_realm_is_unknown_whatever_its_secret_and_state() {
     let issued = world.issue_in(&beta(), "ann", named("one"));
     for text in [text(&issued).to_owned(), wrong(&issued)] {
         let refusal = rejected(ready(service.verify_in(&home(), &text, None)));
-        assert_eq!((refusal.reason, refusal.token), (RejectReason::Unknown, Some(issued.token.id())));
+        assert_eq!(
+            (refusal.reason, refusal.token),
+            (RejectReason::Unknown, Some(issued.token.id()))
+        );
         let header = format!("Bearer {text}");
         assert_eq!(
             reason(ready(service.verify_header_in(&home(), Some(&header), None))),
@@ -828,15 +860,24 @@ fn a_token_of_another_realm_is_unknown_whatever_its_secret_and_state() {
     assert_eq!(ready(service.verify(text(&issued), None)).unwrap().realm(), &beta());
     let header = header(&issued);
     ready(service.verify_header_in(&beta(), Some(&header), None)).unwrap();
-    assert_eq!(reason(ready(service.verify_header_in(&beta(), None, None))), RejectReason::NoCredential);
+    assert_eq!(
+        reason(ready(service.verify_header_in(&beta(), None, None))),
+        RejectReason::NoCredential
+    );
     assert_eq!(
         reason(ready(service.verify_in(&Realm::new("gamma").unwrap(), text(&issued), None))),
         RejectReason::Unknown
     );
 
     ready(service.revoke(&Actor::system_in(beta()), issued.token.id(), Reason::System)).unwrap();
-    assert_eq!(reason(ready(service.verify_in(&home(), text(&issued), None))), RejectReason::Unknown);
-    assert_eq!(reason(ready(service.verify_in(&beta(), text(&issued), None))), RejectReason::Revoked);
+    assert_eq!(
+        reason(ready(service.verify_in(&home(), text(&issued), None))),
+        RejectReason::Unknown
+    );
+    assert_eq!(
+        reason(ready(service.verify_in(&beta(), text(&issued), None))),
+        RejectReason::Revoked
+    );
     ready(service.flush()).unwrap();
     assert!(world.events().iter().all(|event| event.realm == beta()));
 }
@@ -846,7 +887,10 @@ fn a_missing_key_of_another_realm_is_not_told() {
     let world = World::new();
     let issued = world.issue_in(&beta(), "ann", named("one"));
     let service = with_keys(&world, &[KEY_2]);
-    assert_eq!(reason(ready(service.verify_in(&home(), text(&issued), None))), RejectReason::Unknown);
+    assert_eq!(
+        reason(ready(service.verify_in(&home(), text(&issued), None))),
+        RejectReason::Unknown
+    );
 }
 
 #[test]
@@ -856,7 +900,8 @@ fn a_request_has_one_header_or_is_refused() {
     let header = header(&issued);
     let good = header.as_bytes();
     let with = |more: &[u8]| [good, more].concat();
-    let verify = |headers: &[&[u8]]| ready(world.service.verify_headers(headers.iter().copied(), None));
+    let verify =
+        |headers: &[&[u8]]| ready(world.service.verify_headers(headers.iter().copied(), None));
     verify(&[good]).unwrap();
     assert_eq!(reason(verify(&[])), RejectReason::NoCredential);
     assert_eq!(reason(verify(&[b"Basic YTpi"])), RejectReason::NoCredential);
@@ -875,7 +920,12 @@ fn a_request_has_one_header_or_is_refused() {
         &[&with(b"\r\nX-Admin: 1")],
     ];
     for headers in refused {
-        assert_eq!(reason(verify(headers)), RejectReason::InvalidRequest, "{:?}", headers[0].escape_ascii());
+        assert_eq!(
+            reason(verify(headers)),
+            RejectReason::InvalidRequest,
+            "{:?}",
+            headers[0].escape_ascii()
+        );
     }
 }
 
@@ -927,7 +977,11 @@ struct Asked {
 }
 
 impl Directory for Asked {
-    async fn find(&self, realm: &Realm, id: &OwnerId) -> Result<Option<Arc<Owner>>, DirectoryError> {
+    async fn find(
+        &self,
+        realm: &Realm,
+        id: &OwnerId,
+    ) -> Result<Option<Arc<Owner>>, DirectoryError> {
         self.finds.fetch_add(1, Ordering::Relaxed);
         if self.down.load(Ordering::Relaxed) {
             return Err(DirectoryError::new("unplugged"));
@@ -939,8 +993,9 @@ impl Directory for Asked {
 fn counted() -> (TokenService<Counted, Asked>, IssuedToken) {
     let directory = Asked::default();
     directory.inner.put(Owner::new(id("ann"), OwnerKind::Human).role("member"));
-    let builder =
-        TokenService::builder(Counted::default(), directory).brand("acme").keyring(keyring(&[KEY_1]));
+    let builder = TokenService::builder(Counted::default(), directory)
+        .brand("acme")
+        .keyring(keyring(&[KEY_1]));
     let service = builder.clock(ManualClock::at(start())).build().unwrap();
     let issued = ready(service.generate(&session("ann"), named("one"))).unwrap();
     service.store().finds.store(0, Ordering::Relaxed);
@@ -979,13 +1034,25 @@ fn hostile_headers_are_refused_by_their_text_alone() {
         ("LF", format!("Bearer {text}\n"), InvalidRequest),
         ("escape", format!("Bearer \u{1b}[31m{text}"), InvalidRequest),
         ("non-ASCII", format!("Bearer {text}é"), InvalidRequest),
-        ("non-ASCII inside, as long", format!("Bearer {}é{}", &text[..40], &text[42..]), InvalidRequest),
+        (
+            "non-ASCII inside, as long",
+            format!("Bearer {}é{}", &text[..40], &text[42..]),
+            InvalidRequest,
+        ),
         ("full-width digits", format!("Bearer {}０{}", &text[..40], &text[43..]), InvalidRequest),
         ("bidi", format!("Bearer \u{202e}{text}"), InvalidRequest),
         ("64 KiB", format!("Bearer {}", "a".repeat(64 << 10)), InvalidRequest),
         ("1 MB", format!("Bearer {}", "a".repeat(1 << 20)), InvalidRequest),
-        ("1 MB of spaces before it", format!("Bearer {}{text}", " ".repeat(1 << 20)), InvalidRequest),
-        ("1 MB of spaces after it", format!("Bearer {text}{}", " ".repeat(1 << 20)), InvalidRequest),
+        (
+            "1 MB of spaces before it",
+            format!("Bearer {}{text}", " ".repeat(1 << 20)),
+            InvalidRequest,
+        ),
+        (
+            "1 MB of spaces after it",
+            format!("Bearer {text}{}", " ".repeat(1 << 20)),
+            InvalidRequest,
+        ),
         ("1 MB of another scheme", "a".repeat(1 << 20), NoCredential),
         ("1 MB of NUL", "\0".repeat(1 << 20), NoCredential),
         (
@@ -999,24 +1066,38 @@ fn hostile_headers_are_refused_by_their_text_alone() {
         ("7 KiB", format!("Bearer {}", "a".repeat(7 << 10)), Malformed),
         ("upper case", format!("Bearer {}", text.to_ascii_uppercase()), Malformed),
         ("another brand", format!("Bearer {other_brand}"), Malformed),
-        ("another kind", format!("Bearer {}", forged(text, |t| t.replace_range(5..8, "xyz"))), Malformed),
+        (
+            "another kind",
+            format!("Bearer {}", forged(text, |t| t.replace_range(5..8, "xyz"))),
+            Malformed,
+        ),
         (
             "no number",
             format!("Bearer {}", forged(text, |t| t.replace_range(31..42, "zzzzzzzzzzz"))),
             Malformed,
         ),
-        ("no id", format!("Bearer {}", forged(text, |t| t.replace_range(ID, &"0".repeat(22)))), Malformed),
+        (
+            "no id",
+            format!("Bearer {}", forged(text, |t| t.replace_range(ID, &"0".repeat(22)))),
+            Malformed,
+        ),
     ];
     for (name, header, expected) in table {
         let refusal = rejected(ready(service.verify_header(Some(&header), None)));
         assert_eq!((refusal.reason, refusal.token), (expected, None), "{name}");
     }
-    for header in ["bearer", "BEARER", "BeArEr", "Bearer  "].map(|scheme| format!("{scheme} {text}  ")) {
+    for header in
+        ["bearer", "BEARER", "BeArEr", "Bearer  "].map(|scheme| format!("{scheme} {text}  "))
+    {
         assert_eq!(service.store().finds.swap(0, Ordering::Relaxed), 0, "the store was not asked");
         ready(service.verify_header(Some(&header), None)).unwrap();
         assert_eq!(service.store().finds.swap(0, Ordering::Relaxed), 1);
     }
-    assert_eq!(service.store().others.load(Ordering::Relaxed), 0, "nothing is written by a request");
+    assert_eq!(
+        service.store().others.load(Ordering::Relaxed),
+        0,
+        "nothing is written by a request"
+    );
 }
 
 #[test]
@@ -1025,7 +1106,10 @@ fn a_long_header_costs_no_more_than_a_short_one() {
     let long = format!("Bearer {}{}", text(&issued), " ".repeat(16 << 20));
     // A look at each byte of each would take many minutes.
     for _ in 0..100_000 {
-        assert_eq!(reason(ready(service.verify_header(Some(&long), None))), RejectReason::InvalidRequest);
+        assert_eq!(
+            reason(ready(service.verify_header(Some(&long), None))),
+            RejectReason::InvalidRequest
+        );
     }
 }
 
@@ -1244,7 +1328,9 @@ fn one_changed_character_is_refused_by_the_text_alone() {
         refused(&good[..length]);
         refused(&good[good.len() - length..]);
     }
-    for whole in [format!("{good}{good}"), format!(" {good}"), format!("{good} "), format!("{good}\n")] {
+    for whole in
+        [format!("{good}{good}"), format!(" {good}"), format!("{good} "), format!("{good}\n")]
+    {
         refused(&whole);
     }
     assert_eq!(service.store().finds.load(Ordering::Relaxed), 0, "the store was not asked");
@@ -1280,7 +1366,10 @@ fn the_expression_for_scanners_finds_tokens_in_a_dump_and_nothing_else() {
         &one[..80],
         one.to_ascii_uppercase()
     );
-    assert_eq!(matches(format, &scanner, &dump), [one, two, &old, one, two, one, one, one, one, one]);
+    assert_eq!(
+        matches(format, &scanner, &dump),
+        [one, two, &old, one, two, one, one, one, one, one]
+    );
     assert!(matches(format, &scanner, "").is_empty());
     // What a double click selects is the whole token.
     assert!(one.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_'));

@@ -24,7 +24,9 @@ use patkit::owner::{OwnerId, Realm};
 use patkit::store::{Change, ChangeBatch, ListBy, ListQuery, Touch};
 use patkit::token::ActorRef;
 use patkit::token::{LastUse, TokenName};
-use patkit::{Actor, AuditAction, AuditEvent, EventId, MemoryStore, NewToken, Token, TokenKind, TokenStore};
+use patkit::{
+    Actor, AuditAction, AuditEvent, EventId, MemoryStore, NewToken, Token, TokenKind, TokenStore,
+};
 use std::time::Instant;
 
 const SIZES: [u64; 2] = [10_000, 1_000_000];
@@ -47,7 +49,8 @@ async fn measure<S: TokenStore>(store: &S, size: u64) -> Figures {
 
     let mut times = Vec::new();
     for _ in 0..300 {
-        let owner = OwnerId::new(&format!("owner {}", walk.next().unwrap() % (size / PER_OWNER))).unwrap();
+        let owner =
+            OwnerId::new(&format!("owner {}", walk.next().unwrap() % (size / PER_OWNER))).unwrap();
         let by = ListBy::Owner { realm: Realm::default(), owner, kind: Some(TokenKind::Personal) };
         let began = Instant::now();
         let page = store.list(&ListQuery::new(by).limit(50)).await.unwrap();
@@ -81,8 +84,11 @@ async fn measure<S: TokenStore>(store: &S, size: u64) -> Figures {
     let mut times = Vec::new();
     for round in 1..=20 {
         let at: DateTime<Utc> = DateTime::from_timestamp(1_800_000_000 + round, 0).unwrap();
-        let uses: Vec<Touch> =
-            walk.by_ref().take(1_000).map(|number| Touch::new(id(number), LastUse::new(at, None))).collect();
+        let uses: Vec<Touch> = walk
+            .by_ref()
+            .take(1_000)
+            .map(|number| Touch::new(id(number), LastUse::new(at, None)))
+            .collect();
         let began = Instant::now();
         store.touch(&uses).await.unwrap();
         times.push(began.elapsed());
@@ -136,7 +142,8 @@ fn template() -> Token {
     let ids = ids(1);
     let tokens = builder(MemoryStore::new(), &ids).build().unwrap();
     let issued =
-        ready(tokens.generate(&Actor::session(ids[0].clone()), NewToken::named("template"))).unwrap();
+        ready(tokens.generate(&Actor::session(ids[0].clone()), NewToken::named("template")))
+            .unwrap();
     Token::clone(&ready(tokens.store().find(issued.token.id())).unwrap().unwrap())
 }
 
@@ -155,7 +162,8 @@ fn bytes_per_token(template: &Token, size: u64, is_told: bool) -> [f64; 2] {
             strings += name.as_str().len();
             strings += if number <= owners { owner.as_str().len() } else { 0 };
             let created_by = ActorRef::Owner(owner.clone());
-            let mut token = Token { id: id(number), owner: owner.clone(), created_by, ..template.clone() };
+            let mut token =
+                Token { id: id(number), owner: owner.clone(), created_by, ..template.clone() };
             token.rename(name);
             let event = is_told.then(|| AuditEvent {
                 id: EventId::from_bytes(id(number).to_bytes()).unwrap(),
@@ -174,7 +182,8 @@ fn bytes_per_token(template: &Token, size: u64, is_told: bool) -> [f64; 2] {
         }
     });
     drop(store);
-    [held.bytes_current as f64, held.bytes_current as f64 - strings as f64].map(|bytes| bytes / size as f64)
+    [held.bytes_current as f64, held.bytes_current as f64 - strings as f64]
+        .map(|bytes| bytes / size as f64)
 }
 
 #[tokio::main]
@@ -188,7 +197,9 @@ async fn main() {
     }
     print("SQLite", &[sqlite(SIZES[0]).await, sqlite(SIZES[1]).await]);
     match std::env::var("PATKIT_TEST_POSTGRES_URL") {
-        Ok(url) => print("PostgreSQL", &[postgres(&url, SIZES[0]).await, postgres(&url, SIZES[1]).await]),
+        Ok(url) => {
+            print("PostgreSQL", &[postgres(&url, SIZES[0]).await, postgres(&url, SIZES[1]).await]);
+        }
         Err(_) => println!("\nPostgreSQL was left out: PATKIT_TEST_POSTGRES_URL is not set"),
     }
 }

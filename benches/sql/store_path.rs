@@ -26,8 +26,8 @@ use bench_tables::places;
 use chrono::{DateTime, TimeDelta};
 use patkit::store::record::TOKEN_COLUMNS;
 use patkit::{
-    Actor, Keyring, ManualClock, MemoryDirectory, NewToken, Owner, OwnerId, OwnerKind, PostgresStore,
-    SqliteStore, TokenId, TokenPolicy, TokenService, TokenStore,
+    Actor, Keyring, ManualClock, MemoryDirectory, NewToken, Owner, OwnerId, OwnerKind,
+    PostgresStore, SqliteStore, TokenId, TokenPolicy, TokenService, TokenStore,
 };
 use sqlx::AssertSqlSafe;
 use std::sync::Arc;
@@ -77,7 +77,10 @@ struct Bench<S> {
     tokens: Vec<(TokenId, String)>,
 }
 
-fn service<S: TokenStore>(store: S, clock: Option<Arc<ManualClock>>) -> TokenService<S, MemoryDirectory> {
+fn service<S: TokenStore>(
+    store: S,
+    clock: Option<Arc<ManualClock>>,
+) -> TokenService<S, MemoryDirectory> {
     let users = (0..1_000).map(|number| Owner::new(owner(number), OwnerKind::Human).role("member"));
     let builder = TokenService::builder(store, users.collect())
         .brand("acme")
@@ -103,7 +106,8 @@ impl<S: Bare> Bench<S> {
             clock.set(DateTime::from_timestamp_millis(place.cast_signed()).unwrap());
             let new = NewToken::named(&format!("ci pipeline {number}")).never_expires();
             let issued = maker.generate(&Actor::session(owner(number % 1_000)), new).await.unwrap();
-            tokens.push((issued.token.id(), format!("Bearer {}", issued.plaintext.expose_secret())));
+            tokens
+                .push((issued.token.id(), format!("Bearer {}", issued.plaintext.expose_secret())));
         }
         let sql = format!("SELECT {} FROM {table} WHERE id = $1", TOKEN_COLUMNS.join(", "));
         Self { service: service(store, None), sql: sql.into(), tokens }
@@ -118,7 +122,8 @@ impl<S: Bare> Bench<S> {
                 tokio::spawn(async move {
                     // Another part of the walk for each sample.
                     let from = (turn * 7_919 + task * 251) as usize;
-                    for (id, header) in bench.tokens.iter().cycle().skip(from % VERIFIED as usize).take(each)
+                    for (id, header) in
+                        bench.tokens.iter().cycle().skip(from % VERIFIED as usize).take(each)
                     {
                         bench.go(way, *id, header).await;
                     }
@@ -152,14 +157,19 @@ impl<S: Bare> Bench<S> {
                 // None of them always comes first.
                 for place in 0..3 {
                     let way = (place + turn) % 3;
-                    times[way].push(self.sample(ways[way], at_once, (turn * 3 + place) as u64).await);
+                    times[way]
+                        .push(self.sample(ways[way], at_once, (turn * 3 + place) as u64).await);
                 }
             }
             let what = ["bare look-up", "find", "verify_header"];
             for ((what, way), bare) in what.iter().zip(&times).zip([&times[0]; 3]) {
                 let ratios = way.iter().zip(bare).map(|(way, bare)| way / bare).collect();
                 let what = format!("{what}, {} at once", at_once.0);
-                println!("{what:<32} {:>9.1} {:>7.2}", quantile(way.clone(), 4), quantile(ratios, 2));
+                println!(
+                    "{what:<32} {:>9.1} {:>7.2}",
+                    quantile(way.clone(), 4),
+                    quantile(ratios, 2)
+                );
             }
             verified = quantile(times[2].clone(), 4);
         }
@@ -211,7 +221,8 @@ async fn main() {
     match std::env::var("PATKIT_TEST_POSTGRES_URL") {
         Ok(url) => {
             let store = bench_tables::postgres(&url, SIZE, CONNECTIONS).await;
-            run("PostgreSQL", store.clone(), &format!("{}tokens", bench_tables::prefix(SIZE))).await;
+            run("PostgreSQL", store.clone(), &format!("{}tokens", bench_tables::prefix(SIZE)))
+                .await;
             bench_tables::drop_tables(&store, SIZE).await;
         }
         Err(_) => println!("\nPostgreSQL was left out: PATKIT_TEST_POSTGRES_URL is not set"),

@@ -67,10 +67,12 @@ pub async fn sqlite(size: u64, connections: u32) -> (SqliteStore, Folder) {
         .filename(folder.join("db"))
         .create_if_missing(true)
         .journal_mode(SqliteJournalMode::Wal);
-    let pool = SqlitePoolOptions::new().max_connections(connections).connect_with(options).await.unwrap();
+    let pool =
+        SqlitePoolOptions::new().max_connections(connections).connect_with(options).await.unwrap();
     let store = SqliteStore::builder(pool.clone()).migrate().await.unwrap();
-    let numbers =
-        format!("WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers LIMIT {size})");
+    let numbers = format!(
+        "WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers LIMIT {size})"
+    );
     let id = "unhex(printf('%012x70008%015x', n, n))";
     let rows = rows("patkit_tokens", id, "unhex(printf('%064x', n))", "numbers", size);
     raw_sql(AssertSqlSafe(format!("{numbers} {rows}; ANALYZE"))).execute(&pool).await.unwrap();
@@ -85,13 +87,17 @@ pub fn prefix(size: u64) -> String {
 /// So many tokens in PostgreSQL, behind a pool of so many connections.
 pub async fn postgres(url: &str, size: u64, connections: u32) -> PostgresStore {
     let options: PgConnectOptions = url.parse().unwrap();
-    let pool = PgPoolOptions::new().max_connections(connections).connect_with(options).await.unwrap();
+    let pool =
+        PgPoolOptions::new().max_connections(connections).connect_with(options).await.unwrap();
     let store = PostgresStore::builder(pool.clone()).prefix(&prefix(size)).migrate().await.unwrap();
     let table = format!("{}tokens", prefix(size));
     let id = "decode(lpad(to_hex(n), 12, '0') || '70008' || lpad(to_hex(n), 15, '0'), 'hex')";
     let numbers = format!("generate_series(1, {size}) AS numbers (n)");
     let rows = rows(&table, id, "sha256(n::text::bytea)", &numbers, size);
-    raw_sql(AssertSqlSafe(format!("{rows}; ANALYZE {table}; CHECKPOINT"))).execute(&pool).await.unwrap();
+    raw_sql(AssertSqlSafe(format!("{rows}; ANALYZE {table}; CHECKPOINT")))
+        .execute(&pool)
+        .await
+        .unwrap();
     store
 }
 

@@ -68,10 +68,17 @@ impl ClientAddress {
                 let is_forwarded = *name == FORWARDED;
                 // Reads from the end, because a client can make the part before it as long as it
                 // likes.
-                let mut places =
-                    headers.get_all(name).iter().rev().flat_map(|value| from_end(value.as_bytes(), b','));
+                let mut places = headers
+                    .get_all(name)
+                    .iter()
+                    .rev()
+                    .flat_map(|value| from_end(value.as_bytes(), b','));
                 let place = places.nth(usize::from(proxies.get()).saturating_sub(1))?;
-                if is_forwarded { of_forwarded(place) } else { of_text(str::from_utf8(place).ok()?.trim()) }
+                if is_forwarded {
+                    of_forwarded(place)
+                } else {
+                    of_text(str::from_utf8(place).ok()?.trim())
+                }
             }
         }
     }

@@ -8,8 +8,8 @@ use crate::permission::{Grant, MAX_SCOPE_ENTRIES, ScopeError};
 use crate::policy::LifetimeError;
 use crate::service::{InvalidInput, NewToken, TokenEdit, TokenPage};
 use crate::token::{
-    ActorRef, Description, MAX_NETWORKS, NameError, Network, NetworkError, NetworksError, Reason, Rfc3339,
-    TokenName, TokenView,
+    ActorRef, Description, MAX_NETWORKS, NameError, Network, NetworkError, NetworksError, Reason,
+    Rfc3339, TokenName, TokenView,
 };
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -72,7 +72,10 @@ pub struct EditBody {
     /// The reason for the revocation: `compromised`, or the actor's own reason (`owner` or
     /// `admin`), which is the default. Allowed only with `active: false`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[cfg_attr(feature = "openapi", schema(nullable = false, pattern = "^(owner|admin|compromised)$"))]
+    #[cfg_attr(
+        feature = "openapi",
+        schema(nullable = false, pattern = "^(owner|admin|compromised)$")
+    )]
     pub reason: Option<String>,
     /// The new name: 1 to 255 characters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -329,8 +332,10 @@ impl NewTokenBody {
         check_name(&self.name, refused);
         check_description(self.description.as_deref(), refused);
         if self.expires_in_days.flatten().is_some_and(|days| !(1..=MAX_DAYS).contains(&days)) {
-            refused
-                .refuse(&["expires_in_days"], "choose 1 to 365 days, or null for a token that never expires");
+            refused.refuse(
+                &["expires_in_days"],
+                "choose 1 to 365 days, or null for a token that never expires",
+            );
         }
         if self.scopes.is_some() && self.scim_endpoints_only == Some(true) {
             let detail = "a token for SCIM endpoints has a scope of its own: leave scopes out";
@@ -340,7 +345,9 @@ impl NewTokenBody {
         if scopes.len() > MAX_SCOPE_ENTRIES {
             refused.refuse(&["scopes"], format!("choose {MAX_SCOPE_ENTRIES} permissions at most"));
         } else if !refused.has("scopes") {
-            for (place, _) in scopes.iter().enumerate().filter(|(_, text)| Grant::parse(text).is_err()) {
+            for (place, _) in
+                scopes.iter().enumerate().filter(|(_, text)| Grant::parse(text).is_err())
+            {
                 refused.refuse(&["scopes", &place.to_string()], NO_GRANT);
             }
         }
@@ -349,19 +356,23 @@ impl NewTokenBody {
             Some(_) if refused.has("allowed_networks") => {}
             Some([]) => refused.refuse(&["allowed_networks"], NO_NETWORKS),
             Some(networks) if networks.len() > MAX_NETWORKS => {
-                refused.refuse(&["allowed_networks"], format!("name {MAX_NETWORKS} networks at most"));
+                refused
+                    .refuse(&["allowed_networks"], format!("name {MAX_NETWORKS} networks at most"));
             }
             Some(networks) => {
                 for (place, text) in networks.iter().enumerate() {
                     if let Err(error) = text.parse::<Network>() {
-                        refused.refuse(&["allowed_networks", &place.to_string()], of_network(error));
+                        refused
+                            .refuse(&["allowed_networks", &place.to_string()], of_network(error));
                     }
                 }
             }
         }
         if self.user_id.as_deref().is_some_and(|user| OwnerId::new(user).is_err()) {
-            refused
-                .refuse(&["user_id"], "this is no id of a user: 1 to 255 bytes without control characters");
+            refused.refuse(
+                &["user_id"],
+                "this is no id of a user: 1 to 255 bytes without control characters",
+            );
         }
     }
 }
@@ -457,7 +468,10 @@ fn check_name(name: &str, refused: &mut Refused) {
     if !refused.has("name")
         && let Err(error) = TokenName::new(name)
     {
-        refused.refuse(&["name"], of_text(error, "write a name with at least one character that shows"));
+        refused.refuse(
+            &["name"],
+            of_text(error, "write a name with at least one character that shows"),
+        );
     }
 }
 
@@ -512,7 +526,10 @@ pub(super) fn refused_by_service(input: &InvalidInput) -> (Vec<FieldError>, Stri
             let errors = entries.iter().map(|unknown| {
                 let detail = match &unknown.likely {
                     Some(likely) => {
-                        format!("there is no permission {}: write {likely} if that was meant", unknown.entry)
+                        format!(
+                            "there is no permission {}: write {likely} if that was meant",
+                            unknown.entry
+                        )
                     }
                     None => format!("there is no permission {}", unknown.entry),
                 };
@@ -520,7 +537,9 @@ pub(super) fn refused_by_service(input: &InvalidInput) -> (Vec<FieldError>, Stri
             });
             (errors.collect(), "there are no such permissions".to_owned())
         }
-        InvalidInput::Networks(NetworksError::Empty) => of(&["allowed_networks"], NO_NETWORKS.to_owned()),
+        InvalidInput::Networks(NetworksError::Empty) => {
+            of(&["allowed_networks"], NO_NETWORKS.to_owned())
+        }
         InvalidInput::Networks(NetworksError::TooMany) => {
             of(&["allowed_networks"], format!("name {MAX_NETWORKS} networks at most"))
         }
@@ -532,10 +551,13 @@ pub(super) fn refused_by_service(input: &InvalidInput) -> (Vec<FieldError>, Stri
         }
         InvalidInput::OwnerUnknown => of(&["user_id"], "there is no such user".to_owned()),
         InvalidInput::OwnerDisabled => of(&["user_id"], "this user is disabled".to_owned()),
-        InvalidInput::OwnerKind(_) => of(&["user_id"], "this user cannot have such a token".to_owned()),
-        InvalidInput::NothingToChange => {
-            (Vec::new(), "name at least one field to change: active, name or description".to_owned())
+        InvalidInput::OwnerKind(_) => {
+            of(&["user_id"], "this user cannot have such a token".to_owned())
         }
+        InvalidInput::NothingToChange => (
+            Vec::new(),
+            "name at least one field to change: active, name or description".to_owned(),
+        ),
     }
 }
 
@@ -569,7 +591,9 @@ impl From<&TokenView> for TokenBody {
             created: Rfc3339(token.created_at()).to_string(),
             expiration: token.expires_at().map(|at| Rfc3339(at).to_string()),
             last_used: last_used.map(|used| Rfc3339(used.at).to_string()),
-            last_used_address: last_used.and_then(|used| used.address).map(|address| address.to_string()),
+            last_used_address: last_used
+                .and_then(|used| used.address)
+                .map(|address| address.to_string()),
             revoked: token.revocation().map(|revocation| RevokedBody {
                 at: Rfc3339(revocation.at).to_string(),
                 by: RevokedByBody::from(&revocation.by),
@@ -583,7 +607,10 @@ impl From<&TokenView> for TokenBody {
             user: UserBody {
                 id: token.owner_id().as_str().to_owned(),
                 name: owner.and_then(|owner| owner.name()).map(ToOwned::to_owned),
-                kind: owner.map_or(token.kind().owner_kind(), crate::Owner::kind).as_str().to_owned(),
+                kind: owner
+                    .map_or(token.kind().owner_kind(), crate::Owner::kind)
+                    .as_str()
+                    .to_owned(),
                 unavailable: token.owner_unavailable(),
             },
         }

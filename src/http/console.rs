@@ -166,7 +166,9 @@ impl<S, D, A> fmt::Debug for Console<S, D, A> {
 
 fn page(path: &str, title: &str, sign_in: &str) -> String {
     let filled = [("{{api}}", path), ("{{title}}", title), ("{{sign_in}}", sign_in)];
-    filled.into_iter().fold(PAGE.to_owned(), |page, (place, text)| page.replace(place, &escaped(text)))
+    filled
+        .into_iter()
+        .fold(PAGE.to_owned(), |page, (place, text)| page.replace(place, &escaped(text)))
 }
 
 /// Escapes a text for an element or a quoted attribute. Braces are escaped as well, so that no text
@@ -355,10 +357,15 @@ mod tests {
             (None, &["*", "scim:users", "scim"], false, &["scim"]),
         ];
         for (wanted, held, grants_scim, expected) in cases {
-            let parsed =
-                wanted.map(|texts| texts.iter().map(|text| Grant::parse(text).unwrap()).collect::<Vec<_>>());
+            let parsed = wanted.map(|texts| {
+                texts.iter().map(|text| Grant::parse(text).unwrap()).collect::<Vec<_>>()
+            });
             let held = PermissionSet::parse(held).unwrap();
-            assert_eq!(offered(parsed.as_deref(), &held, grants_scim), expected, "{wanted:?} {held:?}");
+            assert_eq!(
+                offered(parsed.as_deref(), &held, grants_scim),
+                expected,
+                "{wanted:?} {held:?}"
+            );
         }
     }
 
@@ -369,7 +376,11 @@ mod tests {
             "<title>&lt;b&gt;&quot;&#123;&#123;sign_in}}&quot; &amp; &#39;more&#39;&lt;/b&gt;</title>"
         ));
         assert!(page.contains(r#"content="javascript:&#39;&quot;&gt;&lt;script&gt;""#));
-        assert_eq!(page.matches("{{").count(), 2, "the two places of the base are filled with each request");
+        assert_eq!(
+            page.matches("{{").count(),
+            2,
+            "the two places of the base are filled with each request"
+        );
     }
 
     /// The limit for the three files together.

@@ -139,8 +139,9 @@ mod tests {
     use http::Request;
 
     fn parts(uri: &str, headers: &[(&str, &str)]) -> Parts {
-        let request =
-            headers.iter().fold(Request::post(uri), |request, (name, value)| request.header(*name, *value));
+        let request = headers
+            .iter()
+            .fold(Request::post(uri), |request, (name, value)| request.header(*name, *value));
         request.body(()).unwrap().into_parts().0
     }
 
@@ -188,8 +189,13 @@ mod tests {
             // HTTP/2 names the host in the request's target.
             let uri = format!("http://{host}/");
             if passes && uri.parse::<http::Uri>().is_ok() {
-                assert_eq!(check(&parts(&uri, &[("origin", origin)]), &[]), Ok(()), "{origin} {host}");
-                let other = check(&parts("http://evil.local/", &[("origin", origin), ("host", host)]), &[]);
+                assert_eq!(
+                    check(&parts(&uri, &[("origin", origin)]), &[]),
+                    Ok(()),
+                    "{origin} {host}"
+                );
+                let other =
+                    check(&parts("http://evil.local/", &[("origin", origin), ("host", host)]), &[]);
                 assert!(other.is_err(), "{origin} {host}");
             }
         }
@@ -209,10 +215,16 @@ mod tests {
         // The browser's report has precedence over the comparison, which knows no scheme.
         for value in ["cross-site", "same-site", "none", "Same-Origin", ""] {
             let refused = of(&[host, own, site(value)]);
-            assert!(matches!(refused, Err(CrossSiteError::OtherSite { .. })), "{value} {refused:?}");
+            assert!(
+                matches!(refused, Err(CrossSiteError::OtherSite { .. })),
+                "{value} {refused:?}"
+            );
         }
         let refused = of(&[own]);
-        assert!(matches!(refused, Err(CrossSiteError::OtherOrigin { host: None, .. })), "{refused:?}");
+        assert!(
+            matches!(refused, Err(CrossSiteError::OtherOrigin { host: None, .. })),
+            "{refused:?}"
+        );
         for twice in [host, own, site("same-origin")] {
             assert_eq!(of(&[host, own, twice, twice]), Err(CrossSiteError::Repeated), "{twice:?}");
         }

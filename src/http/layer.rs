@@ -114,11 +114,18 @@ where
             let authenticator = &layer.authenticator;
             match authenticator.authenticate(&parts.headers, &parts.extensions).await {
                 Err(problem) => return Ok(refusal(&problem)),
-                Ok(None) if layer.is_required => return Ok(refusal(&authenticator.no_credential())),
-                Ok(verified) => let_through(&mut parts.extensions, verified, authenticator.challenge.clone()),
+                Ok(None) if layer.is_required => {
+                    return Ok(refusal(&authenticator.no_credential()));
+                }
+                Ok(verified) => {
+                    let_through(&mut parts.extensions, verified, authenticator.challenge.clone());
+                }
             }
             mark_as_sensitive(&mut parts.headers);
-            inner.call(Request::from_parts(parts, body)).await.map(|response| response.map(Either::Left))
+            inner
+                .call(Request::from_parts(parts, body))
+                .await
+                .map(|response| response.map(Either::Left))
         })
     }
 }

@@ -45,7 +45,11 @@ impl Limits {
     /// Allows `most` tokens in each window of `length`. A value out of bounds counts as the nearer
     /// bound: at least 1 token, and 1 millisecond to 365 days.
     pub(super) fn new(most: u32, length: Duration) -> Self {
-        Self { most: most.max(1), length: length.clamp(SHORTEST, LONGEST), windows: Mutex::default() }
+        Self {
+            most: most.max(1),
+            length: length.clamp(SHORTEST, LONGEST),
+            windows: Mutex::default(),
+        }
     }
 
     /// Counts a token that this credential is about to create, unless its limit is reached. `now`
@@ -102,7 +106,8 @@ impl Quota {
     /// draft-ietf-httpapi-ratelimit-headers defines them.
     pub(super) fn fields(self) -> Option<[(&'static str, HeaderValue); 2]> {
         let Self { most, left, window_seconds, reset_seconds, .. } = self;
-        let policy = HeaderValue::try_from(format!("\"tokens\";q={most};w={window_seconds}")).ok()?;
+        let policy =
+            HeaderValue::try_from(format!("\"tokens\";q={most};w={window_seconds}")).ok()?;
         let limit = HeaderValue::try_from(format!("\"tokens\";r={left};t={reset_seconds}")).ok()?;
         Some([("ratelimit-policy", policy), ("ratelimit", limit)])
     }
@@ -134,7 +139,8 @@ mod tests {
     #[test]
     fn each_credential_has_its_own_window_and_the_map_has_a_bound() {
         let limits = Limits::new(2, 60 * SECOND);
-        let admits = |number, seconds| limits.count(credential(number), seconds * SECOND).is_admitted;
+        let admits =
+            |number, seconds| limits.count(credential(number), seconds * SECOND).is_admitted;
         for number in 0..MAX_WINDOWS {
             assert!(admits(number, u32::from(number > 0)));
         }
@@ -150,7 +156,9 @@ mod tests {
 
     #[test]
     fn a_client_that_waits_as_long_as_it_is_told_is_admitted_and_one_that_does_not_is_not() {
-        for (most, millis) in [(1, 1), (1, 999), (2, 1_000), (3, 1_500), (5, 3_600_000), (1, 86_400_001)] {
+        for (most, millis) in
+            [(1, 1), (1, 999), (2, 1_000), (3, 1_500), (5, 3_600_000), (1, 86_400_001)]
+        {
             let limits = Limits::new(most, Duration::from_millis(millis));
             let start = Duration::from_millis(123_456);
             for number in 0..most {
@@ -248,7 +256,10 @@ mod tests {
         let limits = Limits::new(2, Duration::from_millis(60_500));
         let quota = limits.count(credential(0), 5 * SECOND);
         let [policy, limit] = quota.fields().unwrap();
-        assert_eq!((policy.0, policy.1.to_str().unwrap()), ("ratelimit-policy", "\"tokens\";q=2;w=61"));
+        assert_eq!(
+            (policy.0, policy.1.to_str().unwrap()),
+            ("ratelimit-policy", "\"tokens\";q=2;w=61")
+        );
         assert_eq!((limit.0, limit.1.to_str().unwrap()), ("ratelimit", "\"tokens\";r=1;t=61"));
     }
 }

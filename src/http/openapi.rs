@@ -2,8 +2,8 @@
 //! answers.
 
 use super::body::{
-    EditBody, FieldErrorBody, IssuedBody, NewTokenBody, PageBody, ProblemBody, RevokedBody, RevokedByBody,
-    RotateBody, TokenBody, UserBody,
+    EditBody, FieldErrorBody, IssuedBody, NewTokenBody, PageBody, ProblemBody, RevokedBody,
+    RevokedByBody, RotateBody, TokenBody, UserBody,
 };
 use crate::store::MAX_PAGE;
 use crate::token::TokenId;
@@ -16,8 +16,8 @@ use utoipa::openapi::request_body::{RequestBody, RequestBodyBuilder};
 use utoipa::openapi::schema::{KnownFormat, ObjectBuilder, SchemaFormat, Type};
 use utoipa::openapi::security::{HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme};
 use utoipa::openapi::{
-    ComponentsBuilder, ContentBuilder, InfoBuilder, OpenApi, OpenApiBuilder, Ref, RefOr, Required, Response,
-    ResponseBuilder, Schema, Server,
+    ComponentsBuilder, ContentBuilder, InfoBuilder, OpenApi, OpenApiBuilder, Ref, RefOr, Required,
+    Response, ResponseBuilder, Schema, Server,
 };
 
 /// Returns the `OpenAPI` 3.1 document of a [`ManagementApi`](super::ManagementApi).
@@ -28,10 +28,12 @@ use utoipa::openapi::{
 /// Its only security scheme is the bearer token; a host adds its own.
 pub fn openapi(base: &str) -> OpenApi {
     let base = base.trim_end_matches('/');
-    let info =
-        InfoBuilder::new().title("Personal access tokens").version(env!("CARGO_PKG_VERSION")).description(
-            Some("Makes, shows, changes and deletes the tokens that scripts send instead of a password."),
-        );
+    let info = InfoBuilder::new()
+        .title("Personal access tokens")
+        .version(env!("CARGO_PKG_VERSION"))
+        .description(Some(
+            "Makes, shows, changes and deletes the tokens that scripts send instead of a password.",
+        ));
     let bearer = HttpBuilder::new()
         .scheme(HttpAuthScheme::Bearer)
         .description(Some("A token in the Authorization header (RFC 6750 section 2.1)."))
@@ -78,8 +80,8 @@ fn paths() -> Paths {
         .response("204", ResponseBuilder::new().description("It is revoked.").build())
         .response("404", problem(404))
         .response("409", problem(409));
-    let show =
-        one("show_token", "Show a token.").response("200", with_etag(answer::<TokenBody>("The token.")));
+    let show = one("show_token", "Show a token.")
+        .response("200", with_etag(answer::<TokenBody>("The token.")));
     let edit = |name: &str| {
         writing(one(name, "Rename, describe, revoke or restore a token, as one change."))
             .parameter(if_match())
@@ -114,7 +116,10 @@ fn paths() -> Paths {
     );
     let of_service = list("list_service_tokens", "List the service tokens of the realm.");
     add("/user-tokens/service", vec![(HttpMethod::Get, of_service)]);
-    add("/user-tokens/current", vec![(HttpMethod::Get, show_current), (HttpMethod::Delete, revoke_current)]);
+    add(
+        "/user-tokens/current",
+        vec![(HttpMethod::Get, show_current), (HttpMethod::Delete, revoke_current)],
+    );
     add(
         "/user-tokens/{id}",
         vec![
@@ -130,10 +135,11 @@ fn paths() -> Paths {
 
 /// Builds a call, with the refusals that any call may get.
 fn call(name: &str, summary: &str) -> OperationBuilder {
-    let start = OperationBuilder::new().operation_id(Some(name)).summary(Some(summary)).tag("user-tokens");
-    [400, 401, 403, 412, 422, 503]
-        .into_iter()
-        .fold(start.parameter(user()), |call, status| call.response(status.to_string(), problem(status)))
+    let start =
+        OperationBuilder::new().operation_id(Some(name)).summary(Some(summary)).tag("user-tokens");
+    [400, 401, 403, 412, 422, 503].into_iter().fold(start.parameter(user()), |call, status| {
+        call.response(status.to_string(), problem(status))
+    })
 }
 
 fn user() -> Parameter {
@@ -154,7 +160,9 @@ fn one(name: &str, summary: &str) -> OperationBuilder {
 
 /// Adds the refusals of a call with a body.
 fn writing(call: OperationBuilder) -> OperationBuilder {
-    [413, 415].into_iter().fold(call, |call, status| call.response(status.to_string(), problem(status)))
+    [413, 415]
+        .into_iter()
+        .fold(call, |call, status| call.response(status.to_string(), problem(status)))
 }
 
 fn id() -> Parameter {
@@ -194,8 +202,10 @@ fn cursor() -> Parameter {
 }
 
 fn query(name: &str, description: &str, schema: ObjectBuilder) -> Parameter {
-    let parameter =
-        ParameterBuilder::new().name(name).parameter_in(ParameterIn::Query).required(Required::False);
+    let parameter = ParameterBuilder::new()
+        .name(name)
+        .parameter_in(ParameterIn::Query)
+        .required(Required::False);
     parameter.description(Some(description)).schema(Some(schema)).build()
 }
 
@@ -210,16 +220,20 @@ fn answer<T: ToSchema>(description: &str) -> Response {
 }
 
 fn created() -> Response {
-    let answer =
-        with_etag(answer::<IssuedBody>("The token. This is the only answer that holds `bearer_token`."));
+    let answer = with_etag(answer::<IssuedBody>(
+        "The token. This is the only answer that holds `bearer_token`.",
+    ));
     with_header(answer, "Location", Type::String)
 }
 
 /// Builds the answer of a reached limit. `RateLimit` and `RateLimit-Policy` are also in answers of
 /// 201 if the host has a limit.
 fn limited() -> Response {
-    let headers =
-        [("Retry-After", Type::Integer), ("RateLimit", Type::String), ("RateLimit-Policy", Type::String)];
+    let headers = [
+        ("Retry-After", Type::Integer),
+        ("RateLimit", Type::String),
+        ("RateLimit-Policy", Type::String),
+    ];
     headers.into_iter().fold(problem(429), |answer, (name, kind)| with_header(answer, name, kind))
 }
 
@@ -250,7 +264,10 @@ fn problem(status: u16) -> Response {
         429 => "Too many tokens were made in a short time.",
         _ => "It cannot be found out at the moment.",
     };
-    ResponseBuilder::new().description(description).content("application/problem+json", content).build()
+    ResponseBuilder::new()
+        .description(description)
+        .content("application/problem+json", content)
+        .build()
 }
 
 fn reference<T: ToSchema>() -> RefOr<Schema> {

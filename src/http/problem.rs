@@ -60,7 +60,11 @@ impl FieldError {
 }
 
 impl Problem {
-    pub(super) fn new(status: StatusCode, code: &'static str, detail: impl Into<Cow<'static, str>>) -> Self {
+    pub(super) fn new(
+        status: StatusCode,
+        code: &'static str,
+        detail: impl Into<Cow<'static, str>>,
+    ) -> Self {
         let (detail, errors, headers) = (detail.into(), Vec::new(), Vec::new());
         Self(Box::new(Members { status, code, detail, errors, headers }))
     }
@@ -209,15 +213,19 @@ pub(super) struct Challenge(HeaderValue);
 
 /// The error for a `realm` that no challenge can have.
 #[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("the realm of a challenge has 1 to 128 visible ASCII characters or spaces, such as \"acme\"")]
+#[error(
+    "the realm of a challenge has 1 to 128 visible ASCII characters or spaces, such as \"acme\""
+)]
 #[non_exhaustive]
 pub struct RealmError;
 
 impl Challenge {
     pub(super) fn new(realm: &str) -> Result<Self, RealmError> {
-        let fits = (1..=128).contains(&realm.len()) && realm.bytes().all(|byte| matches!(byte, b' '..=b'~'));
+        let fits = (1..=128).contains(&realm.len())
+            && realm.bytes().all(|byte| matches!(byte, b' '..=b'~'));
         let escaped = realm.replace('\\', "\\\\").replace('"', "\\\"");
-        let value = HeaderValue::try_from(format!("Bearer realm=\"{escaped}\"")).map_err(|_| RealmError)?;
+        let value =
+            HeaderValue::try_from(format!("Bearer realm=\"{escaped}\"")).map_err(|_| RealmError)?;
         if fits { Ok(Self(value)) } else { Err(RealmError) }
     }
 
@@ -242,7 +250,8 @@ impl Challenge {
 
     /// The characters of a permission are those of a scope token (RFC 6749 section 3.3).
     fn insufficient(&self, permission: Option<&str>) -> HeaderValue {
-        let scope = permission.map(|permission| format!(", scope=\"{permission}\"")).unwrap_or_default();
+        let scope =
+            permission.map(|permission| format!(", scope=\"{permission}\"")).unwrap_or_default();
         self.with(&format!(", error=\"insufficient_scope\"{scope}"))
     }
 
@@ -274,7 +283,10 @@ mod tests {
         assert_eq!(response.status(), StatusCode::UNAUTHORIZED);
         assert_eq!(response.headers()["content-type"], "application/problem+json");
         assert_eq!(response.headers()["cache-control"], "no-store");
-        assert_eq!(response.headers()["www-authenticate"], r#"Bearer realm="acme", error="invalid_token""#);
+        assert_eq!(
+            response.headers()["www-authenticate"],
+            r#"Bearer realm="acme", error="invalid_token""#
+        );
         let expected = r#"{"type":"about:blank","title":"Unauthorized","status":401,"detail":"the token is refused","code":"invalid_token"}"#;
         assert_eq!(response.body(), expected);
     }

@@ -20,8 +20,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{MethodRouter, get, post};
 use bytes::Bytes;
 use http::header::{
-    AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG, IF_MATCH, LOCATION, RETRY_AFTER,
-    X_CONTENT_TYPE_OPTIONS,
+    AUTHORIZATION, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, ETAG, IF_MATCH, LOCATION,
+    RETRY_AFTER, X_CONTENT_TYPE_OPTIONS,
 };
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
@@ -54,7 +54,10 @@ pub trait Sessions: Send + Sync + 'static {
     ///
     /// # Errors
     /// [`DirectoryError`] if the lookup fails. The client is asked to retry.
-    fn actor(&self, request: &Parts) -> impl Future<Output = Result<Option<Actor>, DirectoryError>> + Send;
+    fn actor(
+        &self,
+        request: &Parts,
+    ) -> impl Future<Output = Result<Option<Actor>, DirectoryError>> + Send;
 }
 
 impl<F: Fn(&Parts) -> Option<Actor> + Send + Sync + 'static> Sessions for F {
@@ -146,7 +149,9 @@ type IsRecent = Box<dyn Fn(&Parts, &Actor) -> bool + Send + Sync>;
 
 /// The error for a text that is not an origin.
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]
-#[error("the origin {0:?} is refused; write scheme, host and port, such as https://app.example.com")]
+#[error(
+    "the origin {0:?} is refused; write scheme, host and port, such as https://app.example.com"
+)]
 #[non_exhaustive]
 pub struct OriginError(pub String);
 
@@ -160,7 +165,10 @@ impl<S: TokenStore + 'static, D: Directory + 'static, A: Sessions> ManagementApi
     }
 
     /// Creates a builder for an API with other settings.
-    pub fn builder(authenticator: Authenticator<S, D>, sessions: A) -> ManagementApiBuilder<S, D, A> {
+    pub fn builder(
+        authenticator: Authenticator<S, D>,
+        sessions: A,
+    ) -> ManagementApiBuilder<S, D, A> {
         ManagementApiBuilder(Api {
             authenticator,
             sessions,
@@ -183,7 +191,10 @@ impl<S: TokenStore + 'static, D: Directory + 'static, A: Sessions> ManagementApi
     pub fn router<T: Clone + Send + Sync + 'static>(&self) -> Router<T> {
         let own = get(list::<S, D, A>).post(generate::<S, D, A>);
         let current = get(show_current::<S, D, A>).delete(revoke_current::<S, D, A>);
-        let one = get(show::<S, D, A>).put(edit::<S, D, A>).patch(edit::<S, D, A>).delete(delete::<S, D, A>);
+        let one = get(show::<S, D, A>)
+            .put(edit::<S, D, A>)
+            .patch(edit::<S, D, A>)
+            .delete(delete::<S, D, A>);
         Router::new()
             .route("/user-tokens", no_other(own))
             .route("/user-tokens/service", no_other(get(list_service::<S, D, A>)))
@@ -214,9 +225,9 @@ impl<S, D, A> ManagementApiBuilder<S, D, A> {
         let (scheme, host) = origin.split_once("://").unwrap_or_default();
         let is_plain = |text: &str, more: &[u8]| {
             !text.is_empty()
-                && text
-                    .bytes()
-                    .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || more.contains(&byte))
+                && text.bytes().all(|byte| {
+                    byte.is_ascii_lowercase() || byte.is_ascii_digit() || more.contains(&byte)
+                })
         };
         let value = HeaderValue::from_str(origin).map_err(|_| OriginError(origin.to_owned()))?;
         let is_default = matches!(
@@ -280,7 +291,9 @@ impl<S, D, A> fmt::Debug for ManagementApi<S, D, A> {
 
 impl<S, D, A> fmt::Debug for ManagementApiBuilder<S, D, A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ManagementApiBuilder").field("origins", &self.0.origins).finish_non_exhaustive()
+        f.debug_struct("ManagementApiBuilder")
+            .field("origins", &self.0.origins)
+            .finish_non_exhaustive()
     }
 }
 
@@ -378,8 +391,8 @@ async fn edit<S: TokenStore, D: Directory, A: Sessions>(
         edit = edit.only_versions(versions);
     }
     let edited = api.authenticator.tokens.edit(&caller.actor, id_of(path), edit).await;
-    let edited =
-        edited.map_err(|error| api.not_done(&error, &caller).about(&["name", "description", "reason"]))?;
+    let edited = edited
+        .map_err(|error| api.not_done(&error, &caller).about(&["name", "description", "reason"]))?;
     Ok(token_answer(&edited))
 }
 
@@ -390,7 +403,8 @@ async fn rotate<S: TokenStore, D: Directory, A: Sessions>(
 ) -> Answer {
     let Call { caller, parts, body, .. } = api.admit(request, &[]).await?;
     let is_plain = !parts.headers.contains_key(CONTENT_TYPE);
-    let body = if is_plain { limited(&parts, body).await? } else { json_body(&parts, body).await? };
+    let body =
+        if is_plain { limited(&parts, body).await? } else { json_body(&parts, body).await? };
     let wanted = match &body[..] {
         [] => RotateBody::default(),
         _ if is_plain => return Err(not_json()),
@@ -400,7 +414,8 @@ async fn rotate<S: TokenStore, D: Directory, A: Sessions>(
     let id = id_of(path);
     let quota = api.count_issuing(&caller, Issuing::Rotation(id)).await?;
     let issued = api.authenticator.tokens.rotate(&caller.actor, id, wanted.overlap()).await;
-    let issued = issued.map_err(|error| api.not_done(&error, &caller).about(&["overlap_seconds"]))?;
+    let issued =
+        issued.map_err(|error| api.not_done(&error, &caller).about(&["overlap_seconds"]))?;
     Ok(issued_answer(&issued, &format!("../{}", issued.token.id()), quota))
 }
 
@@ -481,15 +496,22 @@ impl<S: TokenStore, D: Directory, A: Sessions> Api<S, D, A> {
     /// the token.
     ///
     /// If the actor may not, the service refuses the call, and nothing is counted.
-    async fn count_issuing(&self, caller: &Caller, issuing: Issuing) -> Result<Option<Quota>, Problem> {
+    async fn count_issuing(
+        &self,
+        caller: &Caller,
+        issuing: Issuing,
+    ) -> Result<Option<Quota>, Problem> {
         let Some(limits) = &self.limits else { return Ok(None) };
         let tokens = &self.authenticator.tokens;
-        let standing = tokens.standing(&caller.actor).await.map_err(|error| self.not_done(&error, caller))?;
+        let standing =
+            tokens.standing(&caller.actor).await.map_err(|error| self.not_done(&error, caller))?;
         let is_allowed = match issuing {
             Issuing::Personal => standing.manages_tokens,
             Issuing::Service => standing.manages_service_tokens,
             Issuing::Rotation(id) => {
-                standing.manages_tokens || standing.manages_service_tokens || caller.token == Some(id)
+                standing.manages_tokens
+                    || standing.manages_service_tokens
+                    || caller.token == Some(id)
             }
         };
         if !is_allowed {
@@ -499,8 +521,7 @@ impl<S: TokenStore, D: Directory, A: Sessions> Api<S, D, A> {
         if quota.is_admitted {
             return Ok(Some(quota));
         }
-        let detail =
-            "too many tokens were made in a short time; wait for as many seconds as Retry-After says";
+        let detail = "too many tokens were made in a short time; wait for as many seconds as Retry-After says";
         let problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", detail)
             .with_header(RETRY_AFTER, quota.retry_after().into());
         let fields = quota.fields().into_iter().flatten();
@@ -534,7 +555,9 @@ impl<S: TokenStore, D: Directory, A: Sessions> Api<S, D, A> {
         let challenge = &self.authenticator.challenge;
         let problem = |status, code| Problem::new(status, code, error.to_string());
         match error {
-            ManageError::ActorRejected(_) if caller.token.is_some() => Problem::invalid_token(challenge),
+            ManageError::ActorRejected(_) if caller.token.is_some() => {
+                Problem::invalid_token(challenge)
+            }
             ManageError::ActorRejected(_) => self.authenticator.no_credential(),
             ManageError::Forbidden { permission } if caller.token.is_some() => {
                 Problem::insufficient_scope(challenge, Some(permission))
@@ -542,10 +565,12 @@ impl<S: TokenStore, D: Directory, A: Sessions> Api<S, D, A> {
             ManageError::Attenuation(_) if caller.token.is_some() => {
                 Problem::insufficient_scope(challenge, None)
             }
-            ManageError::Forbidden { .. } | ManageError::Attenuation(_) | ManageError::NotForHost => {
-                problem(StatusCode::FORBIDDEN, "forbidden")
+            ManageError::Forbidden { .. }
+            | ManageError::Attenuation(_)
+            | ManageError::NotForHost => problem(StatusCode::FORBIDDEN, "forbidden"),
+            ManageError::ForbiddenByPolicy(_) => {
+                problem(StatusCode::FORBIDDEN, "forbidden_by_policy")
             }
-            ManageError::ForbiddenByPolicy(_) => problem(StatusCode::FORBIDDEN, "forbidden_by_policy"),
             ManageError::NotFound => problem(StatusCode::NOT_FOUND, "not_found"),
             ManageError::Refused(_) => problem(StatusCode::CONFLICT, "state"),
             ManageError::NameTaken => problem(StatusCode::CONFLICT, "name_taken").of_field("name"),
@@ -598,7 +623,11 @@ const PAGING: [&str; 2] = ["limit", "cursor"];
 fn query_of(parts: &Parts, fields: &[&str]) -> Result<Vec<(String, String)>, Problem> {
     let query = Query::<Vec<(String, String)>>::try_from_uri(&parts.uri);
     let Ok(Query(pairs)) = query else {
-        return Err(Problem::new(StatusCode::BAD_REQUEST, "invalid_query", "the query is not well-formed"));
+        return Err(Problem::new(
+            StatusCode::BAD_REQUEST,
+            "invalid_query",
+            "the query is not well-formed",
+        ));
     };
     let mut refused = Refused::default();
     for (place, (name, _)) in pairs.iter().enumerate() {
@@ -617,13 +646,15 @@ fn query_of(parts: &Parts, fields: &[&str]) -> Result<Vec<(String, String)>, Pro
 fn page_of(query: &[(String, String)]) -> Result<(Option<TokenId>, usize), Problem> {
     let value = |name: &str| query.iter().find(|(field, _)| field == name).map(|(_, value)| value);
     let mut refused = Refused::default();
-    let limit = value("limit").map(|text| text.parse().ok().filter(|number| (1..=MAX_PAGE).contains(number)));
+    let limit = value("limit")
+        .map(|text| text.parse().ok().filter(|number| (1..=MAX_PAGE).contains(number)));
     if limit == Some(None) {
         refused.refuse(&["limit"], format!("a limit is 1 to {MAX_PAGE}"));
     }
     let after = value("cursor").map(|text| text.parse().ok());
     if after == Some(None) {
-        refused.refuse(&["cursor"], "there is no such page; leave the cursor out for the first one");
+        refused
+            .refuse(&["cursor"], "there is no such page; leave the cursor out for the first one");
     }
     refused.finish()?;
     Ok((after.flatten(), limit.flatten().unwrap_or(DEFAULT_PAGE)))
@@ -637,8 +668,10 @@ fn expected_versions(headers: &HeaderMap) -> Option<Vec<u64>> {
     let mut lines = headers.get_all(IF_MATCH).iter().peekable();
     lines.peek()?;
     // A tag has no comma here: a tag with one is cut into pieces that name no version.
-    let tags: Vec<&[u8]> =
-        lines.flat_map(|line| line.as_bytes().split(|byte| *byte == b',')).map(<[u8]>::trim_ascii).collect();
+    let tags: Vec<&[u8]> = lines
+        .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
+        .map(<[u8]>::trim_ascii)
+        .collect();
     if tags == [b"*"] {
         return None;
     }
@@ -673,16 +706,19 @@ async fn limited(parts: &Parts, mut body: Body) -> Result<Bytes, Problem> {
         let detail = "the body is 64 KiB at most";
         Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", detail)
     };
-    let announced = parts.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
+    let announced =
+        parts.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
     if announced.is_some_and(|length: usize| length > MOST_DROPPED) {
         return Err(too_large());
     }
     let (mut read, mut length) = (Vec::new(), 0_usize);
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| {
-            let is_over = error.source().is_some_and(<dyn Error>::is::<http_body_util::LengthLimitError>);
-            let broken =
-                || Problem::new(StatusCode::BAD_REQUEST, "invalid_body", "the body could not be read");
+            let is_over =
+                error.source().is_some_and(<dyn Error>::is::<http_body_util::LengthLimitError>);
+            let broken = || {
+                Problem::new(StatusCode::BAD_REQUEST, "invalid_body", "the body could not be read")
+            };
             if is_over { too_large() } else { broken() }
         })?;
         let data = frame.into_data().unwrap_or_default();
@@ -726,7 +762,8 @@ fn token_answer(token: &TokenView) -> Response {
 
 fn etag(token: &TokenView) -> HeaderValue {
     #[allow(clippy::expect_used, reason = "digits and quotes are visible ASCII")]
-    HeaderValue::try_from(format!("\"{}\"", token.version())).expect("digits and quotes are a header's value")
+    HeaderValue::try_from(format!("\"{}\"", token.version()))
+        .expect("digits and quotes are a header's value")
 }
 
 pub(super) fn json<T: Serialize>(status: StatusCode, body: &T) -> Response {
@@ -748,7 +785,8 @@ fn answer(status: StatusCode, body: serde_json::Result<Bytes>) -> Response {
 }
 
 fn no_content() -> Response {
-    (StatusCode::NO_CONTENT, [(CACHE_CONTROL, HeaderValue::from_static("no-store"))]).into_response()
+    (StatusCode::NO_CONTENT, [(CACHE_CONTROL, HeaderValue::from_static("no-store"))])
+        .into_response()
 }
 
 /// Refuses every other method. axum adds the `Allow` header.

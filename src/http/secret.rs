@@ -42,7 +42,8 @@ mod tests {
 
     #[test]
     fn a_value_is_written_as_serde_json_writes_it() {
-        for value in [serde_json::json!({}), serde_json::json!({"a": "é\"\n", "b": [1, null, 2.5]})] {
+        for value in [serde_json::json!({}), serde_json::json!({"a": "é\"\n", "b": [1, null, 2.5]})]
+        {
             assert_eq!(json(&value).unwrap(), serde_json::to_vec(&value).unwrap());
         }
     }

@@ -76,7 +76,8 @@ mod tests {
     #[test]
     fn markers_differ_by_owner_and_realm_alone() {
         let of = |realm: &str, owner: &str| {
-            let realm = if realm.is_empty() { Realm::default() } else { Realm::new(realm).unwrap() };
+            let realm =
+                if realm.is_empty() { Realm::default() } else { Realm::new(realm).unwrap() };
             marker(&Actor::session_in(realm, OwnerId::new(owner).unwrap())).unwrap()
         };
         let all = [
@@ -97,7 +98,8 @@ mod tests {
                 );
             }
         }
-        let address = Actor::session(OwnerId::new("mel").unwrap()).from_address([127, 0, 0, 1].into());
+        let address =
+            Actor::session(OwnerId::new("mel").unwrap()).from_address([127, 0, 0, 1].into());
         assert_eq!(marker(&address).unwrap(), of("", "mel"));
         assert_eq!(marker(&Actor::system()), None);
     }

@@ -55,7 +55,9 @@ struct Entry {
 #[non_exhaustive]
 pub enum OwnerCacheError {
     /// The lifetime is zero or more than 1 day.
-    #[error("the owner cache's lifetime must be over 0 s and at most 1 day; the argument `lifetime` sets it")]
+    #[error(
+        "the owner cache's lifetime must be over 0 s and at most 1 day; the argument `lifetime` sets it"
+    )]
     Lifetime,
     /// The capacity is zero.
     #[error("the owner cache's capacity must be 1 or more; the argument `capacity` sets it")]
@@ -144,7 +146,12 @@ impl Answers {
     }
 
     /// Returns the cached answer about an owner, or the epoch under which to keep a new answer.
-    fn cached(&self, realm: &Realm, id: &OwnerId, now: Duration) -> Result<Option<Arc<Owner>>, u64> {
+    fn cached(
+        &self,
+        realm: &Realm,
+        id: &OwnerId,
+        now: Duration,
+    ) -> Result<Option<Arc<Owner>>, u64> {
         let mut shard = self.shard(realm, id);
         let entry = shard.owners.get(realm).and_then(|owners| owners.get(id));
         if let Some(entry) = entry.filter(|entry| entry.is_live(now, self.lifetime)) {
@@ -213,7 +220,11 @@ impl Shard {
 }
 
 impl<D: Directory> Directory for OwnerCache<D> {
-    async fn find(&self, realm: &Realm, id: &OwnerId) -> Result<Option<Arc<Owner>>, DirectoryError> {
+    async fn find(
+        &self,
+        realm: &Realm,
+        id: &OwnerId,
+    ) -> Result<Option<Arc<Owner>>, DirectoryError> {
         let asked_at = self.answers.clock.monotonic();
         let epoch = match self.answers.cached(realm, id, asked_at) {
             Ok(owner) => return Ok(owner),

@@ -10,7 +10,9 @@ use crate::permission::{Grant, PermissionSet, Scope};
 use crate::policy::{Oversight, TokenManagement};
 use crate::store::TokenStore;
 use crate::token::id::IdSource;
-use crate::token::{ActorRef, Authority, Reason, Revocation, Token, TokenId, TokenKind, TokenState};
+use crate::token::{
+    ActorRef, Authority, Reason, Revocation, Token, TokenId, TokenKind, TokenState,
+};
 use chrono::{DateTime, Utc};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -57,8 +59,11 @@ impl Actor {
     /// Creates the actor for an owner that acts through one of its tokens.
     pub fn token(verified: &Verified) -> Self {
         let token = verified.token();
-        let who =
-            Who::Token { realm: token.realm().clone(), owner: token.owner_id().clone(), id: token.id() };
+        let who = Who::Token {
+            realm: token.realm().clone(),
+            owner: token.owner_id().clone(),
+            id: token.id(),
+        };
         Self { who, address: verified.peer(), is_proven_by_header: false }
     }
 
@@ -247,8 +252,10 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     pub async fn standing(&self, actor: &Actor) -> Result<Standing, ManageError> {
         let acting = self.acting(actor).await?;
         let scope = acting.via.as_ref().and_then(|via| via.scope.as_set());
-        let permissions =
-            scope.map_or_else(|| acting.permissions.clone(), |scope| acting.permissions.intersection(scope));
+        let permissions = scope.map_or_else(
+            || acting.permissions.clone(),
+            |scope| acting.permissions.intersection(scope),
+        );
         Ok(Standing {
             manages_tokens: acting.may(TOKENS_MANAGE),
             manages_service_tokens: acting.may(SERVICE_TOKENS_MANAGE),
@@ -258,7 +265,10 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         })
     }
 
-    pub(super) async fn find_current(&self, id: TokenId) -> Result<Option<Arc<Token>>, Unavailable> {
+    pub(super) async fn find_current(
+        &self,
+        id: TokenId,
+    ) -> Result<Option<Arc<Token>>, Unavailable> {
         self.store.find_current(id).await.map_err(Unavailable::Store)
     }
 }
@@ -273,7 +283,8 @@ impl Acting {
     /// it.
     fn holds(&self, permission: &str) -> bool {
         let in_scope = |via: &Arc<Token>| via.scope.allows_str(permission).unwrap_or(false);
-        self.permissions.allows_str(permission).unwrap_or(false) && self.via.as_ref().is_none_or(in_scope)
+        self.permissions.allows_str(permission).unwrap_or(false)
+            && self.via.as_ref().is_none_or(in_scope)
     }
 
     /// Returns whether the policy lets the actor use a permission of this crate that it holds.
@@ -350,14 +361,20 @@ impl Acting {
     /// # Errors
     /// Not found if the actor may not see the token. Forbidden if the actor may see the token but
     /// not perform the operation.
-    pub(super) fn relation(&self, operation: Operation, token: &Token) -> Result<Relation, ManageError> {
+    pub(super) fn relation(
+        &self,
+        operation: Operation,
+        token: &Token,
+    ) -> Result<Relation, ManageError> {
         let relation = self.sees(token).ok_or(ManageError::NotFound)?;
         match (relation, operation) {
             (Relation::Owner | Relation::Admin, _)
             | (Relation::System, Operation::Get | Operation::Revoke | Operation::Restore)
             | (Relation::Itself, Operation::Get | Operation::Revoke)
             | (Relation::Overseer, Operation::Revoke) => Ok(relation),
-            (Relation::Itself, Operation::Rotate) if self.management != TokenManagement::Forbidden => {
+            (Relation::Itself, Operation::Rotate)
+                if self.management != TokenManagement::Forbidden =>
+            {
                 Ok(relation)
             }
             (Relation::System, _) => Err(ManageError::NotForHost),
@@ -368,7 +385,9 @@ impl Acting {
                 TokenKind::Personal => TOKENS_MANAGE,
                 TokenKind::Service => SERVICE_TOKENS_MANAGE,
             })),
-            (Relation::Overseer, _) => Err(ManageError::ForbiddenByPolicy(PolicyRule::OversightRevokeOnly)),
+            (Relation::Overseer, _) => {
+                Err(ManageError::ForbiddenByPolicy(PolicyRule::OversightRevokeOnly))
+            }
         }
     }
 
@@ -381,7 +400,9 @@ impl Acting {
         }
         let itself = self.via.as_ref().is_some_and(|via| via.id == token.id);
         let managed = match token.kind {
-            TokenKind::Personal if self.owns(token) && self.may(TOKENS_MANAGE) => Some(Relation::Owner),
+            TokenKind::Personal if self.owns(token) && self.may(TOKENS_MANAGE) => {
+                Some(Relation::Owner)
+            }
             TokenKind::Personal if self.oversees() => Some(Relation::Overseer),
             TokenKind::Service if self.may(SERVICE_TOKENS_MANAGE) => Some(Relation::Admin),
             TokenKind::Personal | TokenKind::Service => None,
@@ -510,7 +531,9 @@ pub(super) fn is_former(owner: &Owner, token: &Token, now: DateTime<Utc>) -> boo
 pub(super) fn check_owner(owner: Option<&Owner>, kind: TokenKind) -> Result<(), InvalidInput> {
     match owner {
         None => Err(InvalidInput::OwnerUnknown),
-        Some(owner) if owner.kind() != kind.owner_kind() => Err(InvalidInput::OwnerKind(owner.kind())),
+        Some(owner) if owner.kind() != kind.owner_kind() => {
+            Err(InvalidInput::OwnerKind(owner.kind()))
+        }
         Some(owner) if !owner.is_enabled() => Err(InvalidInput::OwnerDisabled),
         Some(_) => Ok(()),
     }

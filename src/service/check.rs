@@ -65,8 +65,11 @@ impl fmt::Display for KeyReport {
         });
         let mut sentences: Vec<String> = wrong.chain(missing).collect();
         if sentences.is_empty() {
-            sentences =
-                self.tokens.iter().map(|(key, _)| format!("{} under key {key}", counted(*key))).collect();
+            sentences = self
+                .tokens
+                .iter()
+                .map(|(key, _)| format!("{} under key {key}", counted(*key)))
+                .collect();
             return f.write_str(&sentences.join(", "));
         }
         f.write_str(&sentences.join("; "))

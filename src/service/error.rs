@@ -172,13 +172,17 @@ pub enum ManageError {
     #[error(transparent)]
     Refused(#[from] Refusal),
     /// The actor may not revoke for this reason.
-    #[error("the actor cannot revoke for the reason {0}; leave the reason out, or give another one")]
+    #[error(
+        "the actor cannot revoke for the reason {0}; leave the reason out, or give another one"
+    )]
     ReasonNotAllowed(Reason),
     /// The owner has another token with this name.
     #[error("another token of the owner has this name; choose another name")]
     NameTaken,
     /// The owner has the maximum number of active tokens that the policy allows.
-    #[error("the owner has {most} active tokens, the most that are allowed; revoke one of them first")]
+    #[error(
+        "the owner has {most} active tokens, the most that are allowed; revoke one of them first"
+    )]
     TooManyTokens {
         /// The maximum.
         most: u32,
@@ -233,7 +237,10 @@ impl ManageError {
     /// This is a taken name, too many tokens, a state that does not allow the change, or concurrent
     /// changes of the token.
     pub const fn is_conflict(&self) -> bool {
-        matches!(self, Self::NameTaken | Self::TooManyTokens { .. } | Self::Refused(_) | Self::Contended)
+        matches!(
+            self,
+            Self::NameTaken | Self::TooManyTokens { .. } | Self::Refused(_) | Self::Contended
+        )
     }
 }
 

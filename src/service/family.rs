@@ -9,7 +9,9 @@ use super::{MAX_REVOKE_TRIES, TokenService};
 use crate::audit::{AuditAction, AuditEvent, EventId};
 use crate::lifecycle;
 use crate::owner::{Directory, OwnerId};
-use crate::store::{Change, ChangeBatch, Conflict, CorruptRecord, ListBy, ListQuery, StoreError, TokenStore};
+use crate::store::{
+    Change, ChangeBatch, Conflict, CorruptRecord, ListBy, ListQuery, StoreError, TokenStore,
+};
 use crate::token::id::IdSource;
 use crate::token::{ActorRef, Authority, Reason, Revocation, Token, TokenId};
 use chrono::{DateTime, Utc};
@@ -106,7 +108,9 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         let mut token = token;
         for _ in 0..MAX_REVOKE_TRIES {
             // If somebody else revoked the token meanwhile, or it expired, nothing is left to do.
-            let Ok(Some(facts)) = lifecycle::revoke(&token.facts, revocation.clone(), revocation.at) else {
+            let Ok(Some(facts)) =
+                lifecycle::revoke(&token.facts, revocation.clone(), revocation.at)
+            else {
                 return Ok(Some(token));
             };
             if !still(&token) {
@@ -129,10 +133,12 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
                 .event(event.because(revocation.reason));
             match self.commit(batch).await {
                 Ok(()) => return Ok(Some(after)),
-                Err(StoreError::Conflict(Conflict::Version(_))) => match self.find_current(id).await? {
-                    Some(found) => token = found,
-                    None => return Ok(None),
-                },
+                Err(StoreError::Conflict(Conflict::Version(_))) => {
+                    match self.find_current(id).await? {
+                        Some(found) => token = found,
+                        None => return Ok(None),
+                    }
+                }
                 Err(error) => return Err(store_error(error, id)),
             }
         }
@@ -210,7 +216,8 @@ pub(super) fn removal(
     now: DateTime<Utc>,
 ) -> ChangeBatch {
     let mut batch = ChangeBatch::new();
-    let removes = gone.values().map(|token| Change::Remove { id: token.id, version: token.version });
+    let removes =
+        gone.values().map(|token| Change::Remove { id: token.id, version: token.version });
     batch.changes.extend(removes);
     let stay = kin.into_iter().filter(|token| !gone.contains_key(&token.id));
     let stay: BTreeMap<TokenId, Arc<Token>> = stay.map(|token| (token.id, token)).collect();
@@ -239,7 +246,8 @@ fn relink(
     let mut ancestors = nearest(handed_on, gone, ancestors_of);
     token.created_by = surviving_maker(&token.created_by, gone);
     if token.creator().is_none() {
-        let mut handed_on = parents.iter().copied().filter(|parent| Some(*parent) != token.restored_by);
+        let mut handed_on =
+            parents.iter().copied().filter(|parent| Some(*parent) != token.restored_by);
         let maker = handed_on.find_map(|id| Some((id, restorers.get(&id)?.clone())));
         if let Some((id, owner)) = maker {
             token.created_by = ActorRef::Token { owner, id };
@@ -247,7 +255,8 @@ fn relink(
     }
     parents.retain(|parent| Some(*parent) != token.creator());
     token.restored_by = parents.pop();
-    token.predecessor = token.predecessor.and_then(|id| surviving(id, gone, |gone| gone.predecessor));
+    token.predecessor =
+        token.predecessor.and_then(|id| surviving(id, gone, |gone| gone.predecessor));
     let named = [token.creator(), token.predecessor, Some(token.id)];
     ancestors.retain(|ancestor| !named.contains(&Some(*ancestor)));
     // The restorer still reaches the token, so another ancestor goes first.
@@ -255,7 +264,8 @@ fn relink(
     token.ancestor = ancestors.pop();
     if !parents.is_empty() {
         let (by, authority, reason) = (ActorRef::System, Authority::Admin, Reason::Suspected);
-        let revoked = lifecycle::revoke(&token.facts, Revocation { at: now, by, authority, reason }, now);
+        let revoked =
+            lifecycle::revoke(&token.facts, Revocation { at: now, by, authority, reason }, now);
         // In the other cases the token is already revoked or expired.
         if let Ok(Some(facts)) = revoked {
             token.facts = facts;

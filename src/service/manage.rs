@@ -12,12 +12,14 @@ use crate::lifecycle;
 use crate::owner::{Directory, Owner, OwnerId};
 use crate::policy::UnknownScopes;
 use crate::store::{
-    Change, ChangeBatch, Conflict, CorruptRecord, ListBy, ListQuery, MAX_PAGE, Page, StoreError, TokenStore,
+    Change, ChangeBatch, Conflict, CorruptRecord, ListBy, ListQuery, MAX_PAGE, Page, StoreError,
+    TokenStore,
 };
 use crate::token::digest::Message;
 use crate::token::id::IdSource;
 use crate::token::{
-    Credential, Facts, OwnerAnswer, PlaintextToken, Reason, Token, TokenId, TokenKind, TokenState, TokenView,
+    Credential, Facts, OwnerAnswer, PlaintextToken, Reason, Token, TokenId, TokenKind, TokenState,
+    TokenView,
 };
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -268,7 +270,12 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     ///
     /// # Errors
     /// Same as [`edit`](Self::edit).
-    pub async fn rename(&self, actor: &Actor, id: TokenId, name: &str) -> Result<TokenView, ManageError> {
+    pub async fn rename(
+        &self,
+        actor: &Actor,
+        id: TokenId,
+        name: &str,
+    ) -> Result<TokenView, ManageError> {
         self.edit(actor, id, TokenEdit::new().name(name)).await
     }
 
@@ -289,7 +296,12 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     /// # Errors
     /// Same as [`edit`](Self::edit). Also errors if the token is expired, unless the reason is
     /// compromised.
-    pub async fn revoke(&self, actor: &Actor, id: TokenId, reason: Reason) -> Result<TokenView, ManageError> {
+    pub async fn revoke(
+        &self,
+        actor: &Actor,
+        id: TokenId,
+        reason: Reason,
+    ) -> Result<TokenView, ManageError> {
         self.change(actor, id, &TokenEdit::new().active(false).reason(reason), true).await
     }
 
@@ -309,7 +321,12 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     /// # Errors
     /// [`ManageError`]: forbidden, not found, refused because of the token's state, the name is
     /// taken, an input is out of bounds, or the operation failed.
-    pub async fn edit(&self, actor: &Actor, id: TokenId, edit: TokenEdit) -> Result<TokenView, ManageError> {
+    pub async fn edit(
+        &self,
+        actor: &Actor,
+        id: TokenId,
+        edit: TokenEdit,
+    ) -> Result<TokenView, ManageError> {
         self.change(actor, id, &edit, false).await
     }
 
@@ -390,15 +407,19 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             match edit.active {
                 Some(false) => {
                     let reason = edit.reason.unwrap_or(relation.reason());
-                    let present = token.facts.revocation.as_ref().map(|revocation| revocation.reason);
+                    let present =
+                        token.facts.revocation.as_ref().map(|revocation| revocation.reason);
                     if !relation.may_give(reason) && present != Some(reason) {
                         return Err(ManageError::ReasonNotAllowed(reason));
                     }
                     compromised = reason == Reason::Compromised;
                     let is_so = !strict && self.is_not_active(&acting, edit, &token).await;
                     let revocation = acting.revocation(relation, reason);
-                    let facts =
-                        if is_so { None } else { lifecycle::revoke(&token.facts, revocation, acting.now)? };
+                    let facts = if is_so {
+                        None
+                    } else {
+                        lifecycle::revoke(&token.facts, revocation, acting.now)?
+                    };
                     if let Some(facts) = facts {
                         after.facts = facts;
                         events.push(acting.event(AuditAction::Revoked, &token).because(reason));
@@ -429,20 +450,23 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             if !events.is_empty() {
                 after.version = after.version.saturating_add(1);
                 shown = Arc::new(after);
-                batch = displacing(&self.ids, displaced, &acting).change(Change::Update(shown.clone()));
+                batch =
+                    displacing(&self.ids, displaced, &acting).change(Change::Update(shown.clone()));
             }
             batch.events.extend(events);
             if restores {
                 batch = with_creator(batch, &acting, None);
             }
-            let committed = if batch.changes.is_empty() { Ok(()) } else { self.commit(batch).await };
+            let committed =
+                if batch.changes.is_empty() { Ok(()) } else { self.commit(batch).await };
             match committed {
                 Ok(()) => {
                     if restores {
                         self.reuse.forget();
                     }
                     if compromised {
-                        let revocation = |member: &Token| acting.revocation_of_descendant(relation, member);
+                        let revocation =
+                            |member: &Token| acting.revocation_of_descendant(relation, member);
                         self.revoke_descendants(&shown, false, revocation, acting.address).await?;
                     }
                     return self.view(&acting, shown).await;
@@ -490,7 +514,8 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         let (realm, id) = (token.realm.clone(), token.owner.clone());
         let by = ListBy::Owner { realm, owner: id, kind: Some(token.kind) };
         let listed = self.all(ListQuery::new(by)).await?.tokens.into_iter();
-        let mut former = listed.filter(|other| is_former(owner, other, acting.now) && other.id != token.id);
+        let mut former =
+            listed.filter(|other| is_former(owner, other, acting.now) && other.id != token.id);
         former.find(|other| other.name_key == token.name_key).ok_or(ManageError::NameTaken)
     }
 
@@ -535,8 +560,10 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     ) -> Result<(Token, PlaintextToken), ManageError> {
         let now = acting.now;
         let through = acting.via.as_ref().map(|via| via.facts.expires_at);
-        let expires_at =
-            self.policy.expiry(checked.lifetime, now, through).map_err(super::InvalidInput::Lifetime)?;
+        let expires_at = self
+            .policy
+            .expiry(checked.lifetime, now, through)
+            .map_err(super::InvalidInput::Lifetime)?;
         let (id, credential, plaintext) = self.new_secret(kind, now)?;
         let token = Token {
             id,
@@ -596,7 +623,8 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         let Some(most) = self.policy.live_tokens_per_owner() else {
             return Ok(());
         };
-        let by = ListBy::Owner { realm: token.realm.clone(), owner: token.owner.clone(), kind: None };
+        let by =
+            ListBy::Owner { realm: token.realm.clone(), owner: token.owner.clone(), kind: None };
         let live = self.all(ListQuery::new(by).active_at(acting.now)).await?;
         let is_former = |token: &Token| match owner {
             OwnerAnswer::Known(owner) => is_former(owner, token, acting.now),
@@ -684,7 +712,11 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     /// Adds the owners from the directory to a page, with one lookup for each owner.
     ///
     /// An owner that the directory cannot answer for does not fail the page.
-    pub(super) async fn shown(&self, acting: &Acting, Page { tokens, corrupt, next }: Page) -> TokenPage {
+    pub(super) async fn shown(
+        &self,
+        acting: &Acting,
+        Page { tokens, corrupt, next }: Page,
+    ) -> TokenPage {
         let mut owners: HashMap<OwnerId, OwnerAnswer> = HashMap::new();
         let mut items = Vec::with_capacity(tokens.len());
         for token in tokens {
@@ -699,7 +731,11 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         TokenPage { items, next, corrupt }
     }
 
-    pub(super) async fn view(&self, acting: &Acting, token: Arc<Token>) -> Result<TokenView, ManageError> {
+    pub(super) async fn view(
+        &self,
+        acting: &Acting,
+        token: Arc<Token>,
+    ) -> Result<TokenView, ManageError> {
         let owner = self.owner_answer(acting, &token.owner).await;
         Ok(TokenView::new(&token, owner, acting.now))
     }
@@ -708,7 +744,10 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     async fn owner_answer(&self, acting: &Acting, owner: &OwnerId) -> OwnerAnswer {
         match &acting.owner {
             Some(actor) if actor.id() == owner => OwnerAnswer::Known(actor.clone()),
-            _ => self.owner(&acting.realm, owner).await.map_or(OwnerAnswer::Unavailable, OwnerAnswer::from),
+            _ => self
+                .owner(&acting.realm, owner)
+                .await
+                .map_or(OwnerAnswer::Unavailable, OwnerAnswer::from),
         }
     }
 }
@@ -754,7 +793,9 @@ pub(super) fn with_creator(
     changed_already: Option<TokenId>,
 ) -> ChangeBatch {
     match &acting.via {
-        Some(via) if changed_already != Some(via.id) => batch.change(Change::Update(changed(via, |_| {}))),
+        Some(via) if changed_already != Some(via.id) => {
+            batch.change(Change::Update(changed(via, |_| {})))
+        }
         _ => batch,
     }
 }

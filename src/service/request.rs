@@ -117,19 +117,25 @@ impl NewToken {
                 entries.push(UnknownEntry::new(index, entry, likely));
             }
         }
-        if entries.is_empty() { Ok(()) } else { Err(InvalidInput::Scope(ScopeError::Unknown { entries })) }
+        if entries.is_empty() {
+            Ok(())
+        } else {
+            Err(InvalidInput::Scope(ScopeError::Unknown { entries }))
+        }
     }
 
     pub(super) fn checked(&self) -> Result<CheckedToken, InvalidInput> {
         let scope = match &self.scope {
             None => Scope::inherit(),
-            Some(grants) => Scope::only(grants.iter().map(String::as_str)).map_err(InvalidInput::Scope)?,
+            Some(grants) => {
+                Scope::only(grants.iter().map(String::as_str)).map_err(InvalidInput::Scope)?
+            }
         };
         let networks = match &self.networks {
             None => None,
-            Some(list) => {
-                Some(Networks::parse(list.iter().map(String::as_str)).map_err(InvalidInput::Networks)?)
-            }
+            Some(list) => Some(
+                Networks::parse(list.iter().map(String::as_str)).map_err(InvalidInput::Networks)?,
+            ),
         };
         Ok(CheckedToken {
             name: TokenName::new(&self.name).map_err(InvalidInput::Name)?,

@@ -153,7 +153,10 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
                 reason: None,
                 address: peer,
             };
-            match self.commit(ChangeBatch::new().change(Change::Update(told.clone())).event(event)).await {
+            match self
+                .commit(ChangeBatch::new().change(Change::Update(told.clone())).event(event))
+                .await
+            {
                 Ok(()) => {
                     self.revoke_replaced(&told, peer, now).await?;
                     self.reuse.note(token.id, self.dealt_with_until(now, now), now);

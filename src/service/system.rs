@@ -6,7 +6,9 @@ use super::{MAX_TRIES, TokenService, to_delta};
 use crate::audit::{AuditAction, AuditEvent, EventId};
 use crate::owner::{Directory, OwnerId, Realm};
 use crate::policy::days;
-use crate::store::{Change, ChangeBatch, Conflict, CorruptRecord, ListBy, ListQuery, StoreError, TokenStore};
+use crate::store::{
+    Change, ChangeBatch, Conflict, CorruptRecord, ListBy, ListQuery, StoreError, TokenStore,
+};
 use crate::token::id::IdSource;
 use crate::token::{ActorRef, Authority, Reason, Revocation, Token, TokenId};
 use chrono::{DateTime, TimeDelta, Utc};
@@ -52,7 +54,8 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         // Writes this node's own pending uses, so that they count.
         self.flush().await?;
         let slack = self.policy.last_used_granularity().checked_add(&to_delta(self.flush_interval));
-        let limit = slack.and_then(|slack| days(limit).checked_add(&slack)).unwrap_or(TimeDelta::MAX);
+        let limit =
+            slack.and_then(|slack| days(limit).checked_add(&slack)).unwrap_or(TimeDelta::MAX);
         let now = self.now();
         let Some(unused_since) = now.checked_sub_signed(limit) else {
             return Ok(0);
@@ -113,9 +116,9 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             };
             let now = self.now();
             let mut batch = removal(&self.ids, &gone, kin, &self.restorers(&gone).await?, now);
-            batch
-                .events
-                .extend(gone.values().map(|token| host_event(&self.ids, AuditAction::Deleted, token, now)));
+            batch.events.extend(
+                gone.values().map(|token| host_event(&self.ids, AuditAction::Deleted, token, now)),
+            );
             match self.commit(batch).await {
                 Ok(()) => {
                     removed = removed.saturating_add(u64::try_from(gone.len()).unwrap_or(u64::MAX));
@@ -164,8 +167,10 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
                     Arc::make_mut(token).created_by = ActorRef::Erased;
                 }
             }
-            let deleted =
-                |token| AuditEvent { owner: None, ..host_event(&self.ids, AuditAction::Deleted, token, now) };
+            let deleted = |token| AuditEvent {
+                owner: None,
+                ..host_event(&self.ids, AuditAction::Deleted, token, now)
+            };
             batch.events.extend(tokens.iter().map(|token| deleted(token)));
             let witness = batch.changes.first().map(Change::id);
             match (self.commit(batch).await, witness) {
@@ -203,13 +208,15 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             let now = self.now();
             let revocation =
                 Revocation { at: now, by: ActorRef::System, authority: Authority::System, reason };
-            let Listed { tokens, corrupt } = self.all(ListQuery::new(by.clone()).active_at(now)).await?;
+            let Listed { tokens, corrupt } =
+                self.all(ListQuery::new(by.clone()).active_at(now)).await?;
             let before = revoked;
             for token in tokens {
                 let version = token.version;
                 let after = self.revoke_one(token, &revocation, None, &still).await?;
                 let is_ours = |token: &Arc<Token>| {
-                    token.version != version && token.facts.revocation.as_deref() == Some(&revocation)
+                    token.version != version
+                        && token.facts.revocation.as_deref() == Some(&revocation)
                 };
                 revoked = revoked.saturating_add(u64::from(after.as_ref().is_some_and(is_ours)));
             }

@@ -109,7 +109,8 @@ impl Usage {
         // checks both bounds.
         let is_far = |known: i64| {
             let age = now.saturating_sub(known).saturating_add(CLOCK_ERROR_MICROS);
-            age.cast_unsigned() >= self.granularity_micros.saturating_add(CLOCK_ERROR_MICROS).cast_unsigned()
+            age.cast_unsigned()
+                >= self.granularity_micros.saturating_add(CLOCK_ERROR_MICROS).cast_unsigned()
         };
         if known_at.is_none_or(is_far) {
             self.note(id, peer, now);
@@ -358,7 +359,9 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
                 Err(unavailable) => Err(unavailable.into()),
             };
             match done {
-                Err(ManageError::Unavailable(Unavailable::Store(error @ StoreError::Corrupt(_)))) => {
+                Err(ManageError::Unavailable(Unavailable::Store(
+                    error @ StoreError::Corrupt(_),
+                ))) => {
                     corrupt = Err(Unavailable::Store(error));
                 }
                 Err(ManageError::Unavailable(unavailable)) => return Err(unavailable),
@@ -406,7 +409,10 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     /// tokens.run_flusher(tokio::time::sleep).await } })`.
     ///
     /// A flush that fails is counted ([`usage`](Self::usage)) and retried after the next interval.
-    pub async fn run_flusher<F: Future<Output = ()> + Send>(&self, sleep: impl Fn(Duration) -> F + Send) {
+    pub async fn run_flusher<F: Future<Output = ()> + Send>(
+        &self,
+        sleep: impl Fn(Duration) -> F + Send,
+    ) {
         let is_stopping = |usage: &Usage| usage.stopping.load(Ordering::Acquire);
         while !is_stopping(&self.usage) {
             let mut sleeping = pin!(sleep(self.flush_interval));
@@ -462,7 +468,10 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             _ => {
                 let mut bytes = [0; 8];
                 let drawn = self.random.fill(&mut bytes).map(|()| u64::from_ne_bytes(bytes));
-                drawn.ok().and_then(|drawn| drawn.checked_rem(one_in.into())).is_none_or(|drawn| drawn == 0)
+                drawn
+                    .ok()
+                    .and_then(|drawn| drawn.checked_rem(one_in.into()))
+                    .is_none_or(|drawn| drawn == 0)
             }
         }
     }

@@ -125,23 +125,29 @@ impl Verified {
         let denied = || PermissionDenied::NotGranted { permission: permission.to_owned() };
         let (catalog, granted) = self.granted().ok_or_else(denied)?;
         let allowed = granted.allows_str(permission);
-        let allowed = allowed.and_then(|held| Ok(held && self.token.scope().allows_str(permission)?));
+        let allowed =
+            allowed.and_then(|held| Ok(held && self.token.scope().allows_str(permission)?));
         if (allowed != Ok(true) || granted.is_everything()) && !catalog.knows_text(permission) {
             catalog.report(UnknownName::Permission(permission));
         }
         match allowed {
             Ok(true) => Ok(()),
             Ok(false) => Err(denied()),
-            Err(source) => {
-                Err(PermissionDenied::NotAPermission { text: beginning(permission).to_owned(), source })
-            }
+            Err(source) => Err(PermissionDenied::NotAPermission {
+                text: beginning(permission).to_owned(),
+                source,
+            }),
         }
     }
 
     /// Returns all permissions that the owner has and the scope includes.
     pub fn effective_permissions(&self) -> PermissionSet {
-        let granted = self.granted().map_or_else(PermissionSet::empty, |(_, granted)| granted.clone());
-        self.token.scope().as_set().map_or_else(|| granted.clone(), |scope| granted.intersection(scope))
+        let granted =
+            self.granted().map_or_else(PermissionSet::empty, |(_, granted)| granted.clone());
+        self.token
+            .scope()
+            .as_set()
+            .map_or_else(|| granted.clone(), |scope| granted.intersection(scope))
     }
 
     /// Returns the owner's permissions and the catalogue that resolved them.

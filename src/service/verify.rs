@@ -170,12 +170,16 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     }
 
     #[inline(always)]
-    fn read<'a>(&self, offered: Offered<'a>, message: &mut Message) -> Result<Presented<'a>, RejectReason> {
+    fn read<'a>(
+        &self,
+        offered: Offered<'a>,
+        message: &mut Message,
+    ) -> Result<Presented<'a>, RejectReason> {
         let text = match offered {
             Offered::Text(text) => Ok(text),
-            Offered::Header(header) => {
-                header.and_then(|header| header.ok_or(BearerError::Missing)).and_then(bearer::after_scheme)
-            }
+            Offered::Header(header) => header
+                .and_then(|header| header.ok_or(BearerError::Missing))
+                .and_then(bearer::after_scheme),
         };
         let text = text.map_err(|why| match why {
             BearerError::Missing => RejectReason::NoCredential,
@@ -256,14 +260,16 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     }
 
     /// Looks up the owner of a token, and waits for the directory only if it cannot answer at once.
-    async fn find_owner(&self, token: &StoredToken<'_>) -> Result<Option<Snapshot<Owner>>, Unavailable> {
+    async fn find_owner(
+        &self,
+        token: &StoredToken<'_>,
+    ) -> Result<Option<Snapshot<Owner>>, Unavailable> {
         let (realm, id) = (token.realm(), token.owner());
-        match self.directory.shortcut().find(realm, id) {
-            Some(owner) => Ok(owner),
-            None => {
-                let owner = self.directory.find(realm, id).await.map_err(Unavailable::Directory)?;
-                Ok(owner.map(Snapshot::from))
-            }
+        if let Some(owner) = self.directory.shortcut().find(realm, id) {
+            Ok(owner)
+        } else {
+            let owner = self.directory.find(realm, id).await.map_err(Unavailable::Directory)?;
+            Ok(owner.map(Snapshot::from))
         }
     }
 
@@ -292,7 +298,8 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         found: Option<StoredToken<'s>>,
     ) -> Result<StoredToken<'s>, VerifyError> {
         // The realm is checked first, so that a token of another realm behaves like a missing one.
-        let is_here = |found: &StoredToken<'_>| claim.realm.is_none_or(|realm| found.realm() == realm);
+        let is_here =
+            |found: &StoredToken<'_>| claim.realm.is_none_or(|realm| found.realm() == realm);
         let known = found.filter(is_here);
         let is_proven = self.is_proven(claim, known.as_ref().map(StoredToken::access))?;
         let Some(known) = known else {
@@ -341,7 +348,8 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     /// id.
     #[inline(always)]
     fn is_proven(&self, claim: &Claim<'_>, access: Option<&Access>) -> Result<bool, Unavailable> {
-        let stored = access.and_then(|access| Some((access.key(claim.presented.kind)?, access.digest())));
+        let stored =
+            access.and_then(|access| Some((access.key(claim.presented.kind)?, access.digest())));
         // Errors even if the digests are equal, because another node with the right key would
         // reject the token.
         if let Some((key, _)) = stored
@@ -350,7 +358,9 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             return Err(Unavailable::WrongKey(key));
         }
         let under_its_key = match stored {
-            Some((key, _)) if key != claim.computed.key() => Some(self.digest_under(key, &claim.presented)?),
+            Some((key, _)) if key != claim.computed.key() => {
+                Some(self.digest_under(key, &claim.presented)?)
+            }
             _ => None,
         };
         let computed = under_its_key.as_ref().unwrap_or(&claim.computed);
@@ -359,7 +369,11 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     }
 
     #[cold]
-    fn digest_under(&self, key: KeyId, presented: &Presented<'_>) -> Result<KeyedDigest, Unavailable> {
+    fn digest_under(
+        &self,
+        key: KeyId,
+        presented: &Presented<'_>,
+    ) -> Result<KeyedDigest, Unavailable> {
         let mut message = Message::room();
         presented.read(&mut message);
         let digest = self.keyring.digest_under(key, &message);
@@ -429,14 +443,18 @@ mod tests {
 
     fn service() -> TokenService<MemoryStore, MemoryDirectory> {
         let ada = Owner::new(OwnerId::new("ada").unwrap(), OwnerKind::Human).role("member");
-        let builder =
-            TokenService::builder(MemoryStore::new(), MemoryDirectory::from_iter([ada])).brand("acme");
+        let builder = TokenService::builder(MemoryStore::new(), MemoryDirectory::from_iter([ada]))
+            .brand("acme");
         builder.keyring(Keyring::ephemeral().unwrap()).build().unwrap()
     }
 
     fn issue(service: &TokenService<MemoryStore, MemoryDirectory>, name: &str) -> String {
         let actor = Actor::session(OwnerId::new("ada").unwrap());
-        ready(service.generate(&actor, NewToken::named(name))).unwrap().plaintext.expose_secret().to_owned()
+        ready(service.generate(&actor, NewToken::named(name)))
+            .unwrap()
+            .plaintext
+            .expose_secret()
+            .to_owned()
     }
 
     #[test]
@@ -448,7 +466,8 @@ mod tests {
         let mut record = Token::clone(&ready(ours.store.find(id)).unwrap().unwrap());
         record.credential = Credential::Foreign(ForeignDigest::new("sha256", &[0; 32]));
         record.version += 1;
-        ready(ours.store.commit(&ChangeBatch::new().change(Change::Update(Arc::new(record))))).unwrap();
+        ready(ours.store.commit(&ChangeBatch::new().change(Change::Update(Arc::new(record)))))
+            .unwrap();
         let elsewhere = Realm::new("elsewhere").unwrap();
         let (kind, known) = ours.format.check(&text).unwrap();
         let wrong = ours.format.print(kind, known, &Message::new(kind, known, [1, 2, 3, 4]));

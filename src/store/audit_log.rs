@@ -31,7 +31,10 @@ pub trait AuditLog: Send + Sync {
     /// # Errors
     /// [`StoreError`] if the store fails. A corrupt event is reported in the page and does not fail
     /// it.
-    fn events(&self, query: &EventQuery) -> impl Future<Output = Result<EventPage, StoreError>> + Send;
+    fn events(
+        &self,
+        query: &EventQuery,
+    ) -> impl Future<Output = Result<EventPage, StoreError>> + Send;
 
     /// Returns up to `limit` events of all realms that follow `after` in the order of commits.
     ///
@@ -281,7 +284,8 @@ impl ExportCursor {
         }
         let numbers: [i64; N] = numbers.try_into().map_err(|_| CursorError::Malformed)?;
         // Accepts only the canonical text. Numbers that a store counts are never negative.
-        let is_own = numbers.iter().all(|number| *number >= 0) && Self::at(store, &numbers) == *self;
+        let is_own =
+            numbers.iter().all(|number| *number >= 0) && Self::at(store, &numbers) == *self;
         if is_own { Ok(numbers) } else { Err(CursorError::Malformed) }
     }
 }
@@ -302,7 +306,9 @@ pub enum CursorError {
     )]
     Malformed,
     /// Another kind of store created the cursor.
-    #[error("the cursor is of another kind of store; begin the export again with `ExportCursor::start()`")]
+    #[error(
+        "the cursor is of another kind of store; begin the export again with `ExportCursor::start()`"
+    )]
     OtherStore,
     /// The cursor is from another database, or the database was restored from a copy into a new
     /// server.
@@ -333,7 +339,11 @@ pub struct EventPage {
 
 impl EventPage {
     /// Creates a page of these events; the next page starts after `next`.
-    pub fn new(events: Vec<AuditEvent>, corrupt: Vec<CorruptRecord>, next: Option<EventCursor>) -> Self {
+    pub fn new(
+        events: Vec<AuditEvent>,
+        corrupt: Vec<CorruptRecord>,
+        next: Option<EventCursor>,
+    ) -> Self {
         Self { events, corrupt, next }
     }
 }
@@ -373,9 +383,9 @@ mod tests {
             for id in [[0; 16], [7; 16], [0xFF; 16]] {
                 let cursor = EventCursor::new(micros, id);
                 assert_eq!(cursor.to_string().parse(), Ok(cursor));
-                assert!(
-                    before.is_none_or(|before| before < cursor && before.to_string() < cursor.to_string())
-                );
+                assert!(before.is_none_or(
+                    |before| before < cursor && before.to_string() < cursor.to_string()
+                ));
                 before = Some(cursor);
             }
         }
@@ -417,7 +427,11 @@ mod tests {
             "memory:1 ",
             "é:é",
         ] {
-            assert_eq!(ExportCursor::new(bad).numbers::<1>("memory"), Err(CursorError::Malformed), "{bad}");
+            assert_eq!(
+                ExportCursor::new(bad).numbers::<1>("memory"),
+                Err(CursorError::Malformed),
+                "{bad}"
+            );
         }
         // Neither an event id nor a cursor of a list is a cursor of an export.
         let of_list = EventCursor::new(0, [1; 16]);

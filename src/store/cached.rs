@@ -9,8 +9,8 @@ use lookup::{Asked, taken_apart};
 
 use super::{
     AuditLog, ChangeBatch, ChangeFeed, EventPage, EventQuery, ExportCursor, ExportPage, FeedEvent,
-    FollowError, KeyChecks, ListQuery, Page, StoreError, StoreShortcut, StoredToken, TokenCounts, TokenStore,
-    Touch,
+    FollowError, KeyChecks, ListQuery, Page, StoreError, StoreShortcut, StoredToken, TokenCounts,
+    TokenStore, Touch,
 };
 use crate::clock::{Clock, SystemClock};
 use crate::table::BoundedTable;
@@ -201,7 +201,9 @@ impl<S: TokenStore> CachedStore<S> {
             let landed = flight.lock().await.clone();
             // If that read failed or was dropped, each waiter reads for itself, unless another read
             // has filled the cache by now.
-            return match landed.or_else(|| Some(self.lookup.known(id, None)?.map(StoredToken::into_packed))) {
+            return match landed
+                .or_else(|| Some(self.lookup.known(id, None)?.map(StoredToken::into_packed)))
+            {
                 Some(found) => Ok(found),
                 None => self.read(id, Source::Any).await,
             };
@@ -431,7 +433,10 @@ impl<S: TokenStore + AuditLog> AuditLog for CachedStore<S> {
 }
 
 impl<S: TokenStore + TokenCounts> TokenCounts for CachedStore<S> {
-    async fn count_by_state(&self, now: DateTime<Utc>) -> Result<Vec<(TokenState, u64)>, StoreError> {
+    async fn count_by_state(
+        &self,
+        now: DateTime<Utc>,
+    ) -> Result<Vec<(TokenState, u64)>, StoreError> {
         self.store.count_by_state(now).await
     }
 }
@@ -452,13 +457,17 @@ impl<S: TokenStore + KeyChecks> KeyChecks for CachedStore<S> {
 
 impl<S> fmt::Debug for CachedStore<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CachedStore").field("lifetime", &self.lookup.lifetime).finish_non_exhaustive()
+        f.debug_struct("CachedStore")
+            .field("lifetime", &self.lookup.lifetime)
+            .finish_non_exhaustive()
     }
 }
 
 impl<S> fmt::Debug for CachedStoreBuilder<S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("CachedStoreBuilder").field("lifetime", &self.lifetime).finish_non_exhaustive()
+        f.debug_struct("CachedStoreBuilder")
+            .field("lifetime", &self.lifetime)
+            .finish_non_exhaustive()
     }
 }
 

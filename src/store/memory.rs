@@ -13,8 +13,9 @@ use events::Events;
 use indexes::{HashedPlaces, IdList, merged};
 
 use super::{
-    AuditLog, Change, ChangeBatch, Conflict, EventPage, EventQuery, ExportCursor, ExportPage, KeyChecks,
-    ListBy, ListQuery, Page, StoreError, StoreShortcut, StoredToken, TokenCounts, TokenStore, Touch,
+    AuditLog, Change, ChangeBatch, Conflict, EventPage, EventQuery, ExportCursor, ExportPage,
+    KeyChecks, ListBy, ListQuery, Page, StoreError, StoreShortcut, StoredToken, TokenCounts,
+    TokenStore, Touch,
 };
 use crate::clock::{micros, plausible_until};
 use crate::owner::{OwnerId, Realm};
@@ -177,9 +178,10 @@ impl MemoryStore {
             let version = old.as_ref().map(|old| old.details.version());
             let (fits, conflict) = match change {
                 Change::Insert(_) => (old.is_none(), Conflict::Id(id)),
-                Change::Update(token) => {
-                    (version.is_some() && version == token.version.checked_sub(1), Conflict::Version(id))
-                }
+                Change::Update(token) => (
+                    version.is_some() && version == token.version.checked_sub(1),
+                    Conflict::Version(id),
+                ),
                 Change::Remove { version: expected, .. } => {
                     (version == Some(*expected), Conflict::Version(id))
                 }
@@ -229,8 +231,12 @@ impl AuditLog for MemoryStore {
 }
 
 impl TokenCounts for MemoryStore {
-    async fn count_by_state(&self, now: DateTime<Utc>) -> Result<Vec<(TokenState, u64)>, StoreError> {
-        let mut counts = [(TokenState::Active, 0), (TokenState::Revoked, 0), (TokenState::Expired, 0)];
+    async fn count_by_state(
+        &self,
+        now: DateTime<Utc>,
+    ) -> Result<Vec<(TokenState, u64)>, StoreError> {
+        let mut counts =
+            [(TokenState::Active, 0), (TokenState::Revoked, 0), (TokenState::Expired, 0)];
         let now = micros(now);
         for packed in self.indexes().all().filter_map(|place| self.records.at(place)) {
             let state = packed.access.state(now);
@@ -309,10 +315,12 @@ impl<'a> Name<'a> {
 ///
 /// This rejects most records without reading their details.
 fn may_hold(query: &ListQuery, access: &Access) -> bool {
-    let is_active = query.active_at.is_none_or(|now| access.state(micros(now)) == TokenState::Active);
+    let is_active =
+        query.active_at.is_none_or(|now| access.state(micros(now)) == TokenState::Active);
     let may_be_idle = match query.by {
         ListBy::Idle(before) => access.last_used_at().is_none_or(|used| {
-            used < micros(before) || query.active_at.is_some_and(|now| used > micros(plausible_until(now)))
+            used < micros(before)
+                || query.active_at.is_some_and(|now| used > micros(plausible_until(now)))
         }),
         _ => true,
     };
@@ -430,8 +438,9 @@ impl Records {
 
     /// Whether a record has this name.
     fn is_called(&self, indexes: &Indexes, name: &Name<'_>) -> bool {
-        let is_it =
-            |place| self.at(place).is_some_and(|packed| Name::of_packed(&packed).as_ref() == Some(name));
+        let is_it = |place| {
+            self.at(place).is_some_and(|packed| Name::of_packed(&packed).as_ref() == Some(name))
+        };
         indexes.names.contains(indexes.hash_of(name), is_it)
     }
 
@@ -505,8 +514,9 @@ impl Records {
 
     /// Records a use if it is later than the stored one.
     fn touch(&self, touch: &Touch) {
-        if let Some(Packed { id, access, details }) =
-            self.find(touch.id).and_then(|packed| packed.used(touch.last_use, touch.plausible_until))
+        if let Some(Packed { id, access, details }) = self
+            .find(touch.id)
+            .and_then(|packed| packed.used(touch.last_use, touch.plausible_until))
         {
             self.table.put(id.words(), |_| true, access.words(), details);
         }

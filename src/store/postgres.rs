@@ -35,7 +35,8 @@
 //! ```
 
 use super::sql::{
-    Dialect, Engine, Migration, Session, SetupError, SqlStore, Value, bound, read_changed, unavailable,
+    Dialect, Engine, Migration, Session, SetupError, SqlStore, Value, bound, read_changed,
+    unavailable,
 };
 use super::{ChangeFeed, Feed, FeedEvent, FollowError, StoreError, Touch};
 use crate::clock::micros;
@@ -84,7 +85,10 @@ impl Engine for Postgres {
         // The lock belongs to the transaction, so that it works through a pooler. The result is a
         // text, like that of every statement here.
         lock: Some("SELECT pg_advisory_xact_lock(hashtextextended($1, 0))::text"),
-        migrations: &[Migration { version: 1, sql: include_str!("migrations/postgres/0001_tokens.sql") }],
+        migrations: &[Migration {
+            version: 1,
+            sql: include_str!("migrations/postgres/0001_tokens.sql"),
+        }],
     };
 
     async fn execute(
@@ -127,8 +131,10 @@ impl Engine for Postgres {
         let ids: Vec<Vec<u8>> = uses.iter().map(|touch| touch.id.to_bytes().to_vec()).collect();
         let times: Vec<i64> = uses.iter().map(|touch| micros(touch.last_use.at)).collect();
         let latest: Vec<i64> = uses.iter().map(|touch| micros(touch.plausible_until)).collect();
-        let addresses: Vec<Option<String>> =
-            uses.iter().map(|touch| touch.last_use.address.map(|address| address.to_string())).collect();
+        let addresses: Vec<Option<String>> = uses
+            .iter()
+            .map(|touch| touch.last_use.address.map(|address| address.to_string()))
+            .collect();
         // Locks the rows in the order of their ids, which an update alone does not guarantee, so
         // that two nodes do not deadlock.
         let sql = format!(
@@ -152,7 +158,8 @@ impl Engine for Postgres {
     async fn check(pool: &Pool<Self>, _probe: &str) -> Result<(), SetupError> {
         let mut session = Session::<Self>::acquire(pool).await?;
         let mut transaction = session.begin("BEGIN").await?;
-        let sql = "SELECT current_setting('server_encoding'), current_setting('synchronous_commit')";
+        let sql =
+            "SELECT current_setting('server_encoding'), current_setting('synchronous_commit')";
         let rows = Self::fetch(&mut transaction, false, sql.into(), Vec::new()).await?;
         transaction.commit().await?;
         let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
@@ -223,7 +230,11 @@ impl ChangeFeed for PostgresStore {
     fn check_following(&self) -> Result<(), FollowError> {
         let connections = self.pool.options().get_max_connections();
         let needed = if self.statements.keeps { MIN_CONNECTIONS } else { 1 };
-        if connections < needed { Err(FollowError::PoolTooSmall { connections, needed }) } else { Ok(()) }
+        if connections < needed {
+            Err(FollowError::PoolTooSmall { connections, needed })
+        } else {
+            Ok(())
+        }
     }
 
     async fn listen(&self) -> Result<Option<PostgresFeed>, StoreError> {
@@ -330,7 +341,9 @@ async fn begin_to_poll(store: &PostgresStore) -> Result<Seen, StoreError> {
     let rows = store.fetch_unprepared(&sql.into(), Vec::new()).await?;
     let number = |index| rows.first().and_then(|row| Postgres::int(row, index).ok().flatten());
     match (number(0), number(1), number(2)) {
-        (Some(first), Some(open), Some(newest)) => Ok(Seen { newest, gaps: Vec::new(), first, open }),
+        (Some(first), Some(open), Some(newest)) => {
+            Ok(Seen { newest, gaps: Vec::new(), first, open })
+        }
         _ => Err(StoreError::unavailable("the database tells no snapshot")),
     }
 }
@@ -436,7 +449,10 @@ mod tests {
             assert_eq!(read_notification(&payload), FeedEvent::Changed(ids));
         }
         for nonce in [0, 1, u64::MAX] {
-            assert_eq!(read_notification(&format!("{PROBE}{nonce:016x}")), FeedEvent::Proven(nonce));
+            assert_eq!(
+                read_notification(&format!("{PROBE}{nonce:016x}")),
+                FeedEvent::Proven(nonce)
+            );
         }
         let unreadable = [
             "*",
@@ -479,7 +495,8 @@ mod tests {
     #[test]
     fn each_end_of_a_transaction_from_before_tells_that_anything_may_have_changed() {
         let mut seen = Seen { newest: 0, gaps: Vec::new(), first: 100, open: 2 };
-        let mut hear = |before| seen.hear(Open { oldest: 90, next: 100, before }, &told([])).unwrap();
+        let mut hear =
+            |before| seen.hear(Open { oldest: 90, next: 100, before }, &told([])).unwrap();
         assert_eq!(hear(2), FeedEvent::Changed(Vec::new()));
         assert_eq!(hear(1), FeedEvent::Missed);
         assert_eq!(hear(1), FeedEvent::Changed(Vec::new()));

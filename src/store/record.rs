@@ -12,8 +12,9 @@ use crate::clock::micros;
 use crate::owner::{OwnerId, OwnerKind, Realm};
 use crate::permission::{Grant, Scope};
 use crate::token::{
-    ActorRef, Authority, Credential, Description, Facts, ForeignDigest, KeyId, KeyedDigest, LastUse,
-    Lifetime, NameKey, Networks, Reason, Revocation, Seal, Succession, Token, TokenId, TokenKind, TokenName,
+    ActorRef, Authority, Credential, Description, Facts, ForeignDigest, KeyId, KeyedDigest,
+    LastUse, Lifetime, NameKey, Networks, Reason, Revocation, Seal, Succession, Token, TokenId,
+    TokenKind, TokenName,
 };
 use chrono::{DateTime, Utc};
 use std::borrow::Cow;
@@ -198,7 +199,12 @@ pub fn token_values(token: &Token) -> Vec<Value> {
         }),
         Value::text(if token.scope.is_inherit() { "inherit" } else { "only" }),
         opt_text(token.scope.as_set().map(|grants| joined(grants.iter().map(Grant::as_str)))),
-        opt_text(token.networks.as_ref().map(|networks| joined(networks.iter().map(ToString::to_string)))),
+        opt_text(
+            token
+                .networks
+                .as_ref()
+                .map(|networks| joined(networks.iter().map(ToString::to_string))),
+        ),
         key(digest.as_ref()),
         bytes(digest.as_ref()),
         opt_text(foreign.map(|foreign| foreign.scheme.clone().into_string())),
@@ -276,8 +282,8 @@ pub fn read_token(row: &(impl Row + ?Sized), table: &str) -> Result<Token, Corru
     cells.row = Some(id);
     let realm = cells.realm()?;
     let owner = cells.required(Cells::owner)?;
-    let owner_kind =
-        cells.one_of([OwnerKind::Human, OwnerKind::Service, OwnerKind::Internal], OwnerKind::as_str)?;
+    let owner_kind = cells
+        .one_of([OwnerKind::Human, OwnerKind::Service, OwnerKind::Internal], OwnerKind::as_str)?;
     let kind = cells.one_of([TokenKind::Personal, TokenKind::Service], TokenKind::as_str)?;
     // Names and descriptions are only displayed, so a stored one is accepted whatever the current
     // rules for new ones are.
@@ -411,7 +417,9 @@ impl<'a, R: Row + ?Sized> Cells<'a, R> {
     fn succession(&mut self) -> Result<Option<Succession>, CorruptRecord> {
         match (self.id()?, self.time()?, self.time()?) {
             (None, None, None) => Ok(None),
-            (Some(successor), Some(at), Some(until)) => Ok(Some(Succession { successor, at, until })),
+            (Some(successor), Some(at), Some(until)) => {
+                Ok(Some(Succession { successor, at, until }))
+            }
             (successor, at, until) => Err(self.incomplete(&[
                 ("successor", successor.is_some()),
                 ("succeeded_at", at.is_some()),
@@ -439,8 +447,8 @@ impl<'a, R: Row + ?Sized> Cells<'a, R> {
             "only" => Some(false),
             _ => None,
         })?;
-        let grants =
-            self.opt_parsed(|text| Scope::only(text.split(' ').filter(|part| !part.is_empty())).ok())?;
+        let grants = self
+            .opt_parsed(|text| Scope::only(text.split(' ').filter(|part| !part.is_empty())).ok())?;
         match (inherits, grants) {
             (true, None) => Ok(Scope::inherit()),
             (false, Some(scope)) => Ok(scope),
@@ -454,16 +462,20 @@ impl<'a, R: Row + ?Sized> Cells<'a, R> {
         let scheme = self.text()?;
         match (digest, scheme, self.bytes()?) {
             (Some(digest), None, None) => Ok(Credential::Keyed(digest)),
-            (None, Some(scheme), Some(value)) => Ok(Credential::Foreign(ForeignDigest::new(scheme, value))),
+            (None, Some(scheme), Some(value)) => {
+                Ok(Credential::Foreign(ForeignDigest::new(scheme, value)))
+            }
             (None, None, None) => Err(self.corrupt_in("digest")),
-            (None, scheme, value) => {
-                Err(self
-                    .incomplete(&[("foreign_scheme", scheme.is_some()), ("foreign_digest", value.is_some())]))
-            }
+            (None, scheme, value) => Err(self.incomplete(&[
+                ("foreign_scheme", scheme.is_some()),
+                ("foreign_digest", value.is_some()),
+            ])),
             // The record has two credentials.
-            (Some(_), scheme, _) => {
-                Err(self.corrupt_in(if scheme.is_some() { "foreign_scheme" } else { "foreign_digest" }))
-            }
+            (Some(_), scheme, _) => Err(self.corrupt_in(if scheme.is_some() {
+                "foreign_scheme"
+            } else {
+                "foreign_digest"
+            })),
         }
     }
 
@@ -515,7 +527,10 @@ impl<'a, R: Row + ?Sized> Cells<'a, R> {
         read(self)?.ok_or_else(|| self.corrupt())
     }
 
-    fn opt_parsed<T>(&mut self, parse: impl FnOnce(&str) -> Option<T>) -> Result<Option<T>, CorruptRecord> {
+    fn opt_parsed<T>(
+        &mut self,
+        parse: impl FnOnce(&str) -> Option<T>,
+    ) -> Result<Option<T>, CorruptRecord> {
         match self.text()? {
             None => Ok(None),
             Some(text) => parse(text).map(Some).ok_or_else(|| self.corrupt()),
@@ -544,7 +559,9 @@ impl<'a, R: Row + ?Sized> Cells<'a, R> {
     fn time(&mut self) -> Result<Option<DateTime<Utc>>, CorruptRecord> {
         match self.number()? {
             None => Ok(None),
-            Some(micros) => DateTime::from_timestamp_micros(micros).map(Some).ok_or_else(|| self.corrupt()),
+            Some(micros) => {
+                DateTime::from_timestamp_micros(micros).map(Some).ok_or_else(|| self.corrupt())
+            }
         }
     }
 
@@ -575,7 +592,9 @@ impl<'a, R: Row + ?Sized> Cells<'a, R> {
     }
 
     fn realm(&mut self) -> Result<Realm, CorruptRecord> {
-        self.parsed(|text| if text.is_empty() { Some(Realm::default()) } else { Realm::new(text).ok() })
+        self.parsed(
+            |text| if text.is_empty() { Some(Realm::default()) } else { Realm::new(text).ok() },
+        )
     }
 
     fn owner(&mut self) -> Result<Option<OwnerId>, CorruptRecord> {
@@ -602,9 +621,12 @@ impl<'a, R: Row + ?Sized> Cells<'a, R> {
             (Some("erased"), None, None) => return Ok(Some(ActorRef::Erased)),
             (Some("unproven"), None, None) => return Ok(Some(ActorRef::Unproven)),
             (Some("owner"), Some(owner), None) => return Ok(Some(ActorRef::Owner(owner))),
-            (Some("token"), Some(owner), Some(id)) => return Ok(Some(ActorRef::Token { owner, id })),
+            (Some("token"), Some(owner), Some(id)) => {
+                return Ok(Some(ActorRef::Token { owner, id }));
+            }
             // The owner or the token is missing, or the kind must not have one.
-            (Some("owner" | "token"), None, _) | (Some("system" | "erased" | "unproven"), Some(_), _) => 1,
+            (Some("owner" | "token"), None, _)
+            | (Some("system" | "erased" | "unproven"), Some(_), _) => 1,
             (Some("owner" | "token" | "system" | "erased" | "unproven"), ..) => 2,
             (None | Some(_), ..) => 0,
         };

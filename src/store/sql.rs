@@ -19,9 +19,9 @@ use super::record::{
 use crate::audit::AuditEvent;
 use crate::clock::{micros, plausible_until};
 use crate::store::{
-    AuditLog, Change, ChangeBatch, Conflict, CorruptRecord, CursorError, EventCursor, EventOrder, EventPage,
-    EventQuery, ExportCursor, ExportPage, KeyChecks, ListBy, ListQuery, MAX_EVENTS, Page, StoreError,
-    TokenCounts, TokenStore, Touch,
+    AuditLog, Change, ChangeBatch, Conflict, CorruptRecord, CursorError, EventCursor, EventOrder,
+    EventPage, EventQuery, ExportCursor, ExportPage, KeyChecks, ListBy, ListQuery, MAX_EVENTS,
+    Page, StoreError, TokenCounts, TokenStore, Touch,
 };
 use crate::token::{KeyCheck, KeyId, Token, TokenId, TokenState};
 use chrono::{DateTime, Utc};
@@ -29,7 +29,9 @@ use error::Violation;
 pub(super) use error::unavailable;
 use sqlx::pool::PoolConnection;
 use sqlx::query::Query;
-use sqlx::{AssertSqlSafe, Connection, Database, Encode, Pool, SqlSafeStr, Transaction, Type, query};
+use sqlx::{
+    AssertSqlSafe, Connection, Database, Encode, Pool, SqlSafeStr, Transaction, Type, query,
+};
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fmt;
 use std::fmt::Write;
@@ -91,7 +93,8 @@ pub trait Engine: Database<Connection: Send> + sealed::Sealed {
     ///
     /// `probe` is the quoted name of a table that the check may create.
     #[doc(hidden)]
-    fn check(pool: &Pool<Self>, probe: &str) -> impl Future<Output = Result<(), SetupError>> + Send;
+    fn check(pool: &Pool<Self>, probe: &str)
+    -> impl Future<Output = Result<(), SetupError>> + Send;
 
     /// Reads an integer from a cell.
     #[doc(hidden)]
@@ -189,7 +192,8 @@ impl<E: Engine> SqlStore<E> {
     ) -> Result<Vec<E::Row>, StoreError> {
         let mut session = Session::<E>::acquire(&self.pool).await.map_err(unavailable)?;
         let mut transaction = session.begin("BEGIN").await.map_err(unavailable)?;
-        let rows = E::fetch(&mut transaction, false, sql.clone(), values).await.map_err(unavailable)?;
+        let rows =
+            E::fetch(&mut transaction, false, sql.clone(), values).await.map_err(unavailable)?;
         transaction.commit().await.map_err(unavailable)?;
         Ok(rows)
     }
@@ -211,7 +215,9 @@ impl<E: Engine> Clone for SqlStore<E> {
 
 impl<E: Engine> fmt::Debug for SqlStore<E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SqlStore").field("table", &self.statements.tokens_shown).finish_non_exhaustive()
+        f.debug_struct("SqlStore")
+            .field("table", &self.statements.tokens_shown)
+            .finish_non_exhaustive()
     }
 }
 
@@ -406,7 +412,9 @@ impl Statements {
             ListBy::Ancestor(ancestor) => {
                 conditions.push(format!("ancestor = {}", bind(Value::id(*ancestor))));
             }
-            ListBy::Key(key) => conditions.push(format!("digest_key = {}", bind(Value::count(key.get())))),
+            ListBy::Key(key) => {
+                conditions.push(format!("digest_key = {}", bind(Value::count(key.get()))));
+            }
             ListBy::Idle(before) => {
                 let before = bind(Value::time(*before));
                 let latest = query.active_at.map(|now| bind(Value::time(plausible_until(now))));
@@ -420,7 +428,8 @@ impl Statements {
         }
         if let Some(now) = query.active_at {
             let now = bind(Value::time(now));
-            conditions.push(format!("revoked_at IS NULL AND (expires_at IS NULL OR expires_at > {now})"));
+            conditions
+                .push(format!("revoked_at IS NULL AND (expires_at IS NULL OR expires_at > {now})"));
         }
         conditions.extend(after.map(|after| format!("id < {}", bind(after))));
         // Reads one row more than requested, to know whether there is a next page.
@@ -443,7 +452,9 @@ impl Statements {
         };
         let mut conditions = vec![format!("realm = {}", bind(Value::text(query.realm.as_str())))];
         conditions.extend(query.token.map(|token| format!("token = {}", bind(Value::id(token)))));
-        conditions.extend(query.owner.as_ref().map(|owner| format!("owner = {}", bind(Value::text(owner)))));
+        conditions.extend(
+            query.owner.as_ref().map(|owner| format!("owner = {}", bind(Value::text(owner)))),
+        );
         conditions.extend(query.from.map(|from| format!("at >= {}", bind(Value::time(from)))));
         conditions.extend(query.until.map(|until| format!("at < {}", bind(Value::time(until)))));
         let (direction, is_further) = match query.order {
@@ -522,7 +533,10 @@ impl Statements {
 }
 
 /// A statement with its values.
-pub(super) fn bound<'q, E: Database>(sql: Arc<str>, values: Vec<Value>) -> Query<'q, E, E::Arguments>
+pub(super) fn bound<'q, E: Database>(
+    sql: Arc<str>,
+    values: Vec<Value>,
+) -> Query<'q, E, E::Arguments>
 where
     Option<i64>: Encode<'q, E> + Type<E>,
     Option<String>: Encode<'q, E> + Type<E>,
@@ -567,7 +581,8 @@ impl<E: Engine> Session<E> {
         statement: &'static str,
     ) -> impl Future<Output = Result<Transaction<'_, E>, sqlx::Error>> + Send {
         let Self { connection, is_begun } = self;
-        let beginning = Connection::begin_with(&mut **connection, SqlSafeStr::into_sql_str(statement));
+        let beginning =
+            Connection::begin_with(&mut **connection, SqlSafeStr::into_sql_str(statement));
         async move {
             let transaction = beginning.await?;
             *is_begun = true;
@@ -610,7 +625,10 @@ pub(super) fn read_changed<E: Engine>(
     let Some(number) = E::int(row, index).map_err(unavailable)? else {
         return Ok(None);
     };
-    let bytes = E::bytes(row, index.saturating_add(1)).ok().flatten().and_then(|bytes| bytes.try_into().ok());
+    let bytes = E::bytes(row, index.saturating_add(1))
+        .ok()
+        .flatten()
+        .and_then(|bytes| bytes.try_into().ok());
     let id = bytes.and_then(|bytes| TokenId::from_bytes(bytes).ok());
     let corrupt = || StoreError::Corrupt(CorruptRecord::new(table, "token", &number.to_string()));
     Ok(Some((number, id.ok_or_else(corrupt)?)))
@@ -665,7 +683,13 @@ impl<E: Engine> Writer<'_, E> {
         }
         if let Some((realm, owner)) = &batch.erase {
             let values = vec![Value::text(realm.as_str()), Value::text(owner)];
-            E::execute(self.connection, self.statements.keeps, self.statements.erase.clone(), values).await?;
+            E::execute(
+                self.connection,
+                self.statements.keeps,
+                self.statements.erase.clone(),
+                values,
+            )
+            .await?;
         }
         for events in batch.events.chunks(MAX_VALUES.div_euclid(EVENT_COLUMNS.len())) {
             let mut sql = self.statements.insert_events(events.len());
@@ -674,10 +698,15 @@ impl<E: Engine> Writer<'_, E> {
                 // One statement stores the events and notifies. The notification is sent when the
                 // transaction commits.
                 let place = values.len().saturating_add(1);
-                sql = format!("WITH stored AS ({sql} RETURNING 1) SELECT pg_notify({})", places(place, 2));
+                sql = format!(
+                    "WITH stored AS ({sql} RETURNING 1) SELECT pg_notify({})",
+                    places(place, 2)
+                );
                 values.push(Value::text(&self.statements.channel()));
                 let ids = batch.changes.iter().map(Change::id);
-                values.push(Value::Text(Some(told(ids.chain(events.iter().map(|event| event.token))))));
+                values.push(Value::Text(Some(told(
+                    ids.chain(events.iter().map(|event| event.token)),
+                ))));
             }
             E::execute(self.connection, self.statements.keeps, sql.into(), values).await?;
         }
@@ -698,8 +727,10 @@ impl<E: Engine> Writer<'_, E> {
         let ids: Vec<TokenId> = ids.into_iter().collect();
         for ids in ids.chunks(MAX_VALUES) {
             let tokens = &self.statements.tokens;
-            let sql =
-                format!("SELECT id FROM {tokens} WHERE id IN ({}) ORDER BY id{lock}", places(1, ids.len()));
+            let sql = format!(
+                "SELECT id FROM {tokens} WHERE id IN ({}) ORDER BY id{lock}",
+                places(1, ids.len())
+            );
             let values = ids.iter().copied().map(Value::id).collect();
             E::fetch(self.connection, self.statements.keeps, sql.into(), values).await?;
         }
@@ -799,7 +830,11 @@ impl<E: Engine> Place<E> for SqlStore<E> {
         self.fetch_unprepared(sql, values).await
     }
 
-    async fn fetch_one(&self, sql: &Arc<str>, values: Vec<Value>) -> Result<Option<E::Row>, StoreError> {
+    async fn fetch_one(
+        &self,
+        sql: &Arc<str>,
+        values: Vec<Value>,
+    ) -> Result<Option<E::Row>, StoreError> {
         if !self.statements.keeps {
             return Ok(self.fetch(sql, values).await?.pop());
         }
@@ -808,12 +843,16 @@ impl<E: Engine> Place<E> for SqlStore<E> {
     }
 }
 
-async fn find<E: Engine>(place: &impl Place<E>, id: TokenId) -> Result<Option<Arc<Token>>, StoreError> {
+async fn find<E: Engine>(
+    place: &impl Place<E>,
+    id: TokenId,
+) -> Result<Option<Arc<Token>>, StoreError> {
     let statements = place.statements();
     let Some(row) = place.fetch_one(&statements.find, vec![Value::id(id)]).await? else {
         return Ok(None);
     };
-    let token = read_token(&Read::<E>(&row), &statements.tokens_shown).map_err(StoreError::Corrupt)?;
+    let token =
+        read_token(&Read::<E>(&row), &statements.tokens_shown).map_err(StoreError::Corrupt)?;
     Ok(Some(token.into()))
 }
 
@@ -834,7 +873,8 @@ async fn list<E: Engine>(place: &impl Place<E>, query: &ListQuery) -> Result<Pag
                     page.tokens.push(Arc::new(token));
                 }
                 Err(record) => {
-                    page.next = read_id(&Read::<E>(row), &statements.tokens_shown).ok().or(page.next);
+                    page.next =
+                        read_id(&Read::<E>(row), &statements.tokens_shown).ok().or(page.next);
                     page.corrupt.push(record);
                 }
             }
@@ -848,8 +888,10 @@ async fn list<E: Engine>(place: &impl Place<E>, query: &ListQuery) -> Result<Pag
         }
         // No row has a readable id for the next page to start after, so continue after the raw last
         // id.
-        after =
-            rows.last().and_then(|row| E::bytes(row, 0).ok()).map(|id| Value::Bytes(id.map(<[u8]>::to_vec)));
+        after = rows
+            .last()
+            .and_then(|row| E::bytes(row, 0).ok())
+            .map(|id| Value::Bytes(id.map(<[u8]>::to_vec)));
     }
 }
 
@@ -923,7 +965,8 @@ async fn first_conflict<E: Engine>(
     for changes in changes.chunks(MAX_VALUES) {
         let ids = changes.iter().map(|change| Value::id(change.id())).collect();
         for row in place.fetch(&statements.versions(changes.len()).into(), ids).await? {
-            let id = read_id(&Read::<E>(&row), &statements.tokens_shown).map_err(StoreError::Corrupt)?;
+            let id =
+                read_id(&Read::<E>(&row), &statements.tokens_shown).map_err(StoreError::Corrupt)?;
             versions.insert(id, E::int(&row, 1).ok().flatten());
         }
     }
@@ -932,7 +975,8 @@ async fn first_conflict<E: Engine>(
         match change {
             Change::Insert(token) => version.map(|_| Conflict::Id(token.id)),
             Change::Update(token) => {
-                let expected = token.version.checked_sub(1).and_then(|before| i64::try_from(before).ok());
+                let expected =
+                    token.version.checked_sub(1).and_then(|before| i64::try_from(before).ok());
                 (version != expected).then_some(Conflict::Version(token.id))
             }
             Change::Remove { id, version: expected } => {
@@ -1052,8 +1096,9 @@ impl<E: Engine> AuditLog for SqlStore<E> {
         let place = |row: &E::Row| {
             let id = E::bytes(row, 0).ok().flatten().and_then(|id| id.try_into().ok());
             let micros = E::int(row, 1).ok().flatten();
-            let corrupt =
-                |column| StoreError::Corrupt(CorruptRecord::new(&self.statements.events_shown, column, "?"));
+            let corrupt = |column| {
+                StoreError::Corrupt(CorruptRecord::new(&self.statements.events_shown, column, "?"))
+            };
             Ok::<_, StoreError>(EventCursor::new(
                 micros.ok_or_else(|| corrupt("at"))?,
                 id.ok_or_else(|| corrupt("id"))?,
@@ -1073,8 +1118,10 @@ impl<E: Engine> AuditLog for SqlStore<E> {
             E::int(row, EVENT_COLUMNS.len().saturating_add(index)).ok().flatten()
         };
         let newest = rows.first().and_then(|row| cell(row, 2));
-        let newest = newest.ok_or_else(|| StoreError::unavailable("the database tells no snapshot"))?;
-        let is_own = if E::DIALECT.has_transaction_ids { transaction < newest } else { number <= newest };
+        let newest =
+            newest.ok_or_else(|| StoreError::unavailable("the database tells no snapshot"))?;
+        let is_own =
+            if E::DIALECT.has_transaction_ids { transaction < newest } else { number <= newest };
         if !is_own {
             return Err(CursorError::OtherDatabase.into());
         }
@@ -1091,15 +1138,19 @@ impl<E: Engine> AuditLog for SqlStore<E> {
         let sql = self.statements.purge_events(E::DIALECT.skip_locked, micros(before), limit);
         let mut session = Session::<E>::acquire(&self.pool).await.map_err(unavailable)?;
         let mut transaction = session.begin(E::DIALECT.begin).await.map_err(unavailable)?;
-        let removed =
-            E::execute(&mut transaction, false, sql.into(), Vec::new()).await.map_err(unavailable)?;
+        let removed = E::execute(&mut transaction, false, sql.into(), Vec::new())
+            .await
+            .map_err(unavailable)?;
         transaction.commit().await.map_err(unavailable)?;
         Ok(usize::try_from(removed).unwrap_or(usize::MAX))
     }
 }
 
 impl<E: Engine> TokenCounts for SqlStore<E> {
-    async fn count_by_state(&self, now: DateTime<Utc>) -> Result<Vec<(TokenState, u64)>, StoreError> {
+    async fn count_by_state(
+        &self,
+        now: DateTime<Utc>,
+    ) -> Result<Vec<(TokenState, u64)>, StoreError> {
         let rows = self.fetch(&self.statements.count_by_state, vec![Value::time(now)]).await?;
         let count = |index| {
             let cell = rows.first().and_then(|row| E::int(row, index).ok().flatten());
@@ -1120,7 +1171,9 @@ impl<E: Engine> KeyChecks for SqlStore<E> {
                 let table = &self.statements.key_checks_shown;
                 StoreError::Corrupt(CorruptRecord::new(table, column, &row_name))
             };
-            let key = number.and_then(|number| number.try_into().ok()).ok_or_else(|| corrupt("key_id"))?;
+            let key = number
+                .and_then(|number| number.try_into().ok())
+                .ok_or_else(|| corrupt("key_id"))?;
             let value = E::bytes(row, 1).ok().flatten().and_then(|bytes| bytes.try_into().ok());
             Ok(KeyCheck::new(KeyId::new(key), value.ok_or_else(|| corrupt("check_value"))?))
         };
@@ -1128,7 +1181,8 @@ impl<E: Engine> KeyChecks for SqlStore<E> {
     }
 
     async fn record_key_check(&self, check: &KeyCheck) -> Result<(), StoreError> {
-        let values = vec![Value::count(check.key().get()), Value::Bytes(Some(check.value().to_vec()))];
+        let values =
+            vec![Value::count(check.key().get()), Value::Bytes(Some(check.value().to_vec()))];
         let sql = self.statements.record_key_check.clone();
         let mut session = Session::<E>::acquire(&self.pool).await.map_err(unavailable)?;
         let mut transaction = session.begin(E::DIALECT.begin).await.map_err(unavailable)?;

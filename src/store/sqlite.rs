@@ -47,7 +47,9 @@
 //! # }
 //! ```
 
-use super::sql::{Dialect, Engine, Migration, SetupError, SqlStore, Value, bound, read_changed, unavailable};
+use super::sql::{
+    Dialect, Engine, Migration, SetupError, SqlStore, Value, bound, read_changed, unavailable,
+};
 use super::{ChangeFeed, Feed, FeedEvent, FollowError, StoreError, Touch};
 use sqlx::{Pool, Row, raw_sql};
 use sqlx_sqlite::{Sqlite, SqliteConnection, SqliteRow};
@@ -88,7 +90,10 @@ impl Engine for Sqlite {
         reserved_prefix: Some("sqlite_"),
         notifies: false,
         lock: None,
-        migrations: &[Migration { version: 1, sql: include_str!("migrations/sqlite/0001_tokens.sql") }],
+        migrations: &[Migration {
+            version: 1,
+            sql: include_str!("migrations/sqlite/0001_tokens.sql"),
+        }],
     };
 
     async fn execute(
@@ -135,14 +140,19 @@ impl Engine for Sqlite {
             [Value::id(touch.id), at, Value::Text(address), latest]
         });
         // The text depends on the number of uses, so keeping it prepared would not pay.
-        bound::<Self>(sql.into(), values.collect()).persistent(false).execute(connection).await.map(drop)
+        bound::<Self>(sql.into(), values.collect())
+            .persistent(false)
+            .execute(connection)
+            .await
+            .map(drop)
     }
 
     async fn check(pool: &Pool<Self>, probe: &str) -> Result<(), SetupError> {
         let mut connection = pool.acquire().await?;
         let mut setting = async |name: &str| -> Result<String, sqlx::Error> {
             let rows =
-                Self::fetch(&mut connection, false, format!("PRAGMA {name}").into(), Vec::new()).await?;
+                Self::fetch(&mut connection, false, format!("PRAGMA {name}").into(), Vec::new())
+                    .await?;
             let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
             let number = row.try_get::<i64, _>(0).map(|number| number.to_string());
             number.or_else(|_| row.try_get::<String, _>(0))
@@ -153,8 +163,10 @@ impl Engine for Sqlite {
         // The file of `main`; empty for an in-memory database, whatever its journal is.
         let sql = "SELECT COALESCE(MAX(file), '') FROM pragma_database_list WHERE name = 'main'";
         let rows = Self::fetch(&mut connection, false, sql.into(), Vec::new()).await?;
-        let is_in_memory =
-            rows.first().and_then(|row| row.try_get::<String, _>(0).ok()).is_some_and(|file| file.is_empty());
+        let is_in_memory = rows
+            .first()
+            .and_then(|row| row.try_get::<String, _>(0).ok())
+            .is_some_and(|file| file.is_empty());
         if journal != "wal" && !is_in_memory {
             return Err(SetupError::Setting {
                 setting: "journal_mode",
@@ -186,7 +198,8 @@ impl Engine for Sqlite {
         if is_in_memory && pool.options().get_max_connections() > 1 {
             let mut second = pool.acquire().await?;
             Self::script(&mut connection, format!("CREATE TABLE {probe} (probe)")).await?;
-            let is_shared = Self::script(&mut second, format!("SELECT 1 FROM {probe}")).await.is_ok();
+            let is_shared =
+                Self::script(&mut second, format!("SELECT 1 FROM {probe}")).await.is_ok();
             Self::script(&mut connection, format!("DROP TABLE {probe}")).await?;
             if !is_shared {
                 return Err(SetupError::Setting {
@@ -305,7 +318,8 @@ mod tests {
 
     #[tokio::test]
     async fn last_uses_are_written_by_the_index_of_ids() {
-        let pool = SqlitePoolOptions::new().max_connections(1).connect("sqlite::memory:").await.unwrap();
+        let pool =
+            SqlitePoolOptions::new().max_connections(1).connect("sqlite::memory:").await.unwrap();
         SqliteStore::builder(pool.clone()).migrate().await.unwrap();
         let rows = "WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers LIMIT 20000) \
              INSERT INTO patkit_tokens (id, realm, owner, owner_kind, kind, name, name_key, created_at, created_by, \
@@ -317,7 +331,10 @@ mod tests {
             let explain = format!("EXPLAIN QUERY PLAN {}", touch_statement("patkit_tokens", uses));
             let plan = raw_sql(AssertSqlSafe(explain)).fetch_all(&pool).await.unwrap();
             let plan: Vec<String> = plan.iter().map(|row| row.get(3)).collect();
-            assert!(!plan.iter().any(|line| line.contains("SCAN patkit_tokens")), "{uses}: {plan:#?}");
+            assert!(
+                !plan.iter().any(|line| line.contains("SCAN patkit_tokens")),
+                "{uses}: {plan:#?}"
+            );
         }
     }
 }

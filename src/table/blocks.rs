@@ -59,7 +59,9 @@ impl<T, const STEPS: u32, const LEN: usize> Growing<T, STEPS, LEN> {
 #[cfg(test)]
 #[allow(clippy::arithmetic_side_effects, reason = "tests")]
 mod tests {
-    use super::super::parts::{AtomicUsize, INDEX_BLOCKS, INDEX_STEPS, Ordering, SLOT_BLOCKS, SLOT_STEPS};
+    use super::super::parts::{
+        AtomicUsize, INDEX_BLOCKS, INDEX_STEPS, Ordering, SLOT_BLOCKS, SLOT_STEPS,
+    };
     use super::*;
 
     #[test]

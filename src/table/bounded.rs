@@ -301,7 +301,9 @@ mod tests {
 
     fn marked(table: &BoundedTable<u64, 1>) -> usize {
         let end = table.hand().end;
-        (0..end).filter(|at| table.used.get(*at).is_some_and(|used| used.load(Ordering::Relaxed))).count()
+        (0..end)
+            .filter(|at| table.used.get(*at).is_some_and(|used| used.load(Ordering::Relaxed)))
+            .count()
     }
 
     #[test]

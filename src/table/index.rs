@@ -13,7 +13,8 @@
 
 use super::blocks::Growing;
 use super::parts::{
-    AtomicU32, AtomicU64, AtomicUsize, FIRST_BLOCK, INDEX_BLOCKS, INDEX_STEPS, Mutex, MutexGuard, Ordering,
+    AtomicU32, AtomicU64, AtomicUsize, FIRST_BLOCK, INDEX_BLOCKS, INDEX_STEPS, Mutex, MutexGuard,
+    Ordering,
 };
 use super::{POSITION, Place, to_index};
 use std::sync::PoisonError;

@@ -31,7 +31,10 @@
 //! runs these models, and `scripts/loom-bugs` weakens the orderings one at a time and fails unless
 //! a model finds it. `tests/loom/src/main.rs` says what the models do not cover.
 
-#![allow(clippy::inline_always, reason = "measured: as calls, these cost a tenth of a verification")]
+#![allow(
+    clippy::inline_always,
+    reason = "measured: as calls, these cost a tenth of a verification"
+)]
 
 mod blocks;
 #[cfg(feature = "cache")]
@@ -48,7 +51,9 @@ pub(crate) use blocks::Growing;
 pub(crate) use bounded::BoundedTable;
 
 use index::{Counts, Shard};
-use parts::{Lent, RETRIES, SHARD_BITS, SLOT_BLOCKS, SLOT_STEPS, hash_keys, prefetch_index, spin_loop};
+use parts::{
+    Lent, RETRIES, SHARD_BITS, SLOT_BLOCKS, SLOT_STEPS, hash_keys, prefetch_index, spin_loop,
+};
 use slot::{Changing, FREE, Slot};
 use std::slice;
 use std::sync::Arc;
@@ -175,7 +180,8 @@ impl<T, const WORDS: usize> Table<T, WORDS> {
         key: Key,
         is: impl Fn(&T) -> bool,
     ) -> Option<Entry<T, WORDS>> {
-        if let Some(Ok((found, entry))) = place.and_then(|place| Some(self.slot(place)?.read(place)))
+        if let Some(Ok((found, entry))) =
+            place.and_then(|place| Some(self.slot(place)?.read(place)))
             && found == key
             && is(&entry.value)
         {
@@ -260,7 +266,12 @@ impl<T, const WORDS: usize> Table<T, WORDS> {
     }
 
     /// Finds a value, under the lock of its shard.
-    fn find(&self, hash: u64, key: Key, is: &impl Fn(&T) -> bool) -> Option<(Place, &Slot<T, WORDS>)> {
+    fn find(
+        &self,
+        hash: u64,
+        key: Key,
+        is: &impl Fn(&T) -> bool,
+    ) -> Option<(Place, &Slot<T, WORDS>)> {
         let places = self.shard(hash)?.places(hash);
         places
             .filter_map(|place| Some((place, self.slot(place)?)))
@@ -326,7 +337,11 @@ const fn shard_bits(hash: u64) -> u32 {
     ((hash >> (u64::BITS - SHARD_BITS)) as u32) << POSITION_BITS
 }
 
-#[allow(clippy::as_conversions, clippy::cast_possible_truncation, reason = "the lower half is wanted")]
+#[allow(
+    clippy::as_conversions,
+    clippy::cast_possible_truncation,
+    reason = "the lower half is wanted"
+)]
 const fn lower(number: u128) -> u64 {
     number as u64
 }

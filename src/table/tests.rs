@@ -63,7 +63,8 @@ fn a_look_ahead_changes_nothing_of_what_is_found() {
         let entry = table.get_from(ahead[number as usize], key(number), |_| true)?;
         Some((entry.words, **entry.value))
     };
-    let misled = (0..5_000).filter(|n| table.place_of(key(*n), |_| true) != ahead[*n as usize]).count();
+    let misled =
+        (0..5_000).filter(|n| table.place_of(key(*n), |_| true) != ahead[*n as usize]).count();
     assert!(misled > 0, "no tag is shared");
     for number in 0..6_000 {
         assert_eq!(from(number), (number < 5_000).then_some(([number; 2], number)));
@@ -114,13 +115,16 @@ fn keys_that_differ_in_a_few_bits_of_either_word_lie_apart() {
             key[word] ^= number << shift;
             let hash = table.hash(key);
             // 16 shards of 512 places.
-            *counts.entry((hash >> (u64::BITS - SHARD_BITS), scaled(hash, 512))).or_insert(0_u32) += 1;
+            *counts
+                .entry((hash >> (u64::BITS - SHARD_BITS), scaled(hash, 512)))
+                .or_insert(0_u32) += 1;
         }
         counts.into_values().max()
     };
     for word in 0..2 {
         for shift in 0..=54 {
-            let most = tables.iter().map(|table| most_at_one_place(table, word, shift)).min().flatten();
+            let most =
+                tables.iter().map(|table| most_at_one_place(table, word, shift)).min().flatten();
             assert!(most <= Some(16), "word {word}, bits from {shift}: {most:?} at one place");
         }
     }

@@ -41,7 +41,8 @@ impl Access {
             (Terms::REVOKED, token.facts.revocation.is_some()),
             (Terms::NETWORKS, token.networks.is_some()),
         ];
-        let flags = flags.iter().filter(|(_, is_set)| *is_set).fold(0, |flags, (flag, _)| flags | flag);
+        let flags =
+            flags.iter().filter(|(_, is_set)| *is_set).fold(0, |flags, (flag, _)| flags | flag);
         let expires_at = token.facts.expires_at.map_or(NEVER_ENDS, micros);
         let last_used_at = token.last_used.map_or(NEVER_USED, |used| micros(used.at));
         let [expires_at, created_at, last_used_at] =
@@ -56,7 +57,8 @@ impl Access {
     }
 
     pub(crate) const fn words(self) -> [u64; 8] {
-        let ([a, b, c, d], Terms([expires_at, created_at, last_used_at, rest])) = (self.digest, self.terms);
+        let ([a, b, c, d], Terms([expires_at, created_at, last_used_at, rest])) =
+            (self.digest, self.terms);
         [a, b, c, d, expires_at, created_at, last_used_at, rest]
     }
 
@@ -184,7 +186,8 @@ impl Terms {
     /// A creation later than a right clock may have stored at `now` counts as before any instant.
     /// Otherwise, such a token would survive every "sign out everywhere" until that time.
     pub(crate) fn is_older_than(&self, instant: DateTime<Utc>, now: i64) -> bool {
-        self.created_at() < micros(instant) || self.created_at() > micros(plausible_until(at_micros(now)))
+        self.created_at() < micros(instant)
+            || self.created_at() > micros(plausible_until(at_micros(now)))
     }
 
     /// Returns the last use known to the store, in microseconds.
@@ -210,7 +213,11 @@ impl Terms {
         *rest & flag != 0
     }
 
-    #[allow(clippy::as_conversions, clippy::cast_possible_truncation, reason = "16 bits are wanted")]
+    #[allow(
+        clippy::as_conversions,
+        clippy::cast_possible_truncation,
+        reason = "16 bits are wanted"
+    )]
     const fn rest_from(&self, bit: u32) -> u16 {
         let Self([.., rest]) = self;
         (*rest >> bit) as u16
@@ -220,7 +227,9 @@ impl Terms {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::token::{ActorRef, Authority, Facts, ForeignDigest, LastUse, Networks, Reason, Revocation};
+    use crate::token::{
+        ActorRef, Authority, Facts, ForeignDigest, LastUse, Networks, Reason, Revocation,
+    };
     use proptest::prelude::*;
 
     fn at(micros: i64) -> DateTime<Utc> {

@@ -134,7 +134,11 @@ const fn join(values: u64) -> u64 {
 }
 
 /// Returns the character of a number below 62.
-#[allow(clippy::as_conversions, clippy::cast_possible_truncation, reason = "the number is below 62")]
+#[allow(
+    clippy::as_conversions,
+    clippy::cast_possible_truncation,
+    reason = "the number is below 62"
+)]
 const fn digit(number: u64) -> u8 {
     let number = number as u8;
     // Skips the gap between '9' and 'A', then the gap between 'Z' and 'a'.
@@ -188,9 +192,14 @@ mod tests {
             assert_eq!(read(&encode(number)), Some(number));
         }
         assert_eq!(&encode::<11>(u64::MAX), b"LygHa16AHYF");
-        for over in
-            [b"LygHa16AHYG", b"M0000000000", b"zzzzzzzzzzz", b"Lzzzzzzzzzz", b"LygHa16AHZ0", b"LygHa16B000"]
-        {
+        for over in [
+            b"LygHa16AHYG",
+            b"M0000000000",
+            b"zzzzzzzzzzz",
+            b"Lzzzzzzzzzz",
+            b"LygHa16AHZ0",
+            b"LygHa16B000",
+        ] {
             assert_eq!(read(over), None);
         }
     }

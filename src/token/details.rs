@@ -131,7 +131,9 @@ impl Details {
         let lifetime = match token.lifetime {
             Lifetime::Default => Some(0),
             Lifetime::Never => Some(NEVER),
-            Lifetime::Days(days) => u16::try_from(days).ok().filter(|days| *days != 0 && *days != NEVER),
+            Lifetime::Days(days) => {
+                u16::try_from(days).ok().filter(|days| *days != 0 && *days != NEVER)
+            }
             Lifetime::Seconds(_) => None,
         };
         let version = u16::try_from(token.version).ok();
@@ -139,7 +141,8 @@ impl Details {
         let rare = Rare {
             networks: token.networks.clone(),
             description: token.description.clone(),
-            created_by: (token.created_by != account.in_session).then(|| Box::new(token.created_by.clone())),
+            created_by: (token.created_by != account.in_session)
+                .then(|| Box::new(token.created_by.clone())),
             restored_by: token.restored_by,
             predecessor: token.predecessor,
             ancestor: token.ancestor,
@@ -269,7 +272,8 @@ impl Details {
     pub(crate) fn last_used(&self, terms: &Terms) -> Option<LastUse> {
         let at = at_micros(terms.last_used_at()?);
         let rare = self.rare.as_ref().and_then(|rare| rare.address);
-        let address = rare.or_else(|| (self.address != 0).then(|| Ipv4Addr::from_bits(self.address).into()));
+        let address =
+            rare.or_else(|| (self.address != 0).then(|| Ipv4Addr::from_bits(self.address).into()));
         Some(LastUse { at, address })
     }
 
@@ -347,13 +351,22 @@ mod tests {
     }
 
     fn address() -> impl Strategy<Value = Option<IpAddr>> {
-        prop_oneof![Just(None), Just(Some(Ipv4Addr::UNSPECIFIED.into())), any::<IpAddr>().prop_map(Some)]
+        prop_oneof![
+            Just(None),
+            Just(Some(Ipv4Addr::UNSPECIFIED.into())),
+            any::<IpAddr>().prop_map(Some)
+        ]
     }
 
     fn lifetime() -> impl Strategy<Value = Lifetime> {
         let days = prop_oneof![0_u32..3, 65_533_u32..65_538, any::<u32>()];
         let seconds = any::<u64>().prop_map(Lifetime::Seconds);
-        prop_oneof![Just(Lifetime::Default), Just(Lifetime::Never), days.prop_map(Lifetime::Days), seconds]
+        prop_oneof![
+            Just(Lifetime::Default),
+            Just(Lifetime::Never),
+            days.prop_map(Lifetime::Days),
+            seconds
+        ]
     }
 
     fn version() -> impl Strategy<Value = u64> {

@@ -81,7 +81,8 @@ impl fmt::Debug for KeyedDigest {
 /// All differences are first collected in one word, so that `subtle`'s barrier is needed once
 /// instead of 32 times.
 pub(crate) fn same(one: [u64; 4], other: [u64; 4]) -> Choice {
-    let differences = one.iter().zip(other).fold(0, |differences, (one, other)| differences | (one ^ other));
+    let differences =
+        one.iter().zip(other).fold(0, |differences, (one, other)| differences | (one ^ other));
     differences.ct_eq(&0)
 }
 
@@ -268,8 +269,16 @@ fn write_state(state: &[u32; 8], bytes: &mut [u8]) {
 }
 
 /// The initial hash value of FIPS 180-4 section 5.3.3.
-const SHA256_START: [u32; 8] =
-    [0x6a09_e667, 0xbb67_ae85, 0x3c6e_f372, 0xa54f_f53a, 0x510e_527f, 0x9b05_688c, 0x1f83_d9ab, 0x5be0_cd19];
+const SHA256_START: [u32; 8] = [
+    0x6a09_e667,
+    0xbb67_ae85,
+    0x3c6e_f372,
+    0xa54f_f53a,
+    0x510e_527f,
+    0x9b05_688c,
+    0x1f83_d9ab,
+    0x5be0_cd19,
+];
 
 #[cfg(test)]
 #[allow(
@@ -285,7 +294,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn id(random: u64) -> TokenId {
-        TokenId::from_words([0x0190_0000_0000_7000 | (random & 0xFFF), 1 << 63 | random >> 2]).unwrap()
+        TokenId::from_words([0x0190_0000_0000_7000 | (random & 0xFFF), 1 << 63 | random >> 2])
+            .unwrap()
     }
 
     proptest! {
@@ -322,7 +332,10 @@ mod tests {
         let [a, b, c, d] =
             [0, 8, 16, 24].map(|at| u64::from_be_bytes(secret[at..at + 8].try_into().unwrap()));
         let again = Message::new(TokenKind::Personal, id(1), [a, b, c, d]);
-        assert_eq!(DigestKey::new(&[7; 32]).digest(&message), DigestKey::new(&[7; 32]).digest(&again));
+        assert_eq!(
+            DigestKey::new(&[7; 32]).digest(&message),
+            DigestKey::new(&[7; 32]).digest(&again)
+        );
     }
 
     #[test]
@@ -334,7 +347,11 @@ mod tests {
             key.digest(&Message::new(TokenKind::Personal, id(2), [1, 2, 3, 4])),
             key.digest(&Message::new(TokenKind::Personal, id(1), [0, 2, 3, 4])),
             key.digest(&Message::new(TokenKind::Personal, id(1), [1, 2, 3, 5])),
-            DigestKey::new(&[8; 32]).digest(&Message::new(TokenKind::Personal, id(1), [1, 2, 3, 4])),
+            DigestKey::new(&[8; 32]).digest(&Message::new(
+                TokenKind::Personal,
+                id(1),
+                [1, 2, 3, 4],
+            )),
         ] {
             assert_ne!(base, other);
         }

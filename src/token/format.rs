@@ -35,7 +35,9 @@ pub struct Brand(Box<str>);
 
 /// The error for a text that is not a [`Brand`].
 #[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a brand has 2 to 16 characters, a letter of a-z first and then a-z or 0-9, such as \"acme\"")]
+#[error(
+    "a brand has 2 to 16 characters, a letter of a-z first and then a-z or 0-9, such as \"acme\""
+)]
 #[non_exhaustive]
 pub struct BrandError;
 
@@ -212,7 +214,8 @@ impl TokenFormat {
             }
         }
         let kinds = [TokenKind::Personal, TokenKind::Service];
-        let prefixes = brands.iter().flat_map(|brand| kinds.map(|kind| Prefix::new(brand, kind))).collect();
+        let prefixes =
+            brands.iter().flat_map(|brand| kinds.map(|kind| Prefix::new(brand, kind))).collect();
         Ok(Self { brand, prefixes })
     }
 
@@ -275,7 +278,11 @@ impl TokenFormat {
         };
         let mut amiss = Amiss::default();
         if base62::crc(last, &mut amiss) != u64::from(prefix.checksum(checked)) {
-            return Err(if base62::are_digits(body) { Unreadable::Checksum } else { Unreadable::Form });
+            return Err(if base62::are_digits(body) {
+                Unreadable::Checksum
+            } else {
+                Unreadable::Form
+            });
         }
         let id = read_body(body, prefix.kind, message, amiss).ok_or(Unreadable::Form)?;
         Ok(Presented { kind: prefix.kind, id, body })
@@ -316,7 +323,9 @@ pub enum TokenFormatError {
     )]
     TooManyBrands,
     /// A brand is given twice.
-    #[error("the brand {0} is given twice; name each brand once, by `.brand(…)` or `.former_brand(…)`")]
+    #[error(
+        "the brand {0} is given twice; name each brand once, by `.brand(…)` or `.former_brand(…)`"
+    )]
     RepeatedBrand(Brand),
 }
 
@@ -385,7 +394,8 @@ mod tests {
     #[test]
     fn former_brands_are_read_and_unknown_ones_are_not() {
         let former = TokenFormat::new(Brand::new("ac").unwrap(), &[]).unwrap();
-        let text = former.print(TokenKind::Service, id(), &Message::new(TokenKind::Service, id(), [9; 4]));
+        let text =
+            former.print(TokenKind::Service, id(), &Message::new(TokenKind::Service, id(), [9; 4]));
         assert_eq!(format().check(text.expose_secret()), Ok((TokenKind::Service, id())));
         let other = TokenFormat::new(Brand::new("acm").unwrap(), &[]).unwrap();
         assert_eq!(other.check(text.expose_secret()), Err(MalformedToken));
@@ -393,8 +403,11 @@ mod tests {
 
     #[test]
     fn a_word_that_overflows_or_an_id_that_is_none_is_refused_with_a_right_checksum() {
-        let good =
-            format().print(TokenKind::Personal, id(), &Message::new(TokenKind::Personal, id(), [1; 4]));
+        let good = format().print(
+            TokenKind::Personal,
+            id(),
+            &Message::new(TokenKind::Personal, id(), [1; 4]),
+        );
         let good = good.expose_secret();
         for (place, digits) in
             [(9, "zzzzzzzzzzz"), (9, "00000000000"), (31, "LygHa16AHYG"), (31, "zzzzzzzzzzz")]
@@ -409,10 +422,14 @@ mod tests {
 
     #[test]
     fn what_is_no_digit_is_refused_wherever_it_stands_with_a_right_checksum() {
-        let good =
-            format().print(TokenKind::Personal, id(), &Message::new(TokenKind::Personal, id(), [1; 4]));
+        let good = format().print(
+            TokenKind::Personal,
+            id(),
+            &Message::new(TokenKind::Personal, id(), [1; 4]),
+        );
         for at in 9..75 {
-            for other in (0..0x80_u8).map(char::from).filter(|other| !other.is_ascii_alphanumeric()) {
+            for other in (0..0x80_u8).map(char::from).filter(|other| !other.is_ascii_alphanumeric())
+            {
                 let mut text = good.expose_secret()[..75].to_owned();
                 text.replace_range(at..=at, &other.to_string());
                 let checksum = base62::encode::<6>(u64::from(crc32fast::hash(text.as_bytes())));

@@ -70,7 +70,11 @@ impl TokenId {
     }
 
     pub(crate) const fn from_words([high, low]: [u64; 2]) -> Option<Self> {
-        if high & 0xF000 == Self::VERSION && low >> 62 == 0b10 { Some(Self { high, low }) } else { None }
+        if high & 0xF000 == Self::VERSION && low >> 62 == 0b10 {
+            Some(Self { high, low })
+        } else {
+            None
+        }
     }
 
     pub(crate) const fn words(self) -> [u64; 2] {
@@ -79,7 +83,8 @@ impl TokenId {
 
     pub(crate) fn digits(self) -> [u8; Self::TEXT_LEN] {
         let mut text = [0; Self::TEXT_LEN];
-        let words = [base62::encode::<{ base62::WORD_DIGITS }>(self.high), base62::encode(self.low)];
+        let words =
+            [base62::encode::<{ base62::WORD_DIGITS }>(self.high), base62::encode(self.low)];
         for (place, digit) in text.iter_mut().zip(words.as_flattened()) {
             *place = *digit;
         }
@@ -180,11 +185,13 @@ impl IdSource {
     /// Returns the id that follows the last one and has the random bits `low`. `start` is the first
     /// counter value of a new millisecond.
     fn after(last: &AtomicU64, now: DateTime<Utc>, start: u64, low: u64) -> TokenId {
-        let millis =
-            |at: DateTime<Utc>| u64::try_from(at.timestamp_millis()).unwrap_or(0).min(Self::LAST_MILLIS);
+        let millis = |at: DateTime<Utc>| {
+            u64::try_from(at.timestamp_millis()).unwrap_or(0).min(Self::LAST_MILLIS)
+        };
         let own = (millis(now) << Self::COUNTER_BITS) | (start & Self::COUNTER_START);
         let latest = millis(now).saturating_add(Self::LONGEST_STEP_BACK) << Self::COUNTER_BITS;
-        let next = |last: u64| if last < own || last > latest { own } else { last.saturating_add(1) };
+        let next =
+            |last: u64| if last < own || last > latest { own } else { last.saturating_add(1) };
         let last = last.fetch_update(Ordering::AcqRel, Ordering::Acquire, |last| Some(next(last)));
         let ordered = next(last.unwrap_or_else(|last| last));
         let (millis, counter) = (ordered >> Self::COUNTER_BITS, ordered & 0x0FFF);
@@ -193,7 +200,11 @@ impl IdSource {
 }
 
 /// Returns the upper and the lower half of a number of 128 bits.
-#[allow(clippy::as_conversions, clippy::cast_possible_truncation, reason = "the two halves are wanted")]
+#[allow(
+    clippy::as_conversions,
+    clippy::cast_possible_truncation,
+    reason = "the two halves are wanted"
+)]
 pub(crate) const fn words(number: u128) -> [u64; 2] {
     [(number >> 64) as u64, number as u64]
 }
@@ -223,7 +234,8 @@ impl FromStr for TokenId {
         let digits: &[u8; Self::TEXT_LEN] = text.as_bytes().try_into().map_err(|_| TokenIdError)?;
         let mut amiss = base62::Amiss::default();
         let mut words = [0; 2];
-        for (word, digits) in words.iter_mut().zip(digits.as_chunks::<{ base62::WORD_DIGITS }>().0) {
+        for (word, digits) in words.iter_mut().zip(digits.as_chunks::<{ base62::WORD_DIGITS }>().0)
+        {
             let mut window = [b'0'; base62::WINDOW];
             for (place, digit) in window.iter_mut().zip(digits) {
                 *place = *digit;
@@ -289,9 +301,12 @@ mod tests {
     fn what_is_no_uuid_v7_is_refused() {
         assert_eq!(TokenId::from_bytes([0; 16]), Err(TokenIdError));
         assert_eq!(TokenId::from_bytes([0xFF; 16]), Err(TokenIdError));
-        for text in
-            ["", "0000000000000000000000", "zzzzzzzzzzzzzzzzzzzzzz", "018f2c1e-0000-7000-8000-000000000000"]
-        {
+        for text in [
+            "",
+            "0000000000000000000000",
+            "zzzzzzzzzzzzzzzzzzzzzz",
+            "018f2c1e-0000-7000-8000-000000000000",
+        ] {
             assert_eq!(text.parse::<TokenId>(), Err(TokenIdError));
         }
     }
@@ -312,7 +327,8 @@ mod tests {
         let start = DateTime::from_timestamp_millis(1_777_777_777_123).unwrap();
         let mut last = new_id(&source, start);
         // The clock stops, runs ahead, goes back by a little, goes back by a day, and continues.
-        for offset in [0, 1, 0, -1, 2, -3_600_000, 3_600_000, 3_600_000 - 86_399_000, 0, 3_600_001] {
+        for offset in [0, 1, 0, -1, 2, -3_600_000, 3_600_000, 3_600_000 - 86_399_000, 0, 3_600_001]
+        {
             for _ in 0..5_000 {
                 let id = new_id(&source, start + TimeDelta::milliseconds(offset));
                 assert!(id > last, "{offset}: {id:?} after {last:?}");
@@ -336,7 +352,8 @@ mod tests {
     fn ids_of_events_increase_and_differ_from_those_of_other_services() {
         let now = DateTime::from_timestamp_millis(1_777_777_777_123).unwrap();
         let (one, other) = (IdSource::new(), IdSource::new());
-        let make = |source: &IdSource| (0..10_000).map(|_| source.generate_event(now)).collect::<Vec<_>>();
+        let make =
+            |source: &IdSource| (0..10_000).map(|_| source.generate_event(now)).collect::<Vec<_>>();
         let (mut ids, others) = (make(&one), make(&other));
         for ids in [&ids, &others] {
             assert!(ids.is_sorted_by(|a, b| a < b));

@@ -145,8 +145,10 @@ impl Keyring {
             let id = id.trim();
             let number = id.parse().ok().filter(|_| id.bytes().all(|byte| byte.is_ascii_digit()));
             let id = KeyId(number.ok_or(KeyringError::NoId { entry: place })?);
-            let key =
-                BASE64.decode(key.trim()).map(Zeroizing::new).map_err(|_| KeyringError::NotBase64(id))?;
+            let key = BASE64
+                .decode(key.trim())
+                .map(Zeroizing::new)
+                .map_err(|_| KeyringError::NotBase64(id))?;
             keyring = Some(match keyring {
                 None => Self::new(id, &key)?,
                 Some(keyring) => keyring.with(id, &key)?,
@@ -239,7 +241,9 @@ impl Key {
     fn new(id: KeyId, material: &[u8]) -> Result<Self, KeyringError> {
         match material.len() {
             bytes @ 0..MIN_KEY_BYTES => Err(KeyringError::TooShort { key: id, bytes }),
-            MIN_KEY_BYTES..=MAX_KEY_BYTES if is_one_byte(material) => Err(KeyringError::RepeatedByte(id)),
+            MIN_KEY_BYTES..=MAX_KEY_BYTES if is_one_byte(material) => {
+                Err(KeyringError::RepeatedByte(id))
+            }
             MIN_KEY_BYTES..=MAX_KEY_BYTES => Ok(Self::ready(id, material)),
             bytes => Err(KeyringError::TooLong { key: id, bytes }),
         }
@@ -247,12 +251,18 @@ impl Key {
 
     fn ready(id: KeyId, material: &[u8]) -> Self {
         let digest = DigestKey::new(&derive(material, b"token digest"));
-        Self { id, material: Zeroizing::new(material.to_vec()), digest, is_wrong: AtomicBool::new(false) }
+        Self {
+            id,
+            material: Zeroizing::new(material.to_vec()),
+            digest,
+            is_wrong: AtomicBool::new(false),
+        }
     }
 
     /// The id is in the message, so that the store does not show whether two ids have equal keys.
     fn check(&self) -> KeyCheck {
-        let mac = hmac_sha256(&*derive(&self.material, b"key check"), &[&self.id.get().to_be_bytes()]);
+        let mac =
+            hmac_sha256(&*derive(&self.material, b"key check"), &[&self.id.get().to_be_bytes()]);
         let mut value = [0; 16];
         value.iter_mut().zip(mac).for_each(|(place, byte)| *place = byte);
         KeyCheck { key: self.id, value }
@@ -318,16 +328,22 @@ pub enum KeyringError {
         bytes: usize,
     },
     /// A key repeats a single byte.
-    #[error("key {0} of the keyring is one byte repeated; make a random one with `openssl rand -base64 32`")]
+    #[error(
+        "key {0} of the keyring is one byte repeated; make a random one with `openssl rand -base64 32`"
+    )]
     RepeatedByte(KeyId),
     /// Two keys have the same id.
     #[error("the keyring has two keys with the id {0}; give each key an id of its own")]
     RepeatedId(KeyId),
     /// Two ids have the same key.
-    #[error("keys {0} and {1} of the keyring are equal; make a new one with `openssl rand -base64 32`")]
+    #[error(
+        "keys {0} and {1} of the keyring are equal; make a new one with `openssl rand -base64 32`"
+    )]
     EqualKeys(KeyId, KeyId),
     /// There are more than [`MAX_KEYS`] keys.
-    #[error("the keyring has too many keys; it may have at most {MAX_KEYS}: drop those that no record needs")]
+    #[error(
+        "the keyring has too many keys; it may have at most {MAX_KEYS}: drop those that no record needs"
+    )]
     TooMany,
 }
 
@@ -417,11 +433,20 @@ mod tests {
         for (text, error) in table {
             assert_eq!(Keyring::from_text(&text).err(), Some(error), "{text}");
         }
-        assert_eq!(Keyring::new(KeyId(1), &[0; 31]).err(), Some(E::TooShort { key: KeyId(1), bytes: 31 }));
-        assert_eq!(Keyring::new(KeyId(1), &[0; 1025]).err(), Some(E::TooLong { key: KeyId(1), bytes: 1025 }));
+        assert_eq!(
+            Keyring::new(KeyId(1), &[0; 31]).err(),
+            Some(E::TooShort { key: KeyId(1), bytes: 31 })
+        );
+        assert_eq!(
+            Keyring::new(KeyId(1), &[0; 1025]).err(),
+            Some(E::TooLong { key: KeyId(1), bytes: 1025 })
+        );
         for byte in [0, 1, b'x', 255] {
             for bytes in [32, 33, 64, 1024] {
-                assert_eq!(Keyring::new(KeyId(1), &vec![byte; bytes]).err(), Some(E::RepeatedByte(KeyId(1))));
+                assert_eq!(
+                    Keyring::new(KeyId(1), &vec![byte; bytes]).err(),
+                    Some(E::RepeatedByte(KeyId(1)))
+                );
                 let mut other = vec![byte; bytes];
                 other[bytes - 1] ^= 1;
                 assert!(Keyring::new(KeyId(1), &other).is_ok());
@@ -447,7 +472,10 @@ mod tests {
             (wrong.variable(), wrong.cause()),
             ("CARGO_PKG_NAME", Some(KeyringError::NoId { entry: 1 }))
         );
-        assert!(wrong.to_string().starts_with("CARGO_PKG_NAME holds no keyring: entry 1 "), "{wrong}");
+        assert!(
+            wrong.to_string().starts_with("CARGO_PKG_NAME holds no keyring: entry 1 "),
+            "{wrong}"
+        );
         let missing = Keyring::from_env("PATKIT_TEST_NEVER_SET").unwrap_err();
         let text = "PATKIT_TEST_NEVER_SET is not set; create a key with `openssl rand -base64 32` and set \
                     PATKIT_TEST_NEVER_SET to `1:<that>`";

@@ -208,7 +208,8 @@ fn check_characters(text: &str, allowed: impl Fn(char) -> bool) -> Result<(), Na
 
 /// Returns whether a character is white space, including line ends, or looks like it.
 fn is_blank(character: char) -> bool {
-    class(character) == Class::Blank || matches!(character, '\t'..='\r' | '\u{85}' | '\u{2028}' | '\u{2029}')
+    class(character) == Class::Blank
+        || matches!(character, '\t'..='\r' | '\u{85}' | '\u{2028}' | '\u{2029}')
 }
 
 fn trimmed(text: &str) -> &str {
@@ -293,7 +294,11 @@ mod tests {
             assert_eq!(TokenName::new(text).err(), Some(error), "{text:?}");
         }
         assert_eq!(name(&"é".repeat(255)).as_str().chars().count(), 255);
-        assert_eq!(name(&"e\u{301}".repeat(255)).as_str().chars().count(), 255, "counted in form C");
+        assert_eq!(
+            name(&"e\u{301}".repeat(255)).as_str().chars().count(),
+            255,
+            "counted in form C"
+        );
         for long in ["é".repeat(256), "x".repeat(1 << 20), "\u{301}".repeat(1 << 20)] {
             assert_eq!(TokenName::new(&long).err(), Some(E::TooLong { most: 255 }));
         }
@@ -305,7 +310,10 @@ mod tests {
         assert_eq!(Description::new(" \n ").unwrap(), None);
         assert_eq!(Description::new("a\rb").err(), Some(NameError::Character('\r')));
         assert!(Description::new(&"x".repeat(1_000)).is_ok());
-        assert_eq!(Description::new(&"x".repeat(1_001)).err(), Some(NameError::TooLong { most: 1_000 }));
+        assert_eq!(
+            Description::new(&"x".repeat(1_001)).err(),
+            Some(NameError::TooLong { most: 1_000 })
+        );
     }
 
     #[test]
@@ -314,7 +322,10 @@ mod tests {
         assert_eq!(all.nfc().collect::<String>(), all);
         assert_eq!(nfkc_casefold(&all), all.to_ascii_lowercase());
         // A letter that is not ASCII makes the folding read the tables.
-        assert_eq!(nfkc_casefold(&format!("{all}\u{df}")), format!("{}ss", all.to_ascii_lowercase()));
+        assert_eq!(
+            nfkc_casefold(&format!("{all}\u{df}")),
+            format!("{}ss", all.to_ascii_lowercase())
+        );
         assert_eq!(name(&"x".repeat(255)).as_str().len(), 255);
         assert_eq!(TokenName::new(&"x".repeat(256)).err(), Some(NameError::TooLong { most: 255 }));
     }

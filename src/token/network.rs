@@ -26,7 +26,9 @@ pub struct Network {
 #[non_exhaustive]
 pub enum NetworkError {
     /// The text is neither an address nor an address and a prefix length.
-    #[error("a network is an IPv4 or IPv6 address, or an address with a prefix length, such as 10.0.0.0/8")]
+    #[error(
+        "a network is an IPv4 or IPv6 address, or an address with a prefix length, such as 10.0.0.0/8"
+    )]
     NotANetwork,
     /// The prefix length is over the 32 or 128 bits of the address.
     #[error(
@@ -146,7 +148,9 @@ pub enum NetworksError {
     #[error("the list of networks is empty; leave it out to allow every address")]
     Empty,
     /// The list has more than [`MAX_NETWORKS`] entries.
-    #[error("the list of networks has more than {MAX_NETWORKS} entries; join neighbours to a shorter prefix")]
+    #[error(
+        "the list of networks has more than {MAX_NETWORKS} entries; join neighbours to a shorter prefix"
+    )]
     TooMany,
     /// An entry is not a network.
     #[error("entry {place} of the networks is refused")]
@@ -164,7 +168,8 @@ impl Networks {
     /// # Errors
     /// [`NetworksError`] if there are no networks or more than [`MAX_NETWORKS`].
     pub fn new(networks: impl IntoIterator<Item = Network>) -> Result<Self, NetworksError> {
-        let mut list: Vec<Network> = networks.into_iter().take(MAX_NETWORKS.saturating_add(1)).collect();
+        let mut list: Vec<Network> =
+            networks.into_iter().take(MAX_NETWORKS.saturating_add(1)).collect();
         match list.len() {
             0 => return Err(NetworksError::Empty),
             1..=MAX_NETWORKS => {}
@@ -241,7 +246,11 @@ mod tests {
             ("2001:db8::1", "2001:db8::1", true),
         ];
         for (block, address, holds) in table {
-            assert_eq!(network(block).contains(address.parse().unwrap()), holds, "{block} {address}");
+            assert_eq!(
+                network(block).contains(address.parse().unwrap()),
+                holds,
+                "{block} {address}"
+            );
         }
         assert_eq!(network("::ffff:10.0.0.0/104"), network("10.0.0.0/8"));
     }

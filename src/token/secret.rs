@@ -32,7 +32,12 @@ impl PlaintextToken {
         self.kind
     }
 
-    pub(crate) fn write(brand: &str, kind: TokenKind, id: TokenId, write: impl FnOnce(&mut String)) -> Self {
+    pub(crate) fn write(
+        brand: &str,
+        kind: TokenKind,
+        id: TokenId,
+        write: impl FnOnce(&mut String),
+    ) -> Self {
         // Reserves room for the longest brand, so that the text never moves and leaves no copy
         // behind.
         let mut text = Zeroizing::new(String::with_capacity(128));

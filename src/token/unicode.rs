@@ -41,7 +41,10 @@ pub(super) enum Class {
 /// Returns the class of a character.
 pub(super) fn class(character: char) -> Class {
     let after = CLASSES.partition_point(|(first, _)| *first <= u32::from(character));
-    after.checked_sub(1).and_then(|place| CLASSES.get(place)).map_or(Class::Refused, |(_, class)| *class)
+    after
+        .checked_sub(1)
+        .and_then(|place| CLASSES.get(place))
+        .map_or(Class::Refused, |(_, class)| *class)
 }
 
 /// Computes `toNFKC_Casefold` (Unicode Standard, section 3.13.5), which is lower case for ASCII.

@@ -88,7 +88,12 @@ impl Server {
         let mut server = Self::spawn(command);
         while server.address.is_empty() {
             let mut line = String::new();
-            assert_ne!(server.stdout.read_line(&mut line).unwrap(), 0, "the server ended: {}", server.log);
+            assert_ne!(
+                server.stdout.read_line(&mut line).unwrap(),
+                0,
+                "the server ended: {}",
+                server.log
+            );
             server.log.push_str(&line);
             if let Some(address) = line.trim_end().strip_prefix("listening on http://") {
                 server.address = address.to_owned();
@@ -100,7 +105,8 @@ impl Server {
     /// A program that listens at the address in `LISTEN` and does not say so.
     #[cfg(unix)]
     fn listening(command: &mut Command) -> Self {
-        let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+        let free =
+            std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
         let mut server = Self::spawn(command.env("LISTEN", &free));
         while TcpStream::connect(&free).is_err() {
             assert_eq!(server.child.try_wait().unwrap(), None, "the server ended");
@@ -113,7 +119,8 @@ impl Server {
     fn spawn(command: &mut Command) -> Self {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::SeqCst);
-        let folder = std::env::temp_dir().join(format!("patkit-server-{}-{number}", std::process::id()));
+        let folder =
+            std::env::temp_dir().join(format!("patkit-server-{}-{number}", std::process::id()));
         std::fs::create_dir(&folder).unwrap();
         let mut child = command.current_dir(&folder).stdout(Stdio::piped()).spawn().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
@@ -133,7 +140,8 @@ impl Server {
     fn exchange(&self, line: &str, headers: &[&str], body: &str) -> Answer {
         let mut stream = TcpStream::connect(&self.address).unwrap();
         stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-        let mut request = format!("{line} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n", self.address);
+        let mut request =
+            format!("{line} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n", self.address);
         for header in headers {
             request.push_str(header);
             request.push_str("\r\n");
@@ -167,8 +175,9 @@ impl Server {
     }
 
     fn make_named(&self, name: &str) -> (String, String) {
-        let made =
-            self.make(&format!(r#"{{"name":"{name}","expires_in_days":30,"scopes":["datastores:read"]}}"#));
+        let made = self.make(&format!(
+            r#"{{"name":"{name}","expires_in_days":30,"scopes":["datastores:read"]}}"#
+        ));
         assert_eq!(made.status(), 201, "{made:?}");
         let json = made.json();
         let text = json.get("bearer_token").and_then(Value::as_str).unwrap();
@@ -206,7 +215,11 @@ struct Answer {
 impl Answer {
     fn read(text: &str) -> Self {
         let (head, body) = text.split_once("\r\n\r\n").expect("a head and a body");
-        let head = head.split("\r\n").filter(|line| !line.starts_with("date: ")).map(str::to_owned).collect();
+        let head = head
+            .split("\r\n")
+            .filter(|line| !line.starts_with("date: "))
+            .map(str::to_owned)
+            .collect();
         Self { head, body: body.to_owned() }
     }
 
@@ -216,7 +229,8 @@ impl Answer {
     }
 
     fn header(&self, name: &str) -> Option<&str> {
-        let mut values = self.head.iter().filter_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+        let mut values =
+            self.head.iter().filter_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
         let value = values.next();
         assert_eq!(values.next(), None, "{name} stands there twice");
         value
@@ -269,14 +283,18 @@ fn the_server_stops_with_all_last_uses_written_and_logs_reasons_without_secrets(
     let (revoked, id) = server.make_named("revoked");
     let (living, _) = server.make_named("living");
     let cookie = server.sign_in("ada");
-    let edit =
-        server.request(&format!("PUT /api/user-tokens/{id}"), &[&cookie, SAME_ORIGIN], r#"{"active":false}"#);
+    let edit = server.request(
+        &format!("PUT /api/user-tokens/{id}"),
+        &[&cookie, SAME_ORIGIN],
+        r#"{"active":false}"#,
+    );
     assert_eq!(edit.status(), 200, "{edit:?}");
     for text in [revoked.as_str(), "demo_pat_nonsense"] {
         assert_eq!(server.get("/demo/whoami", &[&bearer(text)]).status(), 401);
     }
     assert_eq!(server.get("/demo/whoami", &[&bearer(&living)]).status(), 200);
-    let database = std::fs::read_dir(&server.folder).unwrap().map(|entry| entry.unwrap().file_name());
+    let database =
+        std::fs::read_dir(&server.folder).unwrap().map(|entry| entry.unwrap().file_name());
     let files: Vec<String> = database.map(|name| name.into_string().unwrap()).collect();
     assert!(files.contains(&"patkit-demo.db".to_owned()), "{files:?}");
     let document = std::fs::read_to_string(server.folder.join("patkit-demo.openapi.json")).unwrap();
@@ -300,13 +318,16 @@ fn the_page_shows_what_its_user_may_do_and_no_more() {
     let page = server.get("/", &[]);
     assert_eq!(page.status(), 200);
     let policy = page.header("content-security-policy").unwrap();
-    for part in ["default-src 'none'", "script-src 'self'", "style-src 'self'", "frame-ancestors 'none'"] {
+    for part in
+        ["default-src 'none'", "script-src 'self'", "style-src 'self'", "frame-ancestors 'none'"]
+    {
         assert!(policy.contains(part) && !policy.contains("unsafe"), "{policy}");
     }
     let mut size = page.body.len();
-    for (file, content_type) in
-        [("/style.css", "text/css; charset=utf-8"), ("/script.js", "text/javascript; charset=utf-8")]
-    {
+    for (file, content_type) in [
+        ("/style.css", "text/css; charset=utf-8"),
+        ("/script.js", "text/javascript; charset=utf-8"),
+    ] {
         let answer = server.get(file, &[]);
         assert_eq!((answer.status(), answer.header("content-type")), (200, Some(content_type)));
         assert_eq!(answer.header("x-content-type-options"), Some("nosniff"));
@@ -318,10 +339,14 @@ fn the_page_shows_what_its_user_may_do_and_no_more() {
     assert!(page.body.contains(r#"src="script.js""#) && page.body.contains(r#"href="style.css""#));
 
     assert_eq!(server.get("/settings.json", &[]).status(), 401);
-    for (user, service, scim) in [("mel", false, false), ("max", false, false), ("ada", true, true)] {
+    for (user, service, scim) in [("mel", false, false), ("max", false, false), ("ada", true, true)]
+    {
         let settings = server.get("/settings.json", &[&server.sign_in(user)]).json();
         let may = |what: &str| settings.pointer(&format!("/may/{what}")).and_then(Value::as_bool);
-        assert_eq!((may("personal"), may("service"), may("scim")), (Some(true), Some(service), Some(scim)));
+        assert_eq!(
+            (may("personal"), may("service"), may("scim")),
+            (Some(true), Some(service), Some(scim))
+        );
         let users = settings.get("service_users").and_then(Value::as_array).unwrap();
         assert_eq!(users.is_empty(), !service, "{settings}");
         let lifetimes = settings.pointer("/policy/lifetimes").unwrap();
@@ -339,7 +364,9 @@ fn the_keyring_of_the_environment_is_used_or_refused() {
 
     for keys in ["", "1:AAECAwQ=", key, &format!("1:{key},1:{key}")] {
         let mut refused = example("server");
-        refused.args(["--port", "0", "--database-url", "sqlite::memory:"]).env("DEMO_TOKEN_KEYS", keys);
+        refused
+            .args(["--port", "0", "--database-url", "sqlite::memory:"])
+            .env("DEMO_TOKEN_KEYS", keys);
         let output = run(refused.current_dir(&server.folder));
         assert!(!output.status.success(), "{keys}");
         let told = String::from_utf8_lossy(&output.stderr);
@@ -347,7 +374,9 @@ fn the_keyring_of_the_environment_is_used_or_refused() {
         assert!(told.starts_with("Error: DEMO_TOKEN_KEYS "), "{output:?}");
     }
     let mut another = example("server");
-    another.args(["--port", "0"]).env("DEMO_TOKEN_KEYS", "1:ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8=");
+    another
+        .args(["--port", "0"])
+        .env("DEMO_TOKEN_KEYS", "1:ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8=");
     let output = run(another.current_dir(&server.folder));
     let told = String::from_utf8_lossy(&output.stderr);
     assert!(
@@ -386,7 +415,8 @@ fn a_server_that_is_terminated_has_written_the_last_use() {
         server.stop(signal);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let used: Vec<String> = runtime.block_on(async {
-            let options = sqlx::sqlite::SqliteConnectOptions::new().filename(folder.join("patkit-demo.db"));
+            let options =
+                sqlx::sqlite::SqliteConnectOptions::new().filename(folder.join("patkit-demo.db"));
             let pool = sqlx::SqlitePool::connect_with(options).await.unwrap();
             let query = "SELECT name FROM patkit_tokens WHERE last_used_at IS NOT NULL";
             sqlx::query_scalar(query).fetch_all(&pool).await.unwrap()
@@ -400,14 +430,16 @@ fn a_server_that_is_terminated_has_written_the_last_use() {
 #[cfg(unix)]
 #[test]
 fn the_host_of_the_readme_runs_on_postgresql() {
-    let source =
-        include_str!("../../examples/axum_host/src/main.rs").split_once("// README: from here\n").unwrap().1;
+    let source = include_str!("../../examples/axum_host/src/main.rs")
+        .split_once("// README: from here\n")
+        .unwrap()
+        .1;
     assert!(include_str!("../../README.md").contains(&format!("```rust,no_run\n{source}```\n")));
     let is_code = |line: &&str| !line.trim().is_empty() && !line.trim().starts_with("//");
     assert!(source.lines().filter(is_code).count() < 40);
 
-    let url =
-        std::env::var("PATKIT_TEST_POSTGRES_URL").expect("scripts/test starts a database and sets this");
+    let url = std::env::var("PATKIT_TEST_POSTGRES_URL")
+        .expect("scripts/test starts a database and sets this");
     let schema = format!("host_{}", std::process::id());
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let pool = runtime.block_on(async { sqlx::PgPool::connect(&url).await.unwrap() });
@@ -449,7 +481,9 @@ fn the_host_of_the_readme_runs_on_postgresql() {
     let refused = run(&mut wrong);
     let told = String::from_utf8(refused.stderr).unwrap();
     assert!(
-        told.starts_with("Error: key 1 of the keyring is not the key that this store knows as key 1"),
+        told.starts_with(
+            "Error: key 1 of the keyring is not the key that this store knows as key 1"
+        ),
         "{told}"
     );
     let server = Server::listening(&mut command);
@@ -509,8 +543,9 @@ fn every_row_of_the_threat_model_names_tests_that_exist() {
         assert!(!tests.is_empty(), "row {number} names no test");
         for test in tests {
             let (file, name) = source_of(test).unwrap();
-            let source = std::fs::read_to_string(&file)
-                .unwrap_or_else(|error| panic!("row {number}, {test}: {}: {error}", file.display()));
+            let source = std::fs::read_to_string(&file).unwrap_or_else(|error| {
+                panic!("row {number}, {test}: {}: {error}", file.display())
+            });
             assert!(source.contains(&format!("fn {name}(")), "row {number}: there is no {test}");
         }
     }

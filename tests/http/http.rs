@@ -18,8 +18,8 @@ use http::header::{COOKIE, HeaderMap};
 use http::request::Parts;
 use http::{HeaderName, Method, Request, Response};
 use patkit::http::{
-    Authenticator, ClientAddress, Console, Incident, IssuedBody, ManagementApi, PageBody, Permitted,
-    ProblemBody, RequirePermission, RequiredPermission, Sessions, TokenBody, openapi,
+    Authenticator, ClientAddress, Console, Incident, IssuedBody, ManagementApi, PageBody,
+    Permitted, ProblemBody, RequirePermission, RequiredPermission, Sessions, TokenBody, openapi,
 };
 use patkit::owner::DirectoryError;
 use patkit::store::{AuditLog, EventQuery};
@@ -48,7 +48,11 @@ struct Users {
 }
 
 impl Directory for Users {
-    async fn find(&self, realm: &Realm, id: &OwnerId) -> Result<Option<Arc<Owner>>, DirectoryError> {
+    async fn find(
+        &self,
+        realm: &Realm,
+        id: &OwnerId,
+    ) -> Result<Option<Arc<Owner>>, DirectoryError> {
         if self.is_down.load(Ordering::SeqCst) {
             return Err(DirectoryError::new("down"));
         }
@@ -151,10 +155,10 @@ impl Host {
 
         let incidents = Arc::new(Mutex::new(Vec::new()));
         let heard = incidents.clone();
-        let mut authenticator = Authenticator::new(tokens.clone())
-            .realm("Acme")
-            .unwrap()
-            .on_incident(move |incident: Incident<'_>| heard.lock().unwrap().push(format!("{incident:?}")));
+        let mut authenticator =
+            Authenticator::new(tokens.clone()).realm("Acme").unwrap().on_incident(
+                move |incident: Incident<'_>| heard.lock().unwrap().push(format!("{incident:?}")),
+            );
         if let Some(address) = wanted.address {
             authenticator = authenticator.client_address(address);
         }
@@ -171,10 +175,14 @@ impl Host {
         let required = Router::new()
             .route("/whoami", get(whoami))
             .route("/data", get(async |token: Permitted<ReadData>| token.owner().id().to_string()))
-            .route("/data", post(async || "written").layer(RequirePermission::new("data:write").unwrap()))
+            .route(
+                "/data",
+                post(async || "written").layer(RequirePermission::new("data:write").unwrap()),
+            )
             .layer(authenticator.required());
         let optional = Router::new().route("/maybe", get(maybe)).layer(authenticator.optional());
-        let console = Console::new(&api, "/api/").title("<Tokens>").theme(":root { --patkit-accent: #0a7; }");
+        let console =
+            Console::new(&api, "/api/").title("<Tokens>").theme(":root { --patkit-accent: #0a7; }");
         let app = Router::new()
             .nest("/settings", console.router())
             .nest("/api", api.router())
@@ -187,7 +195,9 @@ impl Host {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(async move {
-            axum::serve(listener, app.into_make_service_with_connect_info::<SocketAddr>()).await.unwrap();
+            axum::serve(listener, app.into_make_service_with_connect_info::<SocketAddr>())
+                .await
+                .unwrap();
         });
         let client = reqwest::Client::builder().no_proxy().build().unwrap();
         let base = format!("http://{address}");
@@ -284,7 +294,8 @@ impl Host {
             }
         };
         // Those that the actors' tokens restore and rotate must end before these.
-        let (id, _) = self.issue(&actor, new.expires_in_days(if state == "expired" { 1 } else { 30 })).await;
+        let (id, _) =
+            self.issue(&actor, new.expires_in_days(if state == "expired" { 1 } else { 30 })).await;
         match state {
             "revoked" => drop(self.tokens.revoke(&actor, id, own_reason(kind)).await.unwrap()),
             "expired" => self.expire(id).await,
@@ -297,7 +308,8 @@ impl Host {
     async fn expire(&self, id: TokenId) {
         use patkit::TokenStore;
         use patkit::store::{Change, ChangeBatch};
-        let mut record = patkit::Token::clone(&self.tokens.store().find(id).await.unwrap().unwrap());
+        let mut record =
+            patkit::Token::clone(&self.tokens.store().find(id).await.unwrap().unwrap());
         record.facts.expires_at = Some(start() - TimeDelta::days(1));
         record.version += 1;
         let batch = ChangeBatch::new().change(Change::Update(Arc::new(record)));
@@ -376,11 +388,17 @@ impl Who {
         match self {
             Self::Nobody => vec![],
             Self::Session(user) => {
-                vec![("cookie", format!("session={user}")), ("sec-fetch-site", "same-origin".to_owned())]
+                vec![
+                    ("cookie", format!("session={user}")),
+                    ("sec-fetch-site", "same-origin".to_owned()),
+                ]
             }
             // With a session's cookie beside it, which must never be asked.
             Self::Token(text) => {
-                vec![("authorization", format!("Bearer {text}")), ("cookie", "session=ada".to_owned())]
+                vec![
+                    ("authorization", format!("Bearer {text}")),
+                    ("cookie", "session=ada".to_owned()),
+                ]
             }
         }
     }
@@ -424,7 +442,9 @@ impl Row {
         }
         match (call, state) {
             ("rotate", "active") => (201, ""),
-            ("rotate" | "restore", "expired") | ("rotate", _) | ("delete", "active") => (409, "state"),
+            ("rotate" | "restore", "expired") | ("rotate", _) | ("delete", "active") => {
+                (409, "state")
+            }
             ("delete", _) => (204, ""),
             _ => (200, ""),
         }
@@ -434,7 +454,14 @@ impl Row {
 async fn rows(host: &Host) -> Vec<Row> {
     let mut rows = vec![];
     let mut row = |name, who, manages_personal_of, manages_service| {
-        rows.push(Row { name, who, is_admitted: true, manages_personal_of, manages_service, own: None });
+        rows.push(Row {
+            name,
+            who,
+            is_admitted: true,
+            manages_personal_of,
+            manages_service,
+            own: None,
+        });
     };
     row("nobody", Who::Nobody, None, false);
     row("owner", Who::Session("mel"), Some("mel"), false);
@@ -448,8 +475,20 @@ async fn rows(host: &Host) -> Vec<Row> {
     }
     for (name, user, new, manages_personal_of, manages_service) in [
         ("owner's token", "mel", NewToken::named("whole").never_expires(), Some("mel"), false),
-        ("owner's narrow token", "mel", NewToken::named("narrow").scope(["data:read"]), None, false),
-        ("another's token", "other", NewToken::named("whole").never_expires(), Some("other"), false),
+        (
+            "owner's narrow token",
+            "mel",
+            NewToken::named("narrow").scope(["data:read"]),
+            None,
+            false,
+        ),
+        (
+            "another's token",
+            "other",
+            NewToken::named("whole").never_expires(),
+            Some("other"),
+            false,
+        ),
         ("admin's token", "ada", NewToken::named("whole").never_expires(), Some("ada"), true),
         (
             "service token",
@@ -461,7 +500,14 @@ async fn rows(host: &Host) -> Vec<Row> {
     ] {
         let (own, text) = host.issue(&session(user), new).await;
         let who = Who::Token(text);
-        rows.push(Row { name, who, is_admitted: true, manages_personal_of, manages_service, own: Some(own) });
+        rows.push(Row {
+            name,
+            who,
+            is_admitted: true,
+            manages_personal_of,
+            manages_service,
+            own: Some(own),
+        });
     }
     let (revoked, text) = host.issue(&session("mel"), NewToken::named("revoked")).await;
     host.tokens.revoke(&session("mel"), revoked, Reason::Owner).await.unwrap();
@@ -488,18 +534,24 @@ async fn every_call_answers_every_actor_by_the_tables_in_every_state() {
                     let id = host.token(target, state).await;
                     let (method, path, body) = match call {
                         "show" => (Method::GET, format!("/user-tokens/{id}"), None),
-                        "revoke" => {
-                            (Method::PUT, format!("/user-tokens/{id}"), Some(json!({"active": false})))
-                        }
-                        "restore" => {
-                            (Method::PUT, format!("/user-tokens/{id}"), Some(json!({"active": true})))
-                        }
+                        "revoke" => (
+                            Method::PUT,
+                            format!("/user-tokens/{id}"),
+                            Some(json!({"active": false})),
+                        ),
+                        "restore" => (
+                            Method::PUT,
+                            format!("/user-tokens/{id}"),
+                            Some(json!({"active": true})),
+                        ),
                         "rename" => (
                             Method::PUT,
                             format!("/user-tokens/{id}"),
                             Some(json!({"name": format!("new {id}")})),
                         ),
-                        "rotate" => (Method::POST, format!("/user-tokens/{id}/rotate"), Some(json!({}))),
+                        "rotate" => {
+                            (Method::POST, format!("/user-tokens/{id}/rotate"), Some(json!({})))
+                        }
                         _ => (Method::DELETE, format!("/user-tokens/{id}"), None),
                     };
                     let answer = host.call(&row.who, method, &path, body).await;
@@ -534,7 +586,14 @@ fn check(answer: &Answer, (status, code): (u16, &str), row: &Row, case: &str) {
 }
 
 /// What a call that was answered well has done, and that one which was refused did nothing.
-async fn check_effect(host: &Host, answer: &Answer, call: &str, state: &str, id: TokenId, case: &str) {
+async fn check_effect(
+    host: &Host,
+    answer: &Answer,
+    call: &str,
+    state: &str,
+    id: TokenId,
+    case: &str,
+) {
     let now = host.tokens.get(&Actor::system(), id).await;
     if call == "delete" && answer.status == 204 {
         assert!(now.is_err(), "{case}");
@@ -548,7 +607,11 @@ async fn check_effect(host: &Host, answer: &Answer, call: &str, state: &str, id:
     };
     let now = now.unwrap();
     assert_eq!(now.state().as_str(), expected, "{case}");
-    assert_eq!(now.name().as_str().starts_with("new"), call == "rename" && answer.status == 200, "{case}");
+    assert_eq!(
+        now.name().as_str().starts_with("new"),
+        call == "rename" && answer.status == 200,
+        "{case}"
+    );
     if let ("show" | "revoke" | "restore" | "rename", 200) = (call, answer.status) {
         let shown: Value = serde_json::from_str(&answer.body).unwrap();
         assert_eq!(shown, serde_json::to_value(&now).unwrap(), "{case}");
@@ -587,7 +650,10 @@ async fn lists_generation_and_the_token_in_use_answer_every_actor_by_the_tables(
             check(&answer, expected, row, &case);
             if answer.status == 201 {
                 let issued: IssuedBody = answer.json();
-                assert_eq!(answer.header("location").unwrap(), format!("user-tokens/{}", issued.token.id));
+                assert_eq!(
+                    answer.header("location").unwrap(),
+                    format!("user-tokens/{}", issued.token.id)
+                );
                 host.tokens.verify(&issued.bearer_token, None).await.unwrap();
             }
             if answer.status == 200 {
@@ -638,11 +704,25 @@ async fn what_is_refused_in_a_body_is_named() {
         ("POST", new, "{\"name\":\"\u{0}\"}", 400, "invalid_json", ""),
         ("POST", new, "{'name':'a'}", 400, "invalid_json", ""),
         ("POST", new, &nested, 422, "invalid", "name"),
-        ("POST", new, "{\"expires_in_days\":1e400,\"name\":\"a\"}", 422, "invalid", "expires_in_days"),
+        (
+            "POST",
+            new,
+            "{\"expires_in_days\":1e400,\"name\":\"a\"}",
+            422,
+            "invalid",
+            "expires_in_days",
+        ),
         // Of another shape.
         ("POST", new, "[]", 422, "invalid", ""),
         ("POST", new, "[", 400, "invalid_json", ""),
-        ("POST", new, "[\"a\", \"b\", 30, false, [], [\"10.0.0.0/8\"], \"ci-bot\"]", 422, "invalid", ""),
+        (
+            "POST",
+            new,
+            "[\"a\", \"b\", 30, false, [], [\"10.0.0.0/8\"], \"ci-bot\"]",
+            422,
+            "invalid",
+            "",
+        ),
         ("PUT", &one, " [false]", 422, "invalid", ""),
         ("POST", &rotate, "\r\n\t []", 422, "invalid", ""),
         ("POST", &rotate, "[3600]", 422, "invalid", ""),
@@ -656,8 +736,22 @@ async fn what_is_refused_in_a_body_is_named() {
         ("POST", new, "{\"name\":\"a\",\"access_token\":\"x\"}", 422, "invalid", "access_token"),
         ("POST", new, "{\"name\":\"a\",\"scopes\":\"data:read\"}", 422, "invalid", "scopes"),
         ("POST", new, "{\"name\":\"a\",\"scopes\":[1]}", 422, "invalid", "scopes/0"),
-        ("POST", new, "{\"name\":\"a\",\"allowed_networks\":null}", 422, "invalid", "allowed_networks"),
-        ("POST", new, "{\"name\":\"a\",\"scim_endpoints_only\":1}", 422, "invalid", "scim_endpoints_only"),
+        (
+            "POST",
+            new,
+            "{\"name\":\"a\",\"allowed_networks\":null}",
+            422,
+            "invalid",
+            "allowed_networks",
+        ),
+        (
+            "POST",
+            new,
+            "{\"name\":\"a\",\"scim_endpoints_only\":1}",
+            422,
+            "invalid",
+            "scim_endpoints_only",
+        ),
         // Out of bounds.
         ("POST", new, "{\"name\":\"\"}", 422, "invalid", "name"),
         ("POST", new, "{\"name\":\"  \"}", 422, "invalid", "name"),
@@ -665,10 +759,24 @@ async fn what_is_refused_in_a_body_is_named() {
         ("POST", new, "{\"name\":\"a\\u001bb\"}", 422, "invalid", "name"),
         ("POST", new, "{\"name\":\"a\\u202eb\"}", 422, "invalid", "name"),
         ("POST", new, &long, 422, "invalid", "name"),
-        ("POST", new, "{\"name\":\"a\",\"description\":\"b\\u0007\"}", 422, "invalid", "description"),
+        (
+            "POST",
+            new,
+            "{\"name\":\"a\",\"description\":\"b\\u0007\"}",
+            422,
+            "invalid",
+            "description",
+        ),
         ("POST", new, "{\"name\":\"a\",\"expires_in_days\":0}", 422, "invalid", "expires_in_days"),
         ("POST", new, "{\"name\":\"a\",\"expires_in_days\":-1}", 422, "invalid", "expires_in_days"),
-        ("POST", new, "{\"name\":\"a\",\"expires_in_days\":366}", 422, "invalid", "expires_in_days"),
+        (
+            "POST",
+            new,
+            "{\"name\":\"a\",\"expires_in_days\":366}",
+            422,
+            "invalid",
+            "expires_in_days",
+        ),
         (
             "POST",
             new,
@@ -685,12 +793,33 @@ async fn what_is_refused_in_a_body_is_named() {
             "invalid",
             "expires_in_days",
         ),
-        ("POST", new, "{\"name\":\"a\",\"expires_in_days\":1.5}", 422, "invalid", "expires_in_days"),
-        ("POST", new, "{\"name\":\"a\",\"expires_in_days\":\"30\"}", 422, "invalid", "expires_in_days"),
+        (
+            "POST",
+            new,
+            "{\"name\":\"a\",\"expires_in_days\":1.5}",
+            422,
+            "invalid",
+            "expires_in_days",
+        ),
+        (
+            "POST",
+            new,
+            "{\"name\":\"a\",\"expires_in_days\":\"30\"}",
+            422,
+            "invalid",
+            "expires_in_days",
+        ),
         ("POST", new, "{\"name\":\"a\",\"scopes\":[\"data:*:x\"]}", 422, "invalid", "scopes/0"),
         ("POST", new, "{\"name\":\"a\",\"scopes\":[\"Data:read\"]}", 422, "invalid", "scopes/0"),
         ("POST", new, &many, 422, "invalid", "scopes"),
-        ("POST", new, "{\"name\":\"a\",\"allowed_networks\":[]}", 422, "invalid", "allowed_networks"),
+        (
+            "POST",
+            new,
+            "{\"name\":\"a\",\"allowed_networks\":[]}",
+            422,
+            "invalid",
+            "allowed_networks",
+        ),
         (
             "POST",
             new,
@@ -732,7 +861,8 @@ async fn what_is_refused_in_a_body_is_named() {
         let mut headers = admin.headers();
         headers.push(("content-type", "application/json; charset=utf-8".to_owned()));
         let method: Method = method.parse().unwrap();
-        let answer = host.send(method, &format!("/api{path}"), &headers, Some((*body).to_owned())).await;
+        let answer =
+            host.send(method, &format!("/api{path}"), &headers, Some((*body).to_owned())).await;
         let problem = answer.problem();
         let case = format!("{body:.90}: {answer:?}");
         assert_eq!((answer.status, problem.code.as_str()), (*status, *code), "{case}");
@@ -756,24 +886,35 @@ async fn bodies_of_another_kind_are_refused() {
         headers.extend(content_type.map(|value| ("content-type", value.to_owned())));
         headers
     };
-    for content_type in
-        [None, Some("text/plain"), Some("application/x-www-form-urlencoded"), Some("application/jsonp")]
-    {
-        for (method, path) in
-            [(Method::POST, "/api/user-tokens".to_owned()), (Method::PUT, format!("/api/user-tokens/{id}"))]
-        {
+    for content_type in [
+        None,
+        Some("text/plain"),
+        Some("application/x-www-form-urlencoded"),
+        Some("application/jsonp"),
+    ] {
+        for (method, path) in [
+            (Method::POST, "/api/user-tokens".to_owned()),
+            (Method::PUT, format!("/api/user-tokens/{id}")),
+        ] {
             let answer = host.send(method, &path, &other(content_type), Some(body.clone())).await;
-            assert_eq!((answer.status, answer.problem().code.as_str()), (415, "unsupported_media_type"));
+            assert_eq!(
+                (answer.status, answer.problem().code.as_str()),
+                (415, "unsupported_media_type")
+            );
         }
         let rotate = format!("/api/user-tokens/{id}/rotate");
-        let answer = host.send(Method::POST, &rotate, &other(content_type), Some("{}".to_owned())).await;
+        let answer =
+            host.send(Method::POST, &rotate, &other(content_type), Some("{}".to_owned())).await;
         assert_eq!(answer.status, 415, "{content_type:?}");
     }
     // A rotation needs no body.
     let rotate = format!("/api/user-tokens/{id}/rotate");
     let issued: IssuedBody = host.send(Method::POST, &rotate, &other(None), None).await.json();
     let rotate = format!("/api/user-tokens/{}/rotate", issued.token.id);
-    assert_eq!(host.send(Method::POST, &rotate, &other(Some("application/json")), None).await.status, 201);
+    assert_eq!(
+        host.send(Method::POST, &rotate, &other(Some("application/json")), None).await.status,
+        201
+    );
     // A body without an end is cut off at the bound, whatever it announced.
     let request = format!(
         "POST /api/user-tokens HTTP/1.1\r\nHost: x\r\nCookie: session=mel\r\nSec-Fetch-Site: same-origin\r\n\
@@ -802,7 +943,8 @@ async fn bodies_of_another_kind_are_refused() {
         stream.write_all(chunk.as_bytes()).await.unwrap();
     }
     let mut start = [0; 13];
-    let answered = tokio::time::timeout(Duration::from_secs(20), stream.read_exact(&mut start)).await;
+    let answered =
+        tokio::time::timeout(Duration::from_secs(20), stream.read_exact(&mut start)).await;
     answered.expect("the answer waits for more of the body").unwrap();
     assert_eq!(&start, b"HTTP/1.1 413 ");
     // What is announced beyond all measure is not waited for.
@@ -849,15 +991,22 @@ async fn hostile_headers_get_the_status_and_the_challenge_of_the_rfcs() {
         {
             // Where a credential is optional, one of another scheme is none.
             let is_let_through = path == "/maybe" && challenge == none.1;
-            let request =
-                format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{cookie}{headers}\r\n");
+            let request = format!(
+                "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{cookie}{headers}\r\n"
+            );
             let answer = host.raw(request.as_bytes()).await;
             let status = if is_let_through { 200 } else { status };
             let case = format!("{path} {headers:.80?}: {answer}");
             assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{case}");
             if status != 200 {
-                assert!(answer.contains(&format!("\r\nwww-authenticate: {challenge}\r\n")), "{case}");
-                assert!(answer.contains("\r\ncontent-type: application/problem+json\r\n"), "{case}");
+                assert!(
+                    answer.contains(&format!("\r\nwww-authenticate: {challenge}\r\n")),
+                    "{case}"
+                );
+                assert!(
+                    answer.contains("\r\ncontent-type: application/problem+json\r\n"),
+                    "{case}"
+                );
             }
             if is_let_through {
                 assert!(answer.ends_with("\r\n\r\ncookie"), "{case}");
@@ -866,7 +1015,8 @@ async fn hostile_headers_get_the_status_and_the_challenge_of_the_rfcs() {
     }
     // What no server lets in at all.
     for header in ["Authorization: Bearer abc\0\r\n", "Authorization: Bearer abc\rX: y\r\n"] {
-        let request = format!("GET /whoami HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{header}\r\n");
+        let request =
+            format!("GET /whoami HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{header}\r\n");
         let answer = host.raw(request.as_bytes()).await;
         assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
     }
@@ -878,14 +1028,25 @@ async fn hostile_headers_get_the_status_and_the_challenge_of_the_rfcs() {
         format!("/api/user-tokens/current?bearer_token={token}"),
     ] {
         let answer = host.send(Method::GET, &path, &[], None).await;
-        assert_eq!((answer.status, answer.header("www-authenticate")), (401, Some(none.1)), "{path}");
+        assert_eq!(
+            (answer.status, answer.header("www-authenticate")),
+            (401, Some(none.1)),
+            "{path}"
+        );
     }
     for content_type in ["application/json", "application/x-www-form-urlencoded"] {
         let headers = [("content-type", content_type.to_owned())];
-        let body =
-            if content_type.ends_with("json") { body.clone() } else { format!("access_token={token}") };
+        let body = if content_type.ends_with("json") {
+            body.clone()
+        } else {
+            format!("access_token={token}")
+        };
         let answer = host.send(Method::POST, "/api/user-tokens", &headers, Some(body)).await;
-        assert_eq!((answer.status, answer.header("www-authenticate")), (401, Some(none.1)), "{content_type}");
+        assert_eq!(
+            (answer.status, answer.header("www-authenticate")),
+            (401, Some(none.1)),
+            "{content_type}"
+        );
     }
 }
 
@@ -901,7 +1062,8 @@ async fn all_refused_tokens_get_one_answer_byte_for_byte() {
     host.tokens.revoke(&mel, revoked_id, Reason::Owner).await.unwrap();
     let (expired_id, expired) = host.issue(&mel, NewToken::named("expired")).await;
     host.expire(expired_id).await;
-    let (_, elsewhere) = host.issue(&mel, NewToken::named("bound").networks(["192.0.2.0/24"])).await;
+    let (_, elsewhere) =
+        host.issue(&mel, NewToken::named("bound").networks(["192.0.2.0/24"])).await;
     let (_, disabled) = host.issue(&session("max"), NewToken::named("disabled")).await;
     host.users.users.put(Owner::new(id("max"), OwnerKind::Human).role("manager").enabled(false));
     let (_, gone) = host.issue(&session("other"), NewToken::named("gone")).await;
@@ -929,7 +1091,8 @@ async fn all_refused_tokens_get_one_answer_byte_for_byte() {
             );
             let answer = host.raw(request.as_bytes()).await;
             assert!(answer.starts_with("HTTP/1.1 401 "), "{name}: {answer}");
-            let lines: Vec<&str> = answer.split("\r\n").filter(|line| !line.starts_with("date: ")).collect();
+            let lines: Vec<&str> =
+                answer.split("\r\n").filter(|line| !line.starts_with("date: ")).collect();
             answers.insert(lines.join("\n"));
         }
         assert_eq!(answers.len(), 1, "{path}: {answers:?}");
@@ -1006,7 +1169,11 @@ async fn a_session_changes_things_from_a_page_of_the_site_alone() {
         if *passes {
             assert_eq!(answer.status, 201, "{headers:?}");
         } else {
-            assert_eq!((answer.status, answer.problem().code.as_str()), (403, "cross_site"), "{headers:?}");
+            assert_eq!(
+                (answer.status, answer.problem().code.as_str()),
+                (403, "cross_site"),
+                "{headers:?}"
+            );
         }
         // Looking is free, also for a link from elsewhere.
         assert_eq!(host.send(Method::GET, "/api/user-tokens", &headers, None).await.status, 200);
@@ -1019,8 +1186,10 @@ async fn a_session_changes_things_from_a_page_of_the_site_alone() {
         (Method::POST, format!("/api/user-tokens/{id}/rotate")),
         (Method::DELETE, "/api/user-tokens/current".to_owned()),
     ] {
-        let headers = [cookie.clone(), site("cross-site"), ("content-type", "application/json".to_owned())];
-        let answer = host.send(method, &path, &headers, Some("{\"active\":false}".to_owned())).await;
+        let headers =
+            [cookie.clone(), site("cross-site"), ("content-type", "application/json".to_owned())];
+        let answer =
+            host.send(method, &path, &headers, Some("{\"active\":false}".to_owned())).await;
         assert_eq!((answer.status, answer.problem().code.as_str()), (403, "cross_site"), "{path}");
     }
     // A bearer token is nothing that a browser sends by itself.
@@ -1058,7 +1227,8 @@ async fn pages_follow_each_other_and_cursors_open_nothing_of_others() {
         let Some(next) = page.next else { break };
         path = format!("/user-tokens?limit=3&cursor={next}");
         // Whoever else brings it gets their own.
-        let other = host.call(&Who::Session("other"), Method::GET, &path, None).await.json::<PageBody>();
+        let other =
+            host.call(&Who::Session("other"), Method::GET, &path, None).await.json::<PageBody>();
         assert!(other.items.is_empty());
     }
     assert_eq!((pages, names.len()), (3, 7));
@@ -1076,8 +1246,14 @@ async fn pages_follow_each_other_and_cursors_open_nothing_of_others() {
         ("cursor=0000000000000000000000", "cursor"),
     ] {
         for list in ["/user-tokens", "/user-tokens/service"] {
-            let answer = host.call(&Who::Session("ada"), Method::GET, &format!("{list}?{query}"), None).await;
-            assert_eq!((answer.status, answer.pointers()), (422, vec![format!("/{field}")]), "{query}");
+            let answer = host
+                .call(&Who::Session("ada"), Method::GET, &format!("{list}?{query}"), None)
+                .await;
+            assert_eq!(
+                (answer.status, answer.pointers()),
+                (422, vec![format!("/{field}")]),
+                "{query}"
+            );
         }
     }
     assert_eq!(host.call(&mel, Method::GET, "/user-tokens?limit=200", None).await.status, 200);
@@ -1093,8 +1269,12 @@ async fn what_is_asked_for_is_what_is_made_and_changed() {
     });
     let made: IssuedBody = host.call(&admin, Method::POST, "/user-tokens", Some(body)).await.json();
     let token = &made.token;
-    assert_eq!((token.name.as_str(), token.description.as_deref()), ("nightly", Some("for the\nnight")));
-    let year = (start() + TimeDelta::days(365)).to_rfc3339_opts(chrono::SecondsFormat::AutoSi, true);
+    assert_eq!(
+        (token.name.as_str(), token.description.as_deref()),
+        ("nightly", Some("for the\nnight"))
+    );
+    let year =
+        (start() + TimeDelta::days(365)).to_rfc3339_opts(chrono::SecondsFormat::AutoSi, true);
     assert_eq!(token.expiration.as_deref(), Some(year.as_str()));
     assert_eq!(token.scopes, Some(vec!["data:read".to_owned()]));
     assert_eq!(token.allowed_networks.as_deref().unwrap(), ["10.0.0.0/8", "2001:db8::/32"]);
@@ -1107,8 +1287,13 @@ async fn what_is_asked_for_is_what_is_made_and_changed() {
         (json!({"name": "4", "scim_endpoints_only": true}), Some(vec!["scim:*".to_owned()]), true),
         (json!({"name": "5", "scim_endpoints_only": false}), None, true),
     ] {
-        let made: IssuedBody = host.call(&admin, Method::POST, "/user-tokens", Some(body)).await.json();
-        assert_eq!((&made.token.scopes, made.token.expiration.is_some()), (&scopes, expires), "{made:?}");
+        let made: IssuedBody =
+            host.call(&admin, Method::POST, "/user-tokens", Some(body)).await.json();
+        assert_eq!(
+            (&made.token.scopes, made.token.expiration.is_some()),
+            (&scopes, expires),
+            "{made:?}"
+        );
     }
     let scim = json!({"name": "6", "scim_endpoints_only": true});
     let refused = host.call(&Who::Session("mel"), Method::POST, "/user-tokens", Some(scim)).await;
@@ -1120,20 +1305,29 @@ async fn what_is_asked_for_is_what_is_made_and_changed() {
     assert_eq!(host.call(&admin, Method::PUT, &path, Some(all("1"))).await.status, 409);
     let shown: TokenBody = host.call(&admin, Method::GET, &path, None).await.json();
     assert_eq!(&shown, token);
-    let changed: TokenBody = host.call(&admin, Method::PUT, &path, Some(all("weekly"))).await.json();
-    assert_eq!((changed.name.as_str(), changed.description, changed.active), ("weekly", None, false));
+    let changed: TokenBody =
+        host.call(&admin, Method::PUT, &path, Some(all("weekly"))).await.json();
+    assert_eq!(
+        (changed.name.as_str(), changed.description, changed.active),
+        ("weekly", None, false)
+    );
     let revoked = changed.revoked.unwrap();
-    assert_eq!((revoked.reason.as_str(), revoked.by.owner.as_deref()), ("compromised", Some("ada")));
+    assert_eq!(
+        (revoked.reason.as_str(), revoked.by.owner.as_deref()),
+        ("compromised", Some("ada"))
+    );
     let restored = host.call(&admin, Method::PUT, &path, Some(json!({"active": true}))).await;
     assert_eq!((restored.status, restored.problem().code.as_str()), (409, "state"));
 
     // Beside its successor for an hour.
-    let (id, old) = host.issue(&session("ada"), NewToken::named("rotated").scope(["data:read"])).await;
+    let (id, old) =
+        host.issue(&session("ada"), NewToken::named("rotated").scope(["data:read"])).await;
     let path = format!("/user-tokens/{id}/rotate");
     let hour = json!({"overlap_seconds": 3600});
     let new: IssuedBody = host.call(&admin, Method::POST, &path, Some(hour)).await.json();
     for text in [&old, &new.bearer_token] {
-        let answer = host.send(Method::GET, "/data", &Who::Token(text.clone()).headers(), None).await;
+        let answer =
+            host.send(Method::GET, "/data", &Who::Token(text.clone()).headers(), None).await;
         assert_eq!((answer.status, answer.body.as_str()), (200, "ada"));
     }
     host.clock.advance(TimeDelta::hours(1));
@@ -1144,7 +1338,8 @@ async fn what_is_asked_for_is_what_is_made_and_changed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn permissions_are_demanded_by_route_and_by_signature() {
     let host = Host::new().await;
-    let (_, reads) = host.issue(&session("mel"), NewToken::named("reads").scope(["data:read"])).await;
+    let (_, reads) =
+        host.issue(&session("mel"), NewToken::named("reads").scope(["data:read"])).await;
     let (_, nothing) = host.issue(&session("mel"), NewToken::named("nothing").scope([""; 0])).await;
     let robot = NewToken::named("robot").for_service(id("ci-bot"));
     let (_, writes) = host.issue(&session("ada"), robot.scope(["data:*"])).await;
@@ -1158,7 +1353,8 @@ async fn permissions_are_demanded_by_route_and_by_signature() {
         let answer = host.send(method, "/data", &Who::Token(token.clone()).headers(), None).await;
         assert_eq!(answer.status, status, "{answer:?}");
         if status == 403 {
-            let challenge = format!(r#"Bearer realm="Acme", error="insufficient_scope", scope="{lacks}""#);
+            let challenge =
+                format!(r#"Bearer realm="Acme", error="insufficient_scope", scope="{lacks}""#);
             assert_eq!(answer.header("www-authenticate"), Some(challenge.as_str()));
             assert_eq!(answer.problem().code, "insufficient_scope");
         }
@@ -1168,7 +1364,10 @@ async fn permissions_are_demanded_by_route_and_by_signature() {
     assert_eq!((forgotten.status, forgotten.problem().code.as_str()), (500, "not_authenticated"));
     for headers in [vec![], Who::Session("mel").headers()] {
         let forgotten = host.send(Method::GET, "/forgotten/optional", &headers, None).await;
-        assert_eq!((forgotten.status, forgotten.problem().code.as_str()), (500, "not_authenticated"));
+        assert_eq!(
+            (forgotten.status, forgotten.problem().code.as_str()),
+            (500, "not_authenticated")
+        );
     }
     let open = host.send(Method::GET, "/maybe", &[], None).await;
     assert_eq!((open.status, open.body.as_str()), (200, "nobody"));
@@ -1211,12 +1410,17 @@ async fn the_operator_hears_of_sessions_that_do_not_answer() {
     let host = Host::new().await;
     let incidents = Arc::new(Mutex::new(Vec::new()));
     let heard = incidents.clone();
-    let authenticator = Authenticator::new(host.tokens.clone())
-        .on_incident(move |incident: Incident<'_>| heard.lock().unwrap().push(format!("{incident:?}")));
+    let authenticator =
+        Authenticator::new(host.tokens.clone()).on_incident(move |incident: Incident<'_>| {
+            heard.lock().unwrap().push(format!("{incident:?}"));
+        });
     let app: Router = ManagementApi::new(authenticator, NoSessions).router();
     let request = Request::get("/user-tokens").body(Body::empty()).unwrap();
     let answer = app.oneshot(request).await.unwrap();
-    assert_eq!((answer.status().as_u16(), &answer.headers()["retry-after"]), (503, &"1".parse().unwrap()));
+    assert_eq!(
+        (answer.status().as_u16(), &answer.headers()["retry-after"]),
+        (503, &"1".parse().unwrap())
+    );
     let incidents = incidents.lock().unwrap().join("\n");
     assert!(
         incidents.contains("the directory of owners did not answer")
@@ -1229,7 +1433,9 @@ async fn the_operator_hears_of_sessions_that_do_not_answer() {
 async fn a_host_of_one_tenant_takes_no_token_of_another() {
     let host = Host::new().await;
     let (here, there) = (Realm::new("here").unwrap(), Realm::new("there").unwrap());
-    let mel = |realm: &Realm| Owner::new(id("mel"), OwnerKind::Human).role("member").in_realm(realm.clone());
+    let mel = |realm: &Realm| {
+        Owner::new(id("mel"), OwnerKind::Human).role("member").in_realm(realm.clone())
+    };
     let mut tokens = vec![];
     for realm in [&here, &there] {
         host.users.users.put(mel(realm));
@@ -1242,7 +1448,9 @@ async fn a_host_of_one_tenant_takes_no_token_of_another() {
         let mut headers = HeaderMap::new();
         headers.insert("authorization", format!("Bearer {text}").parse().unwrap());
         let found = authenticator.authenticate(&headers, &http::Extensions::new()).await;
-        found.map(|verified| verified.unwrap().realm().as_str().to_owned()).map_err(|problem| problem.code())
+        found
+            .map(|verified| verified.unwrap().realm().as_str().to_owned())
+            .map_err(|problem| problem.code())
     };
     assert_eq!(of(&bound, &tokens[0]).await, Ok("here".to_owned()));
     assert_eq!(of(&bound, &tokens[1]).await, Err("invalid_token"));
@@ -1259,7 +1467,11 @@ async fn a_field_that_a_call_does_not_have_is_not_named() {
     assert_eq!((answer.status, answer.pointers()), (422, vec![]), "{answer:?}");
     let new = json!({"name": "new", "user_id": "ci-bot"});
     let answer = host.call(&Who::Session("ada"), Method::POST, "/user-tokens", Some(new)).await;
-    assert_eq!((answer.status, answer.pointers()), (422, vec!["/user_id".to_owned()]), "{answer:?}");
+    assert_eq!(
+        (answer.status, answer.pointers()),
+        (422, vec!["/user_id".to_owned()]),
+        "{answer:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -1278,28 +1490,42 @@ async fn an_address_counts_only_from_where_the_host_trusts() {
             host.issue(&session("mel"), NewToken::named("bound").networks(["192.0.2.0/24"])).await;
         let mut headers = Who::Token(token).headers();
         headers.push(("x-forwarded-for", forwarded.to_owned()));
-        assert_eq!(host.send(Method::GET, "/whoami", &headers, None).await.status, status, "{forwarded}");
+        assert_eq!(
+            host.send(Method::GET, "/whoami", &headers, None).await.status,
+            status,
+            "{forwarded}"
+        );
         if status == 200 {
             host.tokens.flush().await.unwrap();
             let path = format!("/user-tokens/{id}");
-            let shown: TokenBody = host.call(&Who::Session("mel"), Method::GET, &path, None).await.json();
+            let shown: TokenBody =
+                host.call(&Who::Session("mel"), Method::GET, &path, None).await.json();
             assert_eq!(shown.last_used_address.as_deref(), Some("192.0.2.7"));
             // The audit knows it of a session as well.
             let mut headers = Who::Session("mel").headers();
             headers.push(("x-forwarded-for", forwarded.to_owned()));
             headers.push(("content-type", "application/json".to_owned()));
             let body = Some(json!({"name": "audited"}).to_string());
-            assert_eq!(host.send(Method::POST, "/api/user-tokens", &headers, body).await.status, 201);
+            assert_eq!(
+                host.send(Method::POST, "/api/user-tokens", &headers, body).await.status,
+                201
+            );
             let log = host.tokens.store();
-            let events = log.events(&EventQuery::new(Realm::default()).from(start())).await.unwrap();
-            let addresses: Vec<_> = events.events.iter().filter_map(|event| event.address).collect();
+            let events =
+                log.events(&EventQuery::new(Realm::default()).from(start())).await.unwrap();
+            let addresses: Vec<_> =
+                events.events.iter().filter_map(|event| event.address).collect();
             assert_eq!(addresses, ["192.0.2.7".parse::<std::net::IpAddr>().unwrap()]);
         }
     }
     // The connection's own.
     let host = Host::new().await;
-    let (_, token) = host.issue(&session("mel"), NewToken::named("local").networks(["127.0.0.0/8"])).await;
-    assert_eq!(host.send(Method::GET, "/whoami", &Who::Token(token).headers(), None).await.status, 200);
+    let (_, token) =
+        host.issue(&session("mel"), NewToken::named("local").networks(["127.0.0.0/8"])).await;
+    assert_eq!(
+        host.send(Method::GET, "/whoami", &Who::Token(token).headers(), None).await.status,
+        200
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -1310,7 +1536,8 @@ async fn generation_is_limited_for_each_credential_after_authorization() {
         host.call(who, Method::POST, "/user-tokens", Some(json!({"name": name}))).await
     };
     let (own, token) = host.issue(&session("mel"), NewToken::named("own").never_expires()).await;
-    let (weak, leaked) = host.issue(&session("mel"), NewToken::named("leaked").scope([""; 0])).await;
+    let (weak, leaked) =
+        host.issue(&session("mel"), NewToken::named("leaked").scope([""; 0])).await;
     // A leaked token that may do nothing uses up nobody's limit, not even its own.
     for _ in 0..5 {
         assert_eq!(make(&Who::Token(leaked.clone()), "0").await.status, 403);
@@ -1328,7 +1555,10 @@ async fn generation_is_limited_for_each_credential_after_authorization() {
         for path in ["/user-tokens", &rotate] {
             let body = if path == "/user-tokens" { json!({"name": "3"}) } else { json!({}) };
             let refused = host.call(&who, Method::POST, path, Some(body)).await;
-            assert_eq!((refused.status, refused.problem().code.as_str()), (429, "too_many_requests"));
+            assert_eq!(
+                (refused.status, refused.problem().code.as_str()),
+                (429, "too_many_requests")
+            );
             assert_eq!(refused.header("retry-after"), Some("3000"), "to the next whole second");
             assert_eq!(refused.header("ratelimit"), Some("\"tokens\";r=0;t=3000"));
         }
@@ -1340,25 +1570,41 @@ async fn generation_is_limited_for_each_credential_after_authorization() {
     let rotated = host.call(&Who::Token(leaked), Method::POST, &rotate, Some(json!({}))).await;
     assert_eq!((rotated.status, rotated.header("ratelimit")), (201, Some("\"tokens\";r=1;t=3600")));
     host.clock.advance(TimeDelta::seconds(3_000));
-    assert_eq!(make(&Who::Session("mel"), "later").await.status, 201, "after as long as Retry-After said");
+    assert_eq!(
+        make(&Who::Session("mel"), "later").await.status,
+        201,
+        "after as long as Retry-After said"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sign_in_that_is_too_old_is_refused_before_the_limit_is_counted() {
     let limit = Some((1, Duration::from_secs(60)));
     for rotates in [false, true] {
-        let host = Host::wanted(Wanted { limit, is_recent_sign_in: true, ..Wanted::default() }).await;
+        let host =
+            Host::wanted(Wanted { limit, is_recent_sign_in: true, ..Wanted::default() }).await;
         let (own, _) = host.issue(&session("mel"), NewToken::named("own")).await;
-        let path = if rotates { format!("/api/user-tokens/{own}/rotate") } else { "/api/user-tokens".into() };
+        let path = if rotates {
+            format!("/api/user-tokens/{own}/rotate")
+        } else {
+            "/api/user-tokens".into()
+        };
         let body = Some(if rotates { json!({}) } else { json!({"name": "1"}) }.to_string());
         let mut headers = Who::Session("mel").headers();
         headers.push(("content-type", "application/json".to_owned()));
         for _ in 0..3 {
             let answer = host.send(Method::POST, &path, &headers, body.clone()).await;
-            assert_eq!((answer.status, answer.problem().code.as_str()), (403, "recent_sign_in_required"));
+            assert_eq!(
+                (answer.status, answer.problem().code.as_str()),
+                (403, "recent_sign_in_required")
+            );
         }
         headers.push(("x-recent", "yes".to_owned()));
-        assert_eq!(host.send(Method::POST, &path, &headers, body.clone()).await.status, 201, "{path}");
+        assert_eq!(
+            host.send(Method::POST, &path, &headers, body.clone()).await.status,
+            201,
+            "{path}"
+        );
         let answer = host.send(Method::POST, &path, &headers, body).await;
         assert_eq!(answer.status, 429, "{path}: one is the most");
     }
@@ -1368,8 +1614,12 @@ async fn a_sign_in_that_is_too_old_is_refused_before_the_limit_is_counted() {
 async fn credentials_of_other_schemes_are_none_and_the_session_beside_them_is_used() {
     let host = Host::new().await;
     for scheme in ["NTLM", "Negotiate", "AWS4-HMAC-SHA256", "Digest", "Bearerx"] {
-        for rest in ["abc".to_owned(), "a".repeat(20_000), "caf\u{e9}".to_owned(), "a, b=\"c\"; d".to_owned()]
-        {
+        for rest in [
+            "abc".to_owned(),
+            "a".repeat(20_000),
+            "caf\u{e9}".to_owned(),
+            "a, b=\"c\"; d".to_owned(),
+        ] {
             for (path, cookie, status) in [
                 ("/whoami", "", 401),
                 ("/maybe", "Cookie: session=mel\r\n", 200),
@@ -1377,9 +1627,14 @@ async fn credentials_of_other_schemes_are_none_and_the_session_beside_them_is_us
                 ("/api/user-tokens", "", 401),
             ] {
                 let line = format!("Authorization: {scheme} {rest}\r\n");
-                let start = format!("GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{cookie}{line}");
+                let start = format!(
+                    "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{cookie}{line}"
+                );
                 let answer = host.raw(format!("{start}\r\n").as_bytes()).await;
-                assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{scheme} {rest:.20} {answer}");
+                assert!(
+                    answer.starts_with(&format!("HTTP/1.1 {status} ")),
+                    "{scheme} {rest:.20} {answer}"
+                );
                 let twice = host.raw(format!("{start}{line}\r\n").as_bytes()).await;
                 assert!(twice.starts_with("HTTP/1.1 400 "), "{scheme} {rest:.20} {twice}");
             }
@@ -1400,7 +1655,8 @@ async fn a_foreign_credential_is_none_where_the_host_says_so() {
     let ignoring = plain.clone().ignore_foreign();
     let app = |authenticator: &Authenticator<_, _>| -> Router {
         let seen = async |verified: Option<Verified>, headers: HeaderMap| {
-            let header = headers.get("authorization").map(|value| value.to_str().unwrap().to_owned());
+            let header =
+                headers.get("authorization").map(|value| value.to_str().unwrap().to_owned());
             format!("{} {}", verified.is_some(), header.unwrap_or_default())
         };
         Router::new()
@@ -1411,7 +1667,8 @@ async fn a_foreign_credential_is_none_where_the_host_says_so() {
     let call = async |app: Router, method: Method, path: &str, header: &str| {
         let request = Request::builder().method(method).uri(path).header("authorization", header);
         let request = request.header("content-type", "application/json");
-        let answer = app.oneshot(request.body(Body::from("{\"name\":\"by JWT\"}")).unwrap()).await.unwrap();
+        let answer =
+            app.oneshot(request.body(Body::from("{\"name\":\"by JWT\"}")).unwrap()).await.unwrap();
         let status = answer.status().as_u16();
         let body = axum::body::to_bytes(answer.into_body(), 100_000).await.unwrap();
         (status, String::from_utf8(body.to_vec()).unwrap())
@@ -1436,7 +1693,11 @@ async fn a_foreign_credential_is_none_where_the_host_says_so() {
         ("Bearer eyJ eyJ".to_owned(), 400),
         (format!("Bearer eyJ, Bearer {token}"), 400),
     ] {
-        assert_eq!(call(app(&ignoring), Method::GET, "/maybe", &header).await.0, status, "{header}");
+        assert_eq!(
+            call(app(&ignoring), Method::GET, "/maybe", &header).await.0,
+            status,
+            "{header}"
+        );
         assert_eq!(
             call(app(&ignoring), Method::GET, "/api/user-tokens", &header).await.0,
             status,
@@ -1490,23 +1751,37 @@ async fn a_page_of_a_local_name_on_plain_http_works_and_other_origins_do_not() {
 #[tokio::test(flavor = "multi_thread")]
 async fn unknown_paths_and_slashes_too_many_are_problems_and_bases_work_with_and_without() {
     let host = Host::new().await;
-    let console =
-        || Console::new(&ManagementApi::new(Authenticator::new(host.tokens.clone()), signed_in), "/api/");
-    let api = || ManagementApi::new(Authenticator::new(host.tokens.clone()), signed_in).router::<()>();
+    let console = || {
+        Console::new(
+            &ManagementApi::new(Authenticator::new(host.tokens.clone()), signed_in),
+            "/api/",
+        )
+    };
+    let api =
+        || ManagementApi::new(Authenticator::new(host.tokens.clone()), signed_in).router::<()>();
     let apps: [Router; 3] = [
-        Router::new().nest_service("/a/api", api()).nest_service("/a/page", console().router::<()>()),
-        Router::new().nest_service("/a/api/", api()).nest_service("/a/page/", console().router::<()>()),
+        Router::new()
+            .nest_service("/a/api", api())
+            .nest_service("/a/page", console().router::<()>()),
+        Router::new()
+            .nest_service("/a/api/", api())
+            .nest_service("/a/page/", console().router::<()>()),
         Router::new().nest(
             "/a",
-            Router::new().nest_service("/api", api()).nest_service("/page", console().router::<()>()),
+            Router::new()
+                .nest_service("/api", api())
+                .nest_service("/page", console().router::<()>()),
         ),
     ];
     for app in apps {
         let get = async |path: &str| {
-            let request = Request::get(path).header("cookie", "session=mel").body(Body::empty()).unwrap();
+            let request =
+                Request::get(path).header("cookie", "session=mel").body(Body::empty()).unwrap();
             let answer = app.clone().oneshot(request).await.unwrap();
-            let content_type =
-                answer.headers().get("content-type").map(|value| value.to_str().unwrap().to_owned());
+            let content_type = answer
+                .headers()
+                .get("content-type")
+                .map(|value| value.to_str().unwrap().to_owned());
             let status = answer.status().as_u16();
             let body = axum::body::to_bytes(answer.into_body(), 1_000_000).await.unwrap();
             (status, content_type.unwrap_or_default(), String::from_utf8(body.to_vec()).unwrap())
@@ -1524,7 +1799,11 @@ async fn unknown_paths_and_slashes_too_many_are_problems_and_bases_work_with_and
             "/a/page/style.css/",
         ] {
             let (status, content_type, body) = get(path).await;
-            assert_eq!((status, content_type.as_str()), (404, "application/problem+json"), "{path}");
+            assert_eq!(
+                (status, content_type.as_str()),
+                (404, "application/problem+json"),
+                "{path}"
+            );
             let problem: ProblemBody = serde_json::from_str(&body).unwrap();
             assert_eq!(problem.code, "no_such_path", "{path}");
         }
@@ -1549,23 +1828,35 @@ async fn a_preflight_is_answered_by_a_cors_layer_that_is_outermost() {
     };
     let routes = || Router::new().route("/data", get(async || "data"));
     let api = ManagementApi::new(authenticator.clone(), signed_in);
-    let outermost =
-        routes().route_layer(authenticator.required()).nest_service("/api", api.router::<()>()).layer(cors());
-    let innermost =
-        routes().layer(cors()).layer(authenticator.required()).nest_service("/api", api.router::<()>());
+    let outermost = routes()
+        .route_layer(authenticator.required())
+        .nest_service("/api", api.router::<()>())
+        .layer(cors());
+    let innermost = routes()
+        .layer(cors())
+        .layer(authenticator.required())
+        .nest_service("/api", api.router::<()>());
     for (app, statuses) in [(outermost, [200, 200]), (innermost, [401, 405])] {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let base = format!("http://{}", listener.local_addr().unwrap());
         tokio::spawn(async move { axum::serve(listener, app).await.unwrap() });
         for (path, status) in ["/data", "/api/user-tokens"].into_iter().zip(statuses) {
-            let request =
-                host.client.request(Method::OPTIONS, format!("{base}{path}")).header("origin", origin);
+            let request = host
+                .client
+                .request(Method::OPTIONS, format!("{base}{path}"))
+                .header("origin", origin);
             let request = request.header("access-control-request-method", "POST");
-            let answer =
-                request.header("access-control-request-headers", "authorization").send().await.unwrap();
+            let answer = request
+                .header("access-control-request-headers", "authorization")
+                .send()
+                .await
+                .unwrap();
             assert_eq!(answer.status(), status, "{path}");
             let allowed = answer.headers().get("access-control-allow-origin");
-            assert_eq!(allowed.map(|value| value.to_str().unwrap()), (status == 200).then_some(origin));
+            assert_eq!(
+                allowed.map(|value| value.to_str().unwrap()),
+                (status == 200).then_some(origin)
+            );
         }
     }
 }
@@ -1600,7 +1891,8 @@ async fn every_refused_field_is_told_at_once_by_its_pointer_and_unknown_query_fi
         (answer.status, answer.pointers()),
         (422, vec!["/scopes/0".to_owned(), "/scopes/2".to_owned()])
     );
-    let details: Vec<String> = answer.problem().errors.into_iter().map(|error| error.detail).collect();
+    let details: Vec<String> =
+        answer.problem().errors.into_iter().map(|error| error.detail).collect();
     let expected = [
         "there is no permission dta:read: write data:read if that was meant",
         "there is no permission other:thing",
@@ -1623,7 +1915,8 @@ async fn every_refused_field_is_told_at_once_by_its_pointer_and_unknown_query_fi
         (Method::DELETE, format!("/user-tokens/{id}")),
         (Method::POST, format!("/user-tokens/{id}/rotate")),
     ] {
-        let answer = host.call(&mel, method, &format!("{path}?Limit=1&a=&a=2"), Some(json!({}))).await;
+        let answer =
+            host.call(&mel, method, &format!("{path}?Limit=1&a=&a=2"), Some(json!({}))).await;
         assert_eq!(
             (answer.status, answer.pointers()),
             (422, vec!["/Limit".to_owned(), "/a".to_owned()]),
@@ -1643,9 +1936,10 @@ async fn a_token_that_was_ended_for_its_owner_is_not_shown_as_active() {
     let path = format!("/user-tokens/{id}");
     let shown: Value = host.call(&mel, Method::GET, &path, None).await.json();
     assert_eq!((shown["state"].as_str(), shown["active"].as_bool()), (Some("ended"), Some(false)));
-    for (body, state) in
-        [(json!({"active": false}), "ended"), (json!({"active": false, "reason": "owner"}), "revoked")]
-    {
+    for (body, state) in [
+        (json!({"active": false}), "ended"),
+        (json!({"active": false, "reason": "owner"}), "revoked"),
+    ] {
         let answer = host.call(&mel, Method::PATCH, &path, Some(body)).await;
         assert_eq!(answer.json::<Value>()["state"], state, "{answer:?}");
     }
@@ -1679,8 +1973,9 @@ async fn a_number_with_a_zero_fraction_is_an_integer_wherever_one_is_read() {
         }
         let id = host.token(Target::Personal, "active").await;
         let body = format!("{{\"overlap_seconds\":{number}}}");
-        let answer =
-            host.send(Method::POST, &format!("/api/user-tokens/{id}/rotate"), &headers, Some(body)).await;
+        let answer = host
+            .send(Method::POST, &format!("/api/user-tokens/{id}/rotate"), &headers, Some(body))
+            .await;
         let status = if number == "-0.0" { 201 } else { status };
         assert_eq!(answer.status, status, "{number} {answer:?}");
     }
@@ -1715,7 +2010,11 @@ async fn a_change_is_bound_to_the_version_that_was_read() {
             headers.push(("if-match", wrong.to_owned()));
             let body = Some("{\"name\":\"wrong\"}".to_owned());
             let answer = host.send(method.clone(), &path, &headers, body).await;
-            assert_eq!((answer.status, answer.problem().code.as_str()), (412, "outdated"), "{wrong}");
+            assert_eq!(
+                (answer.status, answer.problem().code.as_str()),
+                (412, "outdated"),
+                "{wrong}"
+            );
         }
         assert_eq!(etag().await, now, "nothing changed");
         for (place, right) in [now.clone(), "*".to_owned()].into_iter().enumerate() {
@@ -1788,11 +2087,21 @@ async fn a_limit_out_of_bounds_is_brought_within_them() {
     {
         let host = Host::wanted(Wanted { limit: Some(limit), ..Wanted::default() }).await;
         let make = async |name: &str| {
-            host.call(&Who::Session("mel"), Method::POST, "/user-tokens", Some(json!({"name": name}))).await
+            host.call(
+                &Who::Session("mel"),
+                Method::POST,
+                "/user-tokens",
+                Some(json!({"name": name})),
+            )
+            .await
         };
         assert_eq!(make("1").await.status, 201, "{limit:?}");
         let refused = make("2").await;
-        assert_eq!((refused.status, refused.header("retry-after")), (429, Some(seconds)), "{limit:?}");
+        assert_eq!(
+            (refused.status, refused.header("retry-after")),
+            (429, Some(seconds)),
+            "{limit:?}"
+        );
     }
 }
 
@@ -1804,15 +2113,20 @@ async fn a_host_can_demand_a_recent_sign_in() {
     let body = |name: &str| Some(json!({"name": name}).to_string());
     let mut headers = Who::Session("mel").headers();
     headers.push(("content-type", "application/json".to_owned()));
-    for (path, body) in [("/api/user-tokens", body("1")), (rotate.as_str(), Some("{}".to_owned()))] {
+    for (path, body) in [("/api/user-tokens", body("1")), (rotate.as_str(), Some("{}".to_owned()))]
+    {
         let answer = host.send(Method::POST, path, &headers, body).await;
-        assert_eq!((answer.status, answer.problem().code.as_str()), (403, "recent_sign_in_required"));
+        assert_eq!(
+            (answer.status, answer.problem().code.as_str()),
+            (403, "recent_sign_in_required")
+        );
     }
     assert_eq!(host.send(Method::GET, "/api/user-tokens", &headers, None).await.status, 200);
     headers.push(("x-recent", "yes".to_owned()));
     assert_eq!(host.send(Method::POST, "/api/user-tokens", &headers, body("1")).await.status, 201);
-    let by_token =
-        host.call(&Who::Token(token), Method::POST, "/user-tokens", Some(json!({"name": "2"}))).await;
+    let by_token = host
+        .call(&Who::Token(token), Method::POST, "/user-tokens", Some(json!({"name": "2"})))
+        .await;
     assert_eq!(by_token.status, 201);
 }
 
@@ -1844,7 +2158,8 @@ async fn a_token_makes_nothing_wider_than_itself() {
         }
     }
     // Without a scope it would inherit.
-    let answer = host.call(&who, Method::POST, "/user-tokens", Some(json!({"name": "wider"}))).await;
+    let answer =
+        host.call(&who, Method::POST, "/user-tokens", Some(json!({"name": "wider"}))).await;
     assert_eq!(answer.status, 403);
 }
 
@@ -1867,13 +2182,19 @@ async fn the_document_names_every_call_and_no_other() {
     let id = host.token(Target::Personal, "active").await;
     for (path, calls) in paths {
         let path = format!("/api{}", path.replace("{id}", &id.to_string()));
-        for method in [Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::OPTIONS]
+        for method in
+            [Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE, Method::OPTIONS]
         {
             let answer = host.send(method.clone(), &path, &[], None).await;
             let is_there = calls.get(method.as_str().to_lowercase()).is_some();
             // Nobody is signed in: what is there says so before anything else.
-            let expected = if is_there { (401, "no_credential") } else { (405, "method_not_allowed") };
-            assert_eq!((answer.status, answer.problem().code.as_str()), expected, "{method} {path}");
+            let expected =
+                if is_there { (401, "no_credential") } else { (405, "method_not_allowed") };
+            assert_eq!(
+                (answer.status, answer.problem().code.as_str()),
+                expected,
+                "{method} {path}"
+            );
             if !is_there {
                 let allowed: BTreeSet<&str> =
                     answer.header("allow").unwrap().split(',').filter(|m| *m != "HEAD").collect();
@@ -1905,18 +2226,23 @@ async fn the_document_names_every_call_and_no_other() {
 async fn the_page_has_the_hosts_title_and_theme_and_tells_what_its_user_may_do() {
     let host = Host::new().await;
     let page = host.send(Method::GET, "/settings", &[], None).await;
-    assert!(page.body.contains("<title>&lt;Tokens&gt;</title>") && page.body.contains("content=\"/api\""));
+    assert!(
+        page.body.contains("<title>&lt;Tokens&gt;</title>")
+            && page.body.contains("content=\"/api\"")
+    );
     assert!(page.body.contains("href=\"./settings/style.css\""), "{page:?}");
     let style = host.send(Method::GET, "/settings/style.css", &[], None).await;
     assert!(style.body.ends_with("\n:root { --patkit-accent: #0a7; }"), "{:?}", style.headers);
-    let settings =
-        async |who: &Who| host.send(Method::GET, "/settings/settings.json", &who.headers(), None).await;
+    let settings = async |who: &Who| {
+        host.send(Method::GET, "/settings/settings.json", &who.headers(), None).await
+    };
     assert_eq!(settings(&Who::Nobody).await.status, 401);
     assert_eq!(settings(&Who::Session("ghost")).await.status, 401);
     let guest: Value = settings(&Who::Session("guest")).await.json();
     assert_eq!(guest["may"], json!({"personal": false, "service": false, "scim": false}));
     assert_eq!((&guest["user"]["id"], &guest["scopes"]), (&json!("guest"), &json!(["data:read"])));
-    let (_, narrow) = host.issue(&session("ada"), NewToken::named("narrow").scope(["tokens:manage"])).await;
+    let (_, narrow) =
+        host.issue(&session("ada"), NewToken::named("narrow").scope(["tokens:manage"])).await;
     let through: Value = settings(&Who::Token(narrow)).await.json();
     assert_eq!(through["may"], json!({"personal": true, "service": false, "scim": false}));
     assert_eq!(through["scopes"], json!(["tokens:manage"]));
@@ -1945,7 +2271,14 @@ async fn a_request_of_one_users_page_does_nothing_for_another() {
         (Method::POST, format!("/api/user-tokens/{own}/rotate"), body(json!({})), 404),
     ];
     let before = get(&mel).await.body;
-    let bad = [vec![&*adas], vec![&*mels, &*adas], vec![&*adas, &*mels], vec![""], vec!["mel"], vec!["*"]];
+    let bad = [
+        vec![&*adas],
+        vec![&*mels, &*adas],
+        vec![&*adas, &*mels],
+        vec![""],
+        vec!["mel"],
+        vec!["*"],
+    ];
     for who in [&mel, &bearer] {
         for (method, path, body, _) in &calls {
             for markers in &bad {
@@ -1953,7 +2286,11 @@ async fn a_request_of_one_users_page_does_nothing_for_another() {
                 headers.push(("content-type", "application/json".to_owned()));
                 headers.extend(markers.iter().map(|marker| ("patkit-user", (*marker).to_owned())));
                 let answer = host.send(method.clone(), path, &headers, body.clone()).await;
-                assert_eq!((answer.status, &*answer.problem().code), (412, "user_changed"), "{answer:?}");
+                assert_eq!(
+                    (answer.status, &*answer.problem().code),
+                    (412, "user_changed"),
+                    "{answer:?}"
+                );
             }
         }
     }
@@ -1963,7 +2300,11 @@ async fn a_request_of_one_users_page_does_nothing_for_another() {
         headers.push(("content-type", "application/json".to_owned()));
         headers.push(("patkit-user", mels.clone()));
         let answer = host.send(method, &path, &headers, body).await;
-        assert_eq!((answer.status, answer.header("patkit-user")), (status, Some(&*mels)), "{answer:?}");
+        assert_eq!(
+            (answer.status, answer.header("patkit-user")),
+            (status, Some(&*mels)),
+            "{answer:?}"
+        );
     }
     let nobody = host.call(&Who::Nobody, Method::GET, "/user-tokens", None).await;
     assert_eq!((nobody.status, nobody.header("patkit-user")), (401, None));
@@ -1973,13 +2314,25 @@ async fn a_request_of_one_users_page_does_nothing_for_another() {
 async fn ids_that_are_none_are_answered_like_ids_of_nobody() {
     let host = Host::new().await;
     let unknown = host.token(Target::Personal, "active").await.to_string();
-    for (who, status) in [(Who::Session("other"), 404), (Who::Session("guest"), 403), (Who::Nobody, 401)] {
-        for id in [unknown.as_str(), "x", "0000000000000000000000", "%00", "%ff", "..%2f", &"a".repeat(5_000)]
-        {
-            for (method, body) in
-                [(Method::GET, None), (Method::PUT, Some(json!({"active": false}))), (Method::DELETE, None)]
-            {
-                let answer = host.call(&who, method.clone(), &format!("/user-tokens/{id}"), body).await;
+    for (who, status) in
+        [(Who::Session("other"), 404), (Who::Session("guest"), 403), (Who::Nobody, 401)]
+    {
+        for id in [
+            unknown.as_str(),
+            "x",
+            "0000000000000000000000",
+            "%00",
+            "%ff",
+            "..%2f",
+            &"a".repeat(5_000),
+        ] {
+            for (method, body) in [
+                (Method::GET, None),
+                (Method::PUT, Some(json!({"active": false}))),
+                (Method::DELETE, None),
+            ] {
+                let answer =
+                    host.call(&who, method.clone(), &format!("/user-tokens/{id}"), body).await;
                 assert_eq!(answer.status, status, "{method} {id:.30} {answer:?}");
             }
         }
@@ -1998,7 +2351,8 @@ async fn the_api_works_under_a_path_with_parameters_of_the_hosts() {
     let one = format!("/of/acme/x/user-tokens/{id}");
     let answer = host.send(Method::GET, &one, &headers, None).await;
     assert_eq!((answer.status, answer.json::<TokenBody>().id), (200, id.to_string()));
-    let answer = host.send(Method::POST, &format!("{one}/rotate"), &headers, Some("{}".to_owned())).await;
+    let answer =
+        host.send(Method::POST, &format!("{one}/rotate"), &headers, Some("{}".to_owned())).await;
     assert_eq!(answer.status, 201, "{answer:?}");
     let answer = host.send(Method::DELETE, &one, &headers, None).await;
     assert_eq!(answer.status, 204, "{answer:?}");
@@ -2050,8 +2404,10 @@ async fn layers_call_what_was_found_ready_and_hide_the_credential_from_its_logs(
     }
     let mut open = authenticator.optional().layer(Strict::default());
     for _ in 0..2 {
-        let request =
-            Request::get("/").header("authorization", "Basic c2VjcmV0").body(Body::empty()).unwrap();
+        let request = Request::get("/")
+            .header("authorization", "Basic c2VjcmV0")
+            .body(Body::empty())
+            .unwrap();
         let answer = open.ready().await.unwrap().call(request).await.unwrap();
         let shown = axum::body::to_bytes(Body::new(answer.into_body()), 10_000).await.unwrap();
         assert!(!str::from_utf8(&shown).unwrap().contains("c2VjcmV0"), "{shown:?}");
@@ -2067,7 +2423,8 @@ async fn the_hosts_sessions_are_asked_without_a_credential_in_their_logs() {
         *seen.lock().unwrap() = format!("{request:?}");
         None
     };
-    let app: Router = ManagementApi::new(Authenticator::new(host.tokens.clone()), sessions).router();
+    let app: Router =
+        ManagementApi::new(Authenticator::new(host.tokens.clone()), sessions).router();
     let request = Request::get("/user-tokens").header("authorization", "Basic c2VjcmV0");
     let answer = app.oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
     assert_eq!(answer.status(), 401);

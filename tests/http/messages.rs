@@ -12,12 +12,14 @@
 use patkit::http::Authenticator;
 use patkit::owner::{IdError, Identifier};
 use patkit::random::RandomError;
-use patkit::service::{BuildError, CheckError, ManageError, RejectReason, TokenServiceBuilder, Unavailable};
+use patkit::service::{
+    BuildError, CheckError, ManageError, RejectReason, TokenServiceBuilder, Unavailable,
+};
 use patkit::store::Conflict;
 use patkit::token::{Brand, KeyId, Network, Networks, TokenFormat};
 use patkit::{
-    Actor, CachedStore, DirectoryError, Keyring, MemoryDirectory, MemoryStore, NewToken, OwnerCache, OwnerId,
-    Realm, RoleCatalog, StoreError, TokenId, TokenPolicy, TokenService,
+    Actor, CachedStore, DirectoryError, Keyring, MemoryDirectory, MemoryStore, NewToken,
+    OwnerCache, OwnerId, Realm, RoleCatalog, StoreError, TokenId, TokenPolicy, TokenService,
 };
 use std::error::Error;
 use std::sync::Arc;
@@ -45,8 +47,9 @@ fn met_at_start() -> Vec<(Box<dyn Error>, Vec<&'static str>)> {
     let ring = || Keyring::from_text(&format!("1:{KEY}")).unwrap();
     let keys = |text: &str| err(Keyring::from_text(text));
     let openssl = "`openssl rand -base64 32`";
-    let many =
-        |text: String| (0..33).map(|number| text.replace('#', &number.to_string())).collect::<Vec<_>>();
+    let many = |text: String| {
+        (0..33).map(|number| text.replace('#', &number.to_string())).collect::<Vec<_>>()
+    };
     let networks = many("10.0.#.0/24".into());
     let brand = |text: &str| Brand::new(text).unwrap();
     let formers: Vec<Brand> = many("b#".into()).iter().map(|text| brand(text)).collect();
@@ -58,23 +61,37 @@ fn met_at_start() -> Vec<(Box<dyn Error>, Vec<&'static str>)> {
         err(ready(builder.keyring(Keyring::from_text(keys).unwrap()).build().unwrap().check()))
     };
     let cache = |error: fn(patkit::store::cached::CachedStoreBuilder<MemoryStore>) -> _| {
-        let result: Result<CachedStore<MemoryStore>, _> = error(CachedStore::builder(MemoryStore::new()));
+        let result: Result<CachedStore<MemoryStore>, _> =
+            error(CachedStore::builder(MemoryStore::new()));
         err(result)
     };
-    let owners = |lifetime, capacity| err(OwnerCache::new(MemoryDirectory::new(), lifetime, capacity));
+    let owners =
+        |lifetime, capacity| err(OwnerCache::new(MemoryDirectory::new(), lifetime, capacity));
     let second = Duration::from_secs(1);
     let authenticator =
         || Authenticator::new(Arc::new(plain().brand("acme").keyring(ring()).build().unwrap()));
-    let api =
-        || patkit::http::ManagementApi::builder(authenticator(), |_: &http::request::Parts| None::<Actor>);
+    let api = || {
+        patkit::http::ManagementApi::builder(authenticator(), |_: &http::request::Parts| {
+            None::<Actor>
+        })
+    };
     vec![
-        (err(plain().keyring(ring()).build()), vec!["the service has no brand", "`.brand(\"acme\")`"]),
-        (err(plain().brand("acme").build()), vec!["the service has no keyring", "Keyring::from_env"]),
+        (
+            err(plain().keyring(ring()).build()),
+            vec!["the service has no brand", "`.brand(\"acme\")`"],
+        ),
+        (
+            err(plain().brand("acme").build()),
+            vec!["the service has no keyring", "Keyring::from_env"],
+        ),
         (built(|builder| builder.brand("Acme")), vec!["the brand \"Acme\"", "a-z", "2 to 16"]),
         (built(|builder| builder.brand("")), vec!["the brand \"\"", "2 to 16"]),
         (built(|builder| builder.former_brand("a-b")), vec!["the brand \"a-b\"", "a-z"]),
         (built(|builder| builder.former_brand("acme")), vec!["the brand acme", "twice", "once"]),
-        (err(TokenFormat::new(brand("acme"), &formers)), vec!["former brands", "at most 8", "drop"]),
+        (
+            err(TokenFormat::new(brand("acme"), &formers)),
+            vec!["former brands", "at most 8", "drop"],
+        ),
         (
             built(|builder| builder.flush_interval(Duration::ZERO)),
             vec!["the flush interval", "1 ms to 1 hour"],
@@ -90,14 +107,29 @@ fn met_at_start() -> Vec<(Box<dyn Error>, Vec<&'static str>)> {
             err(Keyring::new(KeyId::new(3), &[7; 1_025])),
             vec!["key 3 of the keyring", "at most 1024", openssl],
         ),
-        (err(Keyring::new(KeyId::new(3), &[7; 32])), vec!["key 3 of the keyring", "repeated", openssl]),
+        (
+            err(Keyring::new(KeyId::new(3), &[7; 32])),
+            vec!["key 3 of the keyring", "repeated", openssl],
+        ),
         (keys(&format!("1:{KEY},1:{OTHER}")), vec!["the keyring", "the id 1", "an id of its own"]),
         (keys(&format!("1:{KEY},2:{KEY}")), vec!["keys 1 and 2 of the keyring", "equal", openssl]),
-        (err(Keyring::from_env("PATKIT_TEST_NEVER_SET")), vec!["PATKIT_TEST_NEVER_SET is not set", openssl]),
+        (
+            err(Keyring::from_env("PATKIT_TEST_NEVER_SET")),
+            vec!["PATKIT_TEST_NEVER_SET is not set", openssl],
+        ),
         // Set by Cargo for every test.
-        (err(Keyring::from_env("CARGO_PKG_NAME")), vec!["CARGO_PKG_NAME", "entry 1 of the keyring"]),
-        (check(&format!("1:{OTHER}")), vec!["key 1 of the keyring", "1 token needs", "restore the secret"]),
-        (check(&format!("2:{OTHER}")), vec!["the keyring has no key 1", "1 token needs", "add key 1"]),
+        (
+            err(Keyring::from_env("CARGO_PKG_NAME")),
+            vec!["CARGO_PKG_NAME", "entry 1 of the keyring"],
+        ),
+        (
+            check(&format!("1:{OTHER}")),
+            vec!["key 1 of the keyring", "1 token needs", "restore the secret"],
+        ),
+        (
+            check(&format!("2:{OTHER}")),
+            vec!["the keyring has no key 1", "1 token needs", "add key 1"],
+        ),
         (err(OwnerId::new("")), vec!["the owner id is empty", "1 to 255 bytes"]),
         (err(OwnerId::new(&"x".repeat(256))), vec!["the owner id has 256 bytes", "at most 255"]),
         (err(OwnerId::new("a\n")), vec!["the owner id", "control character", "remove"]),
@@ -107,20 +139,44 @@ fn met_at_start() -> Vec<(Box<dyn Error>, Vec<&'static str>)> {
         (err("10.0.0".parse::<Network>()), vec!["a network", "10.0.0.0/8"]),
         (err("10.0.0.0/33".parse::<Network>()), vec!["prefix length of a network", "32"]),
         (err("::1/129".parse::<Network>()), vec!["prefix length of a network", "128"]),
-        (err("10.0.0.1/8".parse::<Network>()), vec!["the network", "after its prefix length", "10.0.0.0/8"]),
+        (
+            err("10.0.0.1/8".parse::<Network>()),
+            vec!["the network", "after its prefix length", "10.0.0.0/8"],
+        ),
         (err(Networks::parse([])), vec!["the list of networks is empty", "leave it out"]),
-        (err(Networks::parse(networks.iter().map(|text| &**text))), vec!["the list of networks", "32"]),
+        (
+            err(Networks::parse(networks.iter().map(|text| &**text))),
+            vec!["the list of networks", "32"],
+        ),
         (err(Networks::parse(["10.0.0.0/8", "x"])), vec!["entry 1 of the networks"]),
         (err("x".parse::<TokenId>()), vec!["a token id", "22 characters"]),
         (Box::new(RandomError::new()), vec!["the random generator", "try again"]),
         (Box::new(DirectoryError::new("down")), vec!["the directory of owners"]),
-        (Box::new(Unavailable::Store(StoreError::unavailable("down"))), vec!["the token store", "try again"]),
-        (Box::new(Unavailable::Directory(DirectoryError::new("down"))), vec!["the directory", "try again"]),
-        (Box::new(Unavailable::KeyMissing(KeyId::new(4))), vec!["the keyring has no key 4", "add key 4"]),
-        (Box::new(Unavailable::WrongKey(KeyId::new(4))), vec!["key 4 of the keyring", "restore its secret"]),
-        (Box::new(CheckError::Store(StoreError::unavailable("down"))), vec!["the keys", "the token store"]),
+        (
+            Box::new(Unavailable::Store(StoreError::unavailable("down"))),
+            vec!["the token store", "try again"],
+        ),
+        (
+            Box::new(Unavailable::Directory(DirectoryError::new("down"))),
+            vec!["the directory", "try again"],
+        ),
+        (
+            Box::new(Unavailable::KeyMissing(KeyId::new(4))),
+            vec!["the keyring has no key 4", "add key 4"],
+        ),
+        (
+            Box::new(Unavailable::WrongKey(KeyId::new(4))),
+            vec!["key 4 of the keyring", "restore its secret"],
+        ),
+        (
+            Box::new(CheckError::Store(StoreError::unavailable("down"))),
+            vec!["the keys", "the token store"],
+        ),
         (Box::new(StoreError::unavailable("down")), vec!["the token store"]),
-        (Box::new(StoreError::Conflict(Conflict::Name(nowhere()))), vec!["the change", "the name of"]),
+        (
+            Box::new(StoreError::Conflict(Conflict::Name(nowhere()))),
+            vec!["the change", "the name of"],
+        ),
         (
             cache(|builder| builder.lifetime(Duration::ZERO).build()),
             vec!["the lifetime of the cache", "1 ms to 1 h"],
@@ -180,7 +236,10 @@ fn a_main_that_returns_an_error_prints_the_sentence_and_its_causes() {
     let taken = NewToken::named("one").for_service(id("bot"));
     world.generate(&Actor::system(), taken.clone()).unwrap();
     let error = world.generate(&Actor::system(), taken).unwrap_err();
-    assert_eq!(format!("{error:?}"), "another token of the owner has this name; choose another name");
+    assert_eq!(
+        format!("{error:?}"),
+        "another token of the owner has this name; choose another name"
+    );
     let error = world.generate(&session("off"), NewToken::named("one")).unwrap_err();
     assert_eq!(
         format!("{error:?}"),
@@ -210,6 +269,7 @@ fn errors_compare_and_say_what_they_are_about() {
         Realm::new(&"x".repeat(bytes)).unwrap_err(),
         IdError::TooLong { what: Identifier::Realm, bytes }
     );
-    let missing = TokenService::builder(MemoryStore::new(), MemoryDirectory::new()).brand("acme").build();
+    let missing =
+        TokenService::builder(MemoryStore::new(), MemoryDirectory::new()).brand("acme").build();
     assert_eq!(missing.err(), Some(BuildError::NoKeyring));
 }

@@ -16,8 +16,8 @@ use patkit::service::BuildError;
 use patkit::store::{ListBy, ListQuery};
 use patkit::token::{Credential, ForeignDigest, KeyId, KeyedDigest, Seal};
 use patkit::{
-    Actor, Directory, DirectoryError, IssuedToken, Keyring, ManageError, NewToken, Owner, OwnerId, Realm,
-    Reason, TokenEdit, TokenId, TokenService, TokenStore, VerifyError,
+    Actor, Directory, DirectoryError, IssuedToken, Keyring, ManageError, NewToken, Owner, OwnerId,
+    Realm, Reason, TokenEdit, TokenId, TokenService, TokenStore, VerifyError,
 };
 use std::error::Error;
 use std::fmt::Debug;
@@ -32,8 +32,8 @@ use tracing_subscriber::util::SubscriberInitExt;
 const SECRET: std::ops::Range<usize> = 31..75;
 
 const KEY: [u8; 32] = [
-    0x9e, 0x37, 0x79, 0xb9, 0x7f, 0x4a, 0x7c, 0x15, 0xf3, 0x9c, 0xc0, 0x60, 0x5c, 0xed, 0xc8, 0x34, 0x10,
-    0x82, 0x27, 0x6b, 0xf3, 0xa2, 0x72, 0x51, 0xf8, 0x6c, 0x6a, 0x11, 0xd0, 0xc1, 0x8e, 0x95,
+    0x9e, 0x37, 0x79, 0xb9, 0x7f, 0x4a, 0x7c, 0x15, 0xf3, 0x9c, 0xc0, 0x60, 0x5c, 0xed, 0xc8, 0x34,
+    0x10, 0x82, 0x27, 0x6b, 0xf3, 0xa2, 0x72, 0x51, 0xf8, 0x6c, 0x6a, 0x11, 0xd0, 0xc1, 0x8e, 0x95,
 ];
 const KEY_TEXT: &str = "njd5uX9KfBXznMBgXO3INBCCJ2vzonJR+GxqEdDBjpU=";
 
@@ -151,8 +151,10 @@ fn base64(bytes: &[u8]) -> String {
 fn a_whole_life_shows_no_secret_no_key_and_no_digest_anywhere() {
     let log = Log::default();
     let writer = log.clone();
-    let subscriber = tracing_subscriber::fmt().with_max_level(tracing_subscriber::filter::LevelFilter::TRACE);
-    let _guard = subscriber.with_writer(move || writer.clone()).with_ansi(false).finish().set_default();
+    let subscriber =
+        tracing_subscriber::fmt().with_max_level(tracing_subscriber::filter::LevelFilter::TRACE);
+    let _guard =
+        subscriber.with_writer(move || writer.clone()).with_ansi(false).finish().set_default();
 
     let mut shown = Shown::default();
     let mut canaries = Canaries::default();
@@ -203,15 +205,20 @@ fn a_whole_life_shows_no_secret_no_key_and_no_digest_anywhere() {
     canaries.issued(&world, &other);
     let body = &text[..80];
     let reversed: String = text.chars().rev().collect();
-    for bad in [body, &text[1..], &reversed, &text[5..], &text[SECRET], &text.to_ascii_lowercase()] {
+    for bad in [body, &text[1..], &reversed, &text[5..], &text[SECRET], &text.to_ascii_lowercase()]
+    {
         shown.result(ready(service.verify(bad, None)));
         shown.result(service.format().check(bad));
         shown.result(TokenId::from_str(bad));
         shown.result(patkit::token::Brand::new(bad));
-        for header in [format!("Bearer {bad}"), bad.to_owned(), format!("Bearer {bad}, Bearer {text}")] {
+        for header in
+            [format!("Bearer {bad}"), bad.to_owned(), format!("Bearer {bad}, Bearer {text}")]
+        {
             shown.result(ready(service.verify_header(Some(&header), None)));
             shown.result(patkit::bearer::credential(&header).map(str::len));
-            shown.result(ready(service.verify_headers([header.as_bytes(), header.as_bytes()], None)));
+            shown.result(ready(
+                service.verify_headers([header.as_bytes(), header.as_bytes()], None),
+            ));
         }
     }
     shown.result(serde_json::from_value::<TokenId>(serde_json::Value::String(text.to_owned())));
@@ -298,8 +305,11 @@ fn a_whole_life_shows_no_secret_no_key_and_no_digest_anywhere() {
     }
     shown.result(Keyring::new(KeyId::new(1), &KEY[..31]));
     shown.result(keyring().with(KeyId::new(8), &KEY));
-    let builds: [Result<_, BuildError>; 3] =
-        [plain().brand("A").build(), plain().former_brand("acme").build(), plain().pending_cap(0).build()];
+    let builds: [Result<_, BuildError>; 3] = [
+        plain().brand("A").build(),
+        plain().former_brand("acme").build(),
+        plain().pending_cap(0).build(),
+    ];
     for result in builds {
         shown.result(result);
     }
@@ -310,7 +320,12 @@ fn a_whole_life_shows_no_secret_no_key_and_no_digest_anywhere() {
     }
     assert!(logged.contains(&token.to_string()), "ids are no secret");
     shown.0.push(logged);
-    assert!(shown.0.len() > 300 && canaries.0.len() > 1_000, "{} {}", shown.0.len(), canaries.0.len());
+    assert!(
+        shown.0.len() > 300 && canaries.0.len() > 1_000,
+        "{} {}",
+        shown.0.len(),
+        canaries.0.len()
+    );
     for text in &shown.0 {
         for canary in &canaries.0 {
             assert!(!text.contains(canary.as_str()), "{canary:?} in {text}");
@@ -332,12 +347,16 @@ fn a_credential_is_rejected_without_a_word_of_it() {
     let world = World::new();
     let issued = world.issue("ann", NewToken::named("one"));
     let text = issued.plaintext.expose_secret();
-    let Err(VerifyError::Rejected(rejected)) = ready(world.service.verify(&text[..80], None)) else {
+    let Err(VerifyError::Rejected(rejected)) = ready(world.service.verify(&text[..80], None))
+    else {
         panic!("accepted");
     };
     assert_eq!(format!("{rejected:?}"), "Rejected { reason: Malformed, token: None }");
     let error = ManageError::ActorRejected(rejected);
-    assert_eq!(error.to_string(), "the actor was rejected, because the owner or the token no longer works");
+    assert_eq!(
+        error.to_string(),
+        "the actor was rejected, because the owner or the token no longer works"
+    );
 }
 
 #[cfg(target_os = "linux")]
@@ -346,7 +365,8 @@ mod memory {
 
     use patkit::random::{RandomError, SecureRandom};
     use patkit::{
-        Keyring, MemoryDirectory, MemoryStore, NewToken, Owner, OwnerKind, TokenService, token::KeyId,
+        Keyring, MemoryDirectory, MemoryStore, NewToken, Owner, OwnerKind, TokenService,
+        token::KeyId,
     };
     use std::fs::File;
     use std::os::unix::fs::FileExt;
@@ -429,7 +449,10 @@ mod memory {
                     let is = |pattern: &Pattern| {
                         window.len() >= pattern.masked.len()
                             && window[0] ^ MASK == pattern.masked[0]
-                            && window.iter().zip(&pattern.masked).all(|(byte, masked)| byte ^ MASK == *masked)
+                            && window
+                                .iter()
+                                .zip(&pattern.masked)
+                                .all(|(byte, masked)| byte ^ MASK == *masked)
                     };
                     if own.contains(&(at + offset)) {
                         continue;
@@ -452,7 +475,8 @@ mod memory {
     }
 
     fn patterns(text: &str) -> Vec<Pattern> {
-        let mask = |bytes: &[u8]| bytes.iter().map(|byte| std::hint::black_box(*byte) ^ MASK).collect();
+        let mask =
+            |bytes: &[u8]| bytes.iter().map(|byte| std::hint::black_box(*byte) ^ MASK).collect();
         let mut patterns = vec![Pattern { name: "text", masked: mask(&text.as_bytes()[31..75]) }];
         for place in 0..4 {
             let digits = &text.as_bytes()[31 + 11 * place..42 + 11 * place];
@@ -461,7 +485,8 @@ mod memory {
         for secret in &SECRETS {
             patterns.push(Pattern { name: "bytes", masked: secret.to_vec() });
             for word in secret.as_chunks::<8>().0 {
-                patterns.push(Pattern { name: "a word", masked: word.iter().rev().copied().collect() });
+                patterns
+                    .push(Pattern { name: "a word", masked: word.iter().rev().copied().collect() });
                 patterns.push(Pattern { name: "a word, big-endian", masked: word.to_vec() });
             }
         }
@@ -482,9 +507,11 @@ mod memory {
         let mut key = Zeroizing::new([0; 32]);
         unmask(&KEY, &mut *key);
         let keyring = Keyring::new(KeyId::new(1), &*key).unwrap();
-        let service = TokenService::builder(MemoryStore::new(), directory).brand("acme").keyring(keyring);
+        let service =
+            TokenService::builder(MemoryStore::new(), directory).brand("acme").keyring(keyring);
         let service = service.random(Chosen(0.into())).build().unwrap();
-        let issued = support::ready(service.generate(&session("ada"), NewToken::named("one"))).unwrap();
+        let issued =
+            support::ready(service.generate(&session("ada"), NewToken::named("one"))).unwrap();
         let text = issued.plaintext.expose_secret();
         let patterns = patterns(text);
         let found = search(&patterns);
@@ -522,12 +549,14 @@ mod memory {
         let mut key = Zeroizing::new([0; 32]);
         unmask(&KEY, &mut *key);
         let keyring = Keyring::new(KeyId::new(1), &*key).unwrap();
-        let service = TokenService::builder(MemoryStore::new(), directory).brand("acme").keyring(keyring);
+        let service =
+            TokenService::builder(MemoryStore::new(), directory).brand("acme").keyring(keyring);
         let service = service.random(Chosen(0.into())).build().unwrap();
         let sessions = |_: &http::request::Parts| Some(session("ada").proven_by_header());
         let api: axum::Router =
             ManagementApi::new(Authenticator::new(std::sync::Arc::new(service)), sessions).router();
-        let request = http::Request::post("/user-tokens").header("content-type", "application/json");
+        let request =
+            http::Request::post("/user-tokens").header("content-type", "application/json");
         let request = request.body(axum::body::Body::from("{\"name\":\"one\"}")).unwrap();
         let mut answer = support::ready(api.oneshot(request)).unwrap();
         assert_eq!(answer.status(), 201);
@@ -605,7 +634,8 @@ mod memory {
             .args(["--ignored", "--exact", "--nocapture", "--test-threads=1", name])
             .output()
             .unwrap();
-        let said = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
+        let said =
+            String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
         assert!(said.contains("1 test"), "it did not run: {said}");
         assert!(output.status.success(), "{said}");
     }

@@ -5,7 +5,8 @@
 use http::{Request, Response};
 use patkit::http::{Authenticator, ClientAddress, RequirePermission};
 use patkit::{
-    Actor, Keyring, MemoryDirectory, MemoryStore, NewToken, Owner, OwnerId, OwnerKind, TokenService, Verified,
+    Actor, Keyring, MemoryDirectory, MemoryStore, NewToken, Owner, OwnerId, OwnerKind,
+    TokenService, Verified,
 };
 use std::convert::Infallible;
 use std::future::{Ready, ready};

@@ -1,11 +1,18 @@
 //! The stores in databases keep the contract: the suite on real engines, plain and behind pointers.
 
-#![allow(clippy::arithmetic_side_effects, clippy::large_futures, clippy::unwrap_used, reason = "tests")]
+#![allow(
+    clippy::arithmetic_side_effects,
+    clippy::large_futures,
+    clippy::unwrap_used,
+    reason = "tests"
+)]
 
 use patkit::CachedStore;
 use patkit::conformance::Suite;
 use patkit::store::DynTokenStore;
-use patkit::{Actor, IssuedToken, MemoryStore, NewToken, PostgresStore, Reason, SqliteStore, TokenStore};
+use patkit::{
+    Actor, IssuedToken, MemoryStore, NewToken, PostgresStore, Reason, SqliteStore, TokenStore,
+};
 use std::sync::Arc;
 use std::time::Duration;
 use support_sql::{
@@ -26,8 +33,9 @@ async fn sqlite_in_a_file_is_right() {
 #[tokio::test(flavor = "multi_thread")]
 async fn sqlite_in_shared_memory_is_right() {
     // One connection: those of a shared cache do not wait for each other's locks but fail.
-    let suite =
-        Suite::new(|| async { SqliteStore::builder(sqlite_memory_pool(1).await).migrate().await.unwrap() });
+    let suite = Suite::new(|| async {
+        SqliteStore::builder(sqlite_memory_pool(1).await).migrate().await.unwrap()
+    });
     suite.run().await.unwrap();
     suite.run_audit_log().await.unwrap();
     suite.run_counts().await.unwrap();
@@ -78,11 +86,13 @@ fn postgres_is_right_when_changes_race_on_threads() {
 #[tokio::test(flavor = "multi_thread")]
 async fn databases_behind_the_cache_are_right() {
     let pool = postgres_pool(8).await;
-    let suite = Suite::new(|| async { CachedStore::builder(postgres_store(&pool).await).build().unwrap() });
+    let suite =
+        Suite::new(|| async { CachedStore::builder(postgres_store(&pool).await).build().unwrap() });
     suite.run().await.unwrap();
     let folder = Folder::new();
     let file = || folder.path().join(unique("db"));
-    let suite = Suite::new(|| async { CachedStore::builder(sqlite_store(&file()).await).build().unwrap() });
+    let suite =
+        Suite::new(|| async { CachedStore::builder(sqlite_store(&file()).await).build().unwrap() });
     suite.run().await.unwrap();
 }
 
@@ -109,8 +119,10 @@ async fn pruning_keeps_the_family_of<S: TokenStore>(store: S) {
 #[tokio::test(flavor = "multi_thread")]
 async fn pruning_keeps_the_family_in_every_kind_of_store() {
     pruning_keeps_the_family_of(MemoryStore::new()).await;
-    pruning_keeps_the_family_of(SqliteStore::builder(sqlite_memory_pool(1).await).migrate().await.unwrap())
-        .await;
+    pruning_keeps_the_family_of(
+        SqliteStore::builder(sqlite_memory_pool(1).await).migrate().await.unwrap(),
+    )
+    .await;
     pruning_keeps_the_family_of(postgres_store(&postgres_pool(2).await).await).await;
     pruning_keeps_the_family_of(CachedStore::builder(MemoryStore::new()).build().unwrap()).await;
 }

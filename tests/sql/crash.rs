@@ -15,8 +15,8 @@
 use patkit::audit::AuditAction;
 use patkit::store::{AuditLog, EventQuery};
 use patkit::{
-    IssuedToken, ManageError, MemoryDirectory, NewToken, PostgresStore, Realm, Reason, TokenId, TokenService,
-    TokenState, TokenStore, VerifyError,
+    IssuedToken, ManageError, MemoryDirectory, NewToken, PostgresStore, Realm, Reason, TokenId,
+    TokenService, TokenState, TokenStore, VerifyError,
 };
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use std::collections::HashMap;
@@ -26,7 +26,9 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
-use support_sql::{Folder, ada, postgres_pool, postgres_url, schema, service, sqlite_store, unique};
+use support_sql::{
+    Folder, ada, postgres_pool, postgres_url, schema, service, sqlite_store, unique,
+};
 
 const TARGET: &str = "PATKIT_CRASH_TARGET";
 
@@ -70,7 +72,8 @@ async fn writer() {
         ("sqlite", file) => write_for_ever(service(sqlite_store(Path::new(file)).await)).await,
         (_, schema) => {
             // So that it is told from others by whoever waits for its end.
-            let options = postgres_url().parse::<PgConnectOptions>().unwrap().application_name(schema);
+            let options =
+                postgres_url().parse::<PgConnectOptions>().unwrap().application_name(schema);
             let pool = PgPoolOptions::new().max_connections(2).connect_with(options).await.unwrap();
             let store = PostgresStore::builder(pool).schema(schema).open().await.unwrap();
             write_for_ever(service(store)).await;
@@ -139,7 +142,10 @@ async fn check<S: TokenStore + AuditLog>(service: &Service<S>, said: &HashMap<To
     for (id, said) in said {
         let found = service.store().find(*id).await.unwrap().expect("it was acknowledged");
         let (done, state) = whole(service, &found).await;
-        assert!(done == said.done || (said.is_open && done == said.done + 1), "{id}: {done} of {said:?}");
+        assert!(
+            done == said.done || (said.is_open && done == said.done + 1),
+            "{id}: {done} of {said:?}"
+        );
         let is_revoked = if done == said.done { said.is_revoked } else { !said.is_revoked };
         assert_eq!(state == TokenState::Revoked, is_revoked, "{id}: {said:?}");
         let verified = service.verify(&said.text, None).await;
@@ -148,10 +154,16 @@ async fn check<S: TokenStore + AuditLog>(service: &Service<S>, said: &HashMap<To
 }
 
 /// A record has one event for each of its versions, and none without: how many changes it has seen, and its state.
-async fn whole<S: TokenStore + AuditLog>(service: &Service<S>, token: &patkit::Token) -> (u64, TokenState) {
+async fn whole<S: TokenStore + AuditLog>(
+    service: &Service<S>,
+    token: &patkit::Token,
+) -> (u64, TokenState) {
     let realm = Realm::default();
-    let events = service.store().events(&EventQuery::new(realm).token(token.id)).await.unwrap().events;
-    let count = |action| u64::try_from(events.iter().filter(|event| event.action == action).count()).unwrap();
+    let events =
+        service.store().events(&EventQuery::new(realm).token(token.id)).await.unwrap().events;
+    let count = |action| {
+        u64::try_from(events.iter().filter(|event| event.action == action).count()).unwrap()
+    };
     assert_eq!(count(AuditAction::Generated), 1);
     let changes = count(AuditAction::Revoked) + count(AuditAction::Restored);
     assert_eq!(token.version, 1 + changes, "each change with its event");
@@ -218,7 +230,11 @@ struct Server(String);
 impl Server {
     fn run(&self, command: &str) -> String {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../scripts/postgres");
-        let output = Command::new(script).args([command, &self.0]).stderr(Stdio::inherit()).output().unwrap();
+        let output = Command::new(script)
+            .args([command, &self.0])
+            .stderr(Stdio::inherit())
+            .output()
+            .unwrap();
         assert!(output.status.success(), "scripts/postgres {command} failed");
         String::from_utf8(output.stdout).unwrap().trim().to_owned()
     }
@@ -267,7 +283,9 @@ async fn load<S: TokenStore + AuditLog>(
         }
         match service.verify(issued.plaintext.expose_secret(), None).await {
             Ok(_) => assert_eq!(done % 2, 0, "a revoked token was verified"),
-            Err(VerifyError::Rejected(_)) => assert_eq!(done % 2, 1, "a token that works was rejected"),
+            Err(VerifyError::Rejected(_)) => {
+                assert_eq!(done % 2, 1, "a token that works was rejected");
+            }
             Err(_) => {}
         }
         tokio::time::sleep(Duration::from_millis(2)).await;
@@ -311,7 +329,9 @@ fn a_server_that_is_killed_under_load_loses_nothing_and_is_unavailable_meanwhile
                     tokio::time::sleep(Duration::from_millis(10)).await;
                 }
             };
-            tokio::time::timeout(Duration::from_secs(20), recovered).await.expect("the host did not recover");
+            tokio::time::timeout(Duration::from_secs(20), recovered)
+                .await
+                .expect("the host did not recover");
         });
         std::thread::sleep(Duration::from_millis(50));
         over.store(true, Ordering::Relaxed);

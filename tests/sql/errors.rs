@@ -10,7 +10,9 @@ use sqlx::sqlite::{
 };
 use sqlx::{AssertSqlSafe, raw_sql};
 use std::time::Duration;
-use support_sql::{Folder, postgres_pool, postgres_url, schema, sqlite_options, sqlite_pool, unique};
+use support_sql::{
+    Folder, postgres_pool, postgres_url, schema, sqlite_options, sqlite_pool, unique,
+};
 
 /// What each step said, to be compared with all texts at once.
 #[derive(Default)]
@@ -71,7 +73,10 @@ async fn a_database_of_postgres_that_is_not_ready() {
         )
     };
     run_postgres(&pool, format!("CREATE TABLE {own}.patkit_tokens (mine text)")).await;
-    said.add(store().migrate().await, &taken("relation \"patkit_tokens\" already exists (code 42P07)"));
+    said.add(
+        store().migrate().await,
+        &taken("relation \"patkit_tokens\" already exists (code 42P07)"),
+    );
     run_postgres(&pool, format!("CREATE TABLE {own}.i_mine (mine text)")).await;
     run_postgres(&pool, format!("CREATE INDEX i_tokens_owner ON {own}.i_mine (mine)")).await;
     said.add(
@@ -79,11 +84,18 @@ async fn a_database_of_postgres_that_is_not_ready() {
         &taken("relation \"i_tokens_owner\" already exists (code 42P07)"),
     );
     run_postgres(&pool, format!("CREATE TABLE {own}.m_migrations (mine text)")).await;
-    said.add(store().prefix("m_").migrate().await, &taken("column \"version\" does not exist (code 42703)"));
-    said.add(store().prefix("m_").open().await, &taken("column \"version\" does not exist (code 42703)"));
+    said.add(
+        store().prefix("m_").migrate().await,
+        &taken("column \"version\" does not exist (code 42703)"),
+    );
+    said.add(
+        store().prefix("m_").open().await,
+        &taken("column \"version\" does not exist (code 42703)"),
+    );
     // What failed left nothing behind.
     store().prefix("new_").migrate().await.unwrap();
-    run_postgres(&pool, format!("INSERT INTO {own}.new_migrations VALUES (9, 8, 'later', 0)")).await;
+    run_postgres(&pool, format!("INSERT INTO {own}.new_migrations VALUES (9, 8, 'later', 0)"))
+        .await;
     let newer = "the token tables are of version 9 and need a program that knows version 8; this one knows 1: deploy a newer \
                  version of patkit";
     said.add(store().prefix("new_").open().await, newer);
@@ -198,7 +210,10 @@ async fn a_database_of_sqlite_that_is_not_ready() {
     .await
     .unwrap();
     said.add(store().migrate().await, &taken("table \"patkit_tokens\" already exists (code 1)"));
-    said.add(store().prefix("i_").migrate().await, &taken("index i_tokens_owner already exists (code 1)"));
+    said.add(
+        store().prefix("i_").migrate().await,
+        &taken("index i_tokens_owner already exists (code 1)"),
+    );
     said.add(store().prefix("m_").migrate().await, &taken("no such column: version (code 1)"));
     store().prefix("new_").migrate().await.unwrap();
     raw_sql("INSERT INTO new_migrations VALUES (9, 8, 'later', 0)").execute(&pool).await.unwrap();

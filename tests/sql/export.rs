@@ -10,13 +10,16 @@
 )]
 
 use patkit::audit::{AuditAction, AuditEvent};
-use patkit::store::{AuditLog, ChangeBatch, CursorError, Engine, EventQuery, ExportCursor, SqlStore};
+use patkit::store::{
+    AuditLog, ChangeBatch, CursorError, Engine, EventQuery, ExportCursor, SqlStore,
+};
 use patkit::token::ActorRef;
 use patkit::{EventId, NewToken, OwnerId, PostgresStore, Realm, StoreError, TokenId, TokenStore};
 use sqlx::{AssertSqlSafe, raw_sql};
 use std::collections::BTreeSet;
 use support_sql::{
-    Folder, ada, event_id, pooler_pool, postgres_pool, postgres_store, schema, service, sqlite_store,
+    Folder, ada, event_id, pooler_pool, postgres_pool, postgres_store, schema, service,
+    sqlite_store,
 };
 
 fn event() -> AuditEvent {
@@ -60,7 +63,11 @@ async fn export<S: AuditLog>(
 }
 
 /// Each of several transactions that are open at once ends after later ones have.
-async fn late_commits<E: Engine>(store: &SqlStore<E>, exporting: &impl AuditLog, begin: &'static str) {
+async fn late_commits<E: Engine>(
+    store: &SqlStore<E>,
+    exporting: &impl AuditLog,
+    begin: &'static str,
+) {
     let mut cursor = ExportCursor::start();
     let (first, late, rolled_back, between, last) = (event(), event(), event(), event(), event());
     store.commit(&batch(&first)).await.unwrap();
@@ -79,7 +86,8 @@ async fn late_commits<E: Engine>(store: &SqlStore<E>, exporting: &impl AuditLog,
     undone.rollback().await.unwrap();
     assert_eq!(export(exporting, &mut cursor, 3, 0).await, []);
     open.commit().await.unwrap();
-    let exported: BTreeSet<EventId> = export(exporting, &mut cursor, 1, 2).await.into_iter().collect();
+    let exported: BTreeSet<EventId> =
+        export(exporting, &mut cursor, 1, 2).await.into_iter().collect();
     assert_eq!(exported, BTreeSet::from([late.id, between.id]));
     store.commit(&batch(&last)).await.unwrap();
     assert_eq!(export(exporting, &mut cursor, 3, 1).await, [last.id]);
@@ -91,8 +99,12 @@ async fn an_event_that_is_committed_late_is_exported_once() {
     let pool = postgres_pool(6).await;
     let schema = schema(&pool).await;
     let store = PostgresStore::builder(pool).schema(&schema).migrate().await.unwrap();
-    let behind =
-        PostgresStore::builder(pooler_pool(2).await).schema(&schema).pooler(true).open().await.unwrap();
+    let behind = PostgresStore::builder(pooler_pool(2).await)
+        .schema(&schema)
+        .pooler(true)
+        .open()
+        .await
+        .unwrap();
     late_commits(&store, &store, "BEGIN").await;
     let mut cursor = ExportCursor::start();
     assert_eq!(export(&behind, &mut cursor, 1, 4).await.len(), 4, "through a pooler too");
@@ -153,7 +165,10 @@ async fn races<E: Engine>(store: SqlStore<E>, begin: &'static str) {
                     }
                     let mut transaction = store.pool().begin_with(begin).await.unwrap();
                     store.within(&mut transaction).commit(&batch(&one)).await.unwrap();
-                    tokio::time::sleep(std::time::Duration::from_millis((writer * 7 + round * 3) % 11)).await;
+                    tokio::time::sleep(std::time::Duration::from_millis(
+                        (writer * 7 + round * 3) % 11,
+                    ))
+                    .await;
                     store.within(&mut transaction).commit(&batch(&two)).await.unwrap();
                     if (writer + round) % 3 == 0 {
                         transaction.rollback().await.unwrap();
@@ -226,12 +241,18 @@ async fn a_cursor_of_another_store_or_database_is_refused() {
     let refused = [
         (postgres.export(&of_sqlite, 1).await, CursorError::OtherStore),
         (sqlite.export(&of_postgres, 1).await, CursorError::OtherStore),
-        (postgres.export(&ExportCursor::new("postgres:99999999999:1"), 1).await, CursorError::OtherDatabase),
+        (
+            postgres.export(&ExportCursor::new("postgres:99999999999:1"), 1).await,
+            CursorError::OtherDatabase,
+        ),
         (sqlite.export(&ExportCursor::new("sqlite:0:2"), 1).await, CursorError::OtherDatabase),
         (sqlite.export(&ExportCursor::new("sqlite:0"), 1).await, CursorError::Malformed),
     ];
     for (result, expected) in refused {
-        assert!(matches!(result, Err(StoreError::Cursor(error)) if error == expected), "{result:?}");
+        assert!(
+            matches!(result, Err(StoreError::Cursor(error)) if error == expected),
+            "{result:?}"
+        );
     }
     // A table that was purged to the end is no other one.
     let before = chrono::DateTime::from_timestamp(2_000_000_000, 0).unwrap();
@@ -258,7 +279,8 @@ async fn the_indexes_that_events_are_read_by_serve_each_query() {
         "realm = '' AND token = '\\x00000000000000000000000000000007' ORDER BY at DESC, id DESC",
         "xact < txid_snapshot_xmin(txid_current_snapshot()) AND (xact, seq) > (5000, 35000) ORDER BY xact, seq",
     ] {
-        let explain = format!("EXPLAIN SELECT * FROM {schema}.patkit_events WHERE {condition} {page}");
+        let explain =
+            format!("EXPLAIN SELECT * FROM {schema}.patkit_events WHERE {condition} {page}");
         let plan = raw_sql(AssertSqlSafe(explain)).fetch_all(&pool).await.unwrap();
         let plan: Vec<String> = plan.iter().map(|row| sqlx::Row::get(row, 0)).collect();
         let has = |what: &str| plan.iter().any(|line| line.contains(what));

@@ -15,8 +15,8 @@ use patkit::store::{
     ChangeBatch, ChangeFeed, Feed, FeedEvent, FollowError, ListQuery, Page, StoreError, Touch,
 };
 use patkit::{
-    CachedStore, MemoryDirectory, NewToken, OwnerId, PostgresStore, Realm, Reason, RejectReason, SqliteStore,
-    Token, TokenId, TokenService, TokenStore, VerifyError,
+    CachedStore, MemoryDirectory, NewToken, OwnerId, PostgresStore, Realm, Reason, RejectReason,
+    SqliteStore, Token, TokenId, TokenService, TokenStore, VerifyError,
 };
 use sqlx::Row;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgSslMode};
@@ -24,7 +24,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use support_sql::{
-    ada, pooler_pool, pooler_url, postgres_pool, postgres_url, schema, service, sqlite_memory_pool, unique,
+    ada, pooler_pool, pooler_url, postgres_pool, postgres_url, schema, service, sqlite_memory_pool,
+    unique,
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
@@ -37,8 +38,9 @@ async fn polled(pool: &PgPool) -> PostgresStore {
 
 /// Returns when all transactions are over that had begun before; whoever calls it has none open.
 async fn others_are_over(pool: &PgPool) {
-    let number =
-        async |what: &'static str| -> i64 { sqlx::query(what).fetch_one(pool).await.unwrap().get(0) };
+    let number = async |what: &'static str| -> i64 {
+        sqlx::query(what).fetch_one(pool).await.unwrap().get(0)
+    };
     let next = number("SELECT txid_snapshot_xmax(txid_current_snapshot())").await;
     while number("SELECT txid_snapshot_xmin(txid_current_snapshot())").await < next {
         tokio::task::yield_now().await;
@@ -60,7 +62,8 @@ async fn a_change_that_commits_behind_later_ones_is_told() {
     let store = polled(&pool).await;
     let tokens = service(store.clone());
     let late = tokens.generate(&ada(), NewToken::named("late")).await.unwrap().token.id();
-    let rolled_back = tokens.generate(&ada(), NewToken::named("rolled back")).await.unwrap().token.id();
+    let rolled_back =
+        tokens.generate(&ada(), NewToken::named("rolled back")).await.unwrap().token.id();
     let mut feed = store.poll().await.unwrap();
     // Those that were open when it began would tell more than is asked here.
     others_are_over(&postgres_pool(1).await).await;
@@ -77,7 +80,8 @@ async fn a_change_that_commits_behind_later_ones_is_told() {
     within.revoke(&ada(), rolled_back, Reason::Owner).await.unwrap();
     drop(within.into_uncommitted());
     for number in 0..3 {
-        let later = tokens.generate(&ada(), NewToken::named(&format!("later {number}"))).await.unwrap();
+        let later =
+            tokens.generate(&ada(), NewToken::named(&format!("later {number}"))).await.unwrap();
         assert_eq!(told(&mut feed).await, Some(vec![later.token.id()]));
     }
     assert_eq!(told(&mut feed).await, Some(vec![]));
@@ -227,7 +231,9 @@ async fn a_pooler_that_was_not_declared_is_found_out_and_changes_are_polled() {
     // Times are shortened to a fifth, so that listening is tried again meanwhile.
     let sleep = |time: Duration| tokio::time::sleep(time / 5);
     let runner =
-        tokio::spawn(async move { following.run_following(Duration::from_millis(250), sleep).await });
+        tokio::spawn(
+            async move { following.run_following(Duration::from_millis(250), sleep).await },
+        );
     until("it does not poll", || cache.stats().is_polling_instead).await;
     let (here, elsewhere) = (service(cache.clone()), service(elsewhere));
     let start = Instant::now();
@@ -246,17 +252,17 @@ async fn a_pooler_that_was_not_declared_is_found_out_and_changes_are_polled() {
 
 /// With the longest lifetime, so that nothing but the loss explains what is seen.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_cache_whose_listener_was_killed_forgets_everything_and_follows_when_it_is_proven_again() {
+async fn a_cache_whose_listener_was_killed_forgets_everything_and_follows_when_it_is_proven_again()
+{
     let pool = postgres_pool(6).await;
     let schema = schema(&pool).await;
     let store = PostgresStore::builder(pool.clone()).schema(&schema).migrate().await.unwrap();
     let lifetime = Duration::from_secs(3_600);
     let cache = Arc::new(CachedStore::builder(store.clone()).lifetime(lifetime).build().unwrap());
     let (here, following) = (service(cache.clone()), cache.clone());
-    let runner =
-        tokio::spawn(
-            async move { following.run_following(Duration::from_millis(500), tokio::time::sleep).await },
-        );
+    let runner = tokio::spawn(async move {
+        following.run_following(Duration::from_millis(500), tokio::time::sleep).await
+    });
     until("it does not follow", || cache.stats().is_following).await;
     let issued = here.generate(&ada(), NewToken::named("a")).await.unwrap();
     let text = issued.plaintext.expose_secret();
@@ -286,10 +292,9 @@ async fn a_notification_of_more_changes_than_it_can_name_forgets_everything() {
     let lifetime = Duration::from_secs(3_600);
     let cache = Arc::new(CachedStore::builder(store.clone()).lifetime(lifetime).build().unwrap());
     let (here, elsewhere, following) = (service(cache.clone()), service(store), cache.clone());
-    let runner =
-        tokio::spawn(
-            async move { following.run_following(Duration::from_millis(500), tokio::time::sleep).await },
-        );
+    let runner = tokio::spawn(async move {
+        following.run_following(Duration::from_millis(500), tokio::time::sleep).await
+    });
     until("it does not follow", || cache.stats().is_following).await;
     let mut issued = Vec::new();
     for number in 0..301 {
@@ -333,10 +338,9 @@ async fn a_pool_that_is_too_small_to_follow_is_refused() {
     // With the fewest connections, everything else goes on.
     let cache = Arc::new(CachedStore::builder(open(2, false).await).build().unwrap());
     let (here, following) = (service(cache.clone()), cache.clone());
-    let runner =
-        tokio::spawn(
-            async move { following.run_following(Duration::from_millis(500), tokio::time::sleep).await },
-        );
+    let runner = tokio::spawn(async move {
+        following.run_following(Duration::from_millis(500), tokio::time::sleep).await
+    });
     until("it does not follow", || cache.stats().is_following).await;
     let issued = here.generate(&ada(), NewToken::named("a")).await.unwrap();
     here.verify(issued.plaintext.expose_secret(), None).await.unwrap();
@@ -365,7 +369,8 @@ async fn pass(
 /// fall silent.
 async fn network() -> (u16, Arc<AtomicUsize>, Arc<AtomicUsize>) {
     let options: PgConnectOptions = postgres_url().parse().unwrap();
-    let socket = options.get_socket().map(|dir| dir.join(format!(".s.PGSQL.{}", options.get_port())));
+    let socket =
+        options.get_socket().map(|dir| dir.join(format!(".s.PGSQL.{}", options.get_port())));
     let address = (options.get_host().to_owned(), options.get_port());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -397,7 +402,8 @@ async fn network() -> (u16, Arc<AtomicUsize>, Arc<AtomicUsize>) {
 async fn a_connection_that_fell_silent_is_noticed_and_nothing_stale_is_left() {
     let direct = postgres_pool(2).await;
     let schema = schema(&direct).await;
-    let elsewhere = service(PostgresStore::builder(direct).schema(&schema).migrate().await.unwrap());
+    let elsewhere =
+        service(PostgresStore::builder(direct).schema(&schema).migrate().await.unwrap());
     let (port, count, silenced) = network().await;
     let options: PgConnectOptions = postgres_url().parse().unwrap();
     let options = PgConnectOptions::new_without_pgpass()
@@ -423,7 +429,10 @@ async fn a_connection_that_fell_silent_is_noticed_and_nothing_stale_is_left() {
     let (following, here) = (cache.clone(), service(cache.clone()));
     // Times are shortened, which says nothing of what is done when they are over.
     let sleep = |time: Duration| tokio::time::sleep(time.min(Duration::from_millis(200)));
-    let runner = tokio::spawn(async move { following.run_following(Duration::from_millis(10), sleep).await });
+    let runner =
+        tokio::spawn(
+            async move { following.run_following(Duration::from_millis(10), sleep).await },
+        );
     while !cache.stats().is_following {
         tokio::task::yield_now().await;
     }
@@ -433,7 +442,9 @@ async fn a_connection_that_fell_silent_is_noticed_and_nothing_stale_is_left() {
     for _ in 0..10_000 {
         match here.verify(text, None).await {
             // Not noticed yet, or the pool has not given up the other dead connections.
-            Ok(_) | Err(VerifyError::Unavailable(_)) => tokio::time::sleep(Duration::from_millis(1)).await,
+            Ok(_) | Err(VerifyError::Unavailable(_)) => {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
             Err(error) => {
                 assert_eq!(error.reject_reason(), Some(RejectReason::Revoked));
                 runner.abort();

@@ -70,7 +70,10 @@ async fn node() {
         ("sqlite", file) => be_a_node(sqlite_store(Path::new(file)).await).await,
         ("pooler", schema) => {
             let pool = pooler_pool(4).await;
-            be_a_node(PostgresStore::builder(pool).schema(schema).pooler(true).open().await.unwrap()).await;
+            be_a_node(
+                PostgresStore::builder(pool).schema(schema).pooler(true).open().await.unwrap(),
+            )
+            .await;
         }
         (_, schema) => {
             let pool = postgres_pool(4).await;
@@ -125,7 +128,8 @@ async fn measure<S: TokenStore>(store: S, target: &str, how: &str) {
     for node in &mut nodes {
         assert_eq!(node.hear(), "ready");
     }
-    let rounds = std::env::var("PATKIT_NODE_ROUNDS").ok().map_or(50, |rounds| rounds.parse().unwrap());
+    let rounds =
+        std::env::var("PATKIT_NODE_ROUNDS").ok().map_or(50, |rounds| rounds.parse().unwrap());
     let mut lags = Vec::new();
     for _ in 0..rounds {
         let issued = service.generate(&ada(), NewToken::named(&unique("token"))).await.unwrap();
@@ -144,7 +148,10 @@ async fn measure<S: TokenStore>(store: S, target: &str, how: &str) {
     println!(
         "{how}: {rounds} revocations seen on {NODES} other nodes after {median} µs (median), {most} µs (most)"
     );
-    assert!(most < i64::try_from(LIFETIME.as_micros()).unwrap(), "over the bound that is documented");
+    assert!(
+        most < i64::try_from(LIFETIME.as_micros()).unwrap(),
+        "over the bound that is documented"
+    );
     // Far under it: the nodes heard of it, and did not wait for the lifetime to be over.
     assert!(median < i64::try_from(LIFETIME.as_micros()).unwrap() / 10, "nobody heard of it");
 }
@@ -162,7 +169,8 @@ async fn a_revocation_is_seen_on_every_node_that_polls_postgres_behind_a_pooler(
     let schema = schema(&postgres_pool(1).await).await;
     let pool = pooler_pool(4).await;
     let store = PostgresStore::builder(pool).schema(&schema).pooler(true).migrate().await.unwrap();
-    measure(store, &format!("pooler|{schema}"), "PostgreSQL behind a pooler, polled each 50 ms").await;
+    measure(store, &format!("pooler|{schema}"), "PostgreSQL behind a pooler, polled each 50 ms")
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -181,7 +189,8 @@ async fn a_channel_that_is_lost_and_found_leaves_nothing_stale() {
     let store = PostgresStore::builder(pool.clone()).schema(&schema).migrate().await.unwrap();
     let cache = Arc::new(CachedStore::builder(store.clone()).lifetime(LIFETIME).build().unwrap());
     let (following, elsewhere) = (cache.clone(), service(store));
-    let runner = tokio::spawn(async move { following.run_following(INTERVAL, tokio::time::sleep).await });
+    let runner =
+        tokio::spawn(async move { following.run_following(INTERVAL, tokio::time::sleep).await });
     let here = service(cache.clone());
     let until = async |what: &str, is_so: &dyn Fn() -> bool| {
         for _ in 0..5_000 {

@@ -56,7 +56,9 @@ const LENGTH: usize = 200;
 /// A number from the environment.
 fn setting(name: &str, default: u64) -> u64 {
     match std::env::var(name) {
-        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{name} is {text:?}; set it to a number")),
+        Ok(text) => {
+            text.parse().unwrap_or_else(|_| panic!("{name} is {text:?}; set it to a number"))
+        }
         Err(_) => default,
     }
 }
@@ -76,8 +78,9 @@ fn the_crate_does_what_the_rules_say() {
         let Some(failure) = played.failure else { continue };
         // Each try would print the same panic.
         std::panic::set_hook(Box::new(|_| {}));
-        let steps =
-            shrink::shrink(played.steps, |steps| play(&stage, seed, &Source::Given(steps)).failure.is_some());
+        let steps = shrink::shrink(played.steps, |steps| {
+            play(&stage, seed, &Source::Given(steps)).failure.is_some()
+        });
         let shortest = play(&stage, seed, &Source::Given(&steps)).failure.unwrap_or(failure);
         let _ = std::panic::take_hook();
         let mut story = String::new();

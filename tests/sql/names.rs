@@ -10,8 +10,8 @@
 
 use patkit::service::ManageError;
 use patkit::store::{
-    AuditLog, ChangeFeed, EventQuery, ExportCursor, Feed, FeedEvent, KeyChecks, ListBy, ListQuery, NameError,
-    SetupError,
+    AuditLog, ChangeFeed, EventQuery, ExportCursor, Feed, FeedEvent, KeyChecks, ListBy, ListQuery,
+    NameError, SetupError,
 };
 use patkit::{NewToken, OwnerId, PostgresStore, Realm, SqliteStore, TokenStore};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
@@ -66,7 +66,8 @@ where
     tokens.verify(issued.plaintext.expose_secret(), None).await.unwrap();
     tokens.flush().await.unwrap();
     tokens.rotate(&ada(), issued.token.id(), std::time::Duration::ZERO).await.unwrap();
-    let by = ListBy::Owner { realm: Realm::default(), owner: OwnerId::new("ada").unwrap(), kind: None };
+    let by =
+        ListBy::Owner { realm: Realm::default(), owner: OwnerId::new("ada").unwrap(), kind: None };
     let listed = store.list(&ListQuery::new(by)).await.unwrap();
     assert_eq!((listed.tokens.len(), listed.corrupt.len()), (2, 0), "{what}");
     assert!(store.find(issued.token.id()).await.unwrap().unwrap().last_used.is_some(), "{what}");
@@ -87,11 +88,14 @@ async fn any_prefix_works_in_sqlite() {
     // All in one database.
     for prefix in NASTY.iter().copied().chain([&*long, "a_sqlite_"]) {
         for _ in 0..2 {
-            SqliteStore::builder(pool.clone()).prefix(prefix).migrate().await.unwrap_or_else(|error| {
-                panic!("{prefix:?}: {error}");
-            });
+            SqliteStore::builder(pool.clone()).prefix(prefix).migrate().await.unwrap_or_else(
+                |error| {
+                    panic!("{prefix:?}: {error}");
+                },
+            );
         }
-        works(SqliteStore::builder(pool.clone()).prefix(prefix).open().await.unwrap(), prefix).await;
+        works(SqliteStore::builder(pool.clone()).prefix(prefix).open().await.unwrap(), prefix)
+            .await;
     }
     // Prefixes that differ in ASCII case alone name the same tables: exports work by either.
     let store = SqliteStore::builder(pool.clone()).prefix("ORDER").open().await.unwrap();
@@ -107,11 +111,15 @@ async fn any_prefix_and_any_schema_work_in_postgres() {
         (format!("{}1", "x".repeat(47)), format!("{}2", "x".repeat(47)), "é".repeat(31) + "x");
     for prefix in NASTY.iter().copied().chain([&*one, &*two]) {
         for _ in 0..2 {
-            let migrated = PostgresStore::builder(pool.clone()).schema(&own).prefix(prefix).migrate().await;
+            let migrated =
+                PostgresStore::builder(pool.clone()).schema(&own).prefix(prefix).migrate().await;
             migrated.unwrap_or_else(|error| panic!("{prefix:?}: {error}"));
         }
-        works(PostgresStore::builder(pool.clone()).schema(&own).prefix(prefix).open().await.unwrap(), prefix)
-            .await;
+        works(
+            PostgresStore::builder(pool.clone()).schema(&own).prefix(prefix).open().await.unwrap(),
+            prefix,
+        )
+        .await;
     }
     // PostgreSQL keeps names that begin with `pg_` for its own schemas.
     for name in NASTY.iter().copied().filter(|name| !name.starts_with("pg_")).chain([&*wide]) {
@@ -123,15 +131,20 @@ async fn any_prefix_and_any_schema_work_in_postgres() {
             build().migrate().await.unwrap_or_else(|error| panic!("{name:?}: {error}"));
         }
         works(build().open().await.unwrap(), name).await;
-        raw_sql(AssertSqlSafe(format!("DROP SCHEMA {quoted} CASCADE"))).execute(&pool).await.unwrap();
+        raw_sql(AssertSqlSafe(format!("DROP SCHEMA {quoted} CASCADE")))
+            .execute(&pool)
+            .await
+            .unwrap();
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_name_that_cannot_work_is_refused_before_any_statement() {
     // Neither is ever connected.
-    let postgres = || PgPoolOptions::new().connect_lazy_with(PgConnectOptions::new().host("/nonexistent"));
-    let sqlite = || sqlx::sqlite::SqlitePoolOptions::new().connect_lazy("sqlite:/nonexistent/db").unwrap();
+    let postgres =
+        || PgPoolOptions::new().connect_lazy_with(PgConnectOptions::new().host("/nonexistent"));
+    let sqlite =
+        || sqlx::sqlite::SqlitePoolOptions::new().connect_lazy("sqlite:/nonexistent/db").unwrap();
     let (x49, x64, e64) = ("x".repeat(49), "x".repeat(64), "é".repeat(32));
     let table = [
         ("", NameError::Empty),
@@ -168,5 +181,8 @@ async fn a_name_that_cannot_work_is_refused_before_any_statement() {
             other => panic!("{name:?}: {other:?}"),
         }
     }
-    assert!(matches!(SqliteStore::builder(sqlite()).schema("auth").open().await, Err(SetupError::NoSchemas)));
+    assert!(matches!(
+        SqliteStore::builder(sqlite()).schema("auth").open().await,
+        Err(SetupError::NoSchemas)
+    ));
 }

@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use patkit::token::{Reason, TokenName};
-use patkit::{ManageError, NewToken, OwnerId, PostgresStore, Realm, SqliteStore, TokenEdit, TokenStore};
+use patkit::{
+    ManageError, NewToken, OwnerId, PostgresStore, Realm, SqliteStore, TokenEdit, TokenStore,
+};
 use std::time::Duration;
 use support_sql::{ada, postgres_pool, schema, service, sqlite_memory_pool};
 

@@ -15,8 +15,8 @@ use patkit::service::TokenEdit;
 use patkit::store::{AuditLog, KeyChecks, ListBy, ListQuery, TokenCounts};
 use patkit::token::KeyId;
 use patkit::{
-    Actor, Keyring, ManualClock, MemoryDirectory, NewToken, Owner, OwnerId, OwnerKind, PostgresStore, Realm,
-    Reason, SqliteStore, TokenPolicy, TokenService, TokenStore,
+    Actor, Keyring, ManualClock, MemoryDirectory, NewToken, Owner, OwnerId, OwnerKind,
+    PostgresStore, Realm, Reason, SqliteStore, TokenPolicy, TokenService, TokenStore,
 };
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
 use sqlx::{AssertSqlSafe, Row, raw_sql};
@@ -40,7 +40,8 @@ struct Wire {
 /// Stands between a client and the server.
 async fn proxy() -> (u16, Arc<Wire>) {
     let options: PgConnectOptions = postgres_url().parse().unwrap();
-    let socket = options.get_socket().map(|dir| dir.join(format!(".s.PGSQL.{}", options.get_port())));
+    let socket =
+        options.get_socket().map(|dir| dir.join(format!(".s.PGSQL.{}", options.get_port())));
     let address = (options.get_host().to_owned(), options.get_port());
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -95,7 +96,8 @@ where
             _ => {}
         }
         is_first = false;
-        if to_server.write_all(&head).await.is_err() || to_server.write_all(&message).await.is_err() {
+        if to_server.write_all(&head).await.is_err() || to_server.write_all(&message).await.is_err()
+        {
             return;
         }
     }
@@ -127,8 +129,11 @@ fn service(store: PostgresStore, clock: Arc<ManualClock>) -> Service {
         Owner::new(owner("eve"), OwnerKind::Human).role("member"),
         Owner::new(owner("robot"), OwnerKind::Service),
     ];
-    let policy =
-        TokenPolicy::builder().idle_limit_days(300).oversight(Oversight::RevokeOnly).build().unwrap();
+    let policy = TokenPolicy::builder()
+        .idle_limit_days(300)
+        .oversight(Oversight::RevokeOnly)
+        .build()
+        .unwrap();
     TokenService::builder(store, users.into_iter().collect::<MemoryDirectory>())
         .brand("acme")
         .keyring(Keyring::ephemeral().unwrap())
@@ -142,7 +147,8 @@ fn service(store: PostgresStore, clock: Arc<ManualClock>) -> Service {
 async fn each_operation_costs_as_many_statements_as_it_must() {
     let schema = schema(&postgres_pool(1).await).await;
     let (store, wire) = watched_store(&schema).await;
-    let clock = Arc::new(ManualClock::at(chrono::DateTime::from_timestamp(1_800_000_000, 0).unwrap()));
+    let clock =
+        Arc::new(ManualClock::at(chrono::DateTime::from_timestamp(1_800_000_000, 0).unwrap()));
     let service = service(store, clock.clone());
     let ada = Actor::session(owner("ada"));
     macro_rules! costs {
@@ -164,7 +170,8 @@ async fn each_operation_costs_as_many_statements_as_it_must() {
     costs!("get", 1, service.get(&ada, id)).unwrap();
     costs!("get itself", 2, service.get(&through, id)).unwrap();
     // Besides those: the token that it is done through, and a change of that, so that a compromise finds what it made.
-    costs!("generate through a token", 6, service.generate(&through, NewToken::named("b"))).unwrap();
+    costs!("generate through a token", 6, service.generate(&through, NewToken::named("b")))
+        .unwrap();
     costs!("list", 1, service.list(&ada, None, 50)).unwrap();
     costs!("list_service", 1, service.list_service(&ada, None, 50)).unwrap();
     costs!("list_overseen", 1, service.list_overseen(&ada, &owner("eve"), None, 50)).unwrap();
@@ -174,7 +181,8 @@ async fn each_operation_costs_as_many_statements_as_it_must() {
     let next = costs!("rotate", 6, service.rotate(&ada, id, Duration::from_secs(60))).unwrap();
     let next_id = next.token.id();
     costs!("revoke", 5, service.revoke(&ada, next_id, Reason::Owner)).unwrap();
-    costs!("refused as revoked", 1, service.verify(next.plaintext.expose_secret(), None)).unwrap_err();
+    costs!("refused as revoked", 1, service.verify(next.plaintext.expose_secret(), None))
+        .unwrap_err();
     costs!("restore", 5, service.restore(&ada, next_id)).unwrap();
     // And two lists: of what it made, and of what it restored.
     costs!("revoke as compromised", 7, service.revoke(&ada, next_id, Reason::Compromised)).unwrap();
@@ -195,7 +203,8 @@ async fn each_operation_costs_as_many_statements_as_it_must() {
     costs!("check", 2, service.check()).unwrap();
     let key = KeyId::new(1);
     costs!("list_under_key", 1, service.list_under_key(&Realm::default(), key, None, 50)).unwrap();
-    costs!("count_by_state", 1, service.store().count_by_state(patkit::Clock::now(&*clock))).unwrap();
+    costs!("count_by_state", 1, service.store().count_by_state(patkit::Clock::now(&*clock)))
+        .unwrap();
     costs!("health", 1, service.store().health()).unwrap();
     let eve = Actor::session(owner("eve"));
     service.generate(&eve, NewToken::named("a")).await.unwrap();
@@ -208,17 +217,20 @@ async fn each_operation_costs_as_many_statements_as_it_must() {
     costs!("generate within", 4, within.generate(&ada, NewToken::named("within"))).unwrap();
     drop(within.into_uncommitted());
     transaction.rollback().await.unwrap();
-    let many: Vec<NewToken> = (0..1_000).map(|number| NewToken::named(&format!("many {number}"))).collect();
+    let many: Vec<NewToken> =
+        (0..1_000).map(|number| NewToken::named(&format!("many {number}"))).collect();
     for new in many {
         let issued = service.generate(&ada, new).await.unwrap();
         service.verify(issued.plaintext.expose_secret(), None).await.unwrap();
     }
     costs!("flush of a thousand", 1, service.flush()).unwrap();
-    let all = ListQuery::new(ListBy::Owner { realm: Realm::default(), owner: owner("ada"), kind: None });
+    let all =
+        ListQuery::new(ListBy::Owner { realm: Realm::default(), owner: owner("ada"), kind: None });
     let page = costs!("a page", 1, service.store().list(&all)).unwrap();
     assert!(page.tokens.iter().all(|token| token.last_used.is_some()));
     // Four for each of them, and six pages of the list.
-    costs!("revoke_all of a thousand", 4006, service.revoke_all(&Realm::default(), &owner("ada"))).unwrap();
+    costs!("revoke_all of a thousand", 4006, service.revoke_all(&Realm::default(), &owner("ada")))
+        .unwrap();
 }
 
 /// Rows enough that reading all of them would be noticed, straight into the table: of 5,000 owners, a tenth of them ended.
@@ -234,7 +246,8 @@ async fn no_statement_reads_a_whole_table_but_the_counts_and_the_sweep() {
     let pool = postgres_pool(1).await;
     let schema = schema(&pool).await;
     let (store, wire) = watched_store(&schema).await;
-    let clock = Arc::new(ManualClock::at(chrono::DateTime::from_timestamp(1_800_000_000, 0).unwrap()));
+    let clock =
+        Arc::new(ManualClock::at(chrono::DateTime::from_timestamp(1_800_000_000, 0).unwrap()));
     let service = service(store, clock);
     let ada = Actor::session(owner("ada"));
     let robot = NewToken::named("robot").for_service(owner("robot"));
@@ -243,26 +256,37 @@ async fn no_statement_reads_a_whole_table_but_the_counts_and_the_sweep() {
     let verified = service.verify(issued.plaintext.expose_secret(), None).await.unwrap();
     service.generate(&Actor::token(&verified), NewToken::named("b")).await.unwrap();
     service.flush().await.unwrap();
-    for page in
-        [service.list(&ada, None, 50).await, service.list_service(&ada, Some(issued.token.id()), 50).await]
-    {
+    for page in [
+        service.list(&ada, None, 50).await,
+        service.list_service(&ada, Some(issued.token.id()), 50).await,
+    ] {
         page.unwrap();
     }
     service.check().await.unwrap();
-    service.list_under_key(&Realm::default(), KeyId::new(1), Some(issued.token.id()), 50).await.unwrap();
+    service
+        .list_under_key(&Realm::default(), KeyId::new(1), Some(issued.token.id()), 50)
+        .await
+        .unwrap();
     service.rotate(&ada, issued.token.id(), Duration::ZERO).await.unwrap();
     service.revoke(&ada, issued.token.id(), Reason::Compromised).await.unwrap();
     service.revoke_all(&Realm::default(), &owner("ada")).await.unwrap();
     service.delete(&ada, issued.token.id()).await.unwrap();
     service.prune(Duration::from_secs(1)).await.unwrap();
     let pruned = 1_799_999_999_000_000_i64;
-    service.store().purge_events(chrono::DateTime::from_timestamp_micros(100).unwrap(), 1_000).await.unwrap();
+    service
+        .store()
+        .purge_events(chrono::DateTime::from_timestamp_micros(100).unwrap(), 1_000)
+        .await
+        .unwrap();
     service.erase_owner(&Realm::default(), &owner("ada")).await.unwrap();
     let statements = wire.prepared.lock().unwrap().clone();
     assert!(statements.len() > 12, "{statements:#?}");
 
     let rows = ROWS
-        .replace("ID", "decode(lpad(to_hex(n), 12, '0') || '70008' || lpad(to_hex(n), 15, '0'), 'hex')")
+        .replace(
+            "ID",
+            "decode(lpad(to_hex(n), 12, '0') || '70008' || lpad(to_hex(n), 15, '0'), 'hex')",
+        )
         .replace("KEY", "sha256(n::text::bytea)")
         .replace("numbers", &format!("generate_series(1, {COUNT}) AS numbers (n)"))
         .replace("INTO ", &format!("INTO {schema}."));
@@ -272,16 +296,19 @@ async fn no_statement_reads_a_whole_table_but_the_counts_and_the_sweep() {
          FROM generate_series(1, {COUNT}) AS numbers (n)"
     );
     let analyze = format!("ANALYZE {schema}.patkit_tokens; ANALYZE {schema}.patkit_events");
-    raw_sql(AssertSqlSafe(format!("{rows}; {events}; {analyze}; SET plan_cache_mode = force_generic_plan")))
-        .execute(&pool)
-        .await
-        .unwrap();
+    raw_sql(AssertSqlSafe(format!(
+        "{rows}; {events}; {analyze}; SET plan_cache_mode = force_generic_plan"
+    )))
+    .execute(&pool)
+    .await
+    .unwrap();
 
     let folder = Folder::new();
     let sqlite = sqlite_pool(&folder.path().join("db"), 1).await;
     SqliteStore::builder(sqlite.clone()).migrate().await.unwrap();
-    let numbers =
-        format!("WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers LIMIT {COUNT})");
+    let numbers = format!(
+        "WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers LIMIT {COUNT})"
+    );
     let rows = ROWS
         .replace("ID", "unhex(printf('%012x70008%015x', n, n))")
         .replace("KEY", "unhex(printf('%064x', n))");
@@ -289,7 +316,9 @@ async fn no_statement_reads_a_whole_table_but_the_counts_and_the_sweep() {
 
     for statement in statements
         .iter()
-        .filter(|statement| statement.contains("patkit_tokens") || statement.contains("patkit_events"))
+        .filter(|statement| {
+            statement.contains("patkit_tokens") || statement.contains("patkit_events")
+        })
         // A count reads all that it counts.
         .filter(|statement| !statement.contains("COUNT(*)"))
     {
@@ -297,7 +326,10 @@ async fn no_statement_reads_a_whole_table_but_the_counts_and_the_sweep() {
         let statement = statement.replace(&format!("ended_at <= {pruned}"), "ended_at <= 100");
         let places = (1..100).take_while(|place| statement.contains(&format!("${place}"))).count();
         let nulls = vec!["NULL"; places].join(", ");
-        raw_sql(AssertSqlSafe(format!("PREPARE watched AS {statement}"))).execute(&pool).await.unwrap();
+        raw_sql(AssertSqlSafe(format!("PREPARE watched AS {statement}")))
+            .execute(&pool)
+            .await
+            .unwrap();
         let explain = format!("EXPLAIN EXECUTE watched({nulls})").replace("()", "");
         let plan = raw_sql(AssertSqlSafe(explain)).fetch_all(&pool).await.unwrap();
         raw_sql("DEALLOCATE watched").execute(&pool).await.unwrap();
@@ -305,7 +337,10 @@ async fn no_statement_reads_a_whole_table_but_the_counts_and_the_sweep() {
         assert!(!plan.iter().any(|line| line.contains("Seq Scan")), "{statement}\n{plan:#?}");
 
         // The same statement, but for what only PostgreSQL has.
-        if ["unnest", "migrations", "pg_notify", "FOR NO KEY"].iter().any(|only| statement.contains(only)) {
+        if ["unnest", "migrations", "pg_notify", "FOR NO KEY"]
+            .iter()
+            .any(|only| statement.contains(only))
+        {
             continue;
         }
         let statement =

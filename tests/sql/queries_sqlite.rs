@@ -8,8 +8,8 @@ use patkit::service::TokenEdit;
 use patkit::store::{KeyChecks, TokenCounts};
 use patkit::token::KeyId;
 use patkit::{
-    Actor, Keyring, ManualClock, MemoryDirectory, NewToken, Owner, OwnerId, OwnerKind, Realm, Reason,
-    SqliteStore, TokenPolicy, TokenService,
+    Actor, Keyring, ManualClock, MemoryDirectory, NewToken, Owner, OwnerId, OwnerKind, Realm,
+    Reason, SqliteStore, TokenPolicy, TokenService,
 };
 use sqlx::raw_sql;
 use sqlx::sqlite::{SqlitePool, SqlitePoolOptions};
@@ -57,7 +57,8 @@ struct Engine {
 
 impl Engine {
     async fn new(log: Log) -> Self {
-        let pool = SqlitePoolOptions::new().max_connections(1).connect("sqlite::memory:").await.unwrap();
+        let pool =
+            SqlitePoolOptions::new().max_connections(1).connect("sqlite::memory:").await.unwrap();
         let commits = Arc::new(AtomicUsize::new(0));
         let counting = commits.clone();
         let mut connection = pool.acquire().await.unwrap();
@@ -73,7 +74,10 @@ impl Engine {
     async fn count(&self) -> (usize, usize) {
         // The connection does one thing after the other: when this one answers, all before it is logged.
         raw_sql("SELECT 'barrier'").fetch_all(&self.pool).await.unwrap();
-        (std::mem::take(&mut *self.log.0.lock().unwrap()).len(), self.commits.swap(0, Ordering::SeqCst))
+        (
+            std::mem::take(&mut *self.log.0.lock().unwrap()).len(),
+            self.commits.swap(0, Ordering::SeqCst),
+        )
     }
 }
 
@@ -92,12 +96,15 @@ async fn each_operation_costs_as_many_statements_as_it_must() {
 async fn count_statements(log: Log) {
     let engine = Engine::new(log).await;
     let store = SqliteStore::builder(engine.pool.clone()).migrate().await.unwrap();
-    let clock = Arc::new(ManualClock::at(chrono::DateTime::from_timestamp(1_800_000_000, 0).unwrap()));
+    let clock =
+        Arc::new(ManualClock::at(chrono::DateTime::from_timestamp(1_800_000_000, 0).unwrap()));
     let users = [
         Owner::new(owner("ada"), OwnerKind::Human).role("admin"),
         Owner::new(owner("robot"), OwnerKind::Service),
     ];
-    let policy = TokenPolicy::builder().idle_limit_days(300).oversight(patkit::policy::Oversight::RevokeOnly);
+    let policy = TokenPolicy::builder()
+        .idle_limit_days(300)
+        .oversight(patkit::policy::Oversight::RevokeOnly);
     let service = TokenService::builder(store, users.into_iter().collect::<MemoryDirectory>())
         .brand("acme")
         .keyring(Keyring::ephemeral().unwrap())
@@ -125,7 +132,8 @@ async fn count_statements(log: Log) {
     costs!("get", 1, 0, service.get(&ada, id)).unwrap();
     costs!("get itself", 2, 0, service.get(&through, id)).unwrap();
     // Besides: the token that it is done through, and a change of that.
-    let child = costs!("through a token", 4, 1, service.generate(&through, NewToken::named("b"))).unwrap();
+    let child =
+        costs!("through a token", 4, 1, service.generate(&through, NewToken::named("b"))).unwrap();
     let robot = NewToken::named("robot").for_service(owner("robot"));
     costs!("generate for a service", 2, 1, service.generate(&ada, robot)).unwrap();
     costs!("list", 1, 0, service.list(&ada, None, 50)).unwrap();
@@ -138,10 +146,12 @@ async fn count_statements(log: Log) {
     let next = costs!("rotate", 4, 1, service.rotate(&ada, id, Duration::from_secs(60))).unwrap();
     let next_id = next.token.id();
     costs!("revoke", 3, 1, service.revoke(&ada, next_id, Reason::Owner)).unwrap();
-    costs!("refused as revoked", 1, 0, service.verify(next.plaintext.expose_secret(), None)).unwrap_err();
+    costs!("refused as revoked", 1, 0, service.verify(next.plaintext.expose_secret(), None))
+        .unwrap_err();
     costs!("restore", 3, 1, service.restore(&ada, next_id)).unwrap();
     // And two lists: of what it made, and of what it restored.
-    costs!("revoke as compromised", 5, 1, service.revoke(&ada, next_id, Reason::Compromised)).unwrap();
+    costs!("revoke as compromised", 5, 1, service.revoke(&ada, next_id, Reason::Compromised))
+        .unwrap();
     // One of uses, and one of the refusals that are audited.
     costs!("flush", 2, 2, service.flush()).unwrap();
     costs!("flush of nothing", 0, 0, service.flush()).unwrap();
@@ -171,7 +181,10 @@ async fn count_statements(log: Log) {
     // A list, a change and its event, and a list that finds nothing more.
     costs!("revoke_all", 4, 1, service.revoke_all(&home, &owner("ada"))).unwrap();
     costs!("sweep_idle", 1, 0, service.sweep_idle()).unwrap();
-    assert_eq!(service.get(&ada, child.token.id()).await.unwrap().state(), patkit::TokenState::Revoked);
+    assert_eq!(
+        service.get(&ada, child.token.id()).await.unwrap().state(),
+        patkit::TokenState::Revoked
+    );
     engine.count().await;
     clock.advance(chrono::TimeDelta::days(2));
     // A list of both ended ones; of each what it made, what it restored and what came of it through removed tokens, and of one

@@ -11,8 +11,8 @@
 )]
 
 use patkit::{
-    Clock, ManageError, MemoryDirectory, NewToken, PostgresStore, Reason, SystemClock, TokenId, TokenService,
-    TokenState, TokenStore,
+    Clock, ManageError, MemoryDirectory, NewToken, PostgresStore, Reason, SystemClock, TokenId,
+    TokenService, TokenState, TokenStore,
 };
 use std::io::Write;
 use std::path::Path;
@@ -34,7 +34,12 @@ fn now() -> i64 {
 
 /// One token, over which half of the processes race to restore it and half to revoke it as compromised; one that all of them
 /// rotate; and one name that all of them want. Round by round, at the same instants of the clock.
-async fn race<S: TokenStore>(service: &Service<S>, number: usize, start: i64, tokens: &[[TokenId; 2]]) {
+async fn race<S: TokenStore>(
+    service: &Service<S>,
+    number: usize,
+    start: i64,
+    tokens: &[[TokenId; 2]],
+) {
     let mut lines = Vec::new();
     for (round, [torn, rotated]) in tokens.iter().enumerate() {
         let due = start + i64::try_from(round).unwrap() * ROUND_MICROS;
@@ -49,7 +54,8 @@ async fn race<S: TokenStore>(service: &Service<S>, number: usize, start: i64, to
             service.revoke(&ada(), *torn, Reason::Compromised).await.map(drop)
         };
         let rotated = service.rotate(&ada(), *rotated, Duration::ZERO).await.map(drop);
-        let named = service.generate(&ada(), NewToken::named(&format!("wanted {round}"))).await.map(drop);
+        let named =
+            service.generate(&ada(), NewToken::named(&format!("wanted {round}"))).await.map(drop);
         for (what, result) in [("torn", torn), ("rotated", rotated), ("named", named)] {
             let said = match result {
                 Ok(()) => "done",
@@ -76,7 +82,8 @@ async fn racer() {
     if *engine == "sqlite" {
         race(&service(sqlite_store(Path::new(place)).await), number, start, tokens).await;
     } else {
-        let store = PostgresStore::builder(postgres_pool(2).await).schema(place).open().await.unwrap();
+        let store =
+            PostgresStore::builder(postgres_pool(2).await).schema(place).open().await.unwrap();
         race(&service(store), number, start, tokens).await;
     }
 }
@@ -84,9 +91,11 @@ async fn racer() {
 async fn from_several_processes<S: TokenStore>(service: Service<S>, target: &str) {
     let mut tokens = Vec::new();
     for round in 0..ROUNDS {
-        let torn = service.generate(&ada(), NewToken::named(&format!("torn {round}"))).await.unwrap();
+        let torn =
+            service.generate(&ada(), NewToken::named(&format!("torn {round}"))).await.unwrap();
         service.revoke(&ada(), torn.token.id(), Reason::Owner).await.unwrap();
-        let rotated = service.generate(&ada(), NewToken::named(&format!("rotated {round}"))).await.unwrap();
+        let rotated =
+            service.generate(&ada(), NewToken::named(&format!("rotated {round}"))).await.unwrap();
         tokens.push([torn.token.id(), rotated.token.id()]);
     }
     let ids: Vec<String> = tokens.as_flattened().iter().map(ToString::to_string).collect();
@@ -118,16 +127,26 @@ async fn from_several_processes<S: TokenStore>(service: Service<S>, target: &str
         assert_eq!(torn.state(SystemClock::new().now()), TokenState::Revoked, "round {round}");
         assert_eq!(torn.facts.revocation.as_ref().unwrap().reason, Reason::Compromised);
         orders.insert(count("torn done"));
-        assert_eq!((count("rotated done"), count("rotated refused")), (1, PROCESSES - 1), "round {round}");
+        assert_eq!(
+            (count("rotated done"), count("rotated refused")),
+            (1, PROCESSES - 1),
+            "round {round}"
+        );
         let rotated = service.store().find(*rotated).await.unwrap().unwrap();
         let successor = rotated.facts.succession.unwrap().successor;
         let successor = service.store().find(successor).await.unwrap().unwrap();
         assert_eq!(successor.predecessor, Some(rotated.id));
-        assert_eq!((count("named done"), count("named taken")), (1, PROCESSES - 1), "round {round}");
+        assert_eq!(
+            (count("named done"), count("named taken")),
+            (1, PROCESSES - 1),
+            "round {round}"
+        );
     }
     // More than one number shows that they raced. On a machine that is busy with other things they may come one by one, always
     // in one order.
-    println!("of {PROCESSES} changes of one token, in {ROUNDS} rounds, so many were done: {orders:?}");
+    println!(
+        "of {PROCESSES} changes of one token, in {ROUNDS} rounds, so many were done: {orders:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

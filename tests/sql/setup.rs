@@ -11,11 +11,13 @@
 
 use patkit::service::{CheckError, ManageError};
 use patkit::store::{
-    AuditLog, Change, ChangeBatch, Conflict, EventQuery, ExportCursor, KeyChecks, ListBy, ListQuery,
-    SetupError, Touch,
+    AuditLog, Change, ChangeBatch, Conflict, EventQuery, ExportCursor, KeyChecks, ListBy,
+    ListQuery, SetupError, Touch,
 };
 use patkit::token::{KeyId, LastUse};
-use patkit::{Keyring, NewToken, OwnerId, PostgresStore, Realm, SqliteStore, StoreError, TokenStore};
+use patkit::{
+    Keyring, NewToken, OwnerId, PostgresStore, Realm, SqliteStore, StoreError, TokenStore,
+};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
@@ -25,8 +27,8 @@ use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::Duration;
 use support_sql::{
-    Folder, ada, builder, postgres_pool, postgres_store, postgres_url, schema, service, sqlite_options,
-    sqlite_pool, unique,
+    Folder, ada, builder, postgres_pool, postgres_store, postgres_url, schema, service,
+    sqlite_options, sqlite_pool, unique,
 };
 
 fn ada_id() -> OwnerId {
@@ -66,7 +68,9 @@ async fn migrating_again_changes_nothing_and_eight_at_once_do_it_once() {
     let pool = sqlite_pool(&file, 1).await;
     let migrate = || {
         let file = file.clone();
-        tokio::spawn(async move { SqliteStore::builder(sqlite_pool(&file, 2).await).migrate().await })
+        tokio::spawn(
+            async move { SqliteStore::builder(sqlite_pool(&file, 2).await).migrate().await },
+        )
     };
     for task in std::array::from_fn::<_, 8, _>(|_| migrate()) {
         works(task.await.unwrap().unwrap()).await;
@@ -80,8 +84,18 @@ async fn migrating_again_changes_nothing_and_eight_at_once_do_it_once() {
 async fn stores_with_other_prefixes_share_a_database_and_see_nothing_of_each_other() {
     let pool = postgres_pool(8).await;
     let schema = schema(&pool).await;
-    let one = PostgresStore::builder(pool.clone()).schema(&schema).prefix("one_").migrate().await.unwrap();
-    let two = PostgresStore::builder(pool.clone()).schema(&schema).prefix("two_").migrate().await.unwrap();
+    let one = PostgresStore::builder(pool.clone())
+        .schema(&schema)
+        .prefix("one_")
+        .migrate()
+        .await
+        .unwrap();
+    let two = PostgresStore::builder(pool.clone())
+        .schema(&schema)
+        .prefix("two_")
+        .migrate()
+        .await
+        .unwrap();
     works(one.clone()).await;
     works(one.clone()).await;
     let owner = ListBy::Owner { realm: Realm::default(), owner: ada_id(), kind: None };
@@ -104,7 +118,11 @@ async fn a_role_that_owns_its_schema_and_nothing_else_is_enough() {
     let sql = format!("CREATE ROLE {role} LOGIN; CREATE SCHEMA {role} AUTHORIZATION {role}");
     raw_sql(AssertSqlSafe(sql)).execute(&pool).await.unwrap();
     let options: PgConnectOptions = postgres_url().parse().unwrap();
-    let own = PgPoolOptions::new().max_connections(2).connect_with(options.username(&role)).await.unwrap();
+    let own = PgPoolOptions::new()
+        .max_connections(2)
+        .connect_with(options.username(&role))
+        .await
+        .unwrap();
     works(PostgresStore::builder(own.clone()).schema(&role).migrate().await.unwrap()).await;
     // Where it may not: said, and nothing is half there.
     let other = schema(&pool).await;
@@ -128,7 +146,9 @@ async fn tables_that_are_missing_or_of_another_version_are_refused_and_named() {
             "INSERT INTO {schema}.patkit_migrations VALUES ({version}, {min_compatible}, 'later', 0)"
         );
         raw_sql(AssertSqlSafe(sql)).execute(&pool).await.unwrap();
-        for result in [open().await, PostgresStore::builder(pool.clone()).schema(&schema).migrate().await] {
+        for result in
+            [open().await, PostgresStore::builder(pool.clone()).schema(&schema).migrate().await]
+        {
             match result {
                 Ok(store) if fits => works(store).await,
                 Err(SetupError::TooNew { found: 3, needed: 3, own: 1 }) if !fits => {}
@@ -142,9 +162,15 @@ async fn tables_that_are_missing_or_of_another_version_are_refused_and_named() {
     let refused = SqliteStore::builder(pool.clone()).open().await;
     assert!(matches!(refused, Err(SetupError::NotMigrated { .. })), "{refused:?}");
     SqliteStore::builder(pool.clone()).migrate().await.unwrap();
-    raw_sql("INSERT INTO patkit_migrations VALUES (9, 2, 'later', 0)").execute(&pool).await.unwrap();
+    raw_sql("INSERT INTO patkit_migrations VALUES (9, 2, 'later', 0)")
+        .execute(&pool)
+        .await
+        .unwrap();
     let refused = SqliteStore::builder(pool).open().await;
-    assert!(matches!(refused, Err(SetupError::TooNew { found: 9, needed: 2, own: 1 })), "{refused:?}");
+    assert!(
+        matches!(refused, Err(SetupError::TooNew { found: 9, needed: 2, own: 1 })),
+        "{refused:?}"
+    );
 }
 
 /// For hosts that run the SQL files of this crate with their own tool.
@@ -160,7 +186,10 @@ async fn the_sql_files_as_they_are_make_tables_that_a_store_opens() {
 
     let folder = Folder::new();
     let pool = sqlite_pool(&folder.path().join("db"), 2).await;
-    raw_sql(include_str!("../../src/store/migrations/sqlite/0001_tokens.sql")).execute(&pool).await.unwrap();
+    raw_sql(include_str!("../../src/store/migrations/sqlite/0001_tokens.sql"))
+        .execute(&pool)
+        .await
+        .unwrap();
     works(SqliteStore::builder(pool.clone()).open().await.unwrap()).await;
     works(SqliteStore::builder(pool).migrate().await.unwrap()).await;
 }
@@ -198,7 +227,10 @@ async fn settings_that_could_lose_a_revocation_are_refused_and_named() {
     let pool = PgPoolOptions::new().max_connections(2).connect_with(options).await.unwrap();
     let schema = schema(&pool).await;
     let refused = PostgresStore::builder(pool).schema(&schema).migrate().await;
-    assert!(matches!(refused, Err(SetupError::Setting { setting: "synchronous_commit", .. })), "{refused:?}");
+    assert!(
+        matches!(refused, Err(SetupError::Setting { setting: "synchronous_commit", .. })),
+        "{refused:?}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -272,7 +304,8 @@ async fn changes_of_several_records_and_their_last_uses_never_wait_for_each_othe
     let service = service(store.clone());
     let mut tokens = Vec::new();
     for number in 0..6 {
-        let issued = service.generate(&ada(), NewToken::named(&format!("token {number}"))).await.unwrap();
+        let issued =
+            service.generate(&ada(), NewToken::named(&format!("token {number}"))).await.unwrap();
         tokens.push(store.find(issued.token.id()).await.unwrap().unwrap());
     }
     let ids: Vec<_> = tokens.iter().map(|token| token.id).collect();
@@ -282,9 +315,11 @@ async fn changes_of_several_records_and_their_last_uses_never_wait_for_each_othe
         tasks.push(tokio::spawn(async move {
             for round in 0..60_usize {
                 if worker.is_multiple_of(2) {
-                    let at =
-                        chrono::DateTime::from_timestamp(2_000_000_000 + i64::try_from(round).unwrap(), 0)
-                            .unwrap();
+                    let at = chrono::DateTime::from_timestamp(
+                        2_000_000_000 + i64::try_from(round).unwrap(),
+                        0,
+                    )
+                    .unwrap();
                     let uses: Vec<Touch> =
                         ids.iter().map(|id| Touch::new(*id, LastUse::new(at, None))).collect();
                     store.touch(&uses).await.unwrap();
@@ -319,12 +354,15 @@ async fn a_change_joins_a_transaction_of_the_hosts() {
     let store = postgres_store(&pool).await;
     let other = service(store.clone());
     let issued = other.generate(&ada(), NewToken::named("a")).await.unwrap();
-    let batch =
-        ChangeBatch::new().change(Change::Remove { id: issued.token.id(), version: issued.token.version() });
+    let batch = ChangeBatch::new()
+        .change(Change::Remove { id: issued.token.id(), version: issued.token.version() });
     let mut transaction = pool.begin().await.unwrap();
     store.within(&mut transaction).commit(&batch).await.unwrap();
     transaction.rollback().await.unwrap();
-    assert!(store.find(issued.token.id()).await.unwrap().is_some(), "it was rolled back with the host's");
+    assert!(
+        store.find(issued.token.id()).await.unwrap().is_some(),
+        "it was rolled back with the host's"
+    );
     let mut transaction = pool.begin().await.unwrap();
     store.within(&mut transaction).commit(&batch).await.unwrap();
     transaction.commit().await.unwrap();
@@ -443,7 +481,10 @@ async fn a_corrupt_event_is_named_by_its_id_and_harms_itself_alone() {
             let store = engines.sqlite().await;
             make(&store, 3).await;
             engines.run(false, spoil).await;
-            (store.events(&query).await.unwrap(), store.export(&ExportCursor::start(), 10).await.unwrap())
+            (
+                store.events(&query).await.unwrap(),
+                store.export(&ExportCursor::start(), 10).await.unwrap(),
+            )
         };
         let [newest, oldest] = &*page.events else { panic!("{page:?}") };
         let [corrupt] = &*page.corrupt else { panic!("{page:?}") };
@@ -458,7 +499,8 @@ async fn a_corrupt_event_is_named_by_its_id_and_harms_itself_alone() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_corrupt_key_check_is_named_and_no_key_is_called_wrong_for_it() {
     async fn corrupt<S: TokenStore + KeyChecks>(store: S) {
-        let Err(CheckError::Store(StoreError::Corrupt(corrupt))) = service(store).check().await else {
+        let Err(CheckError::Store(StoreError::Corrupt(corrupt))) = service(store).check().await
+        else {
             panic!("a check value of one byte passes");
         };
         assert!(corrupt.table.ends_with("patkit_key_checks"), "{corrupt}");
@@ -512,7 +554,8 @@ async fn make<S: TokenStore + Clone>(store: &S, count: usize) -> Vec<patkit::Tok
     let service = service(store.clone());
     let mut ids = Vec::new();
     for number in 0..count {
-        let issued = service.generate(&ada(), NewToken::named(&format!("token {number}"))).await.unwrap();
+        let issued =
+            service.generate(&ada(), NewToken::named(&format!("token {number}"))).await.unwrap();
         ids.push(issued.token.id());
     }
     ids
@@ -530,8 +573,11 @@ async fn spoiled<S: TokenStore + Clone>(
 ) -> Vec<patkit::TokenId> {
     let ids = make(store, 5).await;
     for (number, id) in ids.iter().enumerate().skip(2) {
-        let sql =
-            format!("UPDATE patkit_tokens SET id = ID({number:x}{:f>31}) WHERE id = ID({})", "", hex(*id));
+        let sql = format!(
+            "UPDATE patkit_tokens SET id = ID({number:x}{:f>31}) WHERE id = ID({})",
+            "",
+            hex(*id)
+        );
         engines.run(is_postgres, &sql).await;
     }
     ids
@@ -560,10 +606,12 @@ async fn ids_that_are_none_end_no_list_and_stop_no_pruning() {
         } else {
             spoiled(&sqlite, &engines, false).await
         };
-        let seen = if is_postgres { list_through(&postgres).await } else { list_through(&sqlite).await };
+        let seen =
+            if is_postgres { list_through(&postgres).await } else { list_through(&sqlite).await };
         assert_eq!(seen, (vec![ids[1], ids[0]], 3));
         // All but one have ended. Those whose ids are none come last, so that they are alone in a batch.
-        let end = format!("UPDATE patkit_tokens SET expires_at = 1 WHERE id <> ID({})", hex(ids[0]));
+        let end =
+            format!("UPDATE patkit_tokens SET expires_at = 1 WHERE id <> ID({})", hex(ids[0]));
         engines.run(is_postgres, &end).await;
         let pruned = if is_postgres {
             service(postgres.clone()).prune(Duration::ZERO).await
@@ -572,7 +620,8 @@ async fn ids_that_are_none_end_no_list_and_stop_no_pruning() {
         };
         // The records that cannot be read are left and reported, after the others were removed.
         assert!(matches!(pruned, Err(ManageError::Unavailable(_))), "{pruned:?}");
-        let seen = if is_postgres { list_through(&postgres).await } else { list_through(&sqlite).await };
+        let seen =
+            if is_postgres { list_through(&postgres).await } else { list_through(&sqlite).await };
         assert_eq!(seen, (vec![ids[0]], 3));
     }
 }

@@ -14,8 +14,8 @@
 
 use patkit::service::TokenServiceBuilder;
 use patkit::{
-    Actor, EventId, Keyring, MemoryDirectory, Owner, OwnerId, OwnerKind, PostgresStore, SqliteStore,
-    TokenService, TokenStore,
+    Actor, EventId, Keyring, MemoryDirectory, Owner, OwnerId, OwnerKind, PostgresStore,
+    SqliteStore, TokenService, TokenStore,
 };
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions};
@@ -30,8 +30,9 @@ pub const URL: &str = "PATKIT_TEST_POSTGRES_URL";
 pub const POOLER_URL: &str = "PATKIT_TEST_POOLER_URL";
 
 pub fn pooler_url() -> String {
-    std::env::var(POOLER_URL)
-        .unwrap_or_else(|_| panic!("{POOLER_URL} is not set; run scripts/test, which starts a pooler"))
+    std::env::var(POOLER_URL).unwrap_or_else(|_| {
+        panic!("{POOLER_URL} is not set; run scripts/test, which starts a pooler")
+    })
 }
 
 pub fn postgres_url() -> String {
@@ -96,7 +97,10 @@ pub async fn pooler_pool(connections: u32) -> PgPool {
 /// A new schema.
 pub async fn schema(pool: &PgPool) -> String {
     let schema = unique("t");
-    sqlx::raw_sql(sqlx::AssertSqlSafe(format!("CREATE SCHEMA {schema}"))).execute(pool).await.unwrap();
+    sqlx::raw_sql(sqlx::AssertSqlSafe(format!("CREATE SCHEMA {schema}")))
+        .execute(pool)
+        .await
+        .unwrap();
     schema
 }
 

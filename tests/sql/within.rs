@@ -16,8 +16,8 @@ use patkit::store::{
 };
 use patkit::token::LastUse;
 use patkit::{
-    CachedStore, ManageError, NewToken, OwnerId, PostgresStore, Realm, Reason, RejectReason, StoreError,
-    Token, TokenState, TokenStore, TokenView,
+    CachedStore, ManageError, NewToken, OwnerId, PostgresStore, Realm, Reason, RejectReason,
+    StoreError, Token, TokenState, TokenStore, TokenView,
 };
 
 use sqlx::{AssertSqlSafe, Executor, Row, raw_sql};
@@ -76,7 +76,11 @@ where
     for<'c> &'c mut E::Connection: Executor<'c, Database = E>,
 {
     let mut connection = store.pool().acquire().await.unwrap();
-    raw_sql(AssertSqlSafe(format!("SELECT * FROM {table}"))).fetch_all(&mut *connection).await.unwrap().len()
+    raw_sql(AssertSqlSafe(format!("SELECT * FROM {table}")))
+        .fetch_all(&mut *connection)
+        .await
+        .unwrap()
+        .len()
 }
 
 /// A token and a row of the host's are there together or not at all, and nobody is told before.
@@ -120,7 +124,10 @@ where
         tokens.committed(&uncommitted);
         assert_eq!(told.take(), expected);
         assert_eq!(actions(&store, &issued.token).await, expected);
-        assert_eq!((names(&store).await, rows(&store, table).await), (vec!["apollo deploys".to_owned()], 1));
+        assert_eq!(
+            (names(&store).await, rows(&store, table).await),
+            (vec!["apollo deploys".to_owned()], 1)
+        );
         // Its use within was written with it.
         assert!(store.find(issued.token.id()).await.unwrap().unwrap().last_used.is_some());
         tokens.verify(text, None).await.unwrap();
@@ -148,7 +155,8 @@ async fn does_everything<E: Engine>(store: SqlStore<E>, begin: &'static str) {
     for ended in [restored, deleted] {
         tokens.revoke(&ada(), ended.token.id(), Reason::Owner).await.unwrap();
     }
-    let through = patkit::Actor::token(&tokens.verify(family.plaintext.expose_secret(), None).await.unwrap());
+    let through =
+        patkit::Actor::token(&tokens.verify(family.plaintext.expose_secret(), None).await.unwrap());
     let child = tokens.generate(&through, NewToken::named("child")).await.unwrap();
     let before = store.list(&all()).await.unwrap().tokens;
     for commits in [false, true] {
@@ -182,7 +190,10 @@ async fn does_everything<E: Engine>(store: SqlStore<E>, begin: &'static str) {
     assert_eq!(within.revoke_all(&Realm::default(), &owner).await.unwrap(), 2);
     drop(within.into_uncommitted());
     transaction.commit().await.unwrap();
-    let page = store.list(&all().active_at(patkit::Clock::now(&patkit::SystemClock::new()))).await.unwrap();
+    let page = store
+        .list(&all().active_at(patkit::Clock::now(&patkit::SystemClock::new())))
+        .await
+        .unwrap();
     assert!(page.tokens.is_empty());
 }
 
@@ -204,9 +215,11 @@ where
     let tokens = service(store.clone());
     let taken = tokens.generate(&ada(), NewToken::named("taken")).await.unwrap().token;
     let other = tokens.generate(&ada(), NewToken::named("other")).await.unwrap().token;
-    let record = async |token: &TokenView| Token::clone(&store.find(token.id()).await.unwrap().unwrap());
+    let record =
+        async |token: &TokenView| Token::clone(&store.find(token.id()).await.unwrap().unwrap());
     let (taken_record, other_record) = (record(&taken).await, record(&other).await);
-    let update = |token: &Token, version| Change::Update(Arc::new(Token { version, ..token.clone() }));
+    let update =
+        |token: &Token, version| Change::Update(Arc::new(Token { version, ..token.clone() }));
     let mut named_as_taken = Token { version: 2, ..other_record.clone() };
     named_as_taken.rename(taken_record.name.clone());
 
@@ -277,15 +290,18 @@ async fn a_change_that_another_one_came_before_is_tried_again_within_the_transac
     let within = tokens.within(store.within(&mut transaction));
     let read = within.store().find(issued.token.id()).await.unwrap().unwrap();
     tokens.rename(&ada(), issued.token.id(), "b").await.unwrap();
-    let late =
-        ChangeBatch::new().change(Change::Update(Arc::new(Token { version: 2, ..Token::clone(&read) })));
+    let late = ChangeBatch::new()
+        .change(Change::Update(Arc::new(Token { version: 2, ..Token::clone(&read) })));
     let refused = within.store().commit(&late).await.unwrap_err();
     assert_eq!(refused.conflict(), Some(Conflict::Version(issued.token.id())));
     within.revoke(&ada(), issued.token.id(), Reason::Owner).await.unwrap();
     drop(within.into_uncommitted());
     transaction.commit().await.unwrap();
     let token = tokens.get(&ada(), issued.token.id()).await.unwrap();
-    assert_eq!((token.name().as_str(), token.state(), token.version()), ("b", TokenState::Revoked, 3));
+    assert_eq!(
+        (token.name().as_str(), token.state(), token.version()),
+        ("b", TokenState::Revoked, 3)
+    );
 }
 
 /// Dropped at any moment, all of a change is in the transaction or nothing, and nothing more is done through it.
@@ -314,7 +330,8 @@ async fn dropped<E: Engine>(store: SqlStore<E>, begin: &'static str) {
                 address: None,
             };
             let version = record.version + 1;
-            batch = batch.change(Change::Update(Arc::new(Token { version, ..record }))).event(event);
+            batch =
+                batch.change(Change::Update(Arc::new(Token { version, ..record }))).event(event);
         }
         let mut transaction = store.pool().begin_with(begin).await.unwrap();
         let view = store.within(&mut transaction);
@@ -372,7 +389,10 @@ async fn a_transaction_that_has_failed_does_nothing_more() {
     let pid: i32 = row.get(0);
     let within = tokens.within(store.within(&mut transaction));
     within.generate(&ada(), NewToken::named("a")).await.unwrap();
-    raw_sql(AssertSqlSafe(format!("SELECT pg_terminate_backend({pid})"))).execute(&pool).await.unwrap();
+    raw_sql(AssertSqlSafe(format!("SELECT pg_terminate_backend({pid})")))
+        .execute(&pool)
+        .await
+        .unwrap();
     let is_there = format!("SELECT 1 FROM pg_stat_activity WHERE pid = {pid}");
     while !raw_sql(AssertSqlSafe(is_there.clone())).fetch_all(&pool).await.unwrap().is_empty() {
         tokio::task::yield_now().await;
@@ -388,8 +408,12 @@ async fn a_transaction_that_has_failed_does_nothing_more() {
 
 /// A call that the database refuses ends what is done through the transaction, although the database would go on: what comes after
 /// it may rest on what was not done.
-async fn refuses_after_a_failure<E: Engine>(store: SqlStore<E>, begin: &'static str, table: &str, fails: &str)
-where
+async fn refuses_after_a_failure<E: Engine>(
+    store: SqlStore<E>,
+    begin: &'static str,
+    table: &str,
+    fails: &str,
+) where
     for<'c> &'c mut E::Connection: Executor<'c, Database = E>,
 {
     let tokens = service(store.clone());
@@ -400,7 +424,11 @@ where
         let last_use = LastUse::new(issued.created_at(), Some(address.parse().unwrap()));
         Touch::new(id, last_use)
     };
-    let bad = Token { name: patkit::token::TokenName::new("fails").unwrap(), version: 2, ..record.clone() };
+    let bad = Token {
+        name: patkit::token::TokenName::new("fails").unwrap(),
+        version: 2,
+        ..record.clone()
+    };
     let bad = ChangeBatch::new().change(Change::Update(Arc::new(bad)));
     let good = ChangeBatch::new().change(Change::Update(Arc::new(Token { version: 2, ..record })));
     for failing in ["commit", "touch", "find", "list"] {
@@ -408,7 +436,11 @@ where
         match failing {
             "commit" | "touch" => run::<E>(&mut transaction, fails).await,
             _ => {
-                run::<E>(&mut transaction, &format!("ALTER TABLE {table} RENAME COLUMN name TO other")).await;
+                run::<E>(
+                    &mut transaction,
+                    &format!("ALTER TABLE {table} RENAME COLUMN name TO other"),
+                )
+                .await;
             }
         }
         let view = store.within(&mut transaction);
@@ -448,14 +480,20 @@ async fn nothing_is_done_in_a_transaction_after_a_call_that_failed() {
     let schema = schema(&pool).await;
     let store = PostgresStore::builder(pool).schema(&schema).migrate().await.unwrap();
     let table = format!("{schema}.patkit_tokens");
-    let fails =
-        format!("ALTER TABLE {table} ADD CHECK (name <> 'fails' AND last_used_address <> '192.0.2.99')");
+    let fails = format!(
+        "ALTER TABLE {table} ADD CHECK (name <> 'fails' AND last_used_address <> '192.0.2.99')"
+    );
     refuses_after_a_failure(store, POSTGRES, &table, &fails).await;
     let folder = Folder::new();
     let fails = "CREATE TRIGGER fails BEFORE UPDATE ON patkit_tokens WHEN NEW.name = 'fails' \
          OR NEW.last_used_address = '192.0.2.99' BEGIN SELECT RAISE(ABORT, 'refused'); END";
-    refuses_after_a_failure(sqlite_store(&folder.path().join("db")).await, SQLITE, "patkit_tokens", fails)
-        .await;
+    refuses_after_a_failure(
+        sqlite_store(&folder.path().join("db")).await,
+        SQLITE,
+        "patkit_tokens",
+        fails,
+    )
+    .await;
 }
 
 /// What a cache in front still shows until it is told.
@@ -477,5 +515,8 @@ async fn a_cache_forgets_what_a_transaction_changed() {
     for id in uncommitted.ids() {
         tokens.store().invalidate(id);
     }
-    assert_eq!(tokens.verify(text, None).await.unwrap_err().reject_reason(), Some(RejectReason::Revoked));
+    assert_eq!(
+        tokens.verify(text, None).await.unwrap_err().reject_reason(),
+        Some(RejectReason::Revoked)
+    );
 }

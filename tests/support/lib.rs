@@ -23,9 +23,9 @@ use patkit::service::{BuildError, ManageError, TokenServiceBuilder};
 use patkit::store::{AuditLog, Change, ChangeBatch, EventQuery, ListBy, ListQuery};
 use patkit::token::Facts;
 use patkit::{
-    Actor, AuditEvent, AuditSink, Grant, IssuedToken, Keyring, ManualClock, MemoryDirectory, MemoryStore,
-    NewToken, Owner, OwnerId, OwnerKind, Realm, RoleCatalog, Token, TokenId, TokenPolicy, TokenService,
-    TokenStore, Verified,
+    Actor, AuditEvent, AuditSink, Grant, IssuedToken, Keyring, ManualClock, MemoryDirectory,
+    MemoryStore, NewToken, Owner, OwnerId, OwnerKind, Realm, RoleCatalog, Token, TokenId,
+    TokenPolicy, TokenService, TokenStore, Verified,
 };
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -86,7 +86,10 @@ pub fn grants(texts: &[&str]) -> Vec<Grant> {
 fn owners(everybody_is_admin: bool) -> impl Iterator<Item = Owner> {
     [home(), beta()].into_iter().flat_map(move |realm| {
         OWNERS.map(|(name, kind, role, direct, enabled)| {
-            let owner = Owner::new(id(name), kind).in_realm(realm.clone()).named(name).grants(grants(direct));
+            let owner = Owner::new(id(name), kind)
+                .in_realm(realm.clone())
+                .named(name)
+                .grants(grants(direct));
             if everybody_is_admin {
                 owner.role("admin")
             } else {
@@ -130,7 +133,11 @@ pub struct World {
 
 const KEYS: &str = "1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 
-pub fn builder(store: Arc<MemoryStore>, directory: Arc<MemoryDirectory>, clock: Arc<ManualClock>) -> Builder {
+pub fn builder(
+    store: Arc<MemoryStore>,
+    directory: Arc<MemoryDirectory>,
+    clock: Arc<ManualClock>,
+) -> Builder {
     TokenService::builder(store, directory)
         .brand("acme")
         .roles(catalog())
@@ -153,7 +160,8 @@ impl World {
         let directory = Arc::new(owners(false).collect::<MemoryDirectory>());
         let clock = Arc::new(ManualClock::at(start()));
         let heard = Arc::new(Heard::default());
-        let plain = builder(store.clone(), directory.clone(), clock.clone()).audit_sink(heard.clone());
+        let plain =
+            builder(store.clone(), directory.clone(), clock.clone()).audit_sink(heard.clone());
         let service = more(plain).build()?;
         let admins = Arc::new(owners(true).collect::<MemoryDirectory>());
         let open = TokenPolicy::builder().unknown_scopes(UnknownScopes::Allowed).build().unwrap();
@@ -181,7 +189,8 @@ impl World {
     /// Puts an owner of the default realm in the place of the one with this id: of its kind, with what `change` gives it and
     /// nothing else.
     pub fn put(&self, name: &str, change: impl FnOnce(Owner) -> Owner) {
-        let kind = OWNERS.iter().find(|owner| owner.0 == name).map_or(OwnerKind::Human, |owner| owner.1);
+        let kind =
+            OWNERS.iter().find(|owner| owner.0 == name).map_or(OwnerKind::Human, |owner| owner.1);
         self.directory.put(change(Owner::new(id(name), kind)));
     }
 
@@ -316,5 +325,9 @@ pub fn catalog() -> RoleCatalog {
         "scim",
         "scimitar:read",
     ];
-    permissions.into_iter().fold(RoleCatalog::standard(), RoleCatalogBuilder::permission).build().unwrap()
+    permissions
+        .into_iter()
+        .fold(RoleCatalog::standard(), RoleCatalogBuilder::permission)
+        .build()
+        .unwrap()
 }

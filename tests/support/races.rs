@@ -34,7 +34,9 @@ pub fn directory() -> Arc<MemoryDirectory> {
 
 /// A service with everything that it must have; its owners may do everything.
 pub fn builder<S: TokenStore>(store: S) -> TokenServiceBuilder<S, Arc<MemoryDirectory>> {
-    TokenService::builder(store, directory()).brand("acme").keyring(Keyring::from_text(OLD_KEY).unwrap())
+    TokenService::builder(store, directory())
+        .brand("acme")
+        .keyring(Keyring::from_text(OLD_KEY).unwrap())
 }
 
 /// `ada` in a session.

@@ -11,7 +11,8 @@ mod row;
 
 use chrono::{DateTime, Utc};
 use patkit::store::{
-    Change, ChangeBatch, Conflict, CorruptRecord, KeyChecks, ListQuery, MAX_PAGE, Page, TokenCounts, Touch,
+    Change, ChangeBatch, Conflict, CorruptRecord, KeyChecks, ListQuery, MAX_PAGE, Page,
+    TokenCounts, Touch,
 };
 use patkit::token::{Credential, KeyCheck, KeyId, TokenState};
 use patkit::{AuditEvent, OwnerId, Realm, StoreError, Token, TokenId, TokenStore};
@@ -187,7 +188,10 @@ impl TokenStore for RedbStore {
 }
 
 impl TokenCounts for RedbStore {
-    async fn count_by_state(&self, now: DateTime<Utc>) -> Result<Vec<(TokenState, u64)>, StoreError> {
+    async fn count_by_state(
+        &self,
+        now: DateTime<Utc>,
+    ) -> Result<Vec<(TokenState, u64)>, StoreError> {
         let mut counts: HashMap<TokenState, u64> = HashMap::new();
         self.visit(None, |record| {
             if let Ok(token) = record {

@@ -48,7 +48,8 @@ fn encode(values: Vec<Value>) -> Vec<u8> {
         Value::Text(text) => Cell::Text(text),
         Value::Bytes(bytes) => Cell::Bytes(bytes),
     });
-    serde_json::to_vec(&cells.collect::<Vec<_>>()).expect("integers, texts and bytes are always JSON")
+    serde_json::to_vec(&cells.collect::<Vec<_>>())
+        .expect("integers, texts and bytes are always JSON")
 }
 
 /// Returns no values if the bytes are damaged, which the caller then reports as a corrupt record.

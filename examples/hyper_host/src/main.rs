@@ -11,7 +11,8 @@ use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
 use patkit::http::{Authenticator, Connection, RequirePermission};
 use patkit::{
-    Actor, Keyring, MemoryDirectory, MemoryStore, NewToken, Owner, OwnerId, OwnerKind, TokenService, Verified,
+    Actor, Keyring, MemoryDirectory, MemoryStore, NewToken, Owner, OwnerId, OwnerKind,
+    TokenService, Verified,
 };
 use std::convert::Infallible;
 use std::error::Error;
@@ -21,7 +22,8 @@ use tower::{ServiceBuilder, ServiceExt, service_fn};
 
 /// Behind the layers: who gets here has a good token with the permission.
 async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
-    let owner = request.extensions().get::<Verified>().map(|verified| verified.owner().id().to_string());
+    let owner =
+        request.extensions().get::<Verified>().map(|verified| verified.owner().id().to_string());
     Ok(Response::new(Full::new(format!("you are {}\n", owner.unwrap_or_default()).into())))
 }
 
@@ -41,7 +43,8 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let issued = tokens.generate(&Actor::session(ada), NewToken::named("try me")).await?;
 
     let port = std::env::args().skip_while(|argument| argument != "--port").nth(1);
-    let listener = TcpListener::bind(("127.0.0.1", port.unwrap_or_default().parse().unwrap_or(0))).await?;
+    let listener =
+        TcpListener::bind(("127.0.0.1", port.unwrap_or_default().parse().unwrap_or(0))).await?;
     let url = format!("http://{}", listener.local_addr()?);
     println!("listening on {url}\n\n  curl -i {url}");
     println!("  curl -i {url} -H 'Authorization: Bearer {}'", issued.plaintext.expose_secret());
@@ -67,8 +70,9 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
         tokio::spawn(async move {
             let connection = http1::Builder::new();
             // A client that goes away is nobody's concern.
-            let _ =
-                connection.serve_connection(TokioIo::new(stream), TowerToHyperService::new(service)).await;
+            let _ = connection
+                .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))
+                .await;
         });
     } // The last uses are written.
     tokens.shutdown().await?;

@@ -58,8 +58,8 @@ use patkit::http::{
 };
 use patkit::store::{ChangeFeed, KeyChecks};
 use patkit::{
-    Actor, CachedStore, Keyring, MemoryDirectory, Owner, OwnerId, OwnerKind, PostgresStore, RoleCatalog,
-    SqliteStore, TokenService, TokenStore, Verified,
+    Actor, CachedStore, Keyring, MemoryDirectory, Owner, OwnerId, OwnerKind, PostgresStore,
+    RoleCatalog, SqliteStore, TokenService, TokenStore, Verified,
 };
 use serde::Deserialize;
 use sqlx::postgres::PgPoolOptions;
@@ -133,8 +133,9 @@ where
     }
     let sessions = Sessions::default();
 
-    let authenticator =
-        Authenticator::new(tokens.clone()).client_address(ClientAddress::connection()).on_incident(log);
+    let authenticator = Authenticator::new(tokens.clone())
+        .client_address(ClientAddress::connection())
+        .on_incident(log);
     let signed_in = sessions.clone();
     let api = ManagementApi::builder(authenticator.clone(), move |request: &Parts| {
         signed_in_user(&signed_in, request)
@@ -203,7 +204,9 @@ fn lasting_keys() -> Result<Option<Keyring>, Failure> {
     if std::env::var_os("DEMO_TOKEN_KEYS").is_some() {
         return Ok(Some(Keyring::from_env("DEMO_TOKEN_KEYS")?));
     }
-    println!("DEMO_TOKEN_KEYS is not set: the key is new, and tokens of an earlier start do not verify");
+    println!(
+        "DEMO_TOKEN_KEYS is not set: the key is new, and tokens of an earlier start do not verify"
+    );
     Ok(None)
 }
 
@@ -246,8 +249,9 @@ async fn make_datastore() -> StatusCode {
 
 async fn sign_in_page() -> Html<String> {
     let humans = USERS.iter().filter(|(_, _, kind, _)| *kind == OwnerKind::Human);
-    let buttons: Vec<String> =
-        humans.map(|(id, name, ..)| format!("<p><button name=user value={id}>{name}</button>")).collect();
+    let buttons: Vec<String> = humans
+        .map(|(id, name, ..)| format!("<p><button name=user value={id}>{name}</button>"))
+        .collect();
     let buttons = buttons.concat();
     Html(format!(
         "<!doctype html><html lang=en><title>Sign in</title><h1>Sign in as</h1><form method=post>{buttons}</form>"
@@ -260,7 +264,8 @@ struct SignIn {
 }
 
 async fn sign_in(State(sessions): State<Sessions>, Form(form): Form<SignIn>) -> Response {
-    let is_human = |user: &&(&str, &str, OwnerKind, &str)| user.0 == form.user && user.2 == OwnerKind::Human;
+    let is_human =
+        |user: &&(&str, &str, OwnerKind, &str)| user.0 == form.user && user.2 == OwnerKind::Human;
     let user = USERS.iter().find(is_human).and_then(|user| OwnerId::new(user.0).ok());
     let (Some(user), Ok(key)) = (user, session_key()) else {
         return (StatusCode::UNPROCESSABLE_ENTITY, "there is no such user").into_response();
@@ -295,8 +300,11 @@ struct Options {
 
 impl Options {
     fn read() -> Result<Self, Failure> {
-        let mut options =
-            Self { port: 3000, database_url: "sqlite:patkit-demo.db".to_owned(), print_openapi: false };
+        let mut options = Self {
+            port: 3000,
+            database_url: "sqlite:patkit-demo.db".to_owned(),
+            print_openapi: false,
+        };
         let mut arguments = std::env::args().skip(1);
         while let Some(argument) = arguments.next() {
             let mut value = || arguments.next().ok_or("the option needs a value");
@@ -304,7 +312,11 @@ impl Options {
                 "--port" => options.port = value()?.parse()?,
                 "--database-url" => options.database_url = value()?,
                 "--print-openapi" => options.print_openapi = true,
-                _ => return Err("usage: server [--port PORT] [--database-url URL] [--print-openapi]".into()),
+                _ => {
+                    return Err(
+                        "usage: server [--port PORT] [--database-url URL] [--print-openapi]".into(),
+                    );
+                }
             }
         }
         Ok(options)

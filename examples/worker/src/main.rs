@@ -6,8 +6,8 @@
 
 use patkit::store::{AuditLog, TokenCounts};
 use patkit::{
-    Actor, CachedStore, Clock, Keyring, MemoryDirectory, NewToken, Owner, OwnerId, OwnerKind, SqliteStore,
-    SystemClock, TokenPolicy, TokenService,
+    Actor, CachedStore, Clock, Keyring, MemoryDirectory, NewToken, Owner, OwnerId, OwnerKind,
+    SqliteStore, SystemClock, TokenPolicy, TokenService,
 };
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions};
 use std::error::Error;
@@ -69,7 +69,8 @@ async fn watch(tokens: Arc<Tokens>, every: Duration) {
             continue;
         }
         let states = cache.count_by_state(SystemClock::new().now()).await.unwrap_or_default();
-        let states: Vec<String> = states.iter().map(|(state, count)| format!("{count} {state}")).collect();
+        let states: Vec<String> =
+            states.iter().map(|(state, count)| format!("{count} {state}")).collect();
         let keys = match tokens.check().await {
             Ok(report) => report.to_string(),
             Err(error) => error.to_string(),
@@ -102,12 +103,13 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let store = SqliteStore::builder(pool).migrate().await?;
     let cache = Arc::new(CachedStore::builder(store).build()?);
     let ada = Owner::new(OwnerId::new("ada")?, OwnerKind::Human).role("member");
-    let tokens = TokenService::builder(cache.clone(), [ada].into_iter().collect::<MemoryDirectory>())
-        .brand("acme")
-        .keyring(Keyring::ephemeral()?)
-        .policy(TokenPolicy::builder().idle_limit_days(90).build()?)
-        .flush_interval(Duration::from_millis(500))
-        .build()?;
+    let tokens =
+        TokenService::builder(cache.clone(), [ada].into_iter().collect::<MemoryDirectory>())
+            .brand("acme")
+            .keyring(Keyring::ephemeral()?)
+            .policy(TokenPolicy::builder().idle_limit_days(90).build()?)
+            .flush_interval(Duration::from_millis(500))
+            .build()?;
     let tokens = Arc::new(tokens);
     tokens.check().await?;
 

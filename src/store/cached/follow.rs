@@ -152,7 +152,8 @@ where
 
     /// Polls until the store fails. `instead` says that the store's notifications do not arrive.
     async fn poll(&self, instead: bool) {
-        let Some(Ok(mut feed)) = before(self.cache.store.poll(), (self.sleep)(PATIENCE)).await else {
+        let Some(Ok(mut feed)) = before(self.cache.store.poll(), (self.sleep)(PATIENCE)).await
+        else {
             return;
         };
         self.cache.begin_following(!instead);

@@ -51,7 +51,12 @@ impl Lookup {
             let (access, asked) = taken_apart(entry.words);
             if asked.is_good(now, self.lifetime) {
                 self.found.note(entry.place);
-                return Some(Some(StoredToken::lent(id, Snapshot::lent(entry.value), access, None)));
+                return Some(Some(StoredToken::lent(
+                    id,
+                    Snapshot::lent(entry.value),
+                    access,
+                    None,
+                )));
             }
         }
         self.known_missing(id, now).then_some(None)
@@ -78,7 +83,8 @@ impl Lookup {
     /// Whether the cached answer for an id comes from a later read.
     pub(super) fn has_later(&self, id: TokenId, asked: Asked) -> bool {
         let found = self.found.get(None, id.words()).map(|entry| taken_apart(entry.words).1);
-        let missing = self.missing.get(None, id.words()).map(|entry| Asked::from_words(entry.words));
+        let missing =
+            self.missing.get(None, id.words()).map(|entry| Asked::from_words(entry.words));
         found.into_iter().chain(missing).any(|kept| kept.number > asked.number)
     }
 
@@ -87,13 +93,15 @@ impl Lookup {
         let [of_access @ .., at, number] = &mut words;
         (*of_access, *at, *number) = (access.words(), asked.at, asked.number);
         let now = self.now();
-        self.found
-            .put(id.words(), words, details, |words| !taken_apart(*words).1.is_good(now, self.lifetime));
+        self.found.put(id.words(), words, details, |words| {
+            !taken_apart(*words).1.is_good(now, self.lifetime)
+        });
     }
 
     pub(super) fn keep_missing(&self, id: TokenId, asked: Asked) {
         let now = self.now();
-        let is_over = |words: &[u64; 2]| !Asked::from_words(*words).is_good(now, self.negative_lifetime);
+        let is_over =
+            |words: &[u64; 2]| !Asked::from_words(*words).is_good(now, self.negative_lifetime);
         self.missing.put(id.words(), asked.words(), Arc::new(()), is_over);
     }
 }

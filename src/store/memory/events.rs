@@ -4,7 +4,8 @@ use crate::audit::{AuditEvent, EventId};
 use crate::clock::micros;
 use crate::owner::{OwnerId, Realm};
 use crate::store::{
-    CursorError, EventCursor, EventOrder, EventPage, EventQuery, ExportCursor, ExportPage, MAX_EVENTS,
+    CursorError, EventCursor, EventOrder, EventPage, EventQuery, ExportCursor, ExportPage,
+    MAX_EVENTS,
 };
 use chrono::{DateTime, Utc};
 use std::collections::{BTreeMap, HashSet};
@@ -41,11 +42,13 @@ impl Events {
         let after = query.after.map_or(Bound::Unbounded, Bound::Excluded);
         let mut events: Vec<AuditEvent> = match query.order {
             EventOrder::OldestFirst => {
-                let numbers = self.by_place.range((after, Bound::Unbounded)).map(|(_, number)| number);
+                let numbers =
+                    self.by_place.range((after, Bound::Unbounded)).map(|(_, number)| number);
                 self.held(query, numbers, limit)
             }
             EventOrder::NewestFirst => {
-                let numbers = self.by_place.range((Bound::Unbounded, after)).rev().map(|(_, number)| number);
+                let numbers =
+                    self.by_place.range((Bound::Unbounded, after)).rev().map(|(_, number)| number);
                 self.held(query, numbers, limit)
             }
         };
@@ -62,11 +65,17 @@ impl Events {
         numbers: impl Iterator<Item = &'a i64>,
         limit: usize,
     ) -> Vec<AuditEvent> {
-        let held = numbers.filter_map(|number| self.by_number.get(number)).filter(|event| query.holds(event));
+        let held = numbers
+            .filter_map(|number| self.by_number.get(number))
+            .filter(|event| query.holds(event));
         held.take(limit.saturating_add(1)).cloned().collect()
     }
 
-    pub(super) fn export(&self, after: &ExportCursor, limit: usize) -> Result<ExportPage, CursorError> {
+    pub(super) fn export(
+        &self,
+        after: &ExportCursor,
+        limit: usize,
+    ) -> Result<ExportPage, CursorError> {
         let [mut last] = after.numbers(KIND)?;
         if last > self.last {
             return Err(CursorError::OtherDatabase);
@@ -82,8 +91,12 @@ impl Events {
 
     pub(super) fn purge(&mut self, before: DateTime<Utc>, limit: usize) -> usize {
         let before = EventCursor::new(micros(before), [0; 16]);
-        let gone: Vec<(EventCursor, i64)> =
-            self.by_place.range(..before).take(limit).map(|(place, number)| (*place, *number)).collect();
+        let gone: Vec<(EventCursor, i64)> = self
+            .by_place
+            .range(..before)
+            .take(limit)
+            .map(|(place, number)| (*place, *number))
+            .collect();
         for (place, number) in &gone {
             self.by_place.remove(place);
             if let Some(event) = self.by_number.remove(number) {

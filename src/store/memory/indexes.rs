@@ -22,7 +22,8 @@ impl IdList {
     /// Inserts a place. Here and below, `key_of` reads the id of a listed record.
     pub(super) fn insert(&mut self, key: Key, place: Place, key_of: impl Fn(Place) -> Key) {
         let (number, index) = self.find(key, &key_of);
-        let at_end = self.chunks.get(number).is_none_or(|chunk| chunk.len() >= CHUNK && index >= CHUNK);
+        let at_end =
+            self.chunks.get(number).is_none_or(|chunk| chunk.len() >= CHUNK && index >= CHUNK);
         if at_end {
             // Behind a full chunk, the place goes into a new chunk.
             let number = if self.chunks.is_empty() { 0 } else { number.saturating_add(1) };
@@ -68,7 +69,11 @@ impl IdList {
     }
 
     /// Returns the places whose ids are below this one, greatest first.
-    pub(super) fn below(&self, key: Key, key_of: impl Fn(Place) -> Key) -> impl Iterator<Item = Place> {
+    pub(super) fn below(
+        &self,
+        key: Key,
+        key_of: impl Fn(Place) -> Key,
+    ) -> impl Iterator<Item = Place> {
         let (number, index) = self.find(key, &key_of);
         let (before, rest) = self.chunks.split_at_checked(number).unwrap_or((&self.chunks, &[]));
         let last = rest.first().and_then(|chunk| chunk.get(..index)).unwrap_or_default();
@@ -86,7 +91,10 @@ impl IdList {
         let begins_at_or_below =
             |chunk: &Vec<Place>| chunk.first().is_some_and(|first| key_of(*first) <= key);
         let number = self.chunks.partition_point(begins_at_or_below).saturating_sub(1);
-        let index = self.chunks.get(number).map(|chunk| chunk.partition_point(|place| key_of(*place) < key));
+        let index = self
+            .chunks
+            .get(number)
+            .map(|chunk| chunk.partition_point(|place| key_of(*place) < key));
         (number, index.unwrap_or(0))
     }
 }
@@ -106,7 +114,8 @@ pub(super) fn merged<I: Iterator<Item = (Key, Place)>>(
     lists: impl Iterator<Item = I>,
 ) -> impl Iterator<Item = Place> {
     let mut lists: Vec<I> = lists.collect();
-    let heads = lists.iter_mut().enumerate().filter_map(|(number, list)| Some((list.next()?, number)));
+    let heads =
+        lists.iter_mut().enumerate().filter_map(|(number, list)| Some((list.next()?, number)));
     let mut heads: BinaryHeap<((Key, Place), usize)> = heads.collect();
     std::iter::from_fn(move || {
         let ((_, place), number) = heads.pop()?;
@@ -150,7 +159,9 @@ impl HashedPlaces {
     pub(super) fn remove(&mut self, hash: u32, place: Place) {
         let mut is_out = false;
         for index in self.probe(hash) {
-            let Some(found) = self.entries.get_mut(index).filter(|found| **found != 0) else { break };
+            let Some(found) = self.entries.get_mut(index).filter(|found| **found != 0) else {
+                break;
+            };
             if is_out {
                 // The entry may be here only because the removed one was before it.
                 let behind = std::mem::take(found);
@@ -189,7 +200,11 @@ fn hash_of(entry: u64) -> u32 {
 }
 
 /// Returns the upper and the lower half.
-#[allow(clippy::as_conversions, clippy::cast_possible_truncation, reason = "the two halves are wanted")]
+#[allow(
+    clippy::as_conversions,
+    clippy::cast_possible_truncation,
+    reason = "the two halves are wanted"
+)]
 const fn halves(entry: u64) -> [u32; 2] {
     [(entry >> 32) as u32, entry as u32]
 }

@@ -106,7 +106,9 @@ pub enum NameError {
     Nul,
     /// The database would truncate the name, or a longer name made of it, so that two names could
     /// become equal.
-    #[error("has {found} bytes, and the database would cut names made of it: use at most {most} bytes")]
+    #[error(
+        "has {found} bytes, and the database would cut names made of it: use at most {most} bytes"
+    )]
     TooLong {
         /// The length of the name in bytes.
         found: usize,
@@ -146,7 +148,9 @@ impl From<sqlx::Error> for SetupError {
             }
             // The server is starting or stopping, has no room, or does not know the database or the
             // role.
-            Some("3D000" | "28000" | "28P01" | "53300" | "57P01" | "57P03") => Self::Unreachable(fault),
+            Some("3D000" | "28000" | "28P01" | "53300" | "57P01" | "57P03") => {
+                Self::Unreachable(fault)
+            }
             _ if fault.is_missing_file() => Self::Unreachable(fault),
             _ => Self::Database(fault),
         }
@@ -216,7 +220,11 @@ pub(super) fn commit(error: sqlx::Error) -> StoreError {
     let is_busy = code.parse::<u32>().is_ok_and(|code| code < 10_000 && code % 256 == 5);
     let is_of = |class: &str| code.len() == 5 && code.starts_with(class) && code != "40003";
     let is_undone = is_busy || is_of("23") || is_of("40");
-    if is_undone { unavailable(error) } else { StoreError::OutcomeUnknown(Box::new(SqlFault(error))) }
+    if is_undone {
+        unavailable(error)
+    } else {
+        StoreError::OutcomeUnknown(Box::new(SqlFault(error)))
+    }
 }
 
 /// The unique index that a change violates.

@@ -66,7 +66,8 @@ pub(super) async fn check<E: Engine>(store: &SqlStore<E>) -> Result<(), SetupErr
 ///
 /// Called if a table is missing, because PostgreSQL does not say which of the two is missing.
 async fn require_schema<E: Engine>(store: &SqlStore<E>) -> Result<(), SetupError> {
-    let (Some(schema), Some(count)) = (store.statements.names.schema(), E::DIALECT.count_schemas) else {
+    let (Some(schema), Some(count)) = (store.statements.names.schema(), E::DIALECT.count_schemas)
+    else {
         return Ok(());
     };
     let mut session = Session::acquire(&store.pool).await?;
@@ -99,19 +100,25 @@ async fn read<E: Engine>(store: &SqlStore<E>) -> Result<Option<Found>, SetupErro
     // In a transaction, because a pooler assigns it one connection.
     let mut session = Session::acquire(&store.pool).await?;
     let mut transaction = session.begin("BEGIN").await?;
-    let found = match found_in::<E>(&mut transaction, &store.statements.names.table("migrations")).await {
-        Ok(found) => found,
-        Err(error) if is_missing_table(&error) => return Ok(None),
-        Err(error) => return Err(error.into()),
-    };
+    let found =
+        match found_in::<E>(&mut transaction, &store.statements.names.table("migrations")).await {
+            Ok(found) => found,
+            Err(error) if is_missing_table(&error) => return Ok(None),
+            Err(error) => return Err(error.into()),
+        };
     transaction.commit().await?;
     Ok(Some(found))
 }
 
-async fn found_in<E: Engine>(connection: &mut E::Connection, table: &str) -> Result<Found, sqlx::Error> {
+async fn found_in<E: Engine>(
+    connection: &mut E::Connection,
+    table: &str,
+) -> Result<Found, sqlx::Error> {
     let sql: Arc<str> =
-        format!("SELECT COALESCE(MAX(version), 0), COALESCE(MAX(min_compatible), 0) FROM {table}").into();
+        format!("SELECT COALESCE(MAX(version), 0), COALESCE(MAX(min_compatible), 0) FROM {table}")
+            .into();
     let rows = E::fetch(connection, false, sql, Vec::new()).await?;
-    let number = |index| rows.first().and_then(|row| E::int(row, index).ok().flatten()).unwrap_or(0);
+    let number =
+        |index| rows.first().and_then(|row| E::int(row, index).ok().flatten()).unwrap_or(0);
     Ok(Found { version: number(0), min_compatible: number(1) })
 }

@@ -17,19 +17,24 @@ pub(super) struct Names {
 impl Names {
     /// # Errors
     /// [`SetupError`] if the engine would refuse a name, or truncate it so that two became equal.
-    pub(super) fn new<E: Engine>(prefix: String, schema: Option<String>) -> Result<Self, SetupError> {
+    pub(super) fn new<E: Engine>(
+        prefix: String,
+        schema: Option<String>,
+    ) -> Result<Self, SetupError> {
         let dialect = &E::DIALECT;
         let scripts = dialect.migrations.iter().map(|step| step.sql);
         let suffixes = scripts.flat_map(pieces).filter_map(|piece| piece.suffix);
         let longest = suffixes.map(str::len).max().unwrap_or(0);
         let refused = |field, reason| SetupError::Name { field, reason };
         let most = dialect.longest_name.map(|most| most.saturating_sub(longest));
-        check(&prefix, most, dialect.reserved_prefix).map_err(|reason| refused("prefix", reason))?;
+        check(&prefix, most, dialect.reserved_prefix)
+            .map_err(|reason| refused("prefix", reason))?;
         if let Some(schema) = &schema {
             if dialect.count_schemas.is_none() {
                 return Err(SetupError::NoSchemas);
             }
-            check(schema, dialect.longest_name, None).map_err(|reason| refused("schema", reason))?;
+            check(schema, dialect.longest_name, None)
+                .map_err(|reason| refused("schema", reason))?;
         }
         Ok(Self { prefix, schema })
     }
@@ -37,7 +42,9 @@ impl Names {
     /// Returns the name of a table, quoted and with its schema.
     pub(super) fn table(&self, suffix: &str) -> String {
         let name = self.quoted(suffix);
-        self.schema.as_ref().map_or_else(|| name.clone(), |schema| format!("{}.{name}", quoted(schema)))
+        self.schema
+            .as_ref()
+            .map_or_else(|| name.clone(), |schema| format!("{}.{name}", quoted(schema)))
     }
 
     /// Returns the quoted name of an index or a constraint, which is in the schema of its table.
@@ -99,7 +106,8 @@ fn pieces(sql: &str) -> impl Iterator<Item = Piece<'_>> {
             let is_name = |byte: u8| byte.is_ascii_lowercase() || byte == b'_';
             let end = part.bytes().position(|byte| !is_name(byte)).unwrap_or(part.len());
             // The text before the first name has no suffix.
-            let (suffix, rest) = part.split_at_checked(if index == 0 { 0 } else { end }).unwrap_or_default();
+            let (suffix, rest) =
+                part.split_at_checked(if index == 0 { 0 } else { end }).unwrap_or_default();
             let suffix = Some(suffix).filter(|_| index > 0);
             [Piece { before: "", suffix }, Piece { before: rest, suffix: None }]
         })

@@ -1,8 +1,8 @@
 //! The store within a transaction of the host's.
 
 use super::{
-    Engine, MAX_TOUCHES, Place, SqlStore, Statements, find, latest, list, list_ended, named, repeated,
-    unavailable, write,
+    Engine, MAX_TOUCHES, Place, SqlStore, Statements, find, latest, list, list_ended, named,
+    repeated, unavailable, write,
 };
 use crate::store::record::Value;
 use crate::store::{ChangeBatch, ListQuery, Page, StoreError, TokenStore, Touch};
@@ -58,7 +58,9 @@ impl<E: Engine> SqlStore<E> {
 impl<'a, E: Engine> SqlStoreWithin<'a, E> {
     fn take(&self) -> Result<&'a mut E::Connection, StoreError> {
         let taken = self.connection.lock().unwrap_or_else(PoisonError::into_inner).take();
-        taken.ok_or_else(|| StoreError::unavailable("the transaction is in use, or has failed: roll it back"))
+        taken.ok_or_else(|| {
+            StoreError::unavailable("the transaction is in use, or has failed: roll it back")
+        })
     }
 
     fn put_back(&self, connection: &'a mut E::Connection) {
@@ -122,6 +124,8 @@ impl<E: Engine> TokenStore for SqlStoreWithin<'_, E> {
 
 impl<E: Engine> fmt::Debug for SqlStoreWithin<'_, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("SqlStoreWithin").field("table", &self.statements.tokens_shown).finish_non_exhaustive()
+        f.debug_struct("SqlStoreWithin")
+            .field("table", &self.statements.tokens_shown)
+            .finish_non_exhaustive()
     }
 }

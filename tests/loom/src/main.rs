@@ -71,7 +71,10 @@ fn main() {
             let began = Instant::now();
             let runs = explore(model);
             let seen = std::mem::take(&mut *SEEN.lock().unwrap());
-            assert!(seen.iter().eq(outcomes), "loom tried too little: {seen:?} instead of {outcomes:?}");
+            assert!(
+                seen.iter().eq(outcomes),
+                "loom tried too little: {seen:?} instead of {outcomes:?}"
+            );
             println!("{name}: holds in {runs} runs, {:.1?}", began.elapsed());
             ran += 1;
         }

@@ -77,7 +77,10 @@ pub(super) struct OnceLock<T> {
 
 impl<T> OnceLock<T> {
     pub(super) fn new() -> Self {
-        Self { is_set: loom::sync::atomic::AtomicBool::new(false), value: std::sync::OnceLock::new() }
+        Self {
+            is_set: loom::sync::atomic::AtomicBool::new(false),
+            value: std::sync::OnceLock::new(),
+        }
     }
 
     pub(super) fn get(&self) -> Option<&T> {

@@ -203,14 +203,19 @@ impl Author<'_> {
             // The service without a limit of live tokens: racing requests may pass the limit.
             let mut half = |label| Step { label, service: 0, operation: self.managing() };
             let (first, second) = (half(label), half(label + 1));
-            return Step { label, service: 0, operation: Operation::Race(first.into(), second.into()) };
+            return Step {
+                label,
+                service: 0,
+                operation: Operation::Race(first.into(), second.into()),
+            };
         }
         let service = self.random.weighted(&[50, 20, 15, 15]);
         // A token acts once it was verified.
         let model = self.model;
         if self.random.percent(30)
             && let Some(token) = self.any(|record| {
-                record.state(model.now) == TokenState::Active && !model.proven.contains(&record.label)
+                record.state(model.now) == TokenState::Active
+                    && !model.proven.contains(&record.label)
             })
         {
             let address = self.random.pick(&[Some("10.1.2.3"), Some("192.168.7.7")]);
@@ -228,7 +233,9 @@ impl Author<'_> {
             4 => self.wait(),
             5 => self.directory(),
             6 => Operation::Sweep,
-            7 => Operation::Prune { older_than: self.random.pick(&[0, SECOND, HOUR, 5 * DAY, 30 * DAY]) },
+            7 => Operation::Prune {
+                older_than: self.random.pick(&[0, SECOND, HOUR, 5 * DAY, 30 * DAY]),
+            },
             8 if self.random.percent(40) => Operation::Erase(self.random.pick(&PEOPLE)),
             8 => Operation::Offboard(self.random.pick(&PEOPLE)),
             _ => {
@@ -240,7 +247,11 @@ impl Author<'_> {
                 if self.random.percent(25) {
                     Operation::Count { by: self.by() }
                 } else {
-                    Operation::List { by: self.by(), which, page: self.random.pick(&[1, 2, 3, 200]) }
+                    Operation::List {
+                        by: self.by(),
+                        which,
+                        page: self.random.pick(&[1, 2, 3, 200]),
+                    }
                 }
             }
         }
@@ -287,7 +298,8 @@ impl Author<'_> {
             5 => {
                 let (by, token) = self.pair();
                 let by = if self.random.percent(30) { By::Token(token) } else { by };
-                let overlap = self.random.pick(&[0, 0, SECOND, HOUR, 3 * DAY, 7 * DAY, 7 * DAY + SECOND]);
+                let overlap =
+                    self.random.pick(&[0, 0, SECOND, HOUR, 3 * DAY, 7 * DAY, 7 * DAY + SECOND]);
                 Operation::Rotate { by, token, overlap }
             }
             _ => {
@@ -304,7 +316,8 @@ impl Author<'_> {
         let is_heir = |record: &Record| record.succession.is_none();
         match self.random.weighted(&[26, 20, 18, 12, 12, 12]) {
             0 if model.records.len() < CROWD => {
-                let via = self.any(|record| living(record) && model.proven.contains(&record.label))?;
+                let via =
+                    self.any(|record| living(record) && model.proven.contains(&record.label))?;
                 let mut new = self.new_token(By::Token(via));
                 let record = &model.records[&via];
                 new.networks = record.networks;
@@ -333,7 +346,11 @@ impl Author<'_> {
             }
             4 => {
                 let token = self.any(|record| model.has_children(record.label))?;
-                Some(Operation::Revoke { by: self.authority_over(token), token, reason: Reason::Compromised })
+                Some(Operation::Revoke {
+                    by: self.authority_over(token),
+                    token,
+                    reason: Reason::Compromised,
+                })
             }
             _ => {
                 let token = self.any(living)?;
@@ -352,8 +369,13 @@ impl Author<'_> {
 
     /// Any token that is so.
     fn any(&mut self, is_so: impl Fn(&Record) -> bool) -> Option<Label> {
-        let labels: Vec<Label> =
-            self.model.records.values().filter(|record| is_so(record)).map(|record| record.label).collect();
+        let labels: Vec<Label> = self
+            .model
+            .records
+            .values()
+            .filter(|record| is_so(record))
+            .map(|record| record.label)
+            .collect();
         (!labels.is_empty()).then(|| self.random.pick(&labels))
     }
 
@@ -454,7 +476,8 @@ impl Author<'_> {
         let field = self.random.below(3);
         Edit {
             name: (field == 0 || self.random.percent(30)).then(|| self.random.pick(&NAMES)),
-            description: (self.random.percent(15)).then(|| self.random.pick(&["", "what for", "another"])),
+            description: (self.random.percent(15))
+                .then(|| self.random.pick(&["", "what for", "another"])),
             active: (field == 1 || self.random.percent(15)).then(|| self.random.percent(50)),
             reason: self.random.percent(12).then(|| self.random.pick(&Reason::ALL)),
             versions: match self.random.below(6) {

@@ -55,7 +55,11 @@ impl Stage {
     pub(crate) fn new() -> Self {
         let runtime = Builder::new_current_thread().enable_all().build().unwrap();
         let sqlite = runtime.block_on(async {
-            let pool = SqlitePoolOptions::new().max_connections(1).connect("sqlite::memory:").await.unwrap();
+            let pool = SqlitePoolOptions::new()
+                .max_connections(1)
+                .connect("sqlite::memory:")
+                .await
+                .unwrap();
             SqliteStore::builder(pool).migrate().await.unwrap()
         });
         Self { runtime, sqlite: Arc::new(sqlite) }
@@ -167,7 +171,10 @@ impl Player<'_> {
             Operation::Revoke { reason, .. } => *reason == Reason::Compromised,
             operation => matches!(
                 operation,
-                Operation::Erase(_) | Operation::Prune { .. } | Operation::Sweep | Operation::Offboard(_)
+                Operation::Erase(_)
+                    | Operation::Prune { .. }
+                    | Operation::Sweep
+                    | Operation::Offboard(_)
             ),
         };
         if is_whole || (changes_many && !matches!(answer, Answer::Refused(_) | Answer::Number(0))) {
@@ -242,7 +249,11 @@ impl Player<'_> {
 type Known = BTreeMap<Label, (u64, Option<i64>)>;
 
 fn known(model: &Model) -> Known {
-    model.records.iter().map(|(label, record)| (*label, (record.version, record.last_used))).collect()
+    model
+        .records
+        .iter()
+        .map(|(label, record)| (*label, (record.version, record.last_used)))
+        .collect()
 }
 
 /// Compares all records with the rules, which then take over the versions and last uses.
@@ -253,7 +264,8 @@ fn compare<S: TokenStore>(
     records: &[(Label, Token)],
     step: Option<&Step>,
 ) -> Result<(), String> {
-    let stored: BTreeMap<Label, &Token> = records.iter().map(|(label, token)| (*label, token)).collect();
+    let stored: BTreeMap<Label, &Token> =
+        records.iter().map(|(label, token)| (*label, token)).collect();
     for label in model.records.keys() {
         if !stored.contains_key(label) {
             return Err(format!("token {label} is gone"));
@@ -274,17 +286,17 @@ fn compare<S: TokenStore>(
         };
         check(token.name.as_str() == record.name, "name");
         check(
-            token.description.as_ref().map(patkit::token::Description::as_str) == record.description,
+            token.description.as_ref().map(patkit::token::Description::as_str)
+                == record.description,
             "description",
         );
         check(micros(token.facts.expires_at) == record.expires, "expiry");
         check(is_same_revocation(token, record), "revocation");
         check(token.idle_from.timestamp_micros() == record.idle_from, "start of idleness");
         check(token.created_at.timestamp_micros() == record.created, "creation");
-        let succession = token
-            .facts
-            .succession
-            .map(|succession| (succession.at.timestamp_micros(), succession.until.timestamp_micros()));
+        let succession = token.facts.succession.map(|succession| {
+            (succession.at.timestamp_micros(), succession.until.timestamp_micros())
+        });
         check(
             succession == record.succession.map(|succession| (succession.at, succession.until)),
             "succession",
@@ -296,15 +308,20 @@ fn compare<S: TokenStore>(
         }
         let old = before.get(&label).copied();
         match old {
-            Some((version, _)) if record.is_changed => check(token.version > version, "version of a change"),
+            Some((version, _)) if record.is_changed => {
+                check(token.version > version, "version of a change");
+            }
             Some((version, _)) if record.is_neighbor => check(token.version >= version, "version"),
             Some((version, _)) => check(token.version == version, "version without a change"),
             None => {}
         }
-        let is_active =
-            token.facts.state(DateTime::from_timestamp_micros(model.now).unwrap()) == TokenState::Active;
+        let is_active = token.facts.state(DateTime::from_timestamp_micros(model.now).unwrap())
+            == TokenState::Active;
         check(!is_active || !model.stolen.contains(&label), "a stolen token works");
-        check(uses_are_right(model, old.and_then(|(_, used)| used), label, token, step), "last use");
+        check(
+            uses_are_right(model, old.and_then(|(_, used)| used), label, token, step),
+            "last use",
+        );
         if !faults.is_empty() {
             return Err(format!(
                 "of token {label}, these are wrong: {faults:?}; it is\n{token:#?}\nand by the rules\n{record:#?}"

@@ -4,7 +4,8 @@
 //! cannot cut it. Times are microseconds since 1970.
 
 use super::history::{
-    Asked, By, Change, DAY, Edit, HOUR, Label, New, Operation, PEOPLE, Person, SECOND, Step, Versions, Which,
+    Asked, By, Change, DAY, Edit, HOUR, Label, New, Operation, PEOPLE, Person, SECOND, Step,
+    Versions, Which,
 };
 use patkit::token::Authority;
 use patkit::{Reason, TokenState};
@@ -171,14 +172,18 @@ fn network_within(network: Option<&str>, outer: Option<&str>) -> bool {
     match (network, outer) {
         (_, None) => true,
         (None, Some(_)) => false,
-        (Some(network), Some(outer)) => network == outer || (network, outer) == ("10.1.0.0/16", "10.0.0.0/8"),
+        (Some(network), Some(outer)) => {
+            network == outer || (network, outer) == ("10.1.0.0/16", "10.0.0.0/8")
+        }
     }
 }
 
 fn address_within(address: Option<&str>, network: Option<&str>) -> bool {
     let Some(network) = network else { return true };
     let Some(address) = address else { return false };
-    let IpAddr::V4(address) = address.parse::<IpAddr>().unwrap().to_canonical() else { return false };
+    let IpAddr::V4(address) = address.parse::<IpAddr>().unwrap().to_canonical() else {
+        return false;
+    };
     match network {
         "10.0.0.0/8" => address.octets()[0] == 10,
         "10.1.0.0/16" => address.octets()[..2] == [10, 1],
@@ -410,7 +415,8 @@ impl Acting<'_> {
         let Some(through) = self.through else {
             return (!self.owner_holds(permission)).then_some(Fault::Forbidden);
         };
-        let passes = through.scope.is_none_or(|scope| scope.iter().any(|grant| covers(grant, permission)));
+        let passes =
+            through.scope.is_none_or(|scope| scope.iter().any(|grant| covers(grant, permission)));
         if !self.owner_holds(permission) || !passes {
             return Some(Fault::Forbidden);
         }
@@ -493,7 +499,9 @@ impl Model {
                 _ => true,
             },
             Operation::Recheck { token } => self.proven.contains(token),
-            Operation::Verify { token, .. } => self.records.contains_key(token) || self.gone.contains(token),
+            Operation::Verify { token, .. } => {
+                self.records.contains_key(token) || self.gone.contains(token)
+            }
             Operation::Race(first, second) => {
                 self.can_run(&first.operation) && self.can_run(&second.operation)
             }
@@ -531,7 +539,8 @@ impl Model {
             name: record.name.to_owned(),
             description: record.description.map(str::to_owned),
             scope: record.scope.map(|scope| {
-                let mut entries: Vec<String> = scope.iter().map(|&entry| entry.to_owned()).collect();
+                let mut entries: Vec<String> =
+                    scope.iter().map(|&entry| entry.to_owned()).collect();
                 entries.sort();
                 entries
             }),
@@ -571,7 +580,9 @@ impl Model {
                 self.rotate(step.label, *by, *token, *overlap, policy)
             }
             Operation::Delete { by, token } => self.delete(*by, *token, policy),
-            Operation::Verify { token, address } => self.verify(step.service, *token, *address, policy),
+            Operation::Verify { token, address } => {
+                self.verify(step.service, *token, *address, policy)
+            }
             Operation::Recheck { token } => self.recheck(step.service, *token),
             Operation::Offboard(person) => Ok(self.offboard(*person)),
             Operation::Erase(person) => Ok(self.erase(*person)),
@@ -585,7 +596,11 @@ impl Model {
             Operation::Directory(person, change) => Ok(self.directory(*person, *change)),
             Operation::Race(..) => unreachable!("a race is two steps"),
         };
-        if self.records.iter().any(|(label, record)| record.revoked.is_none() && revoked.contains(label)) {
+        if self
+            .records
+            .iter()
+            .any(|(label, record)| record.revoked.is_none() && revoked.contains(label))
+        {
             self.left_alone.retain(|(service, _), _| *service != step.service);
         }
         match outcome {
@@ -599,14 +614,17 @@ impl Model {
     fn acting<'a>(&'a self, by: By, policy: &'a Policy) -> Result<Acting<'a>, Vec<Fault>> {
         let rejected = || vec![Fault::ActorRejected];
         let (person, through) = match by {
-            By::System => return Ok(Acting { person: None, through: None, policy, standing: None }),
+            By::System => {
+                return Ok(Acting { person: None, through: None, policy, standing: None });
+            }
             By::Session(person) => (person, None),
             By::Token(label) => {
                 let record = self.records.get(&label).ok_or_else(rejected)?;
                 (record.owner, Some(record))
             }
         };
-        let standing = self.people.get(&person).filter(|standing| standing.enabled).ok_or_else(rejected)?;
+        let standing =
+            self.people.get(&person).filter(|standing| standing.enabled).ok_or_else(rejected)?;
         if through.is_some_and(|record| self.rejects(record).is_some()) {
             return Err(rejected());
         }
@@ -631,7 +649,13 @@ impl Model {
     }
 
     /// What the actor is to the token, if it may do this to it.
-    fn target(&self, by: By, token: Label, deed: Deed, policy: &Policy) -> Result<Relation, Vec<Fault>> {
+    fn target(
+        &self,
+        by: By,
+        token: Label,
+        deed: Deed,
+        policy: &Policy,
+    ) -> Result<Relation, Vec<Fault>> {
         let acting = self.acting(by, policy)?;
         let is_itself = by == By::Token(token);
         let Some(person) = acting.person else {
@@ -644,12 +668,16 @@ impl Model {
         let personal = acting.lacks("tokens:manage");
         let service = acting.lacks("service-tokens:manage");
         let oversee = acting.lacks("tokens:oversee");
-        let record =
-            self.records.get(&token).filter(|record| record.owner.is_elsewhere() == person.is_elsewhere());
+        let record = self
+            .records
+            .get(&token)
+            .filter(|record| record.owner.is_elsewhere() == person.is_elsewhere());
         if is_itself && let Some(record) = record {
             let lacks = if record.is_service { service } else { personal };
             return match (deed, lacks) {
-                (Deed::Rotate, _) if policy.management == Management::Forbidden => Err(vec![Fault::ByPolicy]),
+                (Deed::Rotate, _) if policy.management == Management::Forbidden => {
+                    Err(vec![Fault::ByPolicy])
+                }
                 (Deed::Get | Deed::Revoke | Deed::Rotate, _) => Ok(Relation::Itself),
                 (_, None) => Ok(Relation::Owner),
                 // Whether the id or the permission is looked at first.
@@ -665,7 +693,11 @@ impl Model {
         }
         let Some(record) = record else { return Err(vec![Fault::NotFound]) };
         if record.is_service {
-            return if service.is_none() { Ok(Relation::Admin) } else { Err(vec![Fault::NotFound]) };
+            return if service.is_none() {
+                Ok(Relation::Admin)
+            } else {
+                Err(vec![Fault::NotFound])
+            };
         }
         if record.owner == person && personal.is_none() {
             return Ok(Relation::Owner);
@@ -699,13 +731,16 @@ impl Model {
             }
             (Which::Service, person) => {
                 if person.is_some() {
-                    acting.lacks("service-tokens:manage").map_or(Ok(()), |fault| Err(vec![fault]))?;
+                    acting
+                        .lacks("service-tokens:manage")
+                        .map_or(Ok(()), |fault| Err(vec![fault]))?;
                 }
                 here.filter(|record| record.is_service).map(|record| self.seen(record)).collect()
             }
-            (Which::Of(owner), None) => {
-                here.filter(|record| record.owner == owner).map(|record| self.seen(record)).collect()
-            }
+            (Which::Of(owner), None) => here
+                .filter(|record| record.owner == owner)
+                .map(|record| self.seen(record))
+                .collect(),
             (Which::Of(owner), Some(_)) => {
                 acting.lacks("tokens:oversee").map_or(Ok(()), |fault| Err(vec![fault]))?;
                 if !policy.revoke_only {
@@ -719,7 +754,9 @@ impl Model {
     }
 
     fn count(&self, by: By, policy: &Policy) -> Outcome {
-        let Answer::Tokens(seen) = self.list(by, Which::Own, policy)? else { unreachable!("a list") };
+        let Answer::Tokens(seen) = self.list(by, Which::Own, policy)? else {
+            unreachable!("a list")
+        };
         let of = |state| seen.iter().filter(|seen| seen.state == state).count().try_into().unwrap();
         Ok(Answer::Counts([TokenState::Active, TokenState::Revoked, TokenState::Expired].map(of)))
     }
@@ -733,7 +770,13 @@ impl Model {
         record
     }
 
-    fn is_name_taken(&self, owner: Person, is_service: bool, name: &str, but: Option<Label>) -> bool {
+    fn is_name_taken(
+        &self,
+        owner: Person,
+        is_service: bool,
+        name: &str,
+        but: Option<Label>,
+    ) -> bool {
         self.records.values().any(|record| {
             Some(record.label) != but
                 && (record.owner, record.is_service) == (owner, is_service)
@@ -797,7 +840,13 @@ impl Model {
         let creator_end = acting.through.and_then(|via| via.expires);
         let expires = self.expiry(new.lifetime, creator_end, policy);
         if let Some(via) = acting.through {
-            faults.extend(Self::widens(via, owner, new.scope, new.networks, expires.unwrap_or(via.expires)));
+            faults.extend(Self::widens(
+                via,
+                owner,
+                new.scope,
+                new.networks,
+                expires.unwrap_or(via.expires),
+            ));
         }
         if expires.is_err() {
             faults.push(Fault::Invalid("lifetime"));
@@ -848,7 +897,12 @@ impl Model {
     }
 
     /// When a new token ends.
-    fn expiry(&self, asked: Asked, creator_end: Option<i64>, policy: &Policy) -> Result<Option<i64>, ()> {
+    fn expiry(
+        &self,
+        asked: Asked,
+        creator_end: Option<i64>,
+        policy: &Policy,
+    ) -> Result<Option<i64>, ()> {
         let longest = policy.longest_days.unwrap_or(i64::MAX);
         let end = match asked {
             Asked::Default => {
@@ -878,7 +932,14 @@ impl Model {
         Some(self.now + days * DAY)
     }
 
-    fn edit(&mut self, by: By, token: Label, edit: &Edit, bound: Option<u64>, policy: &Policy) -> Outcome {
+    fn edit(
+        &mut self,
+        by: By,
+        token: Label,
+        edit: &Edit,
+        bound: Option<u64>,
+        policy: &Policy,
+    ) -> Outcome {
         let changes_text = edit.name.is_some() || edit.description.is_some();
         if !changes_text && edit.active.is_none() {
             // Nobody needs to be told more than that there is nothing to change.
@@ -983,11 +1044,20 @@ impl Model {
     }
 
     /// Revokes a token for a reason that may be given; as compromised, its family too.
-    fn do_revoke(&mut self, by: By, token: Label, relation: Relation, reason: Reason, policy: &Policy) {
+    fn do_revoke(
+        &mut self,
+        by: By,
+        token: Label,
+        relation: Relation,
+        reason: Reason,
+        policy: &Policy,
+    ) {
         let authority = relation.authority();
         let Ok(acting) = self.acting(by, policy) else { unreachable!("it was looked up") };
-        let (manages_services, oversees) =
-            (acting.may("service-tokens:manage"), policy.revoke_only && acting.may("tokens:oversee"));
+        let (manages_services, oversees) = (
+            acting.may("service-tokens:manage"),
+            policy.revoke_only && acting.may("tokens:oversee"),
+        );
         let actor = acting.person;
         if reason != Reason::Compromised {
             self.put_revoked(token, reason, authority);
@@ -1081,7 +1151,9 @@ impl Model {
         let acting = self.acting(by, policy)?;
         let record = &self.records[&token];
         let mut faults = Vec::new();
-        let Some(revoked) = record.revoked.filter(|_| record.state(self.now) != TokenState::Expired) else {
+        let Some(revoked) =
+            record.revoked.filter(|_| record.state(self.now) != TokenState::Expired)
+        else {
             return Err(vec![Fault::Expired]);
         };
         match revoked.reason {
@@ -1097,7 +1169,13 @@ impl Model {
             faults.extend(acting.lacks("tokens:scim"));
         }
         if let Some(via) = acting.through {
-            faults.extend(Self::widens(via, record.owner, record.scope, record.networks, record.expires));
+            faults.extend(Self::widens(
+                via,
+                record.owner,
+                record.scope,
+                record.networks,
+                record.expires,
+            ));
         }
         if self.is_full(record.owner, policy) {
             faults.push(Fault::TooMany);
@@ -1117,7 +1195,14 @@ impl Model {
         Ok(())
     }
 
-    fn rotate(&mut self, label: Label, by: By, token: Label, overlap: i64, policy: &Policy) -> Outcome {
+    fn rotate(
+        &mut self,
+        label: Label,
+        by: By,
+        token: Label,
+        overlap: i64,
+        policy: &Policy,
+    ) -> Outcome {
         let relation = self.target(by, token, Deed::Rotate, policy)?;
         let acting = self.acting(by, policy)?;
         let record = self.records[&token].clone();
@@ -1141,7 +1226,9 @@ impl Model {
         }
         let expires = match acting.through {
             None => self.renewed(record.lifetime, policy),
-            Some(_) => record.expires.or_else(|| policy.longest_days.map(|days| self.now + days * DAY)),
+            Some(_) => {
+                record.expires.or_else(|| policy.longest_days.map(|days| self.now + days * DAY))
+            }
         };
         let via = acting.through.map(|via| via.label);
         if let Some(via) = acting.through.filter(|via| via.label != token) {
@@ -1257,7 +1344,8 @@ impl Model {
         self.is_vague |= self.records.keys().any(|label| {
             let mut handed_on = self.handed_on(*label);
             let maker = self.origins[label].maker;
-            handed_on.retain(|other| maker != Some(*other) && self.predecessor(*label) != Some(*other));
+            handed_on
+                .retain(|other| maker != Some(*other) && self.predecessor(*label) != Some(*other));
             self.parents(*label).len() > 2 || handed_on.len() > 1
         });
         for label in below.into_iter().chain(line) {
@@ -1329,14 +1417,18 @@ impl Model {
         let standing = &self.people[&record.owner];
         let allowed = ASKED.into_iter().filter(|permission| {
             holds(standing, permission)
-                && record.scope.is_none_or(|scope| scope.iter().any(|grant| covers(grant, permission)))
+                && record
+                    .scope
+                    .is_none_or(|scope| scope.iter().any(|grant| covers(grant, permission)))
         });
         Answer::Verified(self.seen(record), allowed.collect())
     }
 
     /// The address is the one of the verification before, which was allowed.
     fn recheck(&mut self, service: usize, token: Label) -> Outcome {
-        let Some(record) = self.records.get(&token) else { return Err(vec![Fault::Rejected("unknown")]) };
+        let Some(record) = self.records.get(&token) else {
+            return Err(vec![Fault::Rejected("unknown")]);
+        };
         match self.rejects(record) {
             Some(reason) => Err(vec![Fault::Rejected(reason)]),
             None => Ok(self.let_in(service, token)),
@@ -1347,7 +1439,8 @@ impl Model {
     fn reuse(&mut self, service: usize, token: Label, policy: &Policy) {
         let now = self.now;
         let record = &self.records[&token];
-        let Some(succession) = record.succession.filter(|succession| now >= succession.until) else {
+        let Some(succession) = record.succession.filter(|succession| now >= succession.until)
+        else {
             return;
         };
         if policy.signal == Signal::Off {
@@ -1357,11 +1450,16 @@ impl Model {
             self.change(token).reuse_reported = Some(now);
         }
         let told = self.records[&token].reuse_reported.unwrap_or(now);
-        if self.left_alone.get(&(service, token)).is_some_and(|until| now < *until && *until - now <= HOUR) {
+        if self
+            .left_alone
+            .get(&(service, token))
+            .is_some_and(|until| now < *until && *until - now <= HOUR)
+        {
             return;
         }
         self.left_alone.insert((service, token), (told + HOUR).min(now + 60 * SECOND));
-        if policy.signal == Signal::RevokeFamily && now - succession.at <= policy.window_days * DAY {
+        if policy.signal == Signal::RevokeFamily && now - succession.at <= policy.window_days * DAY
+        {
             for label in self.descendants(token) {
                 if self.records[&label].is_active(now) {
                     self.put_revoked(label, Reason::Reuse, Authority::System);
@@ -1408,7 +1506,8 @@ impl Model {
     }
 
     fn erase(&mut self, person: Person) -> Answer {
-        let all: Vec<Label> = self.records.values().filter(|r| r.owner == person).map(|r| r.label).collect();
+        let all: Vec<Label> =
+            self.records.values().filter(|r| r.owner == person).map(|r| r.label).collect();
         for label in &all {
             self.remove(*label);
         }
@@ -1437,7 +1536,8 @@ impl Model {
     fn prune(&mut self, older_than: i64) -> Answer {
         let before = self.now - older_than;
         let ended = |record: &&Record| record.ended().is_some_and(|ended| ended <= before);
-        let ended: Vec<Label> = self.records.values().filter(ended).map(|record| record.label).collect();
+        let ended: Vec<Label> =
+            self.records.values().filter(ended).map(|record| record.label).collect();
         for label in &ended {
             self.remove(*label);
         }

@@ -3,7 +3,8 @@
 use super::history::{Asked, By, Label, Operation, PEOPLE, Person, SERVICES, Step, Which};
 use super::random::Random;
 use super::rules::{
-    ASKED, Answer, FLUSH_INTERVAL, Fault, Management, POLICIES, Policy, Revoked, Seen, Signal, Standing,
+    ASKED, Answer, FLUSH_INTERVAL, Fault, Management, POLICIES, Policy, Revoked, Seen, Signal,
+    Standing,
 };
 use chrono::{DateTime, TimeDelta, Utc};
 use patkit::clock::ManualClock;
@@ -13,9 +14,9 @@ use patkit::random::{RandomError, SecureRandom};
 use patkit::service::{Attenuation, InvalidInput, NewToken, TokenEdit, TokenPage};
 use patkit::store::{ChangeBatch, ListBy, ListQuery, Page, Touch};
 use patkit::{
-    Actor, Grant, IssuedToken, Keyring, ManageError, MemoryDirectory, Owner, OwnerId, OwnerKind, Realm,
-    RoleCatalog, StoreError, Token, TokenId, TokenKind, TokenPolicy, TokenService, TokenStore, TokenView,
-    Verified, VerifyError,
+    Actor, Grant, IssuedToken, Keyring, ManageError, MemoryDirectory, Owner, OwnerId, OwnerKind,
+    Realm, RoleCatalog, StoreError, Token, TokenId, TokenKind, TokenPolicy, TokenService,
+    TokenStore, TokenView, Verified, VerifyError,
 };
 use std::collections::BTreeMap;
 use std::future::poll_fn;
@@ -95,7 +96,10 @@ impl Gate {
         if self.armed.swap(false, Ordering::SeqCst) {
             self.reached.store(true, Ordering::SeqCst);
             // Whoever opens it polls again.
-            poll_fn(|_| if self.open.load(Ordering::SeqCst) { Poll::Ready(()) } else { Poll::Pending }).await;
+            poll_fn(
+                |_| if self.open.load(Ordering::SeqCst) { Poll::Ready(()) } else { Poll::Pending },
+            )
+            .await;
         }
     }
 }
@@ -238,7 +242,8 @@ impl<S: TokenStore> World<S> {
         };
         let kind = if person.is_service() { OwnerKind::Service } else { OwnerKind::Human };
         let grants = standing.grants.iter().map(|grant| Grant::parse(grant).unwrap());
-        let mut owner = Owner::new(id, kind).in_realm(realm).grants(grants).enabled(standing.enabled);
+        let mut owner =
+            Owner::new(id, kind).in_realm(realm).grants(grants).enabled(standing.enabled);
         if let Some(role) = standing.role {
             owner = owner.role(role);
         }
@@ -276,14 +281,19 @@ impl<S: TokenStore> World<S> {
             networks: view.networks().is_some(),
             created: view.created_at().timestamp_micros(),
             expires: view.expires_at().map(|end| end.timestamp_micros()),
-            revoked: view.revocation().map(|revoked| (revoked.reason, revoked.at.timestamp_micros())),
+            revoked: view
+                .revocation()
+                .map(|revoked| (revoked.reason, revoked.at.timestamp_micros())),
             has_successor: view.successor().is_some(),
             state: view.state(),
         }
     }
 
     fn token(&self, result: Result<TokenView, ManageError>) -> Answer {
-        result.map_or_else(|error| Answer::Refused(fault(&error)), |view| Answer::Token(self.seen(&view)))
+        result.map_or_else(
+            |error| Answer::Refused(fault(&error)),
+            |view| Answer::Token(self.seen(&view)),
+        )
     }
 
     /// Keeps what was made, under the label of its step.
@@ -312,7 +322,8 @@ impl<S: TokenStore> World<S> {
         match result {
             Ok(verified) => {
                 let seen = self.seen(verified.token());
-                let allowed = ASKED.into_iter().filter(|permission| verified.require(permission).is_ok());
+                let allowed =
+                    ASKED.into_iter().filter(|permission| verified.require(permission).is_ok());
                 let allowed = allowed.collect();
                 self.made().verified.insert(token, Arc::new(verified));
                 Answer::Verified(seen, allowed)
@@ -333,7 +344,9 @@ impl<S: TokenStore> World<S> {
             let found: Result<TokenPage, ManageError> = match which {
                 Which::Own => service.list(actor, after, page).await,
                 Which::Service => service.list_service(actor, after, page).await,
-                Which::Of(person) => service.list_overseen(actor, &owner_id(person), after, page).await,
+                Which::Of(person) => {
+                    service.list_overseen(actor, &owner_id(person), after, page).await
+                }
             };
             let found = match found {
                 Ok(found) => found,
@@ -385,7 +398,9 @@ impl<S: TokenStore> World<S> {
                 Ok(counts) => Answer::Counts([counts.active, counts.revoked, counts.expired]),
                 Err(error) => Answer::Refused(fault(&error)),
             },
-            Operation::Get { by, token } => self.token(service.get(&self.actor(*by), self.id(*token)).await),
+            Operation::Get { by, token } => {
+                self.token(service.get(&self.actor(*by), self.id(*token)).await)
+            }
             Operation::Edit { by, token, edit } => {
                 let mut request = TokenEdit::new();
                 if let Some(name) = edit.name {
@@ -412,7 +427,8 @@ impl<S: TokenStore> World<S> {
                 self.token(service.restore(&self.actor(*by), self.id(*token)).await)
             }
             Operation::Rotate { by, token, overlap } => {
-                let result = service.rotate(&self.actor(*by), self.id(*token), span(*overlap)).await;
+                let result =
+                    service.rotate(&self.actor(*by), self.id(*token), span(*overlap)).await;
                 self.issued(step, result)
             }
             Operation::Delete { by, token } => {
@@ -441,7 +457,9 @@ impl<S: TokenStore> World<S> {
                 Answer::Done
             }
             // The player sets clock and directory.
-            Operation::Wait(_) | Operation::WaitForEnd(..) | Operation::Directory(..) => Answer::Done,
+            Operation::Wait(_) | Operation::WaitForEnd(..) | Operation::Directory(..) => {
+                Answer::Done
+            }
             Operation::Race(..) => unreachable!("a race is two steps"),
         }
     }
@@ -477,7 +495,9 @@ impl<S: TokenStore> World<S> {
             let page = self.store.list(&query).await.unwrap();
             assert!(page.corrupt.is_empty(), "{:?}", page.corrupt);
             let made = self.made();
-            records.extend(page.tokens.iter().map(|token| (made.labels[&token.id], Token::clone(token))));
+            records.extend(
+                page.tokens.iter().map(|token| (made.labels[&token.id], Token::clone(token))),
+            );
             match page.next {
                 Some(next) => query = query.after(Some(next)),
                 None => return records,
@@ -522,7 +542,9 @@ fn fault(error: &ManageError) -> Fault {
         ManageError::Invalid(input) => Fault::Invalid(match input {
             InvalidInput::Lifetime(_) => "lifetime",
             InvalidInput::Overlap { .. } => "overlap",
-            InvalidInput::OwnerUnknown | InvalidInput::OwnerDisabled | InvalidInput::OwnerKind(_) => "owner",
+            InvalidInput::OwnerUnknown
+            | InvalidInput::OwnerDisabled
+            | InvalidInput::OwnerKind(_) => "owner",
             InvalidInput::NothingToChange => "edit",
             _ => panic!("{error:?}"),
         }),
