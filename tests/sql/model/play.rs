@@ -1,6 +1,6 @@
 //! Plays a history on the rules and on both stores, step by step, and compares.
 
-use super::history::{Author, Label, Operation, Step};
+use super::history::{Author, By, Label, Operation, Step};
 use super::random::Random;
 use super::rules::{Answer, Model, Record};
 use super::world::{World, revoked};
@@ -190,7 +190,11 @@ impl Player<'_> {
         }
     }
 
-    /// One order of the two steps explains both answers and all that is stored.
+    /// Checks that one order of the two steps explains both answers and all that is stored.
+    ///
+    /// Two tokens that revoke each other at once may both succeed, because a revocation does not
+    /// depend on the version of the token that it is done through. Then both actors were judged
+    /// before either revocation was stored.
     fn race(&mut self, steps: [&Step; 2]) -> Result<(), String> {
         let bound = steps.map(|step| self.bound(step));
         let answer = ready(self.memory.race(steps, bound));
@@ -202,10 +206,14 @@ impl Player<'_> {
         let records = ready(self.memory.records());
         self.compare_stores(&records)?;
         let mut reasons = String::new();
-        for order in [[1, 0], [0, 1]] {
+        let both = are_mutual(&steps);
+        for (order, is_at_once) in
+            [([1, 0], false), ([0, 1], false), ([1, 0], both), ([0, 1], both)]
+        {
             let mut model = self.model.clone();
             let mut admitted = true;
-            for index in order {
+            for (place, index) in order.into_iter().enumerate() {
+                model.judged_before = actor_of(steps[index]).filter(|_| is_at_once && place == 1);
                 let expected = model.apply(steps[index], bound[index]);
                 let answer = [first, second][index];
                 if !expected.admits(answer) {
@@ -216,6 +224,7 @@ impl Player<'_> {
             if !admitted {
                 continue;
             }
+            model.judged_before = None;
             match compare(&mut model, &known(&self.model), &self.memory, &records, None) {
                 Ok(()) => {
                     self.model = model;
@@ -243,6 +252,24 @@ impl Player<'_> {
         }
         Err("the stores have other records, or in another order".to_owned())
     }
+}
+
+/// Returns the token that a revocation is done through.
+fn actor_of(step: &Step) -> Option<Label> {
+    match step.operation {
+        Operation::Revoke { by: By::Token(label), .. } => Some(label),
+        _ => None,
+    }
+}
+
+/// Returns whether two steps revoke the tokens of each other.
+fn are_mutual(steps: &[&Step; 2]) -> bool {
+    let revoked = steps.map(|step| match step.operation {
+        Operation::Revoke { token, .. } => Some(token),
+        _ => None,
+    });
+    let actors = steps.map(actor_of);
+    actors[0].is_some() && actors[0] == revoked[1] && actors[1] == revoked[0]
 }
 
 /// Version and last use of each record before a step.

@@ -462,6 +462,8 @@ pub(crate) struct Model {
     pub(crate) noted: BTreeMap<(usize, Label), i64>,
     /// Until when a service leaves the family of a token alone whose reuse it has just told, unless it restores a token.
     left_alone: BTreeMap<(usize, Label), i64>,
+    /// The token that an actor acts through as it was before a revocation at the same moment.
+    pub(crate) judged_before: Option<Label>,
     /// A record got more parents than there is room for, so that the rules no longer say which of them it keeps.
     pub(crate) is_vague: bool,
     origins: BTreeMap<Label, Origin>,
@@ -478,6 +480,7 @@ impl Model {
             stolen: BTreeSet::new(),
             noted: BTreeMap::new(),
             left_alone: BTreeMap::new(),
+            judged_before: None,
             is_vague: false,
             origins: BTreeMap::new(),
         }
@@ -625,7 +628,8 @@ impl Model {
         };
         let standing =
             self.people.get(&person).filter(|standing| standing.enabled).ok_or_else(rejected)?;
-        if through.is_some_and(|record| self.rejects(record).is_some()) {
+        let judged = through.filter(|record| self.judged_before != Some(record.label));
+        if judged.is_some_and(|record| self.rejects(record).is_some()) {
             return Err(rejected());
         }
         Ok(Acting { person: Some(person), through, policy, standing: Some(standing) })
