@@ -534,6 +534,13 @@ impl Model {
         }
     }
 
+    /// Returns whether an edit is bound to a version that a removal at the same moment may have
+    /// moved. The rules do not say which records of a family a removal changes.
+    pub(crate) fn may_be_outdated(&self, step: &Step, bound: Option<u64>) -> bool {
+        let Operation::Edit { token, .. } = &step.operation else { return false };
+        bound.is_some() && self.records.get(token).is_some_and(|record| record.is_neighbor)
+    }
+
     pub(crate) fn seen(&self, record: &Record) -> Seen {
         Seen {
             label: record.label,
