@@ -51,8 +51,8 @@ use crate::store::{
     ListBy, ListQuery, MAX_PAGE, StoreError, StoredToken, TokenCounts, TokenStore, Touch,
 };
 use crate::token::{
-    ActorRef, Authority, Credential, Description, Facts, ForeignDigest, KeyCheck, KeyId,
-    KeyedDigest, LastUse, Lifetime, NameKey, Networks, Reason, Revocation, Seal, Succession, Token,
+    ActorRef, Authority, Description, Facts, ForeignDigest, KeyCheck, KeyId, KeyedDigest, LastUse,
+    Lifetime, NameKey, Networks, Reason, Revocation, Seal, StoredDigest, Succession, Token,
     TokenId, TokenKind, TokenName, TokenState,
 };
 use chrono::{DateTime, Utc};
@@ -499,7 +499,7 @@ fn same(expected: &Token, found: &Token) -> Result<(), Seen> {
         description,
         scope,
         networks,
-        credential,
+        digest,
         created_at,
         created_by,
         restored_by,
@@ -533,7 +533,7 @@ fn same(expected: &Token, found: &Token) -> Result<(), Seen> {
         description,
         scope,
         networks,
-        credential
+        digest
     );
     compare!(
         created_at,
@@ -591,7 +591,7 @@ fn record(number: u64) -> Result<Token, Seen> {
         description: None,
         scope: Scope::inherit(),
         networks: None,
-        credential: Credential::Keyed(KeyedDigest::new(KeyId::new(1), [byte; 32])),
+        digest: StoredDigest::Keyed(KeyedDigest::new(KeyId::new(1), [byte; 32])),
         created_at: made,
         created_by: ActorRef::Owner(owner),
         restored_by: None,
@@ -718,11 +718,11 @@ fn every_kind_of_record() -> Result<Vec<Token>, Seen> {
         Lifetime::Seconds(u64::MAX),
         Lifetime::Never,
     ];
-    let credentials = [
-        Credential::Keyed(KeyedDigest::new(KeyId::new(0), [0; 32])),
-        Credential::Keyed(KeyedDigest::new(KeyId::new(u16::MAX), [0xff; 32])),
-        Credential::Foreign(ForeignDigest::new("sha256", &[0, 1, 0xff])),
-        Credential::Foreign(ForeignDigest::new("", &[])),
+    let digests = [
+        StoredDigest::Keyed(KeyedDigest::new(KeyId::new(0), [0; 32])),
+        StoredDigest::Keyed(KeyedDigest::new(KeyId::new(u16::MAX), [0xff; 32])),
+        StoredDigest::Foreign(ForeignDigest::new("sha256", &[0, 1, 0xff])),
+        StoredDigest::Foreign(ForeignDigest::new("", &[])),
     ];
     let (first, last) = (extreme("0001-01-01T00:00:00Z")?, extreme("9999-12-31T23:59:59.999999Z")?);
     let instants = [first, at(-1)?, at(0)?, at(1)?, last];
@@ -760,7 +760,7 @@ fn every_kind_of_record() -> Result<Vec<Token>, Seen> {
         }
         token.scope = pick(&scopes, number)?;
         token.networks = pick(&networks, number)?;
-        token.credential = pick(&credentials, number)?;
+        token.digest = pick(&digests, number)?;
         token.created_at = instant;
         token.created_by = pick(&actors, number)?;
         token.lifetime = pick(&lifetimes, number)?;
@@ -1329,11 +1329,11 @@ async fn a_list_holds_what_it_should<S: TokenStore>(bench: &Bench<'_, S>) -> Res
 async fn a_list_of_a_key_holds_its_digests<S: TokenStore>(
     bench: &Bench<'_, S>,
 ) -> Result<(), Seen> {
-    let under = |key| Credential::Keyed(KeyedDigest::new(KeyId::new(key), [1; 32]));
+    let under = |key| StoredDigest::Keyed(KeyedDigest::new(KeyId::new(key), [1; 32]));
     let mut tokens = records(1..=6)?;
     for (number, token) in (1..).zip(&mut tokens) {
-        token.credential = match number {
-            1 => Credential::Foreign(ForeignDigest::new("sha256", &[1; 32])),
+        token.digest = match number {
+            1 => StoredDigest::Foreign(ForeignDigest::new("sha256", &[1; 32])),
             2 | 5 => under(u16::MAX),
             _ => under(0),
         };
@@ -1351,7 +1351,7 @@ async fn a_list_of_a_key_holds_its_digests<S: TokenStore>(
     bench.lists(&by(0).active_at(at(0)?), &ids([4, 6])?).await?;
     // A digest that changes its key moves from one list to another.
     let Some(moved) = tokens.get(3) else { return Ok(()) };
-    bench.commit([update(&changed(moved, |token| token.credential = under(u16::MAX)))]).await?;
+    bench.commit([update(&changed(moved, |token| token.digest = under(u16::MAX)))]).await?;
     bench.settle().await;
     bench.lists(&by(0), &ids([3, 6])?).await?;
     bench.lists(&by(u16::MAX), &ids([2, 4, 5])?).await
@@ -2465,10 +2465,10 @@ async fn digests_are_counted_by_key<S: TokenStore + KeyChecks>(
 ) -> Result<(), Seen> {
     let mut tokens = records(1..=6)?;
     for (number, token) in (1..).zip(&mut tokens) {
-        token.credential = match number {
-            1 => Credential::Foreign(ForeignDigest::new("sha256", &[1; 32])),
-            2 | 3 => Credential::Keyed(KeyedDigest::new(KeyId::new(u16::MAX), [1; 32])),
-            _ => Credential::Keyed(KeyedDigest::new(KeyId::new(0), [1; 32])),
+        token.digest = match number {
+            1 => StoredDigest::Foreign(ForeignDigest::new("sha256", &[1; 32])),
+            2 | 3 => StoredDigest::Keyed(KeyedDigest::new(KeyId::new(u16::MAX), [1; 32])),
+            _ => StoredDigest::Keyed(KeyedDigest::new(KeyId::new(0), [1; 32])),
         };
         match number {
             4 => token.realm = Realm::new("elsewhere")?,

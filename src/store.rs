@@ -35,7 +35,7 @@ pub use sqlite::SqliteStore;
 use crate::audit::AuditEvent;
 use crate::clock::plausible_until;
 use crate::owner::{OwnerId, Realm};
-use crate::token::{Credential, KeyCheck, KeyId, LastUse, Token, TokenId, TokenKind, TokenState};
+use crate::token::{KeyCheck, KeyId, LastUse, StoredDigest, Token, TokenId, TokenKind, TokenState};
 use chrono::{DateTime, Utc};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -314,7 +314,7 @@ impl ListQuery {
             ListBy::Ancestor(ancestor) => token.ancestor == Some(*ancestor),
             ListBy::Idle(before) => token.is_idle(*before, self.active_at),
             ListBy::Key(key) => {
-                matches!(&token.credential, Credential::Keyed(digest) if digest.key() == *key)
+                matches!(&token.digest, StoredDigest::Keyed(digest) if digest.key() == *key)
             }
         };
         is_listed

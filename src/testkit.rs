@@ -14,8 +14,8 @@ use crate::role::RoleCatalog;
 use crate::service::{Peer, Verified};
 use crate::store::StoredToken;
 use crate::token::{
-    ActorRef, Credential, Facts, KeyId, KeyedDigest, Lifetime, NameError, Networks, Token, TokenId,
-    TokenKind, TokenName,
+    ActorRef, Facts, KeyId, KeyedDigest, Lifetime, NameError, Networks, StoredDigest, Token,
+    TokenId, TokenKind, TokenName,
 };
 use chrono::{DateTime, Utc};
 use std::net::IpAddr;
@@ -144,7 +144,7 @@ impl FakeToken {
             description: None,
             scope: self.scope,
             networks: self.networks,
-            credential: Credential::Keyed(KeyedDigest::new(KeyId::new(0), [0; 32])),
+            digest: StoredDigest::Keyed(KeyedDigest::new(KeyId::new(0), [0; 32])),
             created_at: now,
             created_by: ActorRef::Owner(self.owner.id().clone()),
             restored_by: None,

@@ -107,7 +107,7 @@ impl fmt::Display for TokenKind {
 #[allow(clippy::exhaustive_structs, reason = "a store must not be able to forget a field")]
 pub struct Token {
     /// The digest that the token's secret is checked against.
-    pub credential: Credential,
+    pub digest: StoredDigest,
     /// The owner that the token acts as.
     pub owner: OwnerId,
     /// The tenant.
@@ -170,7 +170,7 @@ impl Token {
     pub(crate) fn vacant() -> &'static Arc<Self> {
         static VACANT: LazyLock<Arc<Token>> = LazyLock::new(|| {
             Arc::new(Token {
-                credential: Credential::Keyed(KeyedDigest::new(KeyId::new(0), [0; 32])),
+                digest: StoredDigest::Keyed(KeyedDigest::new(KeyId::new(0), [0; 32])),
                 owner: Owner::nobody().id().clone(),
                 realm: Realm::default(),
                 networks: None,
@@ -253,7 +253,7 @@ pub(crate) fn is_allowed(networks: Option<&Networks>, address: Option<IpAddr>) -
 /// The digest that a token's secret is checked against.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
-pub enum Credential {
+pub enum StoredDigest {
     /// This crate's own keyed digest.
     Keyed(KeyedDigest),
     /// A digest imported from another system, for a token that was not yet presented here.

@@ -19,7 +19,7 @@ use patkit::store::{
     AuditLog, Change, ChangeBatch, ChangeFeed, DynTokenStore, EventQuery, Feed, FeedEvent,
     FollowError, ListQuery, Page, Touch,
 };
-use patkit::token::{ActorRef, Authority, Credential, KeyId, KeyedDigest, LastUse, Revocation};
+use patkit::token::{ActorRef, Authority, KeyId, KeyedDigest, LastUse, Revocation, StoredDigest};
 use patkit::{
     Actor, CachedStore, Clock, Directory, DirectoryError, IssuedToken, Keyring, ManualClock,
     MemoryDirectory, MemoryStore, NewToken, Owner, OwnerCache, OwnerId, OwnerKind, Realm, Reason,
@@ -1095,7 +1095,7 @@ impl Refusing {
             let batch = ChangeBatch::new().change(Change::Update(Arc::new(record)));
             behind.inner.commit(&batch).await.unwrap();
         };
-        let digest = |key| Credential::Keyed(KeyedDigest::new(KeyId::new(key), [7; 32]));
+        let digest = |key| StoredDigest::Keyed(KeyedDigest::new(KeyId::new(key), [7; 32]));
         match refused {
             Refused::Revoked(Reason::Offboarding) => {
                 service
@@ -1115,8 +1115,8 @@ impl Refusing {
                 clock.advance(TimeDelta::seconds(60));
             }
             Refused::Expired => clock.advance(TimeDelta::days(1)),
-            Refused::WrongSecret => force(&|record| record.credential = digest(1)).await,
-            Refused::KeyMissing => force(&|record| record.credential = digest(9)).await,
+            Refused::WrongSecret => force(&|record| record.digest = digest(1)).await,
+            Refused::KeyMissing => force(&|record| record.digest = digest(9)).await,
             Refused::Unknown => {
                 let removed = ChangeBatch::new().change(Change::Remove { id, version: 1 });
                 behind.inner.commit(&removed).await.unwrap();

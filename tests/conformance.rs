@@ -19,7 +19,7 @@ use patkit::store::{
     EventPage, EventQuery, ExportCursor, ExportPage, KeyChecks, ListBy, ListQuery, Page,
     TokenCounts, Touch,
 };
-use patkit::token::{ActorRef, Credential, Description, KeyCheck, KeyId, TokenName};
+use patkit::token::{ActorRef, Description, KeyCheck, KeyId, StoredDigest, TokenName};
 use patkit::{MemoryStore, StoreError, Token, TokenId, TokenState, TokenStore};
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -626,8 +626,8 @@ impl Model {
             ListBy::Ancestor(ancestor) => {
                 !self.is(Fault::ListForgetsAncestors) && token.ancestor == Some(*ancestor)
             }
-            ListBy::Key(key) => match &token.credential {
-                Credential::Keyed(digest) => {
+            ListBy::Key(key) => match &token.digest {
+                StoredDigest::Keyed(digest) => {
                     let is_revoked = token.facts.revocation.is_some();
                     digest.key() == *key && !(is_revoked && self.is(Fault::ListOfKeyForgetsRevoked))
                 }
@@ -1042,8 +1042,8 @@ impl KeyChecks for Model {
         let state = self.state();
         let mut counts: BTreeMap<KeyId, u64> = BTreeMap::new();
         for token in state.records.values() {
-            let key = match &token.credential {
-                Credential::Keyed(digest) => digest.key(),
+            let key = match &token.digest {
+                StoredDigest::Keyed(digest) => digest.key(),
                 _ if self.is(Fault::CountsForeignDigests) => KeyId::new(0),
                 _ => continue,
             };

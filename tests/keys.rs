@@ -202,7 +202,7 @@ fn no_digest_moves_to_a_wrong_key() {
     let world = World::new();
     let issued = world.issue("ann", NewToken::named("one"));
     ready(node(&world, &[(1, A), (2, B)]).check()).unwrap();
-    let stored = || world.stored(issued.token.id()).credential.clone();
+    let stored = || world.stored(issued.token.id()).digest.clone();
     let before = stored();
     // Verified before and after the fault is known, flushed after it.
     let node = node(&world, &[(2, C), (1, A)]);

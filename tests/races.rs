@@ -12,7 +12,7 @@
 use patkit::lifecycle::RefusalReason;
 use patkit::service::{RejectReason, VerifyError};
 use patkit::store::{Change, ChangeBatch, ListBy, ListQuery, Touch};
-use patkit::token::{Credential, KeyId, LastUse, TokenName};
+use patkit::token::{KeyId, LastUse, StoredDigest, TokenName};
 use patkit::{
     Actor, IssuedToken, Keyring, ManageError, MemoryDirectory, MemoryStore, NewToken, Reason,
     Token, TokenId, TokenPolicy, TokenService, TokenState, TokenStore,
@@ -494,8 +494,8 @@ fn a_flush_of_last_uses_and_digests_never_undoes_a_change_or_brings_a_token_back
             if round % 5 == 2 { format!("renamed {round}") } else { format!("token {round}") };
         assert_eq!(token.name.as_str(), name);
         assert!(token.last_used.unwrap().at >= before[round]);
-        let key = match &token.credential {
-            Credential::Keyed(digest) => digest.key(),
+        let key = match &token.digest {
+            StoredDigest::Keyed(digest) => digest.key(),
             other => panic!("{other:?}"),
         };
         moved += usize::from(key == KeyId::new(2));

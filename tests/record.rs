@@ -12,9 +12,8 @@ use chrono::{DateTime, TimeDelta, Utc};
 use patkit::owner::{OwnerId, OwnerKind, Realm};
 use patkit::store::record::{TOKEN_COLUMNS, Value, read_token, token_values};
 use patkit::token::{
-    ActorRef, Authority, Credential, Description, Facts, ForeignDigest, KeyId, KeyedDigest,
-    LastUse, Lifetime, NameKey, Networks, Reason, Revocation, Seal, Succession, TokenKind,
-    TokenName,
+    ActorRef, Authority, Description, Facts, ForeignDigest, KeyId, KeyedDigest, LastUse, Lifetime,
+    NameKey, Networks, Reason, Revocation, Seal, StoredDigest, Succession, TokenKind, TokenName,
 };
 use patkit::{Scope, Token, TokenId};
 use std::collections::BTreeSet;
@@ -37,7 +36,7 @@ fn at(seconds: i64) -> DateTime<Utc> {
 fn full() -> Token {
     let name = TokenName::new("ci").unwrap();
     Token {
-        credential: Credential::Keyed(KeyedDigest::new(KeyId::new(1), [7; 32])),
+        digest: StoredDigest::Keyed(KeyedDigest::new(KeyId::new(1), [7; 32])),
         owner: owner("ann"),
         realm: Realm::new("home").unwrap(),
         networks: Some(Networks::parse(["10.0.0.0/8", "::1"]).unwrap()),
@@ -78,7 +77,7 @@ fn records() -> Vec<Token> {
     let mut succeeded = full();
     succeeded.facts.succession = Some(Succession { successor: id(6), at: at(600), until: at(700) });
     succeeded.name_key = None;
-    succeeded.credential = Credential::Foreign(ForeignDigest::new("sha256", &[1, 2, 3]));
+    succeeded.digest = StoredDigest::Foreign(ForeignDigest::new("sha256", &[1, 2, 3]));
     succeeded.scope = Scope::inherit();
     let mut records = vec![full(), succeeded];
     for actor in
@@ -228,7 +227,7 @@ fn what_contradicts_another_column_is_corruption() {
         (&succeeded, "scope", text("only"), "scope_grants"),
         (&personal, "scope", text("Inherit"), "scope"),
         (&personal, "scope", text(""), "scope"),
-        // Two credentials, or one and a half.
+        // Two digests, or one and a half.
         (&personal, "foreign_scheme", text("sha256"), "foreign_scheme"),
         (&personal, "foreign_digest", bytes(3), "foreign_digest"),
         (&succeeded, "digest_key", Value::Int(Some(1)), "digest"),

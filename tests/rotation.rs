@@ -173,7 +173,7 @@ fn the_successor_is_like_its_predecessor_but_for_what_is_its_own() {
         )
     );
     assert!(new.id > old.id);
-    assert_ne!(new.credential, old.credential);
+    assert_ne!(new.digest, old.digest);
     assert_eq!((new.created_at, new.idle_from), (world.now(), world.now()));
     assert_eq!((new.version, new.last_used, new.facts.succession), (1, None, None));
     assert_eq!((&new.created_by, new.restored_by), (&ActorRef::Owner(id("ann")), None));
@@ -660,8 +660,8 @@ fn what_is_no_right_secret_of_a_predecessor_raises_no_signal() {
     let new = rotate(&world, &session("ann"), old.token.id(), Duration::ZERO).unwrap();
     ready(world.service.revoke(&session("ann"), revoked.token.id(), Reason::Owner)).unwrap();
     world.advance(TimeDelta::days(1));
-    let other = world.stored(new.token.id()).credential.clone();
-    world.force(old.token.id(), |token| token.credential = other);
+    let other = world.stored(new.token.id()).digest.clone();
+    world.force(old.token.id(), |token| token.digest = other);
     for (token, reason) in [
         (&revoked, RejectReason::Revoked),
         (&expired, RejectReason::Expired),

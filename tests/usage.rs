@@ -911,8 +911,8 @@ fn nodes_with_different_primary_keys_do_not_move_a_record_to_and_fro() {
     let made_by_old = ready(old.generate(&session("ann"), NewToken::named("old"))).unwrap();
     let made_by_new = ready(new.generate(&session("ann"), NewToken::named("new"))).unwrap();
     let state = || {
-        let key = |token: &Token| match &token.credential {
-            patkit::token::Credential::Keyed(digest) => digest.key().get(),
+        let key = |token: &Token| match &token.digest {
+            patkit::token::StoredDigest::Keyed(digest) => digest.key().get(),
             _ => panic!("no digest"),
         };
         let of = |issued: &IssuedToken| world.stored(issued.token.id());

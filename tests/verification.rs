@@ -18,7 +18,7 @@ use patkit::audit::AuditAction;
 use patkit::random::{RandomError, SecureRandom};
 use patkit::service::{RejectReason, Rejected, Unavailable, VerifyError};
 use patkit::store::{ChangeBatch, KeyChecks, ListQuery, Page, Touch};
-use patkit::token::{ActorRef, Brand, Credential, ForeignDigest, KeyId, TokenFormat};
+use patkit::token::{ActorRef, Brand, ForeignDigest, KeyId, StoredDigest, TokenFormat};
 use patkit::{
     Actor, Clock, Directory, DirectoryError, Grant, IssuedToken, Keyring, ManualClock,
     MemoryDirectory, MemoryStore, NewToken, Owner, OwnerId, OwnerKind, Permission,
@@ -291,9 +291,9 @@ fn a_secret_opens_no_other_record_of_the_same_owner() {
 fn a_digest_copied_to_another_record_opens_neither_with_either_secret() {
     let world = World::new();
     let (thief, victim) = (world.issue("bob", named("mine")), world.issue("ada", named("theirs")));
-    let stolen = world.stored(thief.token.id()).credential.clone();
-    world.force(victim.token.id(), |token| token.credential = stolen.clone());
-    assert_eq!(world.stored(victim.token.id()).credential, stolen);
+    let stolen = world.stored(thief.token.id()).digest.clone();
+    world.force(victim.token.id(), |token| token.digest = stolen.clone());
+    assert_eq!(world.stored(victim.token.id()).digest, stolen);
     for text in [text(&victim).to_owned(), mixed(&victim, &thief), mixed(&thief, &victim)] {
         assert_eq!(reason(verify(&world, &text)), RejectReason::WrongSecret);
     }
@@ -416,7 +416,7 @@ fn a_change_between_a_verification_and_the_move_of_its_digest_is_not_undone() {
     ready(service.flush()).unwrap();
     let after = world.stored(token);
     assert_eq!((&after.facts, after.version), (&revoked.facts, revoked.version));
-    assert_eq!(after.credential, revoked.credential);
+    assert_eq!(after.digest, revoked.digest);
     assert_eq!(reason(ready(service.verify(text(&issued), None))), RejectReason::Revoked);
 
     ready(service.restore(&Actor::system(), token)).unwrap();
@@ -458,15 +458,15 @@ fn refusals_move_no_digest() {
 fn a_foreign_credential_opens_nothing() {
     let world = World::new();
     let issued = world.issue("ann", named("one"));
-    let mac = match &world.stored(issued.token.id()).credential {
-        Credential::Keyed(digest) => digest.mac().to_vec(),
+    let mac = match &world.stored(issued.token.id()).digest {
+        StoredDigest::Keyed(digest) => digest.mac().to_vec(),
         other => panic!("{other:?}"),
     };
     for value in
         [&mac[..], &[], &[0; 32], text(&issued).as_bytes(), &text(&issued).as_bytes()[SECRET]]
     {
         world.force(issued.token.id(), |token| {
-            token.credential = Credential::Foreign(ForeignDigest::new("sha256", value));
+            token.digest = StoredDigest::Foreign(ForeignDigest::new("sha256", value));
         });
         assert_eq!(reason(verify(&world, text(&issued))), RejectReason::WrongSecret);
     }
@@ -479,8 +479,7 @@ fn a_digest_of_zeros_in_the_store_opens_nothing() {
     let world = World::new();
     let issued = world.issue("ann", named("one"));
     world.force(issued.token.id(), |token| {
-        token.credential =
-            Credential::Keyed(patkit::token::KeyedDigest::new(KeyId::new(1), [0; 32]));
+        token.digest = StoredDigest::Keyed(patkit::token::KeyedDigest::new(KeyId::new(1), [0; 32]));
     });
     assert_eq!(reason(verify(&world, text(&issued))), RejectReason::WrongSecret);
 }

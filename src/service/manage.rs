@@ -18,8 +18,8 @@ use crate::store::{
 use crate::token::digest::Message;
 use crate::token::id::IdSource;
 use crate::token::{
-    Credential, Facts, OwnerAnswer, PlaintextToken, Reason, Token, TokenId, TokenKind, TokenState,
-    TokenView,
+    Facts, OwnerAnswer, PlaintextToken, Reason, StoredDigest, Token, TokenId, TokenKind,
+    TokenState, TokenView,
 };
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -564,7 +564,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             .policy
             .expiry(checked.lifetime, now, through)
             .map_err(super::InvalidInput::Lifetime)?;
-        let (id, credential, plaintext) = self.new_secret(kind, now)?;
+        let (id, digest, plaintext) = self.new_secret(kind, now)?;
         let token = Token {
             id,
             realm: acting.realm.clone(),
@@ -576,7 +576,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             description: checked.description,
             scope: checked.scope,
             networks: checked.networks,
-            credential,
+            digest,
             created_at: now,
             created_by: acting.actor.clone(),
             restored_by: None,
@@ -599,7 +599,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         &self,
         kind: TokenKind,
         now: chrono::DateTime<chrono::Utc>,
-    ) -> Result<(TokenId, Credential, PlaintextToken), ManageError> {
+    ) -> Result<(TokenId, StoredDigest, PlaintextToken), ManageError> {
         let key = self.keyring.primary();
         if self.keyring.is_wrong(key) {
             return Err(super::Unavailable::WrongKey(key).into());
@@ -607,7 +607,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         let id = self.ids.generate(now, &*self.random)?;
         let message = Message::generate(kind, id, &*self.random)?;
         let digest = self.keyring.digest(&message);
-        Ok((id, Credential::Keyed(digest), self.format.print(kind, id, &message)))
+        Ok((id, StoredDigest::Keyed(digest), self.format.print(kind, id, &message)))
     }
 
     /// Errors if the owner already has the maximum number of active tokens.

@@ -66,10 +66,10 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
                 None => self.policy.renewed_expiry(token.lifetime, acting.now),
             }
             .map_err(InvalidInput::Lifetime)?;
-            let (successor, credential, plaintext) = self.new_secret(token.kind, acting.now)?;
+            let (successor, digest, plaintext) = self.new_secret(token.kind, acting.now)?;
             let successor = Token {
                 id: successor,
-                credential,
+                digest,
                 created_at: acting.now,
                 created_by: acting.actor.clone(),
                 restored_by: None,

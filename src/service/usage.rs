@@ -11,7 +11,7 @@ use crate::audit::{AuditAction, AuditEvent, EventId};
 use crate::clock::{MAX_CLOCK_ERROR, at_micros};
 use crate::owner::{Directory, OwnerId, Realm};
 use crate::store::{Change, ChangeBatch, StoreError, StoredToken, TokenStore, Touch};
-use crate::token::{ActorRef, Credential, KeyedDigest, LastUse, Token, TokenId};
+use crate::token::{ActorRef, KeyedDigest, LastUse, StoredDigest, Token, TokenId};
 use chrono::{DateTime, TimeDelta, Utc};
 use std::borrow::Cow;
 use std::collections::HashMap;
@@ -381,7 +381,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             return Ok(());
         }
         let after = changed(token, |token| {
-            token.credential = Credential::Keyed(redigest.digest);
+            token.digest = StoredDigest::Keyed(redigest.digest);
         });
         let now = self.now();
         let event = AuditEvent {

@@ -429,8 +429,8 @@ mod tests {
     use crate::service::{Actor, NewToken};
     use crate::store::{Change, ChangeBatch, MemoryStore};
     use crate::token::digest::COUNT;
-    use crate::token::{Credential, Token};
     use crate::token::{ForeignDigest, Keyring};
+    use crate::token::{StoredDigest, Token};
     use std::pin::pin;
     use std::task::{Context, Poll, Waker};
 
@@ -464,7 +464,7 @@ mod tests {
         let unknown = issue(&theirs, "one");
         let (_, id) = ours.format.check(&foreign).unwrap();
         let mut record = Token::clone(&ready(ours.store.find(id)).unwrap().unwrap());
-        record.credential = Credential::Foreign(ForeignDigest::new("sha256", &[0; 32]));
+        record.digest = StoredDigest::Foreign(ForeignDigest::new("sha256", &[0; 32]));
         record.version += 1;
         ready(ours.store.commit(&ChangeBatch::new().change(Change::Update(Arc::new(record)))))
             .unwrap();

@@ -12,8 +12,8 @@ use crate::clock::micros;
 use crate::owner::{OwnerId, OwnerKind, Realm};
 use crate::permission::{Grant, Scope};
 use crate::token::{
-    ActorRef, Authority, Credential, Description, Facts, ForeignDigest, KeyId, KeyedDigest,
-    LastUse, Lifetime, NameKey, Networks, Reason, Revocation, Seal, Succession, Token, TokenId,
+    ActorRef, Authority, Description, Facts, ForeignDigest, KeyId, KeyedDigest, LastUse, Lifetime,
+    NameKey, Networks, Reason, Revocation, Seal, StoredDigest, Succession, Token, TokenId,
     TokenKind, TokenName,
 };
 use chrono::{DateTime, Utc};
@@ -158,9 +158,9 @@ pub fn token_values(token: &Token) -> Vec<Value> {
     let opt_text = |text: Option<String>| Value::Text(text);
     let revocation = token.facts.revocation.as_deref();
     let succession = token.facts.succession;
-    let (digest, foreign) = match &token.credential {
-        Credential::Keyed(digest) => (Some(*digest), None),
-        Credential::Foreign(foreign) => (None, Some(foreign)),
+    let (digest, foreign) = match &token.digest {
+        StoredDigest::Keyed(digest) => (Some(*digest), None),
+        StoredDigest::Foreign(foreign) => (None, Some(foreign)),
     };
     let seal = token.seal.as_ref().map(Seal::mac);
     let key = |mac: Option<&KeyedDigest>| Value::Int(mac.map(|mac| mac.key().get().into()));
@@ -304,7 +304,7 @@ pub fn read_token(row: &(impl Row + ?Sized), table: &str) -> Result<Token, Corru
     let lifetime = cells.lifetime()?;
     let scope = cells.scope()?;
     let networks = cells.opt_parsed(|text| Networks::parse(text.split(' ')).ok())?;
-    let credential = cells.credential()?;
+    let digest = cells.digest()?;
     let idle_from = cells.required(Cells::time)?;
     let reuse_reported_at = cells.time()?;
     let notified_days = cells.number()?;
@@ -318,7 +318,7 @@ pub fn read_token(row: &(impl Row + ?Sized), table: &str) -> Result<Token, Corru
         (None, Some(_)) => return Err(cells.corrupt_in("last_used_at")),
     };
     Ok(Token {
-        credential,
+        digest,
         owner,
         realm,
         networks,
@@ -456,21 +456,21 @@ impl<'a, R: Row + ?Sized> Cells<'a, R> {
         }
     }
 
-    /// Reads the credential of a record, which has exactly one.
-    fn credential(&mut self) -> Result<Credential, CorruptRecord> {
+    /// Reads the digest of a record, which has exactly one.
+    fn digest(&mut self) -> Result<StoredDigest, CorruptRecord> {
         let digest = self.mac()?;
         let scheme = self.text()?;
         match (digest, scheme, self.bytes()?) {
-            (Some(digest), None, None) => Ok(Credential::Keyed(digest)),
+            (Some(digest), None, None) => Ok(StoredDigest::Keyed(digest)),
             (None, Some(scheme), Some(value)) => {
-                Ok(Credential::Foreign(ForeignDigest::new(scheme, value)))
+                Ok(StoredDigest::Foreign(ForeignDigest::new(scheme, value)))
             }
             (None, None, None) => Err(self.corrupt_in("digest")),
             (None, scheme, value) => Err(self.incomplete(&[
                 ("foreign_scheme", scheme.is_some()),
                 ("foreign_digest", value.is_some()),
             ])),
-            // The record has two credentials.
+            // The record has two digests.
             (Some(_), scheme, _) => Err(self.corrupt_in(if scheme.is_some() {
                 "foreign_scheme"
             } else {

@@ -4,7 +4,7 @@
 //! reads no second place in memory to decide on one.
 
 use super::facts::NEVER_ENDS;
-use super::{Credential, KeyId, KeyedDigest, Token, TokenKind, TokenState};
+use super::{KeyId, KeyedDigest, StoredDigest, Token, TokenKind, TokenState};
 use crate::clock::{at_micros, micros, plausible_until};
 use chrono::{DateTime, Utc};
 use std::ops::Deref;
@@ -31,9 +31,9 @@ pub(crate) struct Terms([u64; 4]);
 impl Access {
     /// Packs a record, with the number of its owner in a table.
     pub(crate) fn of(token: &Token, owner: u32) -> Self {
-        let (digest, foreign) = match &token.credential {
-            Credential::Keyed(digest) => (*digest, false),
-            Credential::Foreign(_) => (KeyedDigest::new(KeyId::new(0), [0; 32]), true),
+        let (digest, foreign) = match &token.digest {
+            StoredDigest::Keyed(digest) => (*digest, false),
+            StoredDigest::Foreign(_) => (KeyedDigest::new(KeyId::new(0), [0; 32]), true),
         };
         let flags = [
             (Terms::SERVICE, token.kind == TokenKind::Service),
@@ -245,10 +245,10 @@ mod tests {
             let revocation =
                 Revocation { at: at(0), by: ActorRef::System, authority: Authority::System, reason: Reason::System };
             Token {
-                credential: if foreign {
-                    Credential::Foreign(ForeignDigest::new("other", &mac))
+                digest: if foreign {
+                    StoredDigest::Foreign(ForeignDigest::new("other", &mac))
                 } else {
-                    Credential::Keyed(KeyedDigest::new(KeyId::new(key), mac))
+                    StoredDigest::Keyed(KeyedDigest::new(KeyId::new(key), mac))
                 },
                 kind: if service { TokenKind::Service } else { TokenKind::Personal },
                 facts: Facts {
@@ -276,8 +276,8 @@ mod tests {
             prop_assert_eq!(access.last_used_at(), token.last_used.map(|used| micros(used.at)));
             prop_assert_eq!(access.has_networks(), token.networks.is_some());
             for kind in [TokenKind::Personal, TokenKind::Service] {
-                let expected = match &token.credential {
-                    Credential::Keyed(digest) if token.kind == kind => Some((digest.key(), digest.words())),
+                let expected = match &token.digest {
+                    StoredDigest::Keyed(digest) if token.kind == kind => Some((digest.key(), digest.words())),
                     _ => None,
                 };
                 prop_assert_eq!(access.key(kind).map(|key| (key, access.digest())), expected);

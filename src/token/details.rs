@@ -7,8 +7,8 @@
 use super::access::{Access, Terms};
 use super::facts::ended_at;
 use super::{
-    ActorRef, Credential, Description, Facts, ForeignDigest, LastUse, Lifetime, NameKey, Networks,
-    Revocation, Seal, Succession, Token, TokenId, TokenName,
+    ActorRef, Description, Facts, ForeignDigest, LastUse, Lifetime, NameKey, Networks, Revocation,
+    Seal, StoredDigest, Succession, Token, TokenId, TokenName,
 };
 use crate::clock::at_micros;
 use crate::owner::{OwnerId, OwnerKind, Realm};
@@ -149,9 +149,9 @@ impl Details {
             idle_from: (token.idle_from != token.created_at).then_some(token.idle_from),
             revocation: token.facts.revocation.clone(),
             succession: token.facts.succession.map(Box::new),
-            foreign: match &token.credential {
-                Credential::Foreign(digest) => Some(Box::new(digest.clone())),
-                Credential::Keyed(_) => None,
+            foreign: match &token.digest {
+                StoredDigest::Foreign(digest) => Some(Box::new(digest.clone())),
+                StoredDigest::Keyed(_) => None,
             },
             seal: token.seal.map(Box::new),
             reuse_reported_at: token.reuse_reported_at,
@@ -179,9 +179,9 @@ impl Details {
         let rare = self.rare.as_deref().cloned().unwrap_or_default();
         let created_at = at_micros(access.created_at());
         Token {
-            credential: match rare.foreign {
-                Some(digest) => Credential::Foreign(*digest),
-                None => Credential::Keyed(access.keyed_digest()),
+            digest: match rare.foreign {
+                Some(digest) => StoredDigest::Foreign(*digest),
+                None => StoredDigest::Keyed(access.keyed_digest()),
             },
             owner: self.owner().clone(),
             realm: self.realm().clone(),
@@ -345,9 +345,9 @@ mod tests {
         any::<(u16, [u8; 32])>().prop_map(|(key, mac)| KeyedDigest::new(KeyId::new(key), mac))
     }
 
-    fn credential() -> impl Strategy<Value = Credential> {
+    fn stored_digest() -> impl Strategy<Value = StoredDigest> {
         let foreign = any::<[u8; 8]>().prop_map(|value| ForeignDigest::new("other", &value));
-        prop_oneof![digest().prop_map(Credential::Keyed), foreign.prop_map(Credential::Foreign)]
+        prop_oneof![digest().prop_map(StoredDigest::Keyed), foreign.prop_map(StoredDigest::Foreign)]
     }
 
     fn address() -> impl Strategy<Value = Option<IpAddr>> {
@@ -391,8 +391,8 @@ mod tests {
 
     prop_compose! {
         fn token()(
-            (credential, owner, realm, networks) in
-                (credential(), owner(), "[a-b]", of(prop::sample::select(vec!["10.0.0.0/8", "::1"]))),
+            (digest, owner, realm, networks) in
+                (stored_digest(), owner(), "[a-b]", of(prop::sample::select(vec!["10.0.0.0/8", "::1"]))),
             (is_service, owner_kind) in (any::<bool>(), prop::sample::select(vec![
                 OwnerKind::Human, OwnerKind::Service, OwnerKind::Internal,
             ])),
@@ -409,7 +409,7 @@ mod tests {
         ) -> Token {
             let kind = if is_service { TokenKind::Service } else { TokenKind::Personal };
             Token {
-                credential,
+                digest,
                 owner,
                 realm: Realm::new(&realm).unwrap(),
                 networks: networks.map(|network| Networks::parse([network]).unwrap()),

@@ -14,7 +14,7 @@
 use patkit::audit::TracingSink;
 use patkit::service::BuildError;
 use patkit::store::{ListBy, ListQuery};
-use patkit::token::{Credential, ForeignDigest, KeyId, KeyedDigest, Seal};
+use patkit::token::{ForeignDigest, KeyId, KeyedDigest, Seal, StoredDigest};
 use patkit::{
     Actor, Directory, DirectoryError, IssuedToken, Keyring, ManageError, NewToken, Owner, OwnerId,
     Realm, Reason, TokenEdit, TokenId, TokenService, TokenStore, VerifyError,
@@ -99,7 +99,7 @@ impl Canaries {
         for word in secret.as_bytes().as_chunks::<11>().0 {
             self.bytes(&value(word).to_be_bytes());
         }
-        if let Credential::Keyed(digest) = &world.stored(issued.token.id()).credential {
+        if let StoredDigest::Keyed(digest) = &world.stored(issued.token.id()).digest {
             self.bytes(digest.mac());
         }
     }
@@ -185,12 +185,12 @@ fn a_whole_life_shows_no_secret_no_key_and_no_digest_anywhere() {
     shown.json(&issued.token);
     let stored = world.stored(issued.token.id());
     shown.debug(&*stored);
-    shown.debug(&stored.credential);
-    if let Credential::Keyed(digest) = &stored.credential {
+    shown.debug(&stored.digest);
+    if let StoredDigest::Keyed(digest) = &stored.digest {
         shown.debug(digest);
         shown.debug(&Seal::new(*digest));
         shown.debug(&Seal::new(KeyedDigest::new(KeyId::new(1), *digest.mac())));
-        shown.debug(&Credential::Foreign(ForeignDigest::new("sha256", digest.mac())));
+        shown.debug(&StoredDigest::Foreign(ForeignDigest::new("sha256", digest.mac())));
     }
     let verified = ready(service.verify(text, Some([10, 0, 0, 1].into()))).unwrap();
     shown.debug(&verified);

@@ -14,7 +14,7 @@ use patkit::store::{
     Change, ChangeBatch, Conflict, CorruptRecord, KeyChecks, ListQuery, MAX_PAGE, Page,
     TokenCounts, Touch,
 };
-use patkit::token::{Credential, KeyCheck, KeyId, TokenState};
+use patkit::token::{KeyCheck, KeyId, StoredDigest, TokenState};
 use patkit::{AuditEvent, OwnerId, Realm, StoreError, Token, TokenId, TokenStore};
 use redb::{Database, ReadableDatabase, ReadableTable, Table, TableDefinition, WriteTransaction};
 use row::{decode_event, decode_token, encode_event, encode_token};
@@ -215,7 +215,7 @@ impl KeyChecks for RedbStore {
     async fn tokens_per_key(&self) -> Result<Vec<(KeyId, u64)>, StoreError> {
         let mut counts: BTreeMap<KeyId, u64> = BTreeMap::new();
         self.visit(None, |record| {
-            if let Ok(Token { credential: Credential::Keyed(digest), .. }) = record {
+            if let Ok(Token { digest: StoredDigest::Keyed(digest), .. }) = record {
                 *counts.entry(digest.key()).or_default() += 1;
             }
             true
