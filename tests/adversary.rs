@@ -1,4 +1,4 @@
-//! Somebody who acts at the worst moment: between what an operation reads and what it writes.
+//! Adversaries that act at the worst moment: between what an operation reads and what it writes.
 
 #![allow(
     clippy::unwrap_used,
@@ -24,7 +24,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use support::{World, home, id, ready, session};
 
-/// A store that lets somebody act after each list, finds some records corrupt, and takes its time for a touch.
+/// A store with hooks after each list and before each commit, a corrupt record, and slow touches.
 struct Watched {
     inner: Arc<MemoryStore>,
     after_list: Mutex<Option<Box<dyn FnMut() + Send>>>,
@@ -64,7 +64,7 @@ impl TokenStore for Watched {
     }
 
     async fn touch(&self, uses: &[Touch]) -> Result<(), StoreError> {
-        // A small batch overtakes no large one.
+        // Delays a small batch longer, so that it does not overtake a large one.
         let wait = if uses.len() < 1_000 { 50 } else { 20 };
         if tokio::runtime::Handle::try_current().is_ok() {
             tokio::time::sleep(Duration::from_millis(wait)).await;
@@ -102,7 +102,7 @@ fn revoking() -> TokenPolicy {
     TokenPolicy::builder().reuse(ReuseSignal::RevokeFamily, 30).build().unwrap()
 }
 
-/// Renames a token after each list, through the token itself: its version has moved by the time of any commit.
+/// Renames a token through itself after each list, so that its version changes before each commit.
 fn keep_renaming(world: &Arc<World>, store: &Watched, through: Actor, token: TokenId) {
     let (world, count) = (world.clone(), AtomicUsize::new(0));
     *store.after_list.lock().unwrap() = Some(Box::new(move || {
@@ -119,7 +119,7 @@ fn nobody_holds_off_the_revocation_of_a_token_by_changing_it() {
         let (store, service) = watched(&world, TokenPolicy::default(), OLD_KEY);
         let (other, thief, tries) = (world.clone(), world.through(&token), AtomicUsize::new(0));
         let id = token.token.id();
-        // Who holds it comes first a thousand times.
+        // The thief's change wins against the commit 1,000 times.
         *store.before_commit.lock().unwrap() = Some(Box::new(move || {
             let number = tries.fetch_add(1, Ordering::SeqCst);
             if number < 1_000 {
@@ -216,7 +216,7 @@ fn a_thief_cannot_delete_the_token_that_he_stole_through_its_child() {
     assert!(matches!(refused, Err(ManageError::Attenuation(Attenuation::Family))), "{refused:?}");
     ready(world.service.revoke(&session("ann"), stolen.token.id(), Reason::Compromised)).unwrap();
     assert_eq!(world.refusal(&child), Some(RejectReason::Revoked));
-    // Its owner may, in a session.
+    // The owner may delete the token in a session.
     ready(world.service.delete(&session("ann"), stolen.token.id())).unwrap();
 }
 
@@ -321,7 +321,7 @@ async fn a_shutdown_waits_for_a_flush_that_began_after_it() {
     assert_eq!(service.usage().pending, 500, "the shutdown has taken its first batch");
     let late = service.clone();
     let late = tokio::spawn(async move { late.flush().await });
-    // The rest is with the late one, whose smaller batch takes longer.
+    // The rest is in the late flush, whose smaller batch takes longer.
     stopping.await.unwrap().unwrap();
     assert!(world.tokens().iter().all(|token| token.last_used.is_some()));
     late.await.unwrap().unwrap();

@@ -1,4 +1,4 @@
-//! How often the hot paths ask for memory: never, once warm.
+//! The hot paths allocate nothing once they are warm.
 
 #![allow(
     clippy::unwrap_used,
@@ -67,7 +67,8 @@ fn a_verification_allocates_nothing_once_warm() {
     let headers = headers(&service, 100);
     let peer = Some([10, 1, 2, 3].into());
     let verify = |header: &String| ready(service.verify_header(Some(header), peer)).unwrap();
-    // The first use of each token is noted; a second one within the granularity is not.
+    // Warm-up: the first use of each token is recorded, and a second one within the granularity is
+    // not.
     for header in &headers {
         drop(verify(header));
     }
@@ -107,7 +108,7 @@ fn names_that_the_catalogue_does_not_know_cost_no_memory() {
             assert_eq!(verified.require("datastores:read").is_ok(), role == "everything");
         };
         demand();
-        // A refusal names the permission, in memory of its own.
+        // The error of a refusal allocates the name of the permission.
         let expected = u64::from(role == "member");
         assert_eq!(allocations(demand), expected, "{role}");
     }
@@ -204,7 +205,7 @@ fn a_token_takes_at_most_240_bytes_beside_its_name() {
     assert!(bytes <= OWNERS * EACH * 240, "{} bytes for each", bytes / (OWNERS * EACH));
 }
 
-/// They are moved: into a service, and with it into futures.
+/// Stores are moved into a service, and services are moved into futures.
 #[test]
 fn stores_and_services_are_small() {
     assert!(size_of::<MemoryStore>() <= 1_024, "{}", size_of::<MemoryStore>());
@@ -224,7 +225,7 @@ fn tokens_that_are_narrowed_to_the_same_share_their_scope() {
             drop(ready(service.generate(&Actor::session(ada()), new)).unwrap());
         }
     };
-    // Whatever grows does so here.
+    // Warm-up: tables grow here, and not in the measured call.
     make(0, true);
     let bytes = allocation_counter::measure(|| make(1_000, true)).bytes_current;
     assert!(
@@ -252,8 +253,10 @@ fn what_a_cache_of_tokens_keeps_allocates_nothing() {
     assert_eq!(allocations_of_a_verification(&service(store, directory())), 0);
 }
 
-/// The counter counts: a verification that has to wait takes one box, and each question behind `dyn` another one. The rest is what
-/// the store allocates for the record, and what the view of that record takes.
+/// Checks the counter: a verification that waits takes one box, and each call behind `dyn` one
+/// more.
+///
+/// The remaining allocations are those of the store for the record, and those of the record's view.
 #[test]
 fn what_is_waited_for_takes_one_allocation_and_one_per_question_behind_dyn() {
     let waiting = service(Waits(MemoryStore::new()), directory());
@@ -266,7 +269,7 @@ fn what_is_waited_for_takes_one_allocation_and_one_per_question_behind_dyn() {
     assert_eq!(allocations_of_a_verification(&service(store, directory)), 3 + of_record);
 }
 
-/// What the store allocates to return the first record, and what its view takes.
+/// Returns how often the store and the view allocate for the first record.
 fn allocations_of_a_record<D: Directory>(service: &TokenService<Waits<MemoryStore>, D>) -> u64 {
     let by = ListBy::Kind { realm: Realm::default(), kind: TokenKind::Personal };
     let id = ready(service.store().list(&ListQuery::new(by))).unwrap().tokens[0].id;
@@ -285,7 +288,7 @@ fn allocations_of_a_verification<S: TokenStore, D: Directory>(service: &TokenSer
     allocations(verify)
 }
 
-/// Has nothing at hand, as a store or a directory on a network.
+/// Answers only through a future, as a store or a directory on a network does.
 struct Waits<T>(T);
 
 impl TokenStore for Waits<MemoryStore> {

@@ -1,4 +1,4 @@
-//! What is refused: every public constructor and operation, with the error it gives, and that nothing changed.
+//! Invalid input: the error of every public constructor and operation, and that nothing changes.
 
 #![allow(
     clippy::unwrap_used,
@@ -31,12 +31,12 @@ use patkit::{
 use std::time::Duration;
 use support::{Builder, World, id, nowhere, ready, session};
 
-/// The one error that there is of a brand: the type says it all.
+/// Returns the only error that a brand has.
 fn brand_error() -> BrandError {
     Brand::new("").unwrap_err()
 }
 
-/// The same of an id.
+/// Returns the only error that a token id has.
 fn id_error() -> TokenIdError {
     "".parse::<TokenId>().unwrap_err()
 }
@@ -163,7 +163,7 @@ fn owner_ids_and_realms() {
     }
 }
 
-/// Names with the error that they give.
+/// Returns invalid names with their errors.
 fn bad_names() -> Vec<(String, NameError)> {
     use NameError as E;
     let mut names = vec![
@@ -211,7 +211,7 @@ fn names_and_descriptions() {
     }
 }
 
-/// Networks with the error that they give.
+/// Invalid networks with their errors.
 const BAD_NETWORKS: [(&str, NetworkError); 20] = [
     ("", NetworkError::NotANetwork),
     ("/", NetworkError::NotANetwork),
@@ -262,7 +262,7 @@ fn networks() {
     assert_eq!(Network::new("10.0.0.1".parse().unwrap(), 31), Err(NetworkError::HostBitsSet));
 }
 
-/// Permissions with the error that they give, which grants give too.
+/// Returns invalid permissions with their errors, which are also the errors of grants.
 fn bad_permissions() -> Vec<(String, PermissionError)> {
     use PermissionError as E;
     vec![
@@ -510,7 +510,7 @@ fn token_ids() {
         assert_eq!(text.parse::<TokenId>(), Err(id_error()), "{text:.40?}");
         assert!(serde_json::from_value::<TokenId>(serde_json::Value::String(text)).is_err());
     }
-    // The version and the variant of the UUID.
+    // A wrong version or variant of the UUID.
     for (place, value) in [(6, 0x41), (6, 0x61), (6, 0x81), (8, 0x11), (8, 0x51), (8, 0xD1)] {
         let mut bytes = id.to_bytes();
         bytes[place] = value;
@@ -520,7 +520,9 @@ fn token_ids() {
     assert_eq!(TokenId::from_bytes([0xFF; 16]), Err(id_error()));
 }
 
-/// Does what must be refused, and looks whether anything changed. The text of the error is for a log or a page.
+/// Runs an operation that must fail, checks that nothing changed, and returns the error.
+///
+/// The text of the error must be fit for a log and for a page.
 fn unchanged(
     world: &World,
     result: impl FnOnce() -> Result<(), ManageError>,
@@ -653,7 +655,7 @@ fn editing_names_the_field_that_is_refused() {
     }
     for (edit, expected) in table {
         let label: String = format!("{edit:?}").chars().take(300).collect();
-        // The same for what is there and for what is not.
+        // An existing and a missing token give the same error.
         for id in [token, nowhere()] {
             let result = || ready(world.service.edit(&ann, id, edit.clone())).map(drop);
             let error = unchanged(&world, result, &label);

@@ -1,4 +1,5 @@
-//! The cache in front of a store: how stale it may be, what it must not bring back, and what it costs the store.
+//! The cache in front of a store: how stale it may be, what it must not bring back, and how often
+//! it calls the store.
 
 #![allow(
     clippy::arithmetic_side_effects,
@@ -33,26 +34,28 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
-/// A store that can be slow, down, and counts its reads. What a slow read gives is what was there when it began.
+/// A store that can be slow or down, and that counts its calls.
+///
+/// A slow read returns the state at the start of the read.
 #[derive(Default)]
 struct Behind {
     inner: MemoryStore,
-    /// Look-ups for verifications.
+    /// Lookups for verifications.
     reads: AtomicUsize,
-    /// Look-ups of the current record.
+    /// Lookups of the current record.
     current_reads: AtomicUsize,
     /// All other calls.
     others: AtomicUsize,
-    /// The next commit says that its outcome is unknown, after it was done or not.
+    /// If set, the next commit returns `OutcomeUnknown`, whether it is done or not.
     unknown: Mutex<Option<Done>>,
     at_once: AtomicUsize,
     most_at_once: AtomicUsize,
     down: AtomicBool,
-    /// Reads wait for a permit each.
+    /// If set, each read waits for a permit.
     gate: Option<Semaphore>,
 }
 
-/// Whether a commit whose outcome is unknown was done.
+/// Whether a commit with an unknown outcome was done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Done {
     Yes,
@@ -131,7 +134,7 @@ struct World {
     cache: Cached,
     clock: Arc<ManualClock>,
     service: TokenService<Cached, MemoryDirectory>,
-    /// Another node: on the same database, without this cache.
+    /// Another node, on the same database and without this cache.
     elsewhere: TokenService<Arc<Behind>, MemoryDirectory>,
 }
 
@@ -193,7 +196,7 @@ impl World {
         }
     }
 
-    /// Revoked on another node.
+    /// Revokes a token on another node.
     async fn revoke_elsewhere(&self, issued: &IssuedToken) {
         self.elsewhere.revoke(&ada(), issued.token.id(), Reason::Owner).await.unwrap();
         self.reads();
@@ -233,7 +236,7 @@ async fn a_token_is_read_once_in_its_lifetime_and_again_after_it() {
     world.reads();
     for _ in 0..100 {
         assert_eq!(world.refusal(&issued).await, None);
-        // Hits do not make it live longer.
+        // Hits do not extend the lifetime.
         world.clock.advance(TimeDelta::milliseconds(299));
     }
     assert_eq!(world.reads(), 1);
@@ -260,7 +263,7 @@ async fn a_revocation_made_here_shows_at_once_and_one_made_elsewhere_within_the_
     assert_eq!(world.refusal(&there).await, None, "not yet seen");
     world.clock.advance(TimeDelta::milliseconds(1));
     assert_eq!(world.refusal(&there).await, Some(RejectReason::Revoked));
-    // All of them, where who knows what was missed.
+    // Evicts all entries, for a node that does not know which changes it missed.
     let issued = world.issue("d").await;
     assert_eq!(world.refusal(&issued).await, None);
     world.revoke_elsewhere(&issued).await;
@@ -300,7 +303,7 @@ async fn an_expired_token_is_refused_on_a_hit() {
     world.reads();
     world.clock.advance(TimeDelta::seconds(10));
     assert_eq!(world.refusal(&issued).await, Some(RejectReason::Expired));
-    // Reuse is looked into with what is there; no read for the refusal itself.
+    // The refusal needs no read, because reuse is checked on the cached record.
     assert_eq!(world.reads(), 0);
 }
 
@@ -312,7 +315,7 @@ async fn a_slow_read_from_before_a_change_is_not_kept() {
         let id = issued.token.id();
         let mut reading = pin!(world.cache.find(id));
         assert!(poll(reading.as_mut()).is_pending());
-        // Revoked on another node, of which this one hears, while the read is under way.
+        // While the read is pending, another node removes the token and this node is notified.
         let token = world.behind.inner.find(id).await.unwrap().unwrap();
         let removed = ChangeBatch::new().change(Change::Remove { id, version: token.version });
         world.behind.inner.commit(&removed).await.unwrap();
@@ -321,7 +324,7 @@ async fn a_slow_read_from_before_a_change_is_not_kept() {
         } else {
             world.cache.invalidate(id);
         }
-        // Who comes now does not wait for the read from before.
+        // A lookup that starts now does not wait for the earlier read.
         let mut later = pin!(world.cache.find(id));
         assert!(poll(later.as_mut()).is_pending());
         assert_eq!(world.reads(), 2);
@@ -334,7 +337,7 @@ async fn a_slow_read_from_before_a_change_is_not_kept() {
     }
 }
 
-/// Where no other read has landed by then, it is the change alone that tells.
+/// Without another read in between, only the change itself marks the pending read as stale.
 #[tokio::test]
 async fn a_slow_read_is_not_kept_where_nobody_reads_after_the_change() {
     for change in ["removed elsewhere", "removed here", "used"] {
@@ -401,7 +404,7 @@ async fn a_read_that_is_dropped_or_fails_leaves_nobody_waiting_and_is_not_kept()
     assert!(matches!(refused, Err(VerifyError::Unavailable(_))));
     world.behind.down.store(false, Ordering::SeqCst);
     assert_eq!(world.refusal(&issued).await, None);
-    // What is kept is good while the store is down.
+    // A cached record stays valid while the store is down.
     world.behind.down.store(true, Ordering::SeqCst);
     assert_eq!(world.refusal(&issued).await, None);
     world.clock.advance(TimeDelta::seconds(30));
@@ -409,7 +412,7 @@ async fn a_read_that_is_dropped_or_fails_leaves_nobody_waiting_and_is_not_kept()
     assert!(matches!(refused, Err(VerifyError::Unavailable(_))), "no longer than its lifetime");
 }
 
-/// Two reads of one id at once, as there are when the first one's client has gone.
+/// Two reads of one id overlap if the client of the first one has gone.
 #[tokio::test]
 async fn an_earlier_read_that_lands_later_hides_nothing_that_a_later_one_found() {
     for reason in [Reason::Compromised, Reason::Owner] {
@@ -422,7 +425,7 @@ async fn an_earlier_read_that_lands_later_hides_nothing_that_a_later_one_found()
         assert!(poll(early.as_mut()).is_pending() && poll(late.as_mut()).is_pending());
         drop(gone);
         assert!(poll(early.as_mut()).is_pending());
-        // Revoked on another node, of which nobody tells this one.
+        // Another node revokes the token, and this node is not notified.
         let record = world.behind.inner.find(id).await.unwrap().unwrap();
         let mut record = Token::clone(&record);
         record.version += 1;
@@ -434,7 +437,7 @@ async fn an_earlier_read_that_lands_later_hides_nothing_that_a_later_one_found()
         }));
         let revoked = ChangeBatch::new().change(Change::Update(Arc::new(record)));
         world.behind.inner.commit(&revoked).await.unwrap();
-        // In the same instant: a clock may be coarse.
+        // The clock does not advance in between, because a clock may be coarse.
         assert!(poll(late.as_mut()).is_pending());
         assert_eq!(world.reads(), 3);
         world.gate().add_permits(2);
@@ -449,7 +452,7 @@ async fn an_earlier_read_that_lands_later_hides_nothing_that_a_later_one_found()
     }
 }
 
-/// The same where the token is gone, also if nothing is kept of that.
+/// A removed token also stays removed if missing tokens are not cached.
 #[tokio::test]
 async fn an_earlier_read_that_lands_later_brings_back_nothing_that_is_gone() {
     for negative_lifetime in [5, 0].map(Duration::from_secs) {
@@ -525,7 +528,7 @@ async fn a_clock_that_counts_from_long_ago_or_leaps_far_ahead_makes_nothing_live
     let id = world.issue("a").await.token.id();
     world.cache.find(id).await.unwrap();
     world.clock.advance(TimeDelta::days(366 * YEARS));
-    // More nanoseconds than there are numbers for: nothing is good any more.
+    // 600 years exceed the range of the nanoseconds, so that every entry counts as expired.
     for _ in 0..2 {
         world.reads();
         world.cache.find(id).await.unwrap();
@@ -553,7 +556,7 @@ async fn a_change_that_is_dropped_half_way_is_not_hidden() {
     {
         let owner = ada();
         let mut revoking = pin!(world.service.revoke(&owner, id, Reason::Owner));
-        // It waits after the store did it.
+        // The revocation waits after the store has committed it.
         assert!(poll(revoking.as_mut()).is_pending());
     }
     assert_eq!(world.refusal(&issued).await, Some(RejectReason::Revoked));
@@ -577,7 +580,7 @@ async fn unknown_ids_are_remembered_apart_and_push_out_no_token() {
         service.verify(token.plaintext.expose_secret(), None).await.unwrap();
         issued.push(token);
     }
-    // Ids that are nowhere: those of another host's tokens.
+    // Ids that the store does not have: those of another host's tokens.
     let other = self::service(Arc::new(MemoryStore::new()), clock.clone());
     for number in 0..2_000 {
         let foreign =
@@ -752,14 +755,14 @@ fn settings_have_bounds() {
     build().lifetime(second * 3_600).negative_lifetime(Duration::ZERO).build().unwrap();
 }
 
-/// What another process does to a token while this one has it in its cache.
+/// What another process does to a token that is in this process's cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Elsewhere {
     Nothing,
     Erased,
     Revoked,
     Compromised,
-    /// It was revoked when it was kept.
+    /// The token was revoked when it was cached.
     Restored,
     Renamed,
     Rotated,
@@ -784,7 +787,7 @@ enum Manages {
     /// Changes nothing.
     RenameToItsName,
     Describe,
-    /// Changes nothing of an active token.
+    /// Changes nothing if the token is active.
     Activate,
     Deactivate,
     Revoke,
@@ -828,7 +831,7 @@ const MANAGES: [Manages; 21] = [
     Manages::Erase,
 ];
 
-/// What an operation answered, without what differs from one run to the next.
+/// Returns the answer of an operation, without the parts that differ between runs.
 async fn answer<S: TokenStore>(
     service: &TokenService<S, MemoryDirectory>,
     manages: Manages,
@@ -874,7 +877,7 @@ async fn answer<S: TokenStore>(
         Manages::Prune => count(service.prune(Duration::ZERO).await),
         Manages::Erase => count(service.erase_owner(&realm, &owner).await),
     };
-    // Without ids, which are 22 characters: a successor has one of its own.
+    // Leaves out ids, which are 22 characters, because a successor has an id of its own.
     let error = |error: ManageError| {
         let text = format!("{error:?}");
         let mut parts = text.split("TokenId(");
@@ -884,8 +887,9 @@ async fn answer<S: TokenStore>(
     answer.unwrap_or_else(error)
 }
 
-/// A token that this process has in its cache, and that another one then did something to; with an actor that was verified
-/// by it before.
+/// Returns a world whose cache holds a token that another process has changed since.
+///
+/// The returned actor was verified through the token before the change.
 async fn kept_and_changed(elsewhere: Elsewhere) -> (World, TokenId, Actor) {
     let world = world();
     let issued = world.issue("a").await;
@@ -939,7 +943,7 @@ async fn no_management_call_is_answered_by_the_cache() {
     }
 }
 
-/// The fault that this file is for was an edit of this kind.
+/// The fault that led to this file was an edit of this kind.
 #[tokio::test]
 async fn an_edit_that_changes_nothing_finds_that_the_token_was_erased_elsewhere() {
     let (world, id, _) = kept_and_changed(Elsewhere::Erased).await;
@@ -961,13 +965,13 @@ async fn what_management_read_is_what_verifications_see_from_then_on() {
     }
 }
 
-/// A text with each token's id left out.
+/// Returns the text without token ids.
 fn without_ids(text: &str) -> String {
     let words = text.split(' ').filter(|word| word.parse::<TokenId>().is_err());
     words.collect::<Vec<_>>().join(" ")
 }
 
-/// The record is read again where the store cannot say whether a commit happened.
+/// If the store cannot tell whether a commit happened, the service reads the record again.
 #[tokio::test]
 async fn an_unknown_outcome_is_looked_up_in_the_store() {
     for done in [Done::Yes, Done::No] {
@@ -989,7 +993,7 @@ async fn an_unknown_outcome_is_looked_up_in_the_store() {
     }
 }
 
-/// A directory that counts its questions.
+/// A directory that counts its lookups.
 #[derive(Default)]
 struct Asked {
     inner: MemoryDirectory,
@@ -1011,9 +1015,9 @@ impl Directory for Asked {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Refused {
     Revoked(Reason),
-    /// Revoked by rotation, under each reuse signal.
+    /// Revoked by rotation, under this reuse signal.
     Rotated(ReuseSignal),
-    /// Its overlap is over.
+    /// The overlap of its rotation has ended.
     OverlapOver(ReuseSignal),
     Expired,
     WrongSecret,
@@ -1049,7 +1053,7 @@ const REFUSED: [Refused; 19] = [
     Refused::Address,
 ];
 
-/// A token that is refused, over caches of tokens and of owners.
+/// A refused token, behind caches of tokens and of owners.
 struct Refusing {
     behind: Arc<Behind>,
     directory: Arc<OwnerCache<Asked>>,
@@ -1137,7 +1141,8 @@ impl Refusing {
         Self { behind, directory, clock, service, text, id }
     }
 
-    /// The error of one presentation, and how many calls of the store and of the directory it cost.
+    /// Presents the token once. Returns the error and the number of calls to the store and the
+    /// directory.
     async fn present(&self, refused: Refused) -> (String, usize) {
         let counts = [
             &self.behind.reads,
@@ -1171,7 +1176,6 @@ async fn a_refused_token_that_is_presented_again_costs_no_query() {
     }
 }
 
-/// For an hour, and then it is told again.
 #[tokio::test]
 async fn reuse_costs_a_read_in_a_lifetime_of_the_cache_and_is_told_once_an_hour() {
     for signal in [ReuseSignal::Alert, ReuseSignal::RevokeFamily] {
@@ -1187,7 +1191,7 @@ async fn reuse_costs_a_read_in_a_lifetime_of_the_cache_and_is_told_once_an_hour(
         for minute in 1..60 {
             refusing.clock.advance(TimeDelta::minutes(1));
             let (_, calls) = refusing.present(refused).await;
-            // The record's lifetime in the cache is over by then. A family is looked through again each minute.
+            // The cached record has expired by then. A family is searched again each minute.
             let expected = if signal == ReuseSignal::Alert { 1 } else { 8 };
             assert_eq!(calls, expected, "{signal:?} after {minute} minutes");
         }
@@ -1220,15 +1224,15 @@ async fn a_refused_token_works_again_at_once_when_it_is_restored_here_and_soon_w
     }
 }
 
-/// A store whose notifications may be swallowed.
+/// A store whose notifications can be swallowed.
 #[derive(Default)]
 struct Notifying {
     inner: MemoryStore,
     listeners: Mutex<Vec<UnboundedSender<FeedEvent>>>,
-    /// The records that were changed, for those that poll.
+    /// The changed records, which a polling feed returns.
     changed: Mutex<Vec<TokenId>>,
     swallows: AtomicBool,
-    /// What is told beside the next probe.
+    /// An event that is sent along with the next probe.
     beside: Mutex<Option<FeedEvent>>,
     probes_fail: AtomicBool,
     polls_fail: AtomicBool,
@@ -1246,7 +1250,9 @@ impl Notifying {
     }
 }
 
-/// Shared with the test. A type of its own, since the trait cannot be implemented for an `Arc` here.
+/// Shares the store with the test.
+///
+/// It is a type of its own because the trait cannot be implemented for an `Arc` here.
 #[derive(Clone, Default)]
 struct Notified(Arc<Notifying>);
 
@@ -1346,7 +1352,7 @@ impl Feed for NotifyingFeed {
     }
 }
 
-/// A cache that follows such a store, at twenty times the speed.
+/// A cache that follows such a store at 20 times the speed.
 struct Followed {
     store: Notified,
     cache: Arc<CachedStore<Notified>>,
@@ -1385,11 +1391,11 @@ impl Followed {
         panic!("{what}: {:?}", self.cache.stats());
     }
 
-    /// A token that is kept.
+    /// Returns a token that is in the cache.
     async fn kept(&self) -> IssuedToken {
         let name = format!("token {}", self.store.0.inner.len());
         let issued = self.service.generate(&ada(), NewToken::named(&name)).await.unwrap();
-        // Until the cache was told of its own change.
+        // Waits until the cache was notified of its own change.
         for _ in 0..10 {
             self.service.verify(issued.plaintext.expose_secret(), None).await.unwrap();
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -1397,14 +1403,14 @@ impl Followed {
         issued
     }
 
-    /// Whether a verification is answered without the store.
+    /// Returns whether a verification is answered without the store.
     async fn is_kept(&self, issued: &IssuedToken) -> bool {
         let reads = self.cache.stats().reads;
         self.service.verify(issued.plaintext.expose_secret(), None).await.unwrap();
         self.cache.stats().reads == reads
     }
 
-    /// Returns when a revocation made elsewhere is seen.
+    /// Revokes the token on another node, and returns once the revocation is seen.
     async fn sees(&self, issued: &IssuedToken) {
         self.elsewhere.revoke(&ada(), issued.token.id(), Reason::Owner).await.unwrap();
         for _ in 0..30_000 {
@@ -1432,7 +1438,7 @@ async fn a_cache_follows_while_it_is_proven_and_polls_while_it_is_not() {
     world.sees(&issued).await;
     assert_eq!(world.store.0.polled.load(Ordering::SeqCst), 0);
 
-    // A firewall, say, that swallows notifications from now on.
+    // From now on, notifications are swallowed, as by a firewall.
     let issued = world.kept().await;
     world.store.0.swallows.store(true, Ordering::SeqCst);
     world.until("it is not found out", |stats| !stats.is_following).await;
@@ -1442,7 +1448,7 @@ async fn a_cache_follows_while_it_is_proven_and_polls_while_it_is_not() {
     world.sees(&issued).await;
     world.sees(&other).await;
 
-    // And no longer: it is found out when listening is tried again, and all is forgotten.
+    // Notifications arrive again. The next attempt to listen notices, and the cache is cleared.
     let issued = world.kept().await;
     world.store.0.swallows.store(false, Ordering::SeqCst);
     world
@@ -1471,7 +1477,7 @@ async fn a_cache_that_is_deaf_from_the_start_never_says_that_it_follows() {
 #[tokio::test]
 async fn probes_of_others_prove_nothing() {
     let world = Followed::new(Notifying { swallows: true.into(), ..Notifying::default() });
-    // Those of another node, which reaches the listeners.
+    // The probes of another node, which do reach the listeners.
     let store = world.store.clone();
     let others = tokio::spawn(async move {
         for nonce in 0.. {
@@ -1500,12 +1506,12 @@ async fn a_store_that_is_down_is_neither_followed_nor_polled_and_tried_again() {
     assert_eq!(world.store.0.polled.load(Ordering::SeqCst), 0);
     world.store.0.probes_fail.store(false, Ordering::SeqCst);
     world.until("it is not proven", |stats| stats.is_following).await;
-    // The loss is noticed at the next probe, and everything is forgotten at once.
+    // The next probe notices the loss, and the cache is cleared at once.
     let issued = world.kept().await;
     world.store.0.probes_fail.store(true, Ordering::SeqCst);
     world.until("the loss is not noticed", |stats| !stats.is_following).await;
     assert!(!world.is_kept(&issued).await);
-    // The same where the feed ends.
+    // The end of the feed is noticed too.
     world.store.0.probes_fail.store(false, Ordering::SeqCst);
     world.until("it is not proven", |stats| stats.is_following).await;
     let issued = world.kept().await;
@@ -1534,7 +1540,7 @@ async fn a_store_without_notifications_is_polled_and_that_is_following() {
     world.until("somebody follows", |stats| !stats.is_following).await;
 }
 
-/// Neither is lost for being told while something else is waited for.
+/// Neither kind of event is lost if it arrives while the cache waits for a probe.
 #[tokio::test]
 async fn what_is_told_beside_a_probe_is_followed() {
     let world = Followed::new(Notifying::default());
@@ -1589,7 +1595,7 @@ async fn what_the_host_prunes_or_erases_is_forgotten() {
     }
 }
 
-/// Revocations on one thread, verifications on others: none that starts after a revocation was acknowledged succeeds.
+/// Revokes on one thread and verifies on others.
 #[test]
 fn no_verification_that_starts_after_a_revocation_here_was_acknowledged_succeeds() {
     let clock = Arc::new(ManualClock::at(DateTime::UNIX_EPOCH + TimeDelta::days(20_000)));

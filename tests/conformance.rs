@@ -1,5 +1,5 @@
-//! The suite on the shipped store and the pointers to it; and that it can fail: each way of breaking the contract that is
-//! tried here is caught by the check that is named for it.
+//! The conformance suite on the shipped store and on pointers to it. The suite can also fail: each
+//! fault that is tried here is caught by the check that is named for it.
 
 #![allow(
     clippy::unwrap_used,
@@ -238,7 +238,7 @@ fn broken_stores_are_caught_by_races_on_threads() {
     ];
     let runtime = tokio::runtime::Runtime::new().unwrap();
     for (fault, check) in table {
-        // Whether two threads meet in one run is the scheduler's business.
+        // Runs up to 20 times, because the scheduler decides whether two threads meet in one run.
         let suite = Suite::new(|| async move { Model::broken(fault) });
         let run = || suite.run_races(|future| runtime.block_on(future));
         let verdict = (0..20).map(|_| run()).find(Result::is_err).unwrap_or_else(run);
@@ -248,7 +248,7 @@ fn broken_stores_are_caught_by_races_on_threads() {
 
 #[tokio::test]
 async fn a_store_whose_reads_lag_passes_where_it_says_by_how_much() {
-    // No time passes but that which the suite waits for.
+    // Time passes only while the suite waits.
     let suite = |declared: u64| {
         let millis = Arc::new(AtomicU64::new(0));
         let clock = millis.clone();
@@ -400,7 +400,7 @@ enum Fault {
     Down,
 }
 
-/// The contract once more, as plainly as can be, with places to break it.
+/// A plain implementation of the contract, with places to break it.
 #[derive(Default)]
 struct Model {
     fault: Option<Fault>,
@@ -411,11 +411,11 @@ struct Model {
 struct State {
     records: BTreeMap<TokenId, Arc<Token>>,
     removed: BTreeMap<TokenId, Arc<Token>>,
-    /// With the numbers of their coming.
+    /// Events with their sequence numbers.
     events: Vec<(usize, AuditEvent)>,
     numbered: usize,
     key_checks: Vec<KeyCheck>,
-    /// As they were before they were updated the last time.
+    /// Records as they were before their last update.
     replaced: BTreeMap<TokenId, Arc<Token>>,
     offsets: BTreeMap<TokenId, usize>,
 }
@@ -433,7 +433,7 @@ impl Model {
         if self.is(Fault::Down) { Err(StoreError::unavailable("unplugged")) } else { Ok(()) }
     }
 
-    /// What is stored of a record by a store that loses something.
+    /// Returns the record as it is stored, which loses something under some faults.
     fn stored(&self, token: &Arc<Token>) -> Arc<Token> {
         let mut stored = Token::clone(token);
         if self.is(Fault::TimesToTheSecond) {
@@ -518,7 +518,7 @@ impl Model {
     fn check_names(&self, state: &State, token: &Token) -> Result<(), Conflict> {
         let name = self.name_of(token);
         let in_use = state.records.values().any(|other| {
-            // Most of the time is saved here.
+            // These cheap comparisons save most of the time.
             (other.name_key == token.name_key || other.name == token.name)
                 && other.id != token.id
                 && name.is_some()
@@ -684,7 +684,7 @@ impl Model {
     }
 }
 
-/// Lets others go first: both those that are polled by the same task and those on other threads.
+/// Yields to other futures of the same task and to other threads.
 async fn wait() {
     std::thread::yield_now();
     let mut waited = false;
@@ -877,7 +877,7 @@ impl TokenStore for Model {
             let ends = [token.facts.expires_at, revoked_at].into_iter().flatten().filter(is_over);
             ended.extend(ends.min().map(|at| (at, token.clone())));
         }
-        // The map is in the order of the ids.
+        // The map is ordered by id.
         if !self.is(Fault::EndedOldestFirst) {
             ended.sort_by_key(|(at, _)| *at);
         }
@@ -920,7 +920,7 @@ impl AuditLog for Model {
         {
             events.reverse();
         }
-        // Behind the event that the page before ended with.
+        // The page starts after the last event of the page before.
         if let Some(after) = after {
             let is_before = |event: &AuditEvent| {
                 let place = EventCursor::of(event);
@@ -1001,7 +1001,7 @@ impl TokenCounts for Model {
             Some(_) if self.is(Fault::CountsRevokedFirst) => TokenState::Revoked,
             _ => token.state(now),
         };
-        // States without a record are left out, which the contract allows.
+        // States without a record are omitted, which the contract allows.
         let mut counts: Vec<(TokenState, u64)> = Vec::new();
         for token in state.records.values() {
             let found = state_of(token);
@@ -1059,11 +1059,11 @@ impl KeyChecks for Model {
     }
 }
 
-/// A store whose reads show what was there 50 ms ago, by a clock of its own.
+/// A store whose reads show the state of 50 ms ago, by a clock of its own.
 struct Lagging {
     inner: Model,
     millis: Arc<AtomicU64>,
-    /// What there was before each change, and when that was.
+    /// The state before each change, with the time of the change.
     past: Mutex<Vec<(u64, State)>>,
 }
 

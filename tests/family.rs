@@ -1,4 +1,5 @@
-//! The family of a compromised token: whoever is removed never cuts it, and whoever is not of it stays alive.
+//! The family of a compromised token: removing a member never cuts the family, and other tokens
+//! stay valid.
 
 #![allow(
     clippy::unwrap_used,
@@ -19,7 +20,7 @@ use patkit::{
 use std::time::Duration;
 use support::{World, grants, id, ready, session};
 
-/// How a token comes into the family of another one.
+/// How a token joins the family of another token.
 #[derive(Debug, Clone, Copy)]
 enum Way {
     Made,
@@ -30,7 +31,7 @@ enum Way {
 
 const WAYS: [Way; 4] = [Way::Made, Way::RotatedItself, Way::RotatedAnother, Way::Restored];
 
-/// How a member is removed once it has ended.
+/// How a member is removed after it has ended.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Removal {
     Deleted,
@@ -41,7 +42,7 @@ fn named(name: &str) -> NewToken {
     NewToken::named(name).never_expires()
 }
 
-/// The next member below `parent`.
+/// Adds the next member below `parent`.
 fn join(world: &World, parent: &IssuedToken, way: Way, name: &str) -> IssuedToken {
     let through = world.through(parent);
     match way {
@@ -80,7 +81,8 @@ fn reason_of(world: &World, token: &IssuedToken) -> Option<Reason> {
     world.facts(token.token.id()).revocation.map(|revocation| revocation.reason)
 }
 
-/// Three members below the root, each joined in each way, any of those in the middle removed in each way and order.
+/// Joins three members below the root in every way, and removes one or both of the first two in
+/// every way and order.
 #[test]
 fn whoever_is_removed_never_cuts_the_family() {
     for ways in WAYS
@@ -98,7 +100,7 @@ fn whoever_is_removed_never_cuts_the_family() {
                     members.push(join(&world, parent, way, &format!("member {place}")));
                 }
                 for place in order {
-                    // A pruning may have taken more than one.
+                    // Pruning may have removed more than one member.
                     if world.find(members[*place].token.id()).is_some() {
                         remove(&world, members[*place].token.id(), removal);
                     }
@@ -106,7 +108,8 @@ fn whoever_is_removed_never_cuts_the_family() {
                 let leaf = &members[2];
                 assert_eq!(world.refusal(leaf), None, "{ways:?} {order:?} {removal:?}");
                 if world.find(root.token.id()).is_none() {
-                    // It rotated itself, ended with that and was pruned: nobody can report it any more.
+                    // The root rotated itself, ended and was pruned, so that nobody can report it
+                    // any more.
                     continue;
                 }
                 ready(world.service.revoke(&session("ada"), root.token.id(), Reason::Compromised))
@@ -151,7 +154,7 @@ fn a_token_that_its_owner_restored_again_is_no_longer_family() {
     assert_eq!(world.refusal(&restored), None);
 }
 
-/// Otherwise a compromise and a restoration in flight could pass each other by.
+/// Otherwise a compromise and a restoration in flight could miss each other.
 #[test]
 fn a_restoration_moves_the_version_of_the_token_that_it_was_made_through() {
     let world = World::new();
@@ -161,7 +164,7 @@ fn a_restoration_moves_the_version_of_the_token_that_it_was_made_through() {
     assert_eq!(world.stored(root.token.id()).version, before + 1);
 }
 
-/// The middle one has two parents: it was made through one token and restored through another.
+/// The middle token has two parents: it was made through one token and restored through another.
 #[test]
 fn a_removed_member_hands_its_children_to_both_of_its_parents() {
     for removal in [Removal::Deleted, Removal::Pruned] {
@@ -185,8 +188,8 @@ fn a_removed_member_hands_its_children_to_both_of_its_parents() {
     }
 }
 
-/// The leaf was made through a token that was restored through the root, and removed: a restoration of the leaf in a session does
-/// not cut it off.
+/// The member between the root and the leaf is removed. A later restoration of the leaf in a
+/// session does not cut the leaf off.
 #[test]
 fn a_child_that_was_handed_on_stays_family_when_its_owner_restores_it() {
     for removal in [Removal::Deleted, Removal::Pruned] {
@@ -230,18 +233,18 @@ fn a_token_with_more_parents_than_a_record_has_room_for_is_suspected() {
     }));
 }
 
-/// How the member between a reused token and one that came of it was itself made of the reused token.
+/// How the member between the reused token and the leaf came from the reused token.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Link {
     /// The owner rotated the reused token.
     Successor,
-    /// The reused token made it.
+    /// The reused token made the member.
     Child,
-    /// The reused token restored it.
+    /// The reused token restored the member.
     Restored,
 }
 
-/// How a token came of that member.
+/// How the leaf came from that member.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Below {
     Successor,
@@ -265,13 +268,13 @@ fn reuse_reaches_whatever_came_of_a_line_through_removed_members() {
     assert_eq!(cases, 54);
 }
 
-/// A token that is rotated after others came of it, `depth` members that are removed, and a leaf.
+/// Checks that reuse of a rotated token reaches a leaf behind `depth` removed members.
 fn reuse_reaches(link: Link, below: Below, removal: Removal, depth: usize) {
     let case = format!("{link:?}, {below:?}, {removal:?}, {depth}");
     let policy = TokenPolicy::builder().reuse(ReuseSignal::RevokeFamily, 30).build().unwrap();
     let world = World::with(policy);
     let service = &world.service;
-    // The root ends last, so that pruning leaves it.
+    // The root ends last, so that pruning keeps it.
     let days = |days: u64| Duration::from_secs(days * 86_400);
     let rotate_with = |token: &IssuedToken, overlap| {
         ready(service.rotate(&session("ada"), token.token.id(), overlap)).unwrap()
@@ -337,7 +340,7 @@ fn the_compromise_of_a_predecessor_spares_what_its_removed_successor_made() {
     assert_eq!(reason_of(&world, &leaf), None);
 }
 
-/// A restoration in a session clears the restorer of a token, and nothing else that the token came of.
+/// A restoration in a session clears only the restorer of a token, and no other ancestor.
 #[test]
 fn reuse_still_reaches_a_token_that_its_owner_restored_after_the_reused_one_had() {
     let policy = TokenPolicy::builder().reuse(ReuseSignal::RevokeFamily, 30).build().unwrap();
@@ -388,7 +391,8 @@ fn pruning_is_stored_with_one_event_for_each_token() {
     }
 }
 
-/// An admin who is one no longer reports her own token: what it made for others is stopped, but not for good.
+/// A former admin reports her own token. The tokens that it made for others are revoked, but not
+/// for good.
 #[test]
 fn tokens_of_others_without_authority_over_them_are_suspected_and_an_admin_may_restore_them() {
     for is_demoted in [true, false] {
@@ -411,7 +415,7 @@ fn tokens_of_others_without_authority_over_them_are_suspected_and_an_admin_may_r
         assert_eq!(restored.is_ok(), is_demoted);
         if is_demoted {
             assert_eq!(world.refusal(&service), None);
-            // What is suspected may turn out to be compromised, and the host has the last word.
+            // A suspected token may turn out to be compromised, and the host decides.
             ready(world.service.revoke(&Actor::system(), root.token.id(), Reason::Compromised))
                 .unwrap();
             assert_eq!(reason_of(&world, &service), Some(Reason::Compromised));

@@ -1,5 +1,5 @@
-//! What becomes of operations when what they stand on fails: the store, the directory, the clock, the sink, the generator
-//! of secrets, or the one who waits for them.
+//! Operations during a failure: of the store, the directory, the clock, the sink or the generator
+//! of secrets, or of the caller, who drops the future.
 
 #![allow(
     clippy::unwrap_used,
@@ -32,7 +32,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use support::races::{NEW_KEY, ada, block_on, builder, directory, owner_id, through};
 
-/// A store that does as it is told, or not.
+/// A store with faults that a test can switch on.
 #[derive(Default)]
 struct FaultyStore {
     inner: MemoryStore,
@@ -42,9 +42,9 @@ struct FaultyStore {
     touch_down: AtomicBool,
     /// Every find fails.
     find_down: AtomicBool,
-    /// The next commit that has a change, or any, says that nobody knows.
+    /// If set, the next commit returns `OutcomeUnknown`.
     unknown: Mutex<Option<Unknown>>,
-    /// Every call waits once before it does anything, and once more before it answers.
+    /// Every call waits once before it acts, and once more before it answers.
     waits: AtomicBool,
     /// Every call panics.
     panics: AtomicBool,
@@ -56,10 +56,10 @@ struct FaultyStore {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Unknown {
     Done,
-    /// And used meanwhile.
+    /// Done, and the token was used meanwhile.
     DoneAndUsed,
     NotDone,
-    /// And nothing can be read from then on.
+    /// Done, and every find fails from then on.
     DoneAndDown,
 }
 
@@ -167,7 +167,7 @@ fn start() -> DateTime<Utc> {
     DateTime::from_timestamp(1_800_000_000, 0).unwrap()
 }
 
-/// A service with a sink that counts what it is told.
+/// Returns a service with a sink that records its events.
 fn service() -> (Service, Arc<FaultyStore>, Arc<Told>) {
     service_under(TokenPolicy::default())
 }
@@ -210,7 +210,7 @@ fn stored(store: &FaultyStore, id: TokenId) -> Option<Arc<Token>> {
     block_on(store.inner.find(id)).unwrap()
 }
 
-/// The stored events of this action.
+/// Returns the number of stored events with this action.
 fn events(store: &FaultyStore, action: AuditAction) -> usize {
     let page = block_on(store.inner.events(&EventQuery::new(Realm::default()))).unwrap();
     assert_eq!(page.next, None, "all are on one page");
@@ -231,7 +231,7 @@ fn a_store_that_is_down_is_unavailable_and_never_a_rejection_and_recovers_by_its
     let verified = verify(&service, &issued).unwrap();
     let id = issued.token.id();
 
-    // Down, up and down again.
+    // The store goes down and comes up again, three times.
     for _ in 0..3 {
         store.down.store(true, Ordering::SeqCst);
         for presented in [&issued, &unknown] {
@@ -243,7 +243,7 @@ fn a_store_that_is_down_is_unavailable_and_never_a_rejection_and_recovers_by_its
             block_on(service.recheck(&verified)),
             Err(VerifyError::Unavailable(Unavailable::Store(_)))
         ));
-        // What the text alone tells needs no store.
+        // A malformed text is rejected without the store.
         let malformed = block_on(service.verify("acme_pat_123", None)).unwrap_err();
         assert_eq!(malformed.reject_reason(), Some(RejectReason::Malformed));
 
@@ -430,7 +430,7 @@ fn a_commit_that_was_not_done_and_nobody_said_so_is_said_to_be_unknown() {
     let successor = unknown_of(rotated.map(|issued| issued.token.id()));
     assert!(stored(&store, successor).is_none());
 
-    // Nothing happened, nothing was told, and nothing is in the way of the next try.
+    // Nothing was done or reported, and nothing blocks the next attempt.
     assert_eq!(stored(&store, id).unwrap().version, 1);
     assert_eq!(told.0.lock().unwrap().len(), 1);
     assert!(verify(&service, &issued).is_ok());
@@ -453,12 +453,12 @@ fn a_commit_is_unknown_where_it_cannot_be_looked_up() {
         panic!("{result:?}");
     };
     store.find_down.store(false, Ordering::SeqCst);
-    // The error names the token that tells.
+    // The error names the token to look up.
     assert!(block_on(service.get(&ada(), token)).is_ok());
     assert_eq!(events(&store, AuditAction::Generated), 1);
 }
 
-/// Polls a future so many times and drops it; what it gave, if it was done by then.
+/// Polls a future `times` times and drops it. Returns its output if it has completed by then.
 fn polled<T>(future: impl Future<Output = T>, times: usize) -> Option<T> {
     let mut future = pin!(future);
     for _ in 0..times {
@@ -469,8 +469,9 @@ fn polled<T>(future: impl Future<Output = T>, times: usize) -> Option<T> {
     None
 }
 
-/// Runs `attempt` with a store whose every call waits, dropped after 1, 2, 3, … polls, until it comes to its end. Each
-/// time in a world of its own, and each time `check` looks at what is left.
+/// Drops `attempt` after 1, 2, 3, … polls, until it completes. Every call of the store waits.
+///
+/// Each attempt has a world of its own, and `check` inspects that world afterwards.
 fn dropped_everywhere<P>(
     prepare: impl Fn(&Service) -> P,
     attempt: impl AsyncFn(&Service, &P) -> bool,
@@ -492,7 +493,7 @@ fn dropped_everywhere_under<P>(
         let done = polled(attempt(&service, &prepared), times);
         store.waits.store(false, Ordering::SeqCst);
         check(&service, &store, &prepared);
-        // No lock is held and nothing is lost for those who come later.
+        // No lock is held, and later calls lose nothing.
         let other = generate(&service, "later");
         assert!(verify(&service, &other).is_ok());
         block_on(service.flush()).unwrap();
@@ -762,7 +763,8 @@ fn a_panic_in_the_sink_reaches_its_caller_after_the_commit_and_harms_nobody_else
     let id = issued.token.id();
     broken.store(true, Ordering::SeqCst);
     assert!(panics(|| block_on(service.revoke(&ada(), id, Reason::Owner))));
-    // It was done, and its event is stored; a sampled refusal panics too and is still a refusal afterwards.
+    // The revocation was done and its event is stored. A sampled refusal panics too, and the token
+    // is still refused afterwards.
     assert_eq!(events(&store, AuditAction::Revoked), 1);
     assert!(panics(|| verify(&service, &issued)));
     broken.store(false, Ordering::SeqCst);
@@ -810,7 +812,7 @@ fn last_uses_that_cannot_be_written_wait_up_to_the_cap_and_verification_does_not
     let usage = service.usage();
     assert_eq!(usage.failed_flushes, 10);
     assert!(usage.pending > CAP / 2, "{usage:?}");
-    // Each token that does not wait was dropped once.
+    // Each token that is not pending was dropped once.
     assert_eq!(usage.dropped, u64::try_from(TOKENS - usage.pending).unwrap());
 
     store.touch_down.store(false, Ordering::SeqCst);
@@ -819,7 +821,7 @@ fn last_uses_that_cannot_be_written_wait_up_to_the_cap_and_verification_does_not
         |issued: &&IssuedToken| stored(&store, issued.token.id()).unwrap().last_used.is_some();
     assert_eq!(issued.iter().filter(written).count(), usage.pending);
     assert_eq!(service.usage().pending, 0);
-    // What was dropped is noted at its next use.
+    // A dropped use is recorded at the next use of the token.
     let missed = issued.iter().find(|issued| !written(issued)).unwrap();
     verify(&service, missed).unwrap();
     block_on(service.flush()).unwrap();
@@ -837,7 +839,7 @@ fn a_flush_that_hangs_holds_nobody_up() {
     let context = &mut Context::from_waker(Waker::noop());
     assert!(hanging.as_mut().poll(context).is_pending());
     store.waits.store(false, Ordering::SeqCst);
-    // Others verify, record and flush meanwhile.
+    // Other calls verify, record and flush meanwhile.
     for issued in &tokens {
         assert!(verify(&service, issued).is_ok());
     }
@@ -851,7 +853,7 @@ fn a_flush_that_hangs_holds_nobody_up() {
 
 #[test]
 fn no_token_is_made_without_randomness() {
-    /// Fails at the call of this number, counted from 1, and at no other.
+    /// Fails at the call with this number, counted from 1, and at no other.
     struct Failing(Arc<AtomicUsize>);
 
     impl SecureRandom for Failing {
@@ -859,7 +861,7 @@ fn no_token_is_made_without_randomness() {
             let left =
                 self.0.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
             if left == Ok(1) {
-                // What it had given until then must not be used.
+                // The bytes that were written before the failure must not be used.
                 buffer.fill(7);
                 return Err(RandomError::new());
             }
@@ -870,7 +872,7 @@ fn no_token_is_made_without_randomness() {
     let fails_at = Arc::new(AtomicUsize::new(0));
     let service = builder(MemoryStore::new()).random(Failing(fails_at.clone())).build().unwrap();
     let issued = generate(&service, "nightly");
-    // The id cannot be made, or the secret cannot.
+    // The first call makes the id, and the second one makes the secret.
     for call in [1, 2] {
         fails_at.store(call, Ordering::SeqCst);
         let error = block_on(service.generate(&ada(), NewToken::named("other"))).unwrap_err();
@@ -885,7 +887,7 @@ fn no_token_is_made_without_randomness() {
     generate(&service, "other");
 }
 
-/// Repeats itself so many times, then goes on.
+/// Returns the same number `times` times, and then counts up.
 struct Repeating {
     times: AtomicUsize,
     number: AtomicUsize,
@@ -912,7 +914,7 @@ fn repeating(times: usize) -> TokenService<MemoryStore, Arc<MemoryDirectory>> {
 
 #[test]
 fn an_id_that_is_there_already_is_never_overwritten_and_another_one_is_taken() {
-    // The first token takes two numbers, the second one gets the same for its first tries.
+    // The first token takes two numbers. The second one gets the same numbers at its first tries.
     let service = repeating(8);
     let first = generate(&service, "first");
     let second = generate(&service, "second");

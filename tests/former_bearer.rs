@@ -1,4 +1,4 @@
-//! An owner id that went to somebody else, and tokens that their owner's *valid after* has ended.
+//! Owner ids that went to somebody else, and tokens that their owner's *valid after* has ended.
 
 #![allow(
     clippy::unwrap_used,
@@ -22,7 +22,7 @@ use support::{World, id, ready, session};
 
 const MICRO: TimeDelta = TimeDelta::microseconds(1);
 
-/// The id `ann` goes to somebody else now.
+/// Hands the id `ann` over to somebody else.
 fn hand_over(world: &World) {
     world.advance(TimeDelta::days(1));
     let now = world.now();
@@ -34,7 +34,8 @@ fn own(world: &World, actor: &Actor, limit: usize) -> Vec<TokenId> {
     loop {
         let page = ready(world.service.list(actor, after, limit)).unwrap();
         assert!(page.items.len() <= limit);
-        // No page is shorter than it has to be, or somebody could tell what is left out.
+        // Only the last page may be short, because a short page would show that tokens are left
+        // out.
         assert!(
             page.next.is_none()
                 || (page.items.len() == limit && page.next == page.items.last().map(TokenView::id))
@@ -156,7 +157,8 @@ fn a_former_bearer_keeps_nobody_from_a_name() {
                 NewToken::named(&format!("other {round} {}", former.len())),
             );
             let other = other.unwrap().token.id();
-            // By generating it and by renaming to it, in turn; of any spelling that counts as the same.
+            // The name is taken by generating and by renaming in turn, in any spelling that counts
+            // as the same.
             let asked = if round == 0 { name.to_owned() } else { name.to_uppercase() };
             let made = if round == 1 {
                 ready(world.service.rename(&session("ann"), other, &asked)).unwrap()
@@ -164,7 +166,7 @@ fn a_former_bearer_keeps_nobody_from_a_name() {
                 world.generate(&session("ann"), NewToken::named(&asked)).unwrap().token
             };
             assert_eq!(made.name().as_str(), asked);
-            // Of one's own tokens it is taken all the same.
+            // Among the owner's current tokens, the name is still taken.
             let taken = world.generate(&session("ann"), NewToken::named(name)).unwrap_err();
             assert!(matches!(taken, ManageError::NameTaken), "{taken:?}");
             let moved = world.token("ann", &format!("moved {round} {}", made.id()));
@@ -213,7 +215,7 @@ fn a_service_user_that_is_another_one_gets_its_names_too() {
     world.advance(TimeDelta::days(1));
     world.put("bot", |bot| bot.held_since(world.now()));
     let present = world.generate(&session("ada"), new()).unwrap();
-    // The admin sees both.
+    // The admin sees both tokens.
     let page = ready(world.service.list_service(&session("ada"), None, 9)).unwrap();
     let shown: Vec<_> = page.items.iter().map(|view| (view.id(), view.shown_state())).collect();
     assert_eq!(shown, [(present.token.id(), "active"), (former.token.id(), "ended")]);
@@ -291,7 +293,7 @@ fn a_token_that_valid_after_has_ended_is_shown_so() {
     let counts: StateCounts = ready(world.service.count(&ann)).unwrap();
     assert_eq!((counts.active, counts.revoked, counts.expired, counts.ended), (1, 1, 1, 1));
 
-    // What was got may be sent back: nothing changes. A reason is meant.
+    // Sending back the current values changes nothing, but an edit with a reason revokes.
     let before = world.snapshot();
     let same = TokenEdit::new().name("ended").active(false);
     assert_eq!(ready(world.service.edit(&ann, ended, same)).unwrap().shown_state(), "ended");
@@ -302,7 +304,7 @@ fn a_token_that_valid_after_has_ended_is_shown_so() {
     assert_eq!(ready(world.service.edit(&ann, ended, revoke)).unwrap().shown_state(), "revoked");
     ready(world.service.delete(&ann, ended)).unwrap();
 
-    // Another token is revoked without a reason.
+    // Other tokens are revoked without a reason.
     let revoked = ready(world.service.edit(&ann, active, TokenEdit::new().active(false))).unwrap();
     assert_eq!(revoked.shown_state(), "revoked");
 }

@@ -1,4 +1,5 @@
-//! The check of the keyring against the store: another key under a known id, missing keys, and what is left under a key.
+//! The check of the keyring against the store: wrong keys, missing keys, and the tokens left under
+//! a key.
 
 #![allow(
     clippy::arithmetic_side_effects,
@@ -23,7 +24,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use support::{World, beta, builder, home, id, nowhere, ready, session};
 
-/// The keys of the tests' world are `A` under 1.
+/// The key of the tests' world, which has the id 1.
 const A: &str = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 const B: &str = "ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8=";
 const C: &str = "QEFCQ0RFRkdISUpLTE1OT1BRUlNUVVZXWFlaW1xdXl8=";
@@ -33,7 +34,7 @@ fn keyring(keys: &[(u16, &str)]) -> Keyring {
     Keyring::from_text(&keys.join(",")).unwrap()
 }
 
-/// A node of the world with these keys.
+/// Returns a node of the world with these keys.
 fn node(world: &World, keys: &[(u16, &str)]) -> support::Service {
     let builder = builder(world.store.clone(), world.directory.clone(), world.clock.clone());
     builder
@@ -52,12 +53,12 @@ fn text(issued: &IssuedToken) -> &str {
     issued.plaintext.expose_secret()
 }
 
-/// The token's text with the secret of another one.
+/// Returns the token's text with the secret of another token.
 fn wrong(issued: &IssuedToken, other: &IssuedToken) -> String {
     let format =
         patkit::token::TokenFormat::new(patkit::token::Brand::new("acme").unwrap(), &[]).unwrap();
     let front = text(issued).len() - 50;
-    // The checksum is the only part that has to be found: CRC-32, in 6 digits of base62.
+    // Only the checksum has to be computed: CRC-32, in 6 digits of base62.
     let body = format!("{}{}", &text(issued)[..front], &text(other)[front..front + 44]);
     let mut crc = crc32fast::hash(body.as_bytes());
     let digits = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
@@ -94,7 +95,7 @@ fn the_first_check_of_an_empty_store_records_the_keys_and_later_ones_find_them()
         assert!(good.is_good());
         assert_eq!(good.tokens, [(key(1), 0), (key(2), 0)]);
     }
-    // The order and the number of the keys do not matter, only which key an id has.
+    // Only the key of each id matters, and not the order or the number of the keys.
     for good in [&[(1, A)][..], &[(2, B)], &[(1, A), (2, B)], &[(2, B), (3, C)]] {
         ready(node(&world, good).check()).unwrap();
     }
@@ -144,7 +145,7 @@ fn tokens_under_another_key_with_the_same_id_are_unavailable_and_never_a_wrong_s
                 1
             ));
             assert!(is_wrong_key(&ready(node.verify_in(&home(), presented, None)), 1));
-            // A token of another realm is no token, whatever its key.
+            // A token of another realm is unknown, whatever its key.
             let elsewhere = ready(node.verify_in(&beta(), presented, None));
             assert_eq!(reason(elsewhere), Some(RejectReason::Unknown));
         }
@@ -159,7 +160,7 @@ fn tokens_under_another_key_with_the_same_id_are_unavailable_and_never_a_wrong_s
         );
         assert_eq!(node.usage().pending, 0);
     }
-    // The right key lets them in as before, and what is revoked is revoked.
+    // With the right key, valid tokens verify again, and revoked tokens are still revoked.
     ready(world.service.verify(text(&late), None)).unwrap();
     assert_eq!(
         reason(ready(world.service.verify(text(&revoked), None))),
@@ -188,9 +189,9 @@ fn no_token_is_made_under_a_wrong_primary_key() {
         "in a transaction of the host's too"
     );
     assert_eq!(world.snapshot(), before);
-    // Tokens are managed as ever: a leaked one has to be revoked.
+    // Tokens can still be managed, because a leaked token has to be revoked.
     ready(node.revoke(&session("ann"), issued.token.id(), Reason::Compromised)).unwrap();
-    // A wrong key that is not primary keeps no token from being made.
+    // A wrong key that is not primary does not block the generation of tokens.
     let other = self::node(&world, &[(2, C), (1, B)]);
     report(ready(other.check()));
     let made = ready(other.generate(&session("ann"), new())).unwrap();
@@ -204,7 +205,7 @@ fn no_digest_moves_to_a_wrong_key() {
     ready(node(&world, &[(1, A), (2, B)]).check()).unwrap();
     let stored = || world.stored(issued.token.id()).digest.clone();
     let before = stored();
-    // Verified before and after the fault is known, flushed after it.
+    // Verifies before and after the fault is known, and flushes after it.
     let node = node(&world, &[(2, C), (1, A)]);
     ready(node.verify(text(&issued), None)).unwrap();
     assert_eq!(report(ready(node.check())).wrong, [key(2)]);
@@ -262,7 +263,7 @@ fn keys_that_records_need_and_the_keyring_lacks_are_reported_with_their_number()
     }
 }
 
-/// An older store, or one that was never checked.
+/// The store is from an older version, or was never checked.
 #[test]
 fn the_first_check_believes_the_keyring() {
     let world = World::new();
@@ -281,7 +282,8 @@ fn the_tokens_under_a_key_are_listed_realm_by_realm_and_page_by_page() {
     for number in 0..7 {
         let name = NewToken::named(&format!("token {number}"));
         let in_beta = Actor::session_in(beta(), id("ann"));
-        // 0, 1 or 2 of the other realm in between, so that a page of the store holds more or fewer of one realm than are left.
+        // Puts 0 to 2 tokens of the other realm in between, so that a page of the store holds more
+        // or fewer tokens of one realm than are left.
         for copy in 0..number % 3 {
             ready(old.generate(&in_beta, NewToken::named(&format!("token {number} {copy}"))))
                 .unwrap();
@@ -316,21 +318,22 @@ fn the_tokens_under_a_key_are_listed_realm_by_realm_and_page_by_page() {
         assert_eq!(listed(&beta(), 2, limit), []);
         assert_eq!(listed(&home(), 9, limit), []);
     }
-    // A verification moves its token, so that it is left no longer.
+    // A verification moves its token to the new key, so that the token is no longer listed.
     ready(new.verify(&under_one[0].1, None)).unwrap();
     ready(new.flush()).unwrap();
     assert_eq!(listed(&home(), 1, 50), expected[1..]);
     assert_eq!(ready(new.check()).unwrap().tokens, [(key(1), 12), (key(2), 8)]);
 }
 
-/// A store whose key checks can fail, be changed behind the service's back, and be recorded by another node at the same time.
+/// A store whose key checks can fail, change behind the service's back, or be recorded by another
+/// node at the same time.
 #[derive(Default)]
 struct Shaky {
     inner: MemoryStore,
     checks: Mutex<Vec<KeyCheck>>,
-    /// What another node records between the first look and the own record.
+    /// Key checks that another node records between this node's first read and its own record.
     rival: Mutex<Vec<KeyCheck>>,
-    /// Keys that the store also names, with no record under them.
+    /// Keys that the store names although no record is under them.
     unused: Mutex<Vec<KeyId>>,
     is_down: AtomicBool,
 }
@@ -412,7 +415,7 @@ fn what_the_last_check_found_holds_until_the_next_one_that_gets_an_answer() {
     store.is_down.store(true, Ordering::SeqCst);
     ready(wrong.check()).unwrap_err();
     assert!(is_wrong_key(&ready(wrong.verify(text(&issued), None)), 1), "still");
-    // The host threw the old tokens and their check value away, and begins anew.
+    // The host discards the old tokens and their check value, and starts over.
     store.is_down.store(false, Ordering::SeqCst);
     store.checks.lock().unwrap().clear();
     ready(wrong.check()).unwrap();
@@ -421,7 +424,7 @@ fn what_the_last_check_found_holds_until_the_next_one_that_gets_an_answer() {
     ready(wrong.verify(text(&made), None)).unwrap();
 }
 
-/// A store may name a key that no record is under any more.
+/// A store may name a key that has no records any more.
 #[test]
 fn a_key_without_records_is_not_missing() {
     let world = World::new();

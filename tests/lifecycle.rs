@@ -1,4 +1,4 @@
-//! The lifecycle, cell by cell: every state with every action, against a table written down here.
+//! The lifecycle: every state with every action, against a table in this file.
 
 #![allow(
     clippy::unwrap_used,
@@ -22,7 +22,7 @@ const AUTHORITIES: [Authority; 3] = [Authority::Owner, Authority::Admin, Authori
 
 const MICRO: TimeDelta = TimeDelta::microseconds(1);
 
-/// Expiries around an instant, and whether a token with it is expired at that instant.
+/// Expiries around an instant, and whether a token is expired at that instant.
 const EXPIRIES: [(&str, Option<TimeDelta>, bool); 6] = [
     ("no expiry", None, false),
     ("expired a day ago", Some(TimeDelta::days(-1)), true),
@@ -32,8 +32,11 @@ const EXPIRIES: [(&str, Option<TimeDelta>, bool); 6] = [
     ("expires in a day", Some(TimeDelta::days(1)), false),
 ];
 
-/// Who may restore what was revoked for a reason: for each authority that revoked it (owner, admin, system) a word of three
-/// letters for the authority that restores (owner, admin, system). `y` restores, `-` has too little authority, `f` is final.
+/// Who may restore a revoked token, for each reason of the revocation.
+///
+/// Each authority that revoked (owner, admin, system) has a word, with one letter for each
+/// authority that restores (owner, admin, system). `y` restores, `-` has too little authority, `f`
+/// is final.
 const RESTORES: [(Reason, [&str; 3]); 9] = [
     (Reason::Owner, ["yyy", "-yy", "--y"]),
     (Reason::Admin, ["yyy", "-yy", "--y"]),
@@ -46,30 +49,30 @@ const RESTORES: [(Reason, [&str; 3]); 9] = [
     (Reason::Compromised, ["fff", "fff", "fff"]),
 ];
 
-/// What an action does to a token.
+/// The effect of an action on a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Cell {
-    /// It becomes revoked by this action.
+    /// The action revokes the token.
     Revokes,
-    /// It succeeds and changes nothing.
+    /// The action succeeds and changes nothing.
     Nothing,
-    /// The first revocation stays, its reason becomes compromised.
+    /// The first revocation stays, and its reason becomes compromised.
     Escalates,
-    /// The revocation is recorded; the token stays expired.
+    /// The revocation is recorded, and the token stays expired.
     Records,
-    /// As `RESTORES` says, unless it has a successor.
+    /// The action restores as in `RESTORES`, unless the token has a successor.
     Restores,
-    /// It gets a successor, unless it has one.
+    /// The token gets a successor, unless it has one.
     Rotates,
-    /// Its name changes.
+    /// The name changes.
     Renames,
-    /// It is gone.
+    /// The token is removed.
     Removes,
-    /// It is refused.
+    /// The action is refused.
     Refuses(RefusalReason),
 }
 
-/// The table: what each action does to an active, a revoked and an expired token.
+/// The effect of each action on an active, a revoked and an expired token.
 const REVOKE: [Cell; 3] = [Cell::Revokes, Cell::Nothing, Cell::Refuses(RefusalReason::Expired)];
 const COMPROMISE: [Cell; 3] = [Cell::Revokes, Cell::Escalates, Cell::Records];
 const RESTORE: [Cell; 3] = [
@@ -82,7 +85,7 @@ const ROTATE: [Cell; 3] =
 const RENAME: [Cell; 3] = [Cell::Renames; 3];
 const DELETE: [Cell; 3] = [Cell::Refuses(RefusalReason::StillActive), Cell::Removes, Cell::Removes];
 
-/// A token's facts with the state that they are in, by the tables above.
+/// The facts of a token, with the state that the tables above give them.
 struct Case {
     label: String,
     facts: Facts,
@@ -103,7 +106,7 @@ impl Case {
         (self.state, action, why)
     }
 
-    /// What restoring does, with this authority.
+    /// Returns the result of a restoration with this authority.
     fn restored_by(&self, authority: Authority) -> Result<(), RefusalReason> {
         match self.cell(RESTORE) {
             Cell::Refuses(why) => Err(why),
@@ -124,7 +127,7 @@ impl Case {
         }
     }
 
-    /// Why it cannot be rotated, if it cannot.
+    /// Errors if the token cannot be rotated.
     fn rotated(&self) -> Result<(), RefusalReason> {
         match self.cell(ROTATE) {
             Cell::Refuses(why) => Err(why),
@@ -147,7 +150,7 @@ fn revocation(reason: Reason, authority: Authority, at: DateTime<Utc>) -> Revoca
     Revocation { at, by: ActorRef::Owner(id("first")), authority, reason }
 }
 
-/// Every expiry with every revocation, with and without a successor, at `now`.
+/// Returns every expiry with every revocation, with and without a successor, at `now`.
 fn cases(now: DateTime<Utc>) -> Vec<Case> {
     let mut revocations = vec![None];
     for reason in Reason::ALL {
@@ -243,7 +246,7 @@ fn revoking_every_state_for_every_reason_with_every_authority() {
                         };
                         let after =
                             Facts { revocation: Some(Box::new(expected)), ..case.facts.clone() };
-                        // What is compromised already stays as it is.
+                        // A token that is already compromised stays as it is.
                         let changed = Some(after.clone()).filter(|after| *after != case.facts);
                         assert_eq!(result, Ok(changed), "{label}");
                         assert_eq!(after.state(now), case.state, "{label}");
@@ -321,7 +324,7 @@ fn rotating_every_state_with_every_overlap() {
                         let expected = case.facts.expires_at.into_iter().chain([end]).min();
                         assert_eq!(after.expires_at, expected, "{label}");
                     }
-                    // Neither rotated nor restored again.
+                    // The predecessor can be neither rotated nor restored again.
                     assert!(lifecycle::may_rotate(&after, now).is_err(), "{label}");
                     for restoring in AUTHORITIES {
                         assert!(lifecycle::restore(&after, restoring, now).is_err(), "{label}");
@@ -352,13 +355,13 @@ fn deleting_every_state() {
     }
 }
 
-/// Each cell once more, through the service: what it answers and what it stores.
+/// Checks each cell again through the service: the answer and the stored record.
 #[test]
 fn the_service_does_to_every_state_what_the_table_says() {
     let world = World::new();
     let now = world.now();
     for (number, case) in cases(now).into_iter().enumerate() {
-        // With what authority who acts, and whose token it is.
+        // The authority, the actor, and the owner of the token.
         let actors = [
             (Authority::Owner, session("ann"), "ann"),
             (Authority::Admin, session("ada"), "bot"),
@@ -435,7 +438,7 @@ fn the_service_does_to_every_state_what_the_table_says() {
                 assert_eq!(world.stored(token).state(now), TokenState::Active, "{label}");
             }
 
-            // The host itself does none of what follows.
+            // The host does none of the operations below.
             if authority == Authority::System {
                 continue;
             }
@@ -552,7 +555,7 @@ fn an_edit_to_the_state_that_is_there_changes_nothing() {
     );
 }
 
-/// An action with what it needs.
+/// An action with its parameters.
 #[derive(Debug, Clone, Copy)]
 enum Step {
     Revoke(Reason, Authority),
@@ -657,7 +660,7 @@ proptest! {
         };
         prop_assert_eq!(facts.state(now), expected);
         prop_assert_eq!(facts.clone().state(now), expected);
-        // Neither the successor nor who revoked it, when and why has a say.
+        // The successor and the details of the revocation do not affect the state.
         let other = Facts {
             succession: None,
             revocation: facts.revocation.as_ref().map(|_| Box::new(revocation(Reason::Idle, Authority::Owner, now))),
@@ -667,7 +670,7 @@ proptest! {
     }
 }
 
-/// One step of a caller of the service, about one of the tokens that are there.
+/// A call to the service, about one of the existing tokens.
 #[derive(Debug, Clone)]
 enum Call {
     Generate,
@@ -795,7 +798,9 @@ proptest! {
     }
 }
 
-/// An actor through a token as it was when it was made, whatever became of it since; nobody where that does not verify.
+/// Returns an actor through a token, verified at the creation of the token.
+///
+/// Returns the unknown owner `ghost` if the token does not verify.
 fn world_actor(world: &World, issued: &patkit::IssuedToken) -> Actor {
     let now = world.now();
     world.clock.set(issued.token.created_at());

@@ -1,5 +1,5 @@
-//! Who may manage which token: every kind of actor with every operation on every kind of token under every policy, against a
-//! table written down here; and what managing does.
+//! Management of tokens: every kind of actor with every operation on every kind of token under
+//! every policy, against a table in this file, and the effects of each operation.
 
 #![allow(
     clippy::unwrap_used,
@@ -37,7 +37,7 @@ fn policy(management: TokenManagement, oversight: Oversight) -> TokenPolicy {
     TokenPolicy::builder().tokens_managing_tokens(management).oversight(oversight).build().unwrap()
 }
 
-/// How somebody acts.
+/// How an actor acts.
 #[derive(Debug, Clone, Copy)]
 enum How {
     /// An owner of the default realm in a session.
@@ -47,35 +47,38 @@ enum How {
     /// The host itself, in the default realm or in the other one.
     System,
     BetaSystem,
-    /// Through a token of this owner: one that inherits, or one with this scope.
+    /// Through a token of this owner, which inherits or has this scope.
     Inherit(&'static str),
     Only(&'static str, &'static [&'static str]),
     /// Through an inheriting token of the other realm.
     BetaInherit(&'static str),
 }
 
-/// What a row is about: under which management of tokens by tokens (`a`ttenuated, `n`amed, `f`orbidden) and which oversight
-/// (`h`idden, `r`evoke-only).
+/// The policies of a row, by their letters.
+///
+/// The first word is the management of tokens by tokens (`a`ttenuated, `n`amed, `f`orbidden), and
+/// the second one is the oversight (`h`idden, `r`evoke-only).
 type When = (&'static str, &'static str);
 
-/// What the operations answer, one letter each:
+/// The answers of the operations, one letter each.
 ///
-/// `+` done, `F` forbidden (for lack of a permission, by the policy, or as nothing for the host), `N` not found, `R` the actor is rejected, `K` the owner has no such tokens, `S` refused by the
+/// `+` done, `F` forbidden (for lack of a permission, by the policy, or because the host may not),
+/// `N` not found, `R` the actor is rejected, `K` the owner has no such tokens, `S` refused by the
 /// token's state, `.` there is no such token.
 struct Row {
     how: How,
     when: When,
     /// generate: a personal token, a service token.
     generate: &'static str,
-    /// list: its own, service tokens, another's.
+    /// list: own tokens, service tokens, another owner's tokens.
     list: &'static str,
-    /// get, rename, revoke, restore, rotate, delete: a personal token of its own.
+    /// get, rename, revoke, restore, rotate, delete: a personal token of the actor's owner.
     own: &'static str,
-    /// The same: a personal token of another owner.
+    /// The operations of `own` on a personal token of another owner.
     other: &'static str,
-    /// The same: a service token.
+    /// The operations of `own` on a service token.
     service: &'static str,
-    /// The same: the token that it acts through.
+    /// The operations of `own` on the token that the actor acts through.
     itself: &'static str,
 }
 
@@ -93,19 +96,20 @@ const FORBIDDEN: &str = "FFFFFF";
 const UNSEEN: &str = "NNNNNN";
 const REJECTED: &str = "RRRRRR";
 const NONE: &str = "......";
-/// What an overseer may do to a personal token of another owner: it sees it, and may revoke it alone.
+/// An overseer sees a personal token of another owner in a list, and may only revoke it.
 const OVERSEEN: &str = "FF+FFF";
-/// What a token may do to itself without more: look, revoke, rotate.
+/// A token may get, revoke and rotate itself without further permissions.
 const ITSELF: &str = "+F+F+F";
-/// The same where tokens manage no tokens.
+/// A token may only get and revoke itself if the policy forbids tokens to manage tokens.
 const ITSELF_FORBIDDEN: &str = "+F+FFF";
-/// What a token may do to itself when it may manage its like; it is active, and so neither restored nor deleted.
+/// A token that may manage tokens of its kind may also rename itself. It is active, so that it is
+/// neither restored nor deleted.
 const ITSELF_ALL: &str = "+++S+S";
 
 const ANY: When = ("anf", "hr");
 
 const TABLE: &[Row] = &[
-    // Sessions. How tokens manage tokens has no say.
+    // Sessions, which the policy on the management of tokens by tokens does not affect.
     row(How::Session("ann"), ANY, ["+F", "+FF"], [ALL, UNSEEN, UNSEEN, NONE]),
     row(How::Session("bob"), ANY, ["+F", "+FF"], [ALL, UNSEEN, UNSEEN, NONE]),
     row(How::Session("mia"), ANY, ["+F", "+FF"], [ALL, UNSEEN, UNSEEN, NONE]),
@@ -122,7 +126,7 @@ const TABLE: &[Row] = &[
     row(How::Beta("ada"), ("anf", "h"), ["++", "++F"], [ALL, UNSEEN, UNSEEN, NONE]),
     row(How::Beta("ada"), ("anf", "r"), ["++", "+++"], [ALL, UNSEEN, UNSEEN, NONE]),
     row(How::Beta("nil"), ANY, ["FF", "FFF"], [FORBIDDEN, FORBIDDEN, FORBIDDEN, NONE]),
-    // The host itself lists, looks, revokes and restores, and makes service tokens.
+    // The host lists, gets, revokes and restores tokens, and makes service tokens.
     row(How::System, ANY, ["F+", "+++"], [NONE, "+F++FF", "+F++FF", NONE]),
     row(How::BetaSystem, ANY, ["F+", "+++"], [NONE, "NFNNFF", "NFNNFF", NONE]),
     // Tokens that inherit.
@@ -185,7 +189,7 @@ const TABLE: &[Row] = &[
         ["FF", "FFF"],
         [FORBIDDEN, FORBIDDEN, FORBIDDEN, ITSELF_FORBIDDEN],
     ),
-    // Tokens that are narrowed to managing tokens: the scope names the permission.
+    // Tokens that are narrowed to managing tokens, because their scope names the permission.
     row(
         How::Only("ann", &["tokens:manage"]),
         ("an", "hr"),
@@ -228,7 +232,7 @@ const TABLE: &[Row] = &[
         ["FF", "FFF"],
         [NONE, FORBIDDEN, FORBIDDEN, ITSELF_FORBIDDEN],
     ),
-    // A scope adds nothing to what the owner has.
+    // A scope adds nothing to the permissions of the owner.
     row(
         How::Only("ann", &["service-tokens:manage", "tokens:oversee"]),
         ("an", "hr"),
@@ -241,7 +245,7 @@ const TABLE: &[Row] = &[
         ["FF", "FFF"],
         [NONE, FORBIDDEN, FORBIDDEN, ITSELF],
     ),
-    // A wildcard covers the permission and does not name it.
+    // A wildcard covers the permission but does not name it.
     row(
         How::Only("ada", &["tokens:*"]),
         ("a", "h"),
@@ -267,8 +271,8 @@ const TABLE: &[Row] = &[
         ["FF", "FFF"],
         [FORBIDDEN, FORBIDDEN, FORBIDDEN, ITSELF],
     ),
-    // Tokens that oversee: without the permission to manage, there is but the list and the revocation. (Whether it may
-    // revoke another token of its own owner so is not said, and left out.)
+    // Tokens that oversee: without the permission to manage, they only list and revoke. (Whether
+    // such a token may revoke another token of its own owner is not specified, and is left out.)
     row(
         How::Only("ada", &["tokens:oversee"]),
         ("an", "h"),
@@ -287,7 +291,7 @@ const TABLE: &[Row] = &[
         ["FF", "FFF"],
         [FORBIDDEN, FORBIDDEN, FORBIDDEN, ITSELF_FORBIDDEN],
     ),
-    // Tokens for something else altogether.
+    // Tokens for an unrelated permission.
     row(
         How::Only("ann", &["datastores:read"]),
         ("an", "hr"),
@@ -336,7 +340,7 @@ enum Target {
     Itself,
 }
 
-/// A world under a policy, with somebody to act and the tokens to act on.
+/// A world under a policy, with an actor and the tokens to act on.
 struct Scene {
     world: World,
     actor: Actor,
@@ -349,7 +353,7 @@ struct Scene {
 impl Scene {
     fn new(how: How, management: TokenManagement, oversight: Oversight) -> Self {
         let world = World::with(policy(management, oversight));
-        // Nothing in its scope, so that it lies within any.
+        // An empty scope is within any other scope.
         let narrow = |name: &str| NewToken::named(name).scope([""; 0]);
         let other_owner = match how {
             How::Session("ann") | How::Inherit("ann") | How::Only("ann", _) => "bob",
@@ -434,7 +438,7 @@ fn letter(result: &Result<(), ManageError>) -> char {
     }
 }
 
-/// Every row of the table under every policy that it is about.
+/// Runs `check` for every row of the table under every policy of the row.
 fn each(mut check: impl FnMut(&Row, TokenManagement, Oversight, &str)) {
     for row in TABLE {
         for management in MANAGEMENTS {
@@ -507,8 +511,8 @@ fn every_actor_with_every_operation_on_every_token_gets_the_answer_of_the_table(
                 } else {
                     assert_ne!(scene.world.snapshot(), before, "{label}: {operation} {target:?}");
                 }
-                // What the actor may not see answers like what is not there; so does what is forbidden before an id is
-                // read.
+                // A token that the actor may not see answers like a missing token. So does an
+                // operation that is forbidden before the id is read.
                 let seen =
                     target == Target::Itself || (target == Target::Other && row.other == OVERSEEN);
                 if matches!(got, 'N' | 'R') || (got == 'F' && !seen) {
@@ -567,7 +571,8 @@ fn every_actor_generates_what_the_table_says() {
     });
 }
 
-/// Nobody is told that they lack a permission which they hold: what stands in the way then is the policy.
+/// Asserts that a refusal does not name a permission that the actor holds, because the policy is
+/// the cause then.
 fn assert_true_refusal(scene: &Scene, error: &ManageError, label: &str) {
     let ManageError::Forbidden { permission } = error else { return };
     let standing = ready(scene.world.service.standing(&scene.actor)).unwrap();
@@ -647,7 +652,7 @@ fn an_actor_that_is_no_longer_somebody_is_rejected_in_every_operation() {
     let convert: Change = |world, _| {
         world.directory.put(Owner::new(id("ada"), OwnerKind::Service).role("admin"));
     };
-    // How it ends, why a token is rejected then, and why a session is.
+    // The end of the token, the resulting rejection of the token, and that of a session.
     let table = [
         (revoke, RejectReason::Revoked, None),
         (delete, RejectReason::Unknown, None),
@@ -705,7 +710,7 @@ fn a_demoted_owner_loses_the_management_of_what_it_made_at_once() {
     }
 }
 
-/// The reasons that each actor may give, beside the one that stands when it gives none.
+/// The reasons that each actor may give, and the one that is used if it gives none.
 #[test]
 fn an_actor_revokes_for_its_own_reasons_alone() {
     use Reason::{Admin, Compromised, Idle, Offboarding, Owner, System};
@@ -786,12 +791,12 @@ fn an_actor_revokes_for_its_own_reasons_alone() {
     }
 }
 
-/// What a token is and what it would make, and whether it may.
 #[test]
 fn what_is_made_through_a_token_is_no_wider_than_it_in_scope() {
     type Entries = Option<&'static [&'static str]>;
     const MANAGE: &[&str] = &["tokens:manage", "service-tokens:manage", "datastores:*"];
-    // The token's scope, what is asked for, and whether it may: for its own owner, and for another one.
+    // The token's scope, the requested scope, and whether it is allowed for its own owner and for
+    // another one.
     let table: [(Entries, Entries, bool, bool); 12] = [
         (None, None, true, false),
         (None, Some(&[]), true, true),
@@ -852,7 +857,7 @@ fn check_attenuated(
 
 type Networks = Option<&'static [&'static str]>;
 
-/// A token's networks, those of another one, and whether they lie within.
+/// A token's networks, the networks of another token, and whether the latter are within the former.
 const NETWORKS: [(Networks, Networks, bool); 9] = [
     (None, None, true),
     (None, Some(&["10.0.0.0/8"]), true),
@@ -869,7 +874,7 @@ fn networked(new: NewToken, networks: Networks) -> NewToken {
     networks.into_iter().fold(new, |new, networks| new.networks(networks.iter().copied()))
 }
 
-/// Through a token that may be used from networks alone, verified from within them.
+/// Returns an actor through a token that is restricted to networks, verified from within them.
 fn through_from_inside(world: &World, via: &IssuedToken) -> Actor {
     let inside: IpAddr = "10.0.0.1".parse().unwrap();
     let verified =
@@ -897,7 +902,7 @@ fn what_is_made_restored_or_rotated_through_a_token_is_no_wider_than_it_in_netwo
     }
 }
 
-/// Restores or rotates another token of ann through an actor.
+/// Restores or rotates another token of `ann` through an actor.
 fn operate_on_other(
     world: &World,
     actor: &Actor,
@@ -981,7 +986,7 @@ fn what_is_made_through_a_token_ends_no_later_and_the_default_is_shortened() {
     let ten: Ask = |new| new.expires_in_days(10);
     let eleven: Ask = |new| new.expires_in_days(11);
     let never: Ask = NewToken::never_expires;
-    // The end of the token in days, what is asked for, and what it gets.
+    // The end of the token in days, the requested lifetime, and the result.
     let table = [
         (Some(10), default, Ok(Some(days(10)))),
         (Some(10), ten, Ok(Some(days(10)))),
@@ -1004,7 +1009,7 @@ fn what_is_made_through_a_token_ends_no_later_and_the_default_is_shortened() {
             (result, expected) => panic!("{limit:?}: {result:?}, not {expected:?}"),
         }
     }
-    // A minute later ten days are later than the end.
+    // One minute later, a lifetime of ten days outlives the token.
     let world = World::new();
     let actor = world.through(&world.issue("ann", NewToken::named("via").expires_in_days(10)));
     world.advance(TimeDelta::minutes(1));
@@ -1044,7 +1049,8 @@ fn a_scope_that_covers_scim_takes_its_own_permission() {
     ] {
         let new = || NewToken::named(&format!("{scope:?}")).scope(scope.iter().copied());
         let for_bot = || new().for_service(id("bot"));
-        // ann and robot may manage their like, and lack `tokens:scim`; ada has all.
+        // `ann` and `robot` may manage tokens of their kind but lack `tokens:scim`; `ada` has all
+        // permissions.
         for (actor, asked) in [(session("ann"), new()), (session("robot"), for_bot())] {
             match world.generate(&actor, asked) {
                 Err(ManageError::Forbidden { permission }) => {
@@ -1058,7 +1064,7 @@ fn a_scope_that_covers_scim_takes_its_own_permission() {
             world.generate(&session("ada"), for_bot()).unwrap();
         }
     }
-    // Restoring and rotating what another had made.
+    // Restores and rotates a token that somebody else made.
     let token = world.issue("ann", NewToken::named("scim").scim_only()).token.id();
     let rotated = ready(world.service.rotate(&session("ann"), token, Duration::ZERO));
     assert!(matches!(rotated, Err(ManageError::Forbidden { permission: "tokens:scim" })));
@@ -1085,7 +1091,7 @@ fn a_child_stays_within_its_creators_scope_when_the_owner_is_promoted() {
         }
         verified.require("datastores:read").unwrap();
     }
-    // One that inherits follows its owner, both ways.
+    // A token that inherits follows its owner in both directions.
     world.verify(&inheriting).unwrap().require("buckets:read").unwrap();
     world.put("ann", |ann| ann);
     assert!(world.verify(&inheriting).unwrap().require("datastores:read").is_err());
@@ -1112,7 +1118,7 @@ fn a_service_token_that_an_admin_reports_takes_its_family_with_it() {
     assert_eq!(world.refusal(&other), None);
 }
 
-/// A token makes one, which makes one, which makes one.
+/// A token that made a child, which made a grandchild, which made a great-grandchild.
 struct Family {
     root: IssuedToken,
     child: IssuedToken,
@@ -1311,7 +1317,7 @@ fn offboarding_revokes_what_is_active_and_keeps_first_facts() {
 
 const ERASED: &str = "somebody@to-be-erased.example";
 
-/// A world in which somebody did everything that is audited, and had everything done to it.
+/// Lets one owner do everything that is audited, and has everything done to that owner.
 fn a_life(world: &World) -> Vec<IssuedToken> {
     let address: IpAddr = "192.0.2.7".parse().unwrap();
     world.put(ERASED, |owner| owner.role("admin"));
@@ -1410,7 +1416,7 @@ fn idle_world(days: u32) -> World {
 
 #[test]
 fn the_sweep_waits_for_the_limit_and_its_slack_to_the_microsecond() {
-    // A day, and the granularity, and the flush interval.
+    // The limit of one day, plus the granularity and the flush interval.
     let end = TimeDelta::days(1) + TimeDelta::seconds(60) + TimeDelta::seconds(10);
     let tick = TimeDelta::microseconds(1);
     for (waited, swept) in [(end - tick, 0), (end, 0), (end + tick, 1)] {
@@ -1497,19 +1503,19 @@ fn the_limit_of_live_tokens_counts_what_is_active_and_has_no_successor() {
     let before = world.snapshot();
     full(generate("3").map(drop));
     assert_eq!(world.snapshot(), before);
-    // Others have their own.
+    // Other owners have limits of their own.
     world.generate(&session("bob"), NewToken::named("1")).unwrap();
     world.generate(&Actor::session_in(beta(), id("ann")), NewToken::named("1")).unwrap();
     let service = |name: &str| NewToken::named(name).for_service(id("bot"));
     world.generate(&session("ada"), service("1")).unwrap();
     world.generate(&session("ada"), service("2")).unwrap();
     full(world.generate(&session("ada"), service("3")).map(drop));
-    // A revoked one makes room, and a restored one needs some.
+    // A revoked token makes room, and a restored token needs room.
     ready(world.service.revoke(&ann, first, Reason::Owner)).unwrap();
     let third = generate("3").unwrap().token.id();
     full(ready(world.service.restore(&ann, first)).map(drop));
     full(ready(world.service.edit(&ann, first, TokenEdit::new().active(true))).map(drop));
-    // A rotation needs no room, and what is in its overlap takes none.
+    // A rotation needs no room, and a token in its overlap takes none.
     let hour = Duration::from_secs(3_600);
     let fourth = ready(world.service.rotate(&ann, third, hour)).unwrap().token.id();
     assert_eq!(world.stored(third).state(world.now()), TokenState::Active);
@@ -1517,14 +1523,14 @@ fn the_limit_of_live_tokens_counts_what_is_active_and_has_no_successor() {
     ready(world.service.revoke(&ann, fourth, Reason::Owner)).unwrap();
     generate("5").unwrap();
     full(generate("6").map(drop));
-    // An expired one makes room.
+    // An expired token makes room.
     world.clock.set(world.facts(second).expires_at.unwrap());
     generate("7").unwrap();
     generate("8").unwrap();
     full(generate("9").map(drop));
 }
 
-/// Counts how much is asked for at once.
+/// Counts the lists of ended tokens, and records the largest one.
 struct Counting {
     store: Arc<patkit::MemoryStore>,
     lists: AtomicUsize,
@@ -1566,7 +1572,7 @@ fn pruning_goes_in_bounded_batches_until_nothing_is_left() {
     let made = world.issue("ann", NewToken::named("model"));
     let model = world.stored(made.token.id());
     ready(world.service.revoke(&session("ann"), made.token.id(), Reason::Owner)).unwrap();
-    // 1,700 revoked records like it.
+    // 1,700 revoked copies of the token.
     let mut batch = ChangeBatch::new();
     for number in 0_u16..1_700 {
         let mut bytes = model.id.to_bytes();
@@ -1668,11 +1674,11 @@ fn a_list_entry_tells_all_there_is_to_tell() {
     let secret = &made.plaintext.expose_secret()["acme_pat_".len() + TokenId::TEXT_LEN..];
     assert!(!text.contains(secret) && !text.contains("credential") && !text.contains("digest"));
 
-    // The state is that of the instant of the list.
+    // The state is that at the time of the list.
     world.advance(TimeDelta::days(30));
     let page = ready(world.service.list(&session("ann"), None, 10)).unwrap();
     assert_eq!(page.items[0].state(), TokenState::Expired);
-    // An owner whom the directory no longer knows leaves the entry without one.
+    // The entry has no owner if the directory no longer knows the owner.
     let service = world.issue("bot", NewToken::named("s"));
     world.directory.remove(&home(), &id("bot"));
     let page = ready(world.service.list_service(&session("ada"), None, 10)).unwrap();
@@ -1714,7 +1720,7 @@ fn pages_follow_each_other_without_gap_or_repetition() {
     {
         assert_eq!(walk(limit, most), made, "{limit}, newest first");
     }
-    // A cursor is an id, whosever: it gives nobody more than their own.
+    // Any token's id may be a cursor, and the page still holds only the caller's own tokens.
     let cursors = world.tokens().into_iter().map(|token| token.id).chain([nowhere()]);
     for cursor in cursors.step_by(50) {
         let page = ready(world.service.list(&session("ann"), Some(cursor), 200)).unwrap();
@@ -1765,12 +1771,12 @@ fn names_are_unique_for_realm_owner_and_kind_among_what_is_not_deleted() {
     taken(ready(world.service.rename(&ann, second, "STRASSE")).map(|view| view.id()));
     ready(world.service.rename(&ann, first, "STRASSE")).unwrap();
     assert_eq!(world.stored(first).name.as_str(), "STRASSE", "its own name in another form");
-    // Others: another owner, another kind, another realm.
+    // Another owner, another kind and another realm may have the same name.
     world.generate(&session("bob"), NewToken::named("b")).unwrap();
     world.generate(&session("ada"), NewToken::named("b").for_service(id("bot"))).unwrap();
     world.generate(&session("ada"), NewToken::named("b").for_service(id("robot"))).unwrap();
     world.generate(&Actor::session_in(beta(), id("ann")), NewToken::named("b")).unwrap();
-    // Revoked or expired, it keeps its name; deleted, it does not.
+    // A revoked or expired token keeps its name, and a deleted one does not.
     ready(world.service.revoke(&ann, second, Reason::Owner)).unwrap();
     taken(generate("b"));
     ready(world.service.delete(&ann, second)).unwrap();
@@ -1811,7 +1817,7 @@ fn an_edit_is_one_change_or_none() {
     assert_eq!(after.state(world.now()), TokenState::Active);
 }
 
-/// An event as the table below writes it.
+/// Returns an event in the form of the table below.
 fn told(event: &AuditEvent) -> (AuditAction, TokenId, Option<String>) {
     (event.action, event.token, event.reason.as_ref().map(ToString::to_string))
 }
@@ -1863,7 +1869,8 @@ fn every_operation_stores_its_events_and_tells_the_sink_the_same() {
         ready(world.service.edit(actor, id, TokenEdit::new().active(true).name("target"))).unwrap();
         None
     };
-    // What is done, whether the token is revoked before, and the events: `true` stands for the token made by it.
+    // The operation, whether the token is revoked before, and the events. `true` marks an event of
+    // the token that the operation makes.
     let table: [(&str, Operate, bool, Vec<(AuditAction, bool, Option<&str>)>); 11] = [
         ("generate", generate, false, vec![(Generated, true, None)]),
         ("rename", rename, false, vec![(Renamed, false, None)]),
@@ -1919,7 +1926,7 @@ fn every_operation_stores_its_events_and_tells_the_sink_the_same() {
     }
 }
 
-/// Looks in the store whether what it is told is there already.
+/// Checks that each event is already stored when the sink receives it.
 struct AfterTheCommit(Arc<patkit::MemoryStore>, Mutex<usize>);
 
 impl patkit::AuditSink for AfterTheCommit {
@@ -1974,7 +1981,7 @@ fn an_owner_of_the_wrong_kind_gets_no_token() {
             (result, _) => panic!("{owner}: {result:?}"),
         }
     }
-    // A personal token for one that is not human, all permissions given.
+    // A personal token for an owner that is not human but has all permissions.
     for (owner, kind) in [("bot", OwnerKind::Service), ("core", OwnerKind::Internal)] {
         world.put(owner, |owner| owner.role("admin"));
         match world.generate(&session(owner), NewToken::named("b")) {
@@ -2015,7 +2022,8 @@ fn a_refusal_that_was_not_written_yet_leaves_no_trace_of_an_erased_owner() {
     );
 }
 
-/// The refusal waits in the service, and the owner is erased within a transaction of the host's.
+/// The refusal is pending in the service while the owner is erased within a transaction of the
+/// host.
 #[test]
 fn a_refusal_that_was_not_written_yet_leaves_no_trace_of_an_owner_that_was_erased_within_a_transaction()
  {
@@ -2052,13 +2060,13 @@ fn what_the_policy_hides_is_refused_as_hidden_by_the_policy() {
     let token = world.token("ann", "hidden");
     let listed = ready(world.service.list_overseen(&session("ada"), &id("ann"), None, 10));
     assert_eq!(rule(listed.map(drop)), PolicyRule::OversightHidden);
-    // Without the permission, that is what is missing, whatever the policy hides.
+    // A missing permission is named first, whatever the policy hides.
     let listed = ready(world.service.list_overseen(&session("mia"), &id("ann"), None, 10));
     assert!(
         matches!(listed, Err(ManageError::Forbidden { permission: "tokens:oversee" })),
         "{listed:?}"
     );
-    // An overseer who manages no tokens of its own.
+    // An overseer without the permission to manage tokens.
     world.put("mia", |mia| mia.grants(support::grants(&["tokens:oversee"])));
     let revoked = ready(world.service.revoke(&session("mia"), token, Reason::Admin));
     assert_eq!(rule(revoked.map(drop)), PolicyRule::OversightHidden);
@@ -2066,7 +2074,7 @@ fn what_the_policy_hides_is_refused_as_hidden_by_the_policy() {
     ready(service.list_overseen(&session("mia"), &id("ann"), None, 10)).unwrap();
     let renamed = ready(service.rename(&session("ada"), token, "seen"));
     assert_eq!(rule(renamed.map(drop)), PolicyRule::OversightRevokeOnly);
-    // A token that holds the permission, where tokens manage no tokens.
+    // A token that holds the permission, under a policy that forbids tokens to manage tokens.
     let issued = world.issue("ann", NewToken::named("manager").scope(["tokens:manage"]));
     let through = world.through(&issued);
     let service = world.under(policy(TokenManagement::Forbidden, Oversight::Hidden));
@@ -2084,7 +2092,8 @@ fn what_the_policy_hides_is_refused_as_hidden_by_the_policy() {
 #[test]
 fn the_host_lists_counts_and_gets_everything_of_its_realm() {
     let world = World::new();
-    // Personal and service tokens in turn, many of one kind before and after them, and some of another realm in between.
+    // Personal and service tokens alternate, with many of one kind before and after them, and with
+    // tokens of another realm in between.
     for number in 0..23 {
         let owner = if number % 2 == 0 || !(5..=12).contains(&number) { "ann" } else { "bot" };
         world.issue(owner, NewToken::named(&format!("{number}")));
@@ -2121,7 +2130,7 @@ fn the_host_lists_counts_and_gets_everything_of_its_realm() {
         ids(&ready(world.service.list_service(&Actor::system(), None, 200)).unwrap()),
         of("bot")
     );
-    // Revoked and expired ones are listed and counted as well.
+    // Revoked and expired tokens are listed and counted too.
     let counts = |actor: &Actor| {
         let counts = ready(world.service.count(actor)).unwrap();
         (counts.active, counts.revoked, counts.expired)
@@ -2131,7 +2140,7 @@ fn the_host_lists_counts_and_gets_everything_of_its_realm() {
     world.force(all[1], |token| token.facts.expires_at = Some(start()));
     assert_eq!(counts(&Actor::system()), (21, 1, 1));
     assert_eq!(counts(&Actor::system_in(beta())), (23, 0, 0));
-    // An owner counts its own.
+    // An owner counts only its own tokens.
     assert_eq!(counts(&session("ann")), (17, 1, 1));
     assert_eq!(counts(&session("bob")), (0, 0, 0));
     let refused = ready(world.service.count(&session("nil")));
@@ -2149,7 +2158,7 @@ fn the_host_makes_the_first_service_token_and_no_other() {
     assert_eq!(world.refusal(&issued), None);
     let stored = world.stored(issued.token.id());
     assert_eq!((&stored.created_by, stored.kind), (&ActorRef::System, TokenKind::Service));
-    // A scope under `scim:` too: nobody else could give the first one that.
+    // A scope under `scim:` is allowed too, because nobody else could make the first such token.
     world.generate(&system, NewToken::named("scim").for_service(id("bot")).scim_only()).unwrap();
     let refused = world.generate(&system, NewToken::named("personal"));
     assert!(matches!(refused, Err(ManageError::NotForHost)), "{refused:?}");
@@ -2208,7 +2217,7 @@ fn an_edit_that_sends_back_what_it_got_changes_nothing_and_is_never_refused() {
             whole.clone(),
         ];
         if let Some(revocation) = got.revocation() {
-            // With the reason that it has, whoever gave it.
+            // With the reason of the revocation, whoever gave it.
             edits.push(whole.clone().reason(revocation.reason));
         }
         if got.state() != TokenState::Active {
@@ -2221,7 +2230,8 @@ fn an_edit_that_sends_back_what_it_got_changes_nothing_and_is_never_refused() {
             assert_eq!(world.snapshot(), before, "{edit:?}");
         }
     }
-    // What is no such thing is refused as before: another reason, a restoration, and each operation by its own name.
+    // A real change is refused as before: another reason, a restoration, and each operation under
+    // its own name.
     let refused = |result: Result<patkit::TokenView, ManageError>| result.unwrap_err().to_string();
     let with = |id, edit| ready(world.service.edit(&ann, id, edit));
     refused(with(revoked, TokenEdit::new().active(false).reason(Reason::Admin)));
@@ -2230,13 +2240,13 @@ fn an_edit_that_sends_back_what_it_got_changes_nothing_and_is_never_refused() {
     refused(ready(world.service.revoke(&ann, expired, Reason::Owner)));
     refused(ready(world.service.restore(&ann, active)));
     assert_eq!(world.snapshot(), before);
-    // A compromise is recorded of an expired one too.
+    // A compromise is also recorded for an expired token.
     with(expired, TokenEdit::new().active(false).reason(Reason::Compromised)).unwrap();
     assert_eq!(world.facts(expired).revocation.unwrap().reason, Reason::Compromised);
     before = world.snapshot();
     with(expired, TokenEdit::new().active(false).reason(Reason::Compromised)).unwrap();
     assert_eq!(world.snapshot(), before);
-    // One field that differs is changed; those beside it that do not are no reason to refuse.
+    // A field that differs is changed. Fields that do not differ are no reason to refuse.
     let shown =
         with(expired, TokenEdit::new().active(false).name("renamed").description("for the tests"))
             .unwrap();
@@ -2247,7 +2257,7 @@ fn an_edit_that_sends_back_what_it_got_changes_nothing_and_is_never_refused() {
 fn the_limit_of_live_tokens_counts_both_kinds_together() {
     let policy = TokenPolicy::builder().live_tokens_per_owner(2).build().unwrap();
     let world = World::with(policy);
-    // The host changed what the owner is.
+    // The host changes the kind of the owner.
     world.issue("bot", NewToken::named("as a service"));
     let second = world.issue("bot", NewToken::named("second")).token.id();
     world.directory.put(Owner::new(id("bot"), OwnerKind::Human).role("member"));
@@ -2290,7 +2300,7 @@ fn through_a_token_the_trace_of_a_rotation_stays_also_when_its_successor_is_gone
     ready(world.service.delete(&ann, old)).unwrap();
 }
 
-/// More than one page of the store holds.
+/// The family is larger than one page of the store.
 #[test]
 fn compromise_reaches_every_child_of_a_large_family() {
     let world = World::new();

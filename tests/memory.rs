@@ -1,5 +1,5 @@
-//! The tests over the memory store, one module for each topic: `cargo test -p patkit-tests
-//! rotation::` runs those of one.
+//! The tests over the in-memory store, with one module for each topic. `cargo test -p patkit-tests
+//! rotation::` runs the tests of one topic.
 
 mod adversary;
 mod bad_input;

@@ -1,5 +1,5 @@
-//! Names: which characters may stand in one, which names are the same, and that both go by one version of Unicode. Other
-//! implementations of the same version are asked about every code point.
+//! Names: which characters are allowed, and which names count as the same, both by one version of
+//! Unicode. Other implementations of that version are asked about every code point.
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
@@ -13,7 +13,7 @@ fn key(text: &str) -> NameKey {
     TokenName::new(text).unwrap().key()
 }
 
-/// Looks like a space and is none by its category.
+/// Characters that look like a space without being one by category.
 const LIKE_A_SPACE: [char; 8] = [
     '\u{115F}',
     '\u{1160}',
@@ -42,7 +42,9 @@ fn is_shown(character: char) -> bool {
         && !LIKE_A_SPACE.contains(&character)
 }
 
-/// `toNFKC_Casefold` as the standard defines it: map each character by its full folding, drop the ignorable ones, normalize.
+/// Returns `toNFKC_Casefold` as the standard defines it.
+///
+/// It maps each character by its full folding, drops the ignorable characters, and normalizes.
 fn nfkc_casefold(text: &str) -> String {
     let mapper = CaseMapper::new();
     let once = |text: &str| -> String {
@@ -52,7 +54,9 @@ fn nfkc_casefold(text: &str) -> String {
     once(&once(text))
 }
 
-/// `DerivedCoreProperties.txt`; these ranges hold the code points reserved for it, so later versions only assign them.
+/// Returns whether `DerivedCoreProperties.txt` lists a character as ignorable.
+///
+/// The ranges hold the code points reserved for it, so that later versions only assign them.
 fn is_ignorable(character: char) -> bool {
     [
         (0xAD, 0xAD),
@@ -79,7 +83,7 @@ fn is_ignorable(character: char) -> bool {
 
 #[test]
 fn every_character_is_judged_by_its_class() {
-    // The crates that are asked are of the version that the tables are of.
+    // The other crates must have the Unicode version of the tables.
     let (major, minor, patch) = UNICODE_VERSION;
     assert_eq!(unicode_properties::UNICODE_VERSION, (major.into(), minor.into(), patch.into()));
     for character in '\0'..=char::MAX {
@@ -120,10 +124,10 @@ fn every_character_is_folded_by_one_version_of_unicode() {
     {
         let (text, point) = (format!("a{character}b"), u32::from(character));
         let expected = nfkc_casefold(&text);
-        // A stored name is not judged, so the folding itself can be asked for its key.
+        // A stored name is not validated, so that its key shows the folding itself.
         assert_eq!(key(&text), TokenName::stored(&expected).key(), "{point:X}: {expected:?}");
         assert_eq!(nfkc_casefold(&expected), expected, "{point:X}: folding twice is folding once");
-        // What folds to something else has another key than a name that stays as it is, and the same as its folding.
+        // Two spellings have the same key if and only if they fold to the same text.
         folded += usize::from(expected != text);
         let upper: String = text.chars().flat_map(char::to_uppercase).collect();
         let lower: String = text.chars().flat_map(char::to_lowercase).collect();
@@ -135,7 +139,7 @@ fn every_character_is_folded_by_one_version_of_unicode() {
     assert!(folded > 5_000, "{folded}");
 }
 
-/// Letters that were added after Unicode 16, of which crates differ in the version they know.
+/// Letters that were added after Unicode 16. Crates differ in the version that they know.
 #[test]
 fn letters_added_lately_fold_too() {
     let pairs = [
@@ -216,7 +220,7 @@ fn what_alone_shows_nothing_is_no_name_and_does_not_show_in_one() {
     }
 }
 
-/// The bytes are counted before blanks are folded: a text of any length costs no more than that.
+/// Bytes are counted before blanks are folded, which bounds the cost of a text of any length.
 #[test]
 fn a_name_is_read_up_to_sixteen_bytes_for_each_of_its_characters() {
     let spaced = |spaces: usize| TokenName::new(&format!(" a{}b\t", " ".repeat(spaces)));
@@ -249,7 +253,7 @@ fn stored_texts_are_not_judged() {
     }
 }
 
-/// What is written today is read by the next version with today's keys: these must not move.
+/// Later versions look up stored names by the keys of today, so that keys must not change.
 #[test]
 fn keys_stay_what_they_are() {
     let hex = |name: &str| key(name).as_bytes().map(|byte| format!("{byte:02x}")).concat();

@@ -1,4 +1,4 @@
-//! The cache of owners: how long it keeps what, and what it never keeps.
+//! The cache of owners: how long each answer is cached, and what is never cached.
 
 #![allow(
     clippy::unwrap_used,
@@ -22,14 +22,14 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 use support::{World, beta, home, id, ready, start};
 
-/// A directory that counts its questions, looks its answer up when it is asked, and gives it when it is told to.
+/// A directory that counts its lookups, and that can delay an answer after it has looked it up.
 #[derive(Default)]
 struct Slow {
     inner: MemoryDirectory,
     asked: AtomicUsize,
     waits: AtomicBool,
     down: AtomicBool,
-    /// Answers for this owner, whoever is asked for.
+    /// If set, every lookup returns this owner.
     instead: Mutex<Option<OwnerId>>,
 }
 
@@ -82,7 +82,7 @@ fn find_in(cache: &Cache, realm: &Realm, name: &str) -> Option<Arc<Owner>> {
     ready(cache.find(realm, &id(name))).unwrap()
 }
 
-/// What the owner is called.
+/// Returns the name of the owner.
 fn name(cache: &Cache) -> Option<String> {
     find_in(cache, &home(), "ann").and_then(|owner| owner.name().map(str::to_owned))
 }

@@ -1,4 +1,5 @@
-//! Permissions, grants, sets, scopes and roles, from outside: laws over random values, and every refusal.
+//! Permissions, grants, sets, scopes and roles through the public API: laws over random values, and
+//! every refusal.
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
@@ -9,7 +10,7 @@ use patkit::permission::{
 use patkit::role::{MAX_ROLE_NAME_BYTES, RoleCatalog, RoleError, RoleName, RoleNameError};
 use proptest::prelude::*;
 
-/// Few and short segments, so that random permissions and grants often meet.
+/// Few and short segments, so that random permissions and grants often match.
 const PERMISSION: &str = "[ab](:[ab]){0,3}";
 const GRANT: &str = r"\*|[ab](:[ab]){0,2}(:\*)?";
 
@@ -28,7 +29,8 @@ fn scope() -> impl Strategy<Value = Scope> {
     ]
 }
 
-/// Every permission of up to four segments `a` and `b`: all that a grant of the strategies can tell apart.
+/// Returns every permission of up to four segments `a` and `b`, which are all that the random
+/// grants can tell apart.
 fn all_permissions() -> Vec<Permission> {
     let mut texts = vec!["a".to_owned(), "b".to_owned()];
     let mut longest = texts.clone();
@@ -40,7 +42,7 @@ fn all_permissions() -> Vec<Permission> {
     texts.iter().map(|text| Permission::parse(text).unwrap()).collect()
 }
 
-/// The grammar once more, in the plainest words.
+/// Returns whether a text follows the grammar, in the simplest code.
 fn is_permission(text: &str) -> bool {
     let legal = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_' || c == '-';
     text.len() <= MAX_PERMISSION_BYTES
@@ -54,7 +56,7 @@ fn is_grant(text: &str) -> bool {
             && text.strip_suffix(":*").is_some_and(is_permission))
 }
 
-/// What a grant covers, in the plainest words.
+/// Returns whether a grant covers a permission, in the simplest code.
 fn plainly_covers(grant: &str, permission: &str) -> bool {
     let mut wanted = permission.split(':');
     let mut given = grant.split(':');
@@ -110,7 +112,7 @@ proptest! {
             prop_assert!(a.intersection(&b).covers(&b));
         } else {
             let lacking = b.iter().find(|grant| !a.covers_grant(grant)).unwrap();
-            // A fresh segment is below a wildcard and below nothing else.
+            // A wildcard covers a fresh segment, and no other grant does.
             let asked = lacking.as_str().replace('*', "fresh");
             prop_assert_eq!((a.allows_str(&asked), b.allows_str(&asked)), (Ok(false), Ok(true)));
         }
@@ -122,7 +124,8 @@ proptest! {
         prop_assert!(!(a.is_within(&b) && b.is_within(&c)) || a.is_within(&c));
         if a.is_within(&b) {
             prop_assert!(!a.allows(&asked) || b.allows(&asked));
-            // Entries that others cover are kept, so that scopes within each other need not be the same list.
+            // Redundant entries are kept, so that scopes within each other need not be the same
+            // list.
             if b.is_within(&a) {
                 prop_assert_eq!(a.is_inherit(), b.is_inherit());
                 prop_assert_eq!(a.allows(&asked), b.allows(&asked));
@@ -262,7 +265,7 @@ fn a_scope_has_no_more_entries_than_its_bound() {
     assert_eq!(Scope::only(&texts).unwrap_err(), ScopeError::TooManyEntries);
     assert_eq!(Scope::only_grants(grants.clone()).unwrap_err(), ScopeError::TooManyEntries);
     assert_eq!(Scope::only(["a"; MAX_SCOPE_ENTRIES + 1]).unwrap_err(), ScopeError::TooManyEntries);
-    // What comes after the bound is not read any more, and a list without end is refused too.
+    // Entries beyond the bound are not read, so that an endless list is refused too.
     let bad_after = texts.iter().take(MAX_SCOPE_ENTRIES).map(String::as_str).chain(["A"]);
     assert_eq!(Scope::only(bad_after).unwrap_err(), ScopeError::TooManyEntries);
     assert_eq!(Scope::only(std::iter::repeat("a")).unwrap_err(), ScopeError::TooManyEntries);

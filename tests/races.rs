@@ -1,4 +1,4 @@
-//! Operations of the service that race each other on real threads, over the store in memory.
+//! Operations of the service that race each other on real threads, over the in-memory store.
 
 #![allow(
     clippy::unwrap_used,
@@ -46,13 +46,13 @@ fn now() -> chrono::DateTime<chrono::Utc> {
     patkit::Clock::now(&patkit::SystemClock::new())
 }
 
-/// Whether more than one order was seen; on one processor that cannot be demanded.
+/// Asserts that more than one order was seen, unless there is only one processor.
 fn assert_raced(seen: bool) {
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     assert!(seen || processors == 1, "nothing raced");
 }
 
-/// All records of `ada`.
+/// Returns all records of `ada`.
 fn all(service: &Service) -> Vec<Arc<Token>> {
     let mut query = ListQuery::new(ListBy::Owner {
         realm: patkit::Realm::default(),
@@ -68,11 +68,13 @@ fn all(service: &Service) -> Vec<Arc<Token>> {
     }
 }
 
-/// What one of several threads does in a round.
+/// The work of one thread in a round.
 type Worker<'a, T> = &'a (dyn Fn(usize) -> T + Sync);
 
-/// In each round, each of these on a thread of its own, begun together but for a delay of its own, of 1 to 4,096 turns:
-/// so that operations of whatever length meet at every point, on machines of whatever speed. Their answers by round.
+/// Runs each worker on a thread of its own, and returns the answers by round.
+///
+/// The workers start each round together, except for a delay of 1 to 4,096 turns of their own.
+/// Operations of any length therefore meet at every point, on machines of any speed.
 fn lockstep<T: Send>(rounds: usize, workers: &[Worker<'_, T>]) -> Vec<Vec<T>> {
     let line = Line::new(workers.len());
     let by_worker: Vec<Vec<T>> = std::thread::scope(|scope| {
@@ -100,7 +102,9 @@ fn lockstep<T: Send>(rounds: usize, workers: &[Worker<'_, T>]) -> Vec<Vec<T>> {
         .collect()
 }
 
-/// The same delay for the same round and place, whose order of magnitude goes up and down with the rounds.
+/// Spins for a delay that depends only on the round and the place.
+///
+/// Its order of magnitude goes up and down with the rounds.
 fn spin(round: usize, place: usize) {
     let mut hasher = std::hash::DefaultHasher::new();
     (round, place).hash(&mut hasher);
@@ -109,7 +113,8 @@ fn spin(round: usize, place: usize) {
     }
 }
 
-/// A barrier that lets its threads go within nanoseconds of each other, which one that sleeps does not.
+/// A spinning barrier, which releases its threads within nanoseconds of each other. A sleeping
+/// barrier does not.
 struct Line {
     threads: usize,
     arrived: AtomicUsize,
@@ -135,7 +140,7 @@ impl Line {
     }
 }
 
-/// Lets the other threads of a line fail, too, when its own does: they would wait for ever.
+/// Makes the other threads of a line fail if this one panics, because they would wait for ever.
 struct Member<'a>(&'a Line);
 
 impl Drop for Member<'_> {
@@ -204,7 +209,7 @@ fn of_two_that_take_one_name_at_once_one_gets_it_and_the_other_is_told_so() {
                 .count();
             assert_eq!((won, told), (1, 1), "{answers:?}");
         }
-        // The next table begins anew.
+        // The next table starts without these tokens.
         for token in all(&service).into_iter().filter(|token| token.id != one) {
             block_on(service.revoke(&ada(), token.id, Reason::Owner)).unwrap();
             block_on(service.delete(&ada(), token.id)).unwrap();
@@ -232,7 +237,7 @@ fn two_rotations_at_once_give_one_successor_and_one_conflict() {
                 Err(ManageError::Refused(refusal)) => Some(refusal.why),
                 _ => None,
             });
-            // Without an overlap the first rotation has revoked it too.
+            // Without an overlap, the first rotation has also revoked the token.
             let why = if overlap.is_zero() {
                 RefusalReason::Revoked
             } else {
@@ -265,7 +270,7 @@ fn rotating_three_times_in_a_row_works() {
     }
 }
 
-/// One operation on one token; what it says, as a text to compare.
+/// An operation on a token, which returns its result as text to compare.
 type Operation<'a> = &'a (dyn Fn(&Service, TokenId) -> String + Sync);
 
 fn said<T>(result: Result<T, ManageError>) -> String {
@@ -275,10 +280,10 @@ fn said<T>(result: Result<T, ManageError>) -> String {
     }
 }
 
-/// How a token ended: its state, why, and whether it has a living successor.
+/// Returns how a token ended: its state, the reason, and the state of its successor.
 fn ending(service: &Service, id: TokenId) -> String {
     let Some(token) = find(service, id) else {
-        // Its name tells the successor, if any.
+        // The name shows whether there is a successor.
         return "gone".into();
     };
     let reason = token.facts.revocation.as_ref().map(|revocation| revocation.reason);
@@ -304,8 +309,8 @@ fn orders(count: usize) -> Vec<Vec<usize>> {
     all
 }
 
-/// Races the operations on token after token, and demands that their answers and the ending are those of some order in
-/// which they are done one after the other.
+/// Races the operations on many tokens, and asserts that the answers and the ending are those of
+/// some serial order.
 fn assert_serial(rounds: usize, prepare: &dyn Fn(&Service, TokenId), operations: &[Operation<'_>]) {
     let service = service();
     let new = |name: &str| {
@@ -380,7 +385,7 @@ fn what_a_token_makes_while_it_is_revoked_as_compromised_does_not_outlive_it() {
             (issued.token.id(), through(&verified))
         })
         .collect();
-    // The thief makes a token, with that another one and so on, until it is stopped.
+    // The thief makes a chain of tokens, each through the one before, until it is stopped.
     let mint = |round: usize| {
         let mut actor = stolen[round].1.clone();
         let mut made = Vec::new();
@@ -394,7 +399,7 @@ fn what_a_token_makes_while_it_is_revoked_as_compromised_does_not_outlive_it() {
             made.push(text);
             let Ok(verified) = verified else { break };
             actor = through(&verified);
-            // Every other one is also rotated by itself.
+            // Every other token also rotates itself.
             if generation % 2 == 1 {
                 let id = verified.token().id();
                 if let Ok(rotated) = block_on(service.rotate(&actor, id, Duration::ZERO)) {
@@ -441,7 +446,7 @@ fn a_flush_of_last_uses_and_digests_never_undoes_a_change_or_brings_a_token_back
             (issued.token.id(), issued.plaintext.expose_secret().to_owned())
         })
         .collect();
-    // Deletion and restoring need a revoked token, but one that was used just before.
+    // Deleting and restoring need a revoked token that was used just before.
     let before: Vec<chrono::DateTime<chrono::Utc>> = tokens
         .iter()
         .enumerate()
@@ -455,7 +460,7 @@ fn a_flush_of_last_uses_and_digests_never_undoes_a_change_or_brings_a_token_back
         })
         .collect();
     let verify_and_flush = |round: usize| {
-        // Refused for some by now; the use before is what is written.
+        // Some tokens are revoked by now. Their use from before is the one that is written.
         block_on(new.verify(&tokens[round].1, None))
             .map_or_else(|error| error.to_string(), |_| String::new());
         block_on(new.flush()).unwrap();
@@ -499,7 +504,7 @@ fn a_flush_of_last_uses_and_digests_never_undoes_a_change_or_brings_a_token_back
             other => panic!("{other:?}"),
         };
         moved += usize::from(key == KeyId::new(2));
-        // Under whichever key it is, it is the digest of its secret.
+        // Under either key, the digest is that of the secret.
         let verdict = block_on(new.verify(text, None));
         match reason {
             None => assert_eq!(verdict.unwrap().token().id(), *id),
@@ -536,7 +541,7 @@ fn uses_and_changes_of_one_token_without_a_pause_lose_nothing() {
         let mut before = None;
         for _ in 0..CHANGES {
             token.version += 1;
-            // A use that brought an earlier record back would be in the way of the next change.
+            // If a use restored an earlier record, the next change would conflict.
             let change = Change::Update(Arc::new(token.clone()));
             block_on(store.commit(&ChangeBatch::new().change(change))).unwrap();
             let stored = block_on(store.find(id)).unwrap().unwrap();
@@ -620,7 +625,8 @@ fn a_known_token_is_never_unknown_while_the_store_grows_and_shrinks() {
                 }
             }
         });
-        // Those that go free their places for those that come, also where a known one was looked for.
+        // Removed tokens free their places for new ones, also in the places that lookups of known
+        // tokens pass.
         let mut here = Vec::new();
         for number in 0..GROWTH {
             let token = another(&template, number);
@@ -644,10 +650,11 @@ fn a_known_token_is_never_unknown_while_the_store_grows_and_shrinks() {
     });
 }
 
-/// A token like this one, with an id and a name of its own.
+/// Returns a copy of a token with an id and a name of its own.
 fn another(token: &Token, number: u64) -> Token {
     let mut bytes = token.id.to_bytes();
-    // Spread as random ids are: the last eight bytes but for the variant's two bits.
+    // Spreads the ids as random ones, over the last eight bytes except for the two bits of the
+    // variant.
     let spread = number.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> 2;
     bytes[8..].copy_from_slice(&(spread | 1 << 63).to_be_bytes());
     let mut another =

@@ -1,4 +1,4 @@
-//! Nothing crosses a realm: what is in another one answers like what does not exist.
+//! Realms are isolated: anything in another realm answers like something that does not exist.
 
 #![allow(
     clippy::unwrap_used,
@@ -24,7 +24,8 @@ fn world() -> World {
     World::built(|builder| builder.policy(policy).audit_refusals(1)).unwrap()
 }
 
-/// What somebody in the other realm may be, with all permissions and with none, in a session, through a token, and the host.
+/// Returns actors of the other realm: with all permissions and with none, in sessions and through
+/// tokens, and the host.
 fn foreigners(world: &World) -> Vec<(&'static str, Actor)> {
     let inherit = world.issue_in(&beta(), "ada", NewToken::named("via"));
     let service = world.issue_in(&beta(), "robot", NewToken::named("via"));
@@ -78,7 +79,7 @@ const OPERATIONS: [(&str, Operate); 13] = [
     }),
 ];
 
-/// Tokens of the default realm in every state and of every kind.
+/// Makes tokens of every state and kind in the default realm.
 fn natives(world: &World) -> Vec<IssuedToken> {
     let ann = Actor::session(id("ann"));
     let active = world.issue("ann", NewToken::named("active"));
@@ -119,7 +120,7 @@ fn every_operation_on_a_token_of_another_realm_answers_like_one_on_nothing() {
 
 #[test]
 fn the_same_operations_work_within_the_realm() {
-    // That the test above does not pass for want of permissions.
+    // Shows that the test above does not pass for lack of permissions.
     let world = world();
     let token = world.issue_in(&beta(), "ann", NewToken::named("a")).token.id();
     let ann = Actor::session_in(beta(), id("ann"));
@@ -135,7 +136,7 @@ fn lists_of_another_realm_are_empty() {
     natives(&world);
     let (ada, ann) = (Actor::session_in(beta(), id("ada")), Actor::session_in(beta(), id("ann")));
     let ids = world.tokens().into_iter().map(|token| token.id);
-    // Whatever the cursor: also the ids of the other realm.
+    // Any cursor, including the ids of the other realm.
     for after in ids.map(Some).chain([None, Some(nowhere())]) {
         let pages = [
             ready(world.service.list(&ann, after, 200)).unwrap(),
@@ -178,7 +179,7 @@ fn verifying_in_another_realm_answers_like_nothing() {
         assert_eq!(verify(token, &beta()), unknown, "{}", token.token.name());
         assert_eq!(verify(token, &Realm::new("nowhere").unwrap()), unknown);
     }
-    // Neither a use nor a refusal nor a reuse is noted.
+    // No use, refusal or reuse is recorded.
     ready(world.service.flush()).unwrap();
     assert_eq!(world.snapshot(), before);
     let text = natives[0].plaintext.expose_secret();
@@ -197,7 +198,7 @@ fn the_same_name_and_the_same_owner_id_in_two_realms_are_two() {
     let owner = |token: &IssuedToken| world.verify(token).unwrap().owner().clone();
     assert_eq!(*owner(&here).realm(), home());
     assert_eq!(*owner(&there).realm(), beta());
-    // Disabled in one, enabled in the other.
+    // The owner is disabled in one realm and enabled in the other.
     world.put("ann", |ann| ann.role("member").enabled(false));
     assert_eq!(world.refusal(&here), Some(RejectReason::OwnerDisabled));
     assert_eq!(world.refusal(&there), None);
@@ -264,7 +265,7 @@ fn the_audit_of_one_realm_says_nothing_of_the_other() {
     assert_eq!(events(&beta(), None).len(), 1);
 }
 
-/// Answers every question with the owner of the default realm.
+/// Answers every lookup with the owner of the default realm.
 struct Careless(Arc<Owner>);
 
 impl Directory for Careless {
@@ -298,7 +299,7 @@ fn an_owner_of_another_realm_or_id_was_not_found() {
         assert_eq!(rejected.reason, RejectReason::OwnerUnknown);
     }
     ready(service.list(&Actor::session(id("ann")), None, 1)).unwrap();
-    // A cache does not keep the answer for the owner who was asked for.
+    // A cache does not store the wrong answer for the requested owner.
     let cache = OwnerCache::new(Careless(ann), Duration::from_secs(60), 16).unwrap();
     for _ in 0..2 {
         assert!(ready(cache.find(&beta(), &id("ann"))).unwrap().is_none());
@@ -331,7 +332,7 @@ fn a_host_without_tenants_never_sees_a_realm() {
     let made = world.generate(&Actor::session(id("ann")), NewToken::named("a")).unwrap();
     assert_eq!(made.token.realm().as_str(), "");
     assert_eq!(*world.verify(&made).unwrap().realm(), Realm::default());
-    // The default realm has no name that could be asked for.
+    // The default realm has no name that a caller could pass.
     assert!(Realm::new("").is_err());
     let same =
         builder(world.store.clone(), world.directory.clone(), world.clock.clone()).build().unwrap();
@@ -383,13 +384,13 @@ fn an_owner_that_the_directory_cannot_answer_for_fails_no_list() {
     assert_eq!(json(0), serde_json::json!({"id": "ann", "name": null, "kind": "human"}));
     let page = ready(service.list_service(&support::session("ada"), None, 10)).unwrap();
     assert_eq!(page.items.len(), 2);
-    // One of them, and what is changed.
+    // A single token and the result of a change show it too.
     assert!(ready(service.get(&Actor::system(), bot)).unwrap().owner_unavailable());
     let revoked = ready(service.revoke(&Actor::system(), bot, Reason::System)).unwrap();
     assert!(revoked.owner_unavailable() && revoked.owner().is_none());
 }
 
-/// A directory that cannot answer for one owner.
+/// A directory that fails for one owner.
 struct FailsForOne {
     inner: Arc<patkit::MemoryDirectory>,
     failing: &'static str,

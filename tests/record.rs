@@ -1,5 +1,5 @@
-//! Rows and records: a row comes back as the record that it was written from, and half a fact is never read as another one.
-//! No database's constraints stand in front of [`read_token`] here.
+//! Rows and records: a row is read as the record that it was written from, and an incomplete fact
+//! is never read as another one. No database constraints protect [`read_token`] here.
 
 #![allow(
     clippy::unwrap_used,
@@ -32,7 +32,7 @@ fn at(seconds: i64) -> DateTime<Utc> {
     DateTime::UNIX_EPOCH + TimeDelta::seconds(seconds)
 }
 
-/// Every optional fact is there but a successor.
+/// Returns a token with every optional fact except a successor.
 fn full() -> Token {
     let name = TokenName::new("ci").unwrap();
     Token {
@@ -72,7 +72,7 @@ fn full() -> Token {
     }
 }
 
-/// One with a successor and a digest of another system, and those whose actors are of each kind.
+/// Returns one token with a successor and a foreign digest, and tokens with each kind of actor.
 fn records() -> Vec<Token> {
     let mut succeeded = full();
     succeeded.facts.succession = Some(Succession { successor: id(6), at: at(600), until: at(700) });
@@ -117,7 +117,9 @@ fn nulled(value: &Value) -> Value {
     }
 }
 
-/// The record without these columns, if they are whole facts that a record may lack.
+/// Returns the record without these columns.
+///
+/// Returns `None` unless the columns are whole facts that a record may lack.
 fn without(token: &Token, columns: &BTreeSet<&'static str>) -> Option<Token> {
     let mut token = token.clone();
     let mut rest = columns.clone();
@@ -199,7 +201,7 @@ fn half_a_fact_is_corruption_that_names_its_column() {
                             token.id.to_string()
                         };
                         assert_eq!(error.row, row, "{columns:?}");
-                        // Without any digest, the first of them is named.
+                        // If both digests are missing, the error names the first one.
                         let names = columns.contains(&*error.column)
                             || (columns.contains("foreign_digest") && error.column == "digest");
                         assert!(names, "{columns:?}: {}", error.column);
@@ -221,7 +223,7 @@ fn what_contradicts_another_column_is_corruption() {
     let text = |text: &str| Value::Text(Some(text.to_owned()));
     let bytes = |length: usize| Value::Bytes(Some(vec![7; length]));
     let table = [
-        // A scope that inherits and lists.
+        // A scope that both inherits and lists.
         (&personal, "scope", text("inherit"), "scope_grants"),
         (&succeeded, "scope_grants", text("a:b"), "scope_grants"),
         (&succeeded, "scope", text("only"), "scope_grants"),
@@ -232,7 +234,7 @@ fn what_contradicts_another_column_is_corruption() {
         (&personal, "foreign_digest", bytes(3), "foreign_digest"),
         (&succeeded, "digest_key", Value::Int(Some(1)), "digest"),
         (&succeeded, "digest", bytes(32), "digest_key"),
-        // A key under which nobody is found, and one that blocks the successor's.
+        // A name key that no lookup finds, and one that blocks the successor's key.
         (&personal, "name_key", bytes(16), "name_key"),
         (&personal, "name_key", bytes(33), "name_key"),
         (&succeeded, "name_key", bytes(32), "name_key"),
@@ -262,7 +264,7 @@ fn what_contradicts_another_column_is_corruption() {
     }
 }
 
-/// Names, descriptions and keys that this version would not write.
+/// Names, descriptions and keys that this version does not write.
 #[test]
 fn a_text_for_display_never_makes_a_record_corrupt() {
     for text in [
@@ -284,8 +286,10 @@ fn a_text_for_display_never_makes_a_record_corrupt() {
     }
 }
 
-/// Every comparison of digests goes through [`KeyedDigest`], [`Seal`] and [`ForeignDigest`], which compare in constant time; the
-/// bytes themselves are compared nowhere.
+/// Digests are compared only through [`KeyedDigest`], [`Seal`] and [`ForeignDigest`], in constant
+/// time.
+///
+/// The bytes themselves are compared nowhere.
 #[test]
 fn no_source_compares_the_bytes_of_a_digest() {
     let mut folders = vec![std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../src")];
@@ -313,8 +317,9 @@ fn no_source_compares_the_bytes_of_a_digest() {
     assert!(files > 40, "{files}");
 }
 
-/// The comparisons in which a digest of a token, or a key, takes part. Whoever changes one changes it here, and compares in
-/// constant time there.
+/// The comparisons of a token's digest or of a key.
+///
+/// A change to one of them must be repeated here, and must still compare in constant time.
 #[test]
 fn digests_are_compared_in_constant_time_where_they_are_compared() {
     let comparisons = [

@@ -1,4 +1,4 @@
-//! Rotation: a successor takes a token's place, and what happens when the old one comes back.
+//! Rotation: a successor replaces a token, and what happens if the old token is used again.
 
 #![allow(
     clippy::unwrap_used,
@@ -246,11 +246,13 @@ fn a_lifetime_begins_anew_under_todays_policy() {
         let today = world.under(policy);
         let made = ready(today.rotate(&session("ann"), old, Duration::ZERO)).unwrap();
         assert_eq!(made.token.expires_at(), expected, "{new:?}");
-        // What was asked for first is asked for again, should the policy allow it again.
+        // The lifetime that was requested first is requested again, in case the policy allows it
+        // again.
         let again = rotate(&world, &session("ann"), made.token.id(), Duration::ZERO).unwrap();
         assert_eq!(world.stored(again.token.id()).lifetime, world.stored(old).lifetime);
     }
-    // Through a token, what has no expiry gets one under a policy with a longest lifetime, and what has one keeps it.
+    // Through a token, a successor without an expiry gets one only under a policy with a longest
+    // lifetime. An existing expiry is kept.
     for (new, policy, expected) in [
         (NewToken::named("a").never_expires(), TokenPolicy::default(), None),
         (NewToken::named("a").never_expires(), month(), in_days(30)),
@@ -297,16 +299,16 @@ fn a_name_is_handed_on_as_often_as_the_token_is_rotated() {
         for pair in all.windows(2) {
             assert_eq!(world.facts(pair[0]).succession.unwrap().successor, pair[1]);
         }
-        // The last one has the name, and nobody else may.
+        // The last one has the name, and no other token may take it.
         let taken = world.generate(&session("ann"), NewToken::named("A"));
         assert!(matches!(taken, Err(ManageError::NameTaken)));
         let other = world.token("ann", "b");
         let taken = ready(world.service.rename(&session("ann"), other, "a"));
         assert!(matches!(taken, Err(ManageError::NameTaken)));
-        // A predecessor has none: it may be called like another one.
+        // A predecessor claims no name, so that it may have the name of another token.
         ready(world.service.rename(&session("ann"), all[0], "b")).unwrap();
         ready(world.service.rename(&session("ann"), all[1], "b")).unwrap();
-        // Renamed, the last one leaves the name to others, and the predecessors do not claim it.
+        // Once the last one is renamed, the name is free, and the predecessors do not claim it.
         ready(world.service.rename(&session("ann"), current, "c")).unwrap();
         let next = world.token("ann", "a");
         rotate(&world, &session("ann"), next, overlap).unwrap();
@@ -315,7 +317,8 @@ fn a_name_is_handed_on_as_often_as_the_token_is_rotated() {
 
 #[test]
 fn a_predecessor_is_neither_rotated_nor_restored_again() {
-    // The overlap, what happens to the predecessor, how long is waited, and why rotating and restoring are refused then.
+    // The overlap, the action on the predecessor, the wait, and why rotating and restoring are then
+    // refused.
     type Then = fn(&World, TokenId);
     let nothing: Then = |_, _| {};
     let revoke: Then = |world, old| {
@@ -425,7 +428,7 @@ fn a_rotation_is_told_as_one_event_of_each_token() {
     }
 }
 
-/// The service remembers for a minute that it went through a family, but not over a restoration.
+/// The service does not search a family twice within a minute, unless a member was restored.
 #[test]
 fn a_member_that_is_restored_is_revoked_by_the_next_reuse() {
     let world = signalling(ReuseSignal::RevokeFamily, 30);
@@ -439,7 +442,7 @@ fn a_member_that_is_restored_is_revoked_by_the_next_reuse() {
     assert_eq!(world.refusal(&new), Some(RejectReason::Revoked));
 }
 
-/// So that a new member of its family and a revocation of the family never miss each other.
+/// Otherwise a new member of the family and a revocation of the family could miss each other.
 #[test]
 fn a_rotation_moves_the_version_of_the_token_that_it_was_made_through() {
     let world = World::new();
@@ -454,12 +457,12 @@ fn a_rotation_moves_the_version_of_the_token_that_it_was_made_through() {
     assert_eq!(version(via.token.id()), before + 2, "once for both");
 }
 
-/// A world with a reuse signal.
+/// Returns a world with a reuse signal.
 fn signalling(signal: ReuseSignal, window_days: u32) -> World {
     World::with(TokenPolicy::builder().reuse(signal, window_days).build().unwrap())
 }
 
-/// The events of reuse, and of revocations for it.
+/// Returns the events of reuse, and those of revocations because of reuse.
 fn signals(world: &World) -> (Vec<AuditEvent>, Vec<AuditEvent>) {
     let events = world.events();
     let with =
@@ -469,7 +472,7 @@ fn signals(world: &World) -> (Vec<AuditEvent>, Vec<AuditEvent>) {
     (with(AuditAction::Reuse), reuse.collect())
 }
 
-/// A predecessor with a chain of successors, children of each, and a stranger.
+/// A predecessor with a chain of successors, children of each, and strangers.
 struct Clan {
     old: IssuedToken,
     descendants: Vec<IssuedToken>,
@@ -744,7 +747,8 @@ fn reuse_finds_the_living_behind_a_deleted_member_of_the_chain() {
     assert_eq!(world.refusal(&third), Some(RejectReason::Revoked));
 }
 
-/// Each record that stays names its neighbours in the line, so that a later removal still finds them.
+/// Each remaining record names its neighbours in the line, so that a later removal still finds
+/// them.
 #[test]
 fn reuse_finds_the_living_behind_members_that_were_deleted_one_after_the_other() {
     for order in [[0, 1, 2], [2, 1, 0], [1, 0, 2], [1, 2, 0]] {
@@ -766,7 +770,7 @@ fn reuse_finds_the_living_behind_members_that_were_deleted_one_after_the_other()
     }
 }
 
-/// Another node may have restored a member meanwhile, which this one hears nothing of.
+/// Another node may have restored a member without notifying this node.
 #[test]
 fn a_member_that_another_node_restored_is_revoked_by_reuse_a_minute_later() {
     let world = revoking();

@@ -1,4 +1,5 @@
-//! The texts of errors. Each is read alone in a log: it names the thing that is refused, and the bound or the cure.
+//! The texts of errors. Each text is read alone in a log, so that it must name the refused thing,
+//! and the bound or the cure.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::arithmetic_side_effects, reason = "tests")]
 
@@ -19,14 +20,14 @@ use std::error::Error;
 use std::time::Duration;
 use support::{World, id, nowhere, ready, session};
 
-/// A text, and words that must be in it: the thing, and the bound or the cure.
+/// A text, and the words that it must contain: the thing, and the bound or the cure.
 type Expected = (String, &'static [&'static str]);
 
 fn of(error: impl Error, words: &'static [&'static str]) -> Expected {
     (error.to_string(), words)
 }
 
-/// Each is read without anything before it.
+/// Checks that each text can be read alone.
 fn check(texts: &[Expected]) {
     const WITHOUT_SUBJECT: [&str; 9] =
         ["it ", "its ", "that ", "which ", "this ", "what ", "who ", "is ", "must "];
@@ -250,7 +251,7 @@ fn texts_of_what_the_service_refuses() {
             &["edit", "name"],
         ),
     ]);
-    // The reason of a rejection is for the host, by a field, and not in a text that may reach a client.
+    // The reason of a rejection is in a field for the host, because the text may reach a client.
     let error = ready(world.service.verify("nonsense", None)).unwrap_err();
     assert_eq!(error.reject_reason(), Some(RejectReason::Malformed));
     assert_eq!(error.to_string(), "the credential was rejected");

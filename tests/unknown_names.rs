@@ -1,5 +1,5 @@
-//! Names that the role catalogue does not know, which most often are typing errors: scope entries are refused, roles and demanded
-//! permissions are reported.
+//! Names that the role catalogue does not know, which are usually typing errors. Unknown scope
+//! entries are refused, and unknown roles and demanded permissions are reported.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::arithmetic_side_effects, reason = "tests")]
 
@@ -16,7 +16,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use support::{Service, World, grants, home, ready, session};
 
-/// What its roles grant, what is declared, and `*`, which makes nothing known.
+/// Returns a catalogue with granted and declared permissions, and with `*`, which makes nothing
+/// known.
 fn catalog() -> RoleCatalog {
     RoleCatalog::standard()
         .grant("member", ["deployments:write", "buckets:*"])
@@ -31,7 +32,7 @@ fn world() -> World {
     World::built(|builder| builder.roles(catalog())).unwrap()
 }
 
-/// Index, entry and likely entry of each unknown one.
+/// Returns the index, the entry and the likely entry of each unknown scope entry.
 fn unknown(world: &World, owner: &str, scope: &[&str]) -> Vec<(usize, String, Option<String>)> {
     let before = world.snapshot();
     match world.generate(&session(owner), NewToken::named("new").scope(scope.to_vec())) {
@@ -56,7 +57,7 @@ fn unknown(world: &World, owner: &str, scope: &[&str]) -> Vec<(usize, String, Op
 #[test]
 fn a_scope_entry_that_covers_no_known_permission_is_refused() {
     let world = world();
-    // Ann holds datastores:read directly; ada holds everything, by `*`.
+    // `ann` holds `datastores:read` directly, and `ada` holds everything through `*`.
     for (owner, entry) in [
         ("ann", "deployments:write"),
         ("ann", "deployments:read"),
@@ -89,7 +90,7 @@ fn a_scope_entry_that_covers_no_known_permission_is_refused() {
         ("ann", "bucket:*", Some("buckets:*")),
         ("ann", "xyz:*", None),
         ("ann", "tokens:mange", Some("tokens:manage")),
-        // Nobody learns of permissions that they do not hold.
+        // Suggestions do not reveal permissions that the owner does not hold.
         ("ann", "deployments:raed", None),
         ("ann", "service-tokens:mange", None),
         ("bob", "datastores:read", None),
@@ -121,7 +122,7 @@ fn the_error_names_the_entry_and_what_was_likely_meant() {
     );
     let text = refused(vec!["x:y".into()]);
     assert!(text.contains("x:y") && text.contains("declare the permission"), "{text}");
-    // As many entries, as long, as a scope may have.
+    // As many entries as a scope may have, each as long as possible.
     let many = (0..64).map(|n| format!("{}{n:03}", "deployments:write".repeat(7)));
     let text = refused(many.collect());
     assert!(text.contains("and 61 more entries") && text.len() < 1_000, "{text}");
@@ -136,7 +137,7 @@ fn unknown_entries_are_allowed_where_the_policy_says_so() {
         .unwrap();
     assert_eq!(made.token.scope().as_set().unwrap().len(), 1);
 
-    // What is there already is never refused for it, under any policy and catalogue.
+    // Existing tokens are never refused for unknown entries, under any policy and catalogue.
     let strict =
         support::builder(world.store.clone(), world.directory.clone(), world.clock.clone());
     let strict: Service = strict.roles(catalog()).build().unwrap();
@@ -204,7 +205,7 @@ fn declared_permissions_are_checked() {
     }
 }
 
-/// Remembers unknown names.
+/// Collects the unknown names.
 #[derive(Default)]
 struct Unknown(Mutex<Vec<(bool, String)>>);
 
@@ -245,7 +246,7 @@ fn an_unknown_role_of_an_owner_is_reported_once() {
     let (world, unknown) = watched();
     let token = world.issue("ann", NewToken::named("a"));
     for round in 0..3 {
-        // Each time another value, as from a directory that asks a database.
+        // Each round puts a new value, as a directory does that queries a database.
         world.put("ann", |owner| {
             owner.role("member").role("memer").role(&format!("odd-{}", round % 2))
         });
@@ -266,7 +267,7 @@ fn any_number_of_unknown_roles_takes_bounded_memory() {
     let reported = unknown.roles();
     assert_eq!(reported.len(), MAX_REPORTED_NAMES);
     assert_eq!(reported.iter().collect::<HashSet<_>>().len(), MAX_REPORTED_NAMES, "each once");
-    // The two kinds of names do not share their room.
+    // The two kinds of names have separate limits.
     let token = world.issue("bob", NewToken::named("b"));
     let verified = world.verify(&token).unwrap();
     assert!(verified.require("unheard:of").is_err());
@@ -291,14 +292,14 @@ fn a_permission_that_is_demanded_and_not_known_is_reported_once() {
     let (world, unknown) = watched();
     let ann = world.verify(&world.issue("ann", NewToken::named("a"))).unwrap();
     let ada = world.verify(&world.issue("ada", NewToken::named("a"))).unwrap();
-    // Known ones, granted and refused, say nothing.
+    // Known permissions are not reported, whether granted or refused.
     assert!(ann.require("deployments:write").is_ok() && ann.require("deployments:read").is_err());
     assert!(ada.require("deployments:read").is_ok() && ada.require("buckets:any").is_ok());
-    // What the owner holds is no typing error, whatever the catalogue knows.
+    // A permission that the owner holds is not reported, even if the catalogue does not know it.
     assert!(ann.require("datastores:read").is_ok());
     assert_eq!(unknown.permissions(), [""; 0]);
     for _ in 0..3 {
-        // Ada, who may do everything, does not notice it.
+        // `ada` may do everything, so that the typing error goes unnoticed.
         assert!(ada.require("deployments:wirte").is_ok());
         assert!(ann.require("datastores").is_err());
         assert!(!ann.allows(&Permission::parse("datastors:read").unwrap()));

@@ -1,4 +1,4 @@
-//! What verification leaves behind: last uses and audited refusals, and how they come to the store.
+//! The writes of verification: last uses and audited refusals, and how they reach the store.
 
 #![allow(
     clippy::unwrap_used,
@@ -26,15 +26,15 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 use support::{World, home, ready, session, start};
 
-/// The store of a world, which remembers each batch of last uses, and fails or waits when it is told to.
+/// The store of a world, which records each batch of last uses, and can fail or wait.
 struct Watched {
     inner: Arc<MemoryStore>,
     batches: Mutex<Vec<Vec<Touch>>>,
     commits: AtomicUsize,
     down: AtomicBool,
-    /// Writes wait before they do anything.
+    /// Writes wait before they act.
     waits: AtomicBool,
-    /// The next commit is done, and nobody says so.
+    /// The next commit is done but returns `OutcomeUnknown`.
     unknown: AtomicBool,
 }
 
@@ -51,7 +51,7 @@ impl Watched {
         }
     }
 
-    /// The sizes of the batches since the last time.
+    /// Returns the sizes of the batches since the last call.
     fn sizes(&self) -> Vec<usize> {
         self.batches.lock().unwrap().drain(..).map(|batch| batch.len()).collect()
     }
@@ -94,7 +94,7 @@ impl TokenStore for Watched {
 type Service = TokenService<Arc<Watched>, Arc<MemoryDirectory>>;
 type Builder = TokenServiceBuilder<Arc<Watched>, Arc<MemoryDirectory>>;
 
-/// A world with a service over its store that is watched.
+/// Returns a world with a service over its watched store.
 fn watched(more: impl FnOnce(Builder) -> Builder) -> (World, Service) {
     let world = World::new();
     let store = Watched {
@@ -455,7 +455,7 @@ fn poll<T>(future: Pin<&mut impl Future<Output = T>>, waker: &Waker) -> Poll<T> 
     future.poll(&mut Context::from_waker(waker))
 }
 
-/// Counts how often it is woken.
+/// Counts its wake-ups.
 #[derive(Default)]
 struct Woken(AtomicUsize);
 
@@ -465,7 +465,7 @@ impl Wake for Woken {
     }
 }
 
-/// A sleep that lasts until it is rung, and remembers for how long it was asked.
+/// A sleep that lasts until the bell rings, and that records the requested durations.
 #[derive(Default)]
 struct Bell {
     rung: AtomicUsize,
@@ -677,7 +677,7 @@ fn a_refusal_of_a_known_token_is_told_at_once_and_stored_with_the_next_flush() {
     told(0);
 }
 
-/// A generator that gives these numbers, over and over, or fails.
+/// A generator that returns these numbers in turn, or fails if there are none.
 struct Drawn(Vec<u64>, AtomicUsize);
 
 impl SecureRandom for Drawn {
@@ -691,7 +691,7 @@ impl SecureRandom for Drawn {
 
 #[test]
 fn refusals_are_sampled_at_random_whatever_is_refused_between_them() {
-    // An attacker who sends decoys in between chooses nothing: each refusal is drawn for itself.
+    // Decoys in between gain an attacker nothing, because each refusal is sampled on its own.
     let (world, service) = watched(|builder| builder.audit_refusals(4));
     let (mine, decoy) = (revoked(&world), revoked_named(&world, "decoy"));
     let turns = 2_000;
@@ -702,7 +702,7 @@ fn refusals_are_sampled_at_random_whatever_is_refused_between_them() {
     let told = refusals(world.heard.take());
     let of =
         |issued: &IssuedToken| told.iter().filter(|event| event.token == issued.token.id()).count();
-    // A quarter of each; seven deviations on either side.
+    // A quarter of each, within seven standard deviations.
     assert!((360..=640).contains(&of(&mine)), "{}", of(&mine));
     assert!((1_260..=1_740).contains(&of(&decoy)), "{}", of(&decoy));
 
@@ -789,7 +789,7 @@ fn a_use_that_a_wrong_clock_noted_does_not_hold_up_the_sweep() {
         use_it(&service, &forgotten);
         flush(&service);
         assert_eq!(used_at(&world, &forgotten), Some(start() + century));
-        // The clock is right again, and one of them goes on being used.
+        // The clock is right again, and one of the tokens stays in use.
         world.clock.set(after(60));
         use_it(&service, &used);
         flush(&service);
@@ -805,7 +805,8 @@ fn a_use_that_a_wrong_clock_noted_does_not_hold_up_the_sweep() {
 #[test]
 fn the_next_true_use_replaces_one_that_a_wrong_clock_noted() {
     for ahead in [TimeDelta::days(36_525), TimeDelta::days(2)] {
-        // Written while the clock was wrong, and still waiting when it is right again.
+        // The use is written while the clock is wrong, or is still pending when the clock is right
+        // again.
         for is_flushed in [true, false] {
             let (world, service) = plain();
             let issued = world.issue("ann", NewToken::named("one").never_expires());
@@ -828,7 +829,7 @@ fn the_next_true_use_replaces_one_that_a_wrong_clock_noted() {
             assert_eq!(last_used(&world, &issued).unwrap().address, Some(address));
         }
     }
-    // A clock that was wrong by less makes no use go back.
+    // If the clock was wrong by less, the last use does not move back.
     let (world, service) = plain();
     let issued = one(&world);
     world.clock.set(after(86_400));
@@ -848,7 +849,7 @@ fn a_use_that_is_written_days_later_does_not_move_the_last_use_back() {
     use_it(&service, &issued);
     service.store().down.store(true, Ordering::SeqCst);
     assert!(ready(service.flush()).is_err());
-    // Another node notes a later one meanwhile.
+    // Meanwhile another node records a later use.
     world.advance(TimeDelta::days(5));
     ready(other.verify(issued.plaintext.expose_secret(), None)).unwrap();
     ready(other.flush()).unwrap();
@@ -875,7 +876,7 @@ fn an_ipv4_mapped_address_counts_as_ipv4_everywhere() {
             flush(&service);
             assert_eq!(last_used(&world, issued).unwrap().address, Some(plain));
         }
-        // The audit of a refusal, of a change in a session, and of one through a token.
+        // The audit events of a refusal, of a change in a session, and of a change through a token.
         world.heard.take();
         let name = peer;
         let peer: IpAddr = peer.parse().unwrap();

@@ -1,4 +1,4 @@
-//! From the text of a request to a `Verified`, or to the one refusal that it deserves.
+//! Verification: from the text of a request to a `Verified` or to the matching refusal.
 
 #![allow(
     clippy::unwrap_used,
@@ -34,14 +34,14 @@ use std::time::Duration;
 use support::{World, beta, builder, grants, home, id, nowhere, ready, session, start};
 
 const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
-/// Where the parts of a text with the brand `acme` stand.
+/// The places of the parts in a text with the brand `acme`.
 const ID: std::ops::Range<usize> = 9..31;
 const SECRET: std::ops::Range<usize> = 31..75;
 const CHECKSUM: usize = 75;
 
 const KEY_1: &str = "1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 const KEY_2: &str = "2:ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8=";
-/// The first key under another number, and the second under the number of the first.
+/// The first key with the id of the second, and the second key with the id of the first.
 const KEY_1_AS_2: &str = "2:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 const KEY_2_AS_1: &str = "1:ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8=";
 
@@ -65,7 +65,7 @@ fn base62(mut number: u64, digits: usize) -> String {
     String::from_utf8(text).unwrap()
 }
 
-/// The text of a token as the documentation describes it.
+/// Returns the text of a token as the documentation describes it.
 fn print(brand: &str, kind: &str, id: [u8; 16], secret: [u8; 32]) -> String {
     let mut text = format!("{brand}_{kind}_");
     for word in id.as_chunks::<8>().0.iter().chain(secret.as_chunks::<8>().0) {
@@ -74,12 +74,12 @@ fn print(brand: &str, kind: &str, id: [u8; 16], secret: [u8; 32]) -> String {
     checked(&text)
 }
 
-/// With its checksum.
+/// Returns the text with its checksum.
 fn checked(text: &str) -> String {
     format!("{text}{}", base62(crc32(text.as_bytes()).into(), 6))
 }
 
-/// A text that was changed, with its checksum made right.
+/// Changes a text and corrects its checksum.
 fn forged(text: &str, change: impl FnOnce(&mut String)) -> String {
     let mut text = text[..CHECKSUM].to_owned();
     change(&mut text);
@@ -90,12 +90,12 @@ fn text(issued: &IssuedToken) -> &str {
     issued.plaintext.expose_secret()
 }
 
-/// The id of the one with the secret of the other.
+/// Returns a text with the id of one token and the secret of the other.
 fn mixed(id: &IssuedToken, secret: &IssuedToken) -> String {
     forged(text(id), |mixed| mixed.replace_range(SECRET, &text(secret)[SECRET]))
 }
 
-/// A text with a wrong secret.
+/// Returns the token's text with a wrong secret.
 fn wrong(issued: &IssuedToken) -> String {
     forged(text(issued), |text| {
         let other = if text.as_bytes()[74] == b'0' { "1" } else { "0" };
@@ -131,7 +131,7 @@ fn keyring(keys: &[&str]) -> Keyring {
     Keyring::from_text(&keys.join(",")).unwrap()
 }
 
-/// A service over the store, the directory and the clock of a world, with these keys.
+/// Returns a service with these keys over the store, the directory and the clock of a world.
 fn with_keys(world: &World, keys: &[&str]) -> support::Service {
     let builder = builder(world.store.clone(), world.directory.clone(), world.clock.clone());
     builder.keyring(keyring(keys)).audit_sink(world.heard.clone()).build().unwrap()
@@ -224,7 +224,7 @@ fn each_refusal_of_a_known_token_is_audited_with_its_owner_and_its_reason() {
         let holder = ActorRef::Token { owner: owner.clone(), id: token };
         for (text, actor, reason) in [
             (text(&issued).to_owned(), holder, expected),
-            // Whoever has no secret of the token is not named as the token.
+            // A caller without the secret of the token is not named as the token.
             (wrong(&issued), ActorRef::Unproven, R::WrongSecret),
         ] {
             let error = ready(world.service.verify(&text, address("10.0.0.1"))).unwrap_err();
@@ -321,7 +321,7 @@ fn the_kind_is_bound_to_the_secret_in_the_text_and_in_the_record() {
     assert_eq!(reason(verify(&world, &as_kind(&personal, "svc"))), RejectReason::WrongSecret);
     assert_eq!(reason(verify(&world, &as_kind(&service, "pat"))), RejectReason::WrongSecret);
 
-    // The record says the other kind, and the directory agrees with it.
+    // The record has the other kind, and the directory agrees with the record.
     world.force(personal.token.id(), |token| {
         token.kind = TokenKind::Service;
         token.owner_kind = OwnerKind::Service;
@@ -350,7 +350,7 @@ fn a_token_whose_key_is_missing_is_unavailable_whatever_secret_is_presented() {
         };
         assert_eq!(key, KeyId::new(1));
     }
-    // Where there is no record there is no key to miss.
+    // Without a record, no key can be missing.
     let unknown = forged(text(&issued), |text| text.replace_range(ID, &nowhere().to_string()));
     assert_eq!(reason(ready(service.verify(&unknown, None))), RejectReason::Unknown);
     ready(service.flush()).unwrap();
@@ -397,7 +397,8 @@ fn a_verification_moves_a_token_to_the_primary_key_and_the_old_one_may_go() {
         ready(later.verify(text(&idle), None)),
         Err(VerifyError::Unavailable(Unavailable::KeyMissing(key))) if key == one
     ));
-    // The old node, which does not know the new key yet, fails closed and operationally.
+    // The old node does not know the new key yet, so that it fails closed with an operational
+    // error.
     assert!(matches!(
         ready(world.service.verify(text(&used), None)),
         Err(VerifyError::Unavailable(Unavailable::KeyMissing(key))) if key == two
@@ -537,7 +538,7 @@ fn valid_after_refuses_what_was_made_before_it_to_the_microsecond() {
     assert_eq!(world.refusal(&new), None, "a new token works");
 }
 
-/// Verifications ask for a time that is behind what changes ask for, by as much as a coarse clock may be.
+/// A clock whose time for verifications lags behind its time for changes, as a coarse clock may.
 struct Behind(Arc<ManualClock>);
 
 impl Clock for Behind {
@@ -738,7 +739,7 @@ fn grant_text() -> impl Strategy<Value = String> {
     ]
 }
 
-/// Every permission that such grants tell apart.
+/// Returns every permission that such grants can tell apart.
 fn universe() -> Vec<Permission> {
     let mut texts: Vec<String> = ["a", "b", "c"].map(str::to_owned).to_vec();
     for depth in 0..3 {
@@ -905,7 +906,7 @@ fn a_request_has_one_header_or_is_refused() {
     assert_eq!(reason(verify(&[])), RejectReason::NoCredential);
     assert_eq!(reason(verify(&[b"Basic YTpi"])), RejectReason::NoCredential);
     assert_eq!(reason(verify(&[b""])), RejectReason::NoCredential);
-    // A scheme of whatever characters is not ours to judge.
+    // An unknown scheme counts as no credential, whatever its characters.
     assert_eq!(reason(verify(&[b"\xc3\xa9 Bearer"])), RejectReason::NoCredential);
     let refused: [&[&[u8]]; 9] = [
         &[good, good],
@@ -928,7 +929,7 @@ fn a_request_has_one_header_or_is_refused() {
     }
 }
 
-/// A store that counts what it is asked.
+/// A store that counts its calls.
 #[derive(Default)]
 struct Counted {
     inner: MemoryStore,
@@ -967,7 +968,7 @@ impl TokenStore for Counted {
     }
 }
 
-/// A directory that counts what it is asked.
+/// A directory that counts its lookups.
 #[derive(Default)]
 struct Asked {
     inner: MemoryDirectory,
@@ -1103,7 +1104,7 @@ fn hostile_headers_are_refused_by_their_text_alone() {
 fn a_long_header_costs_no_more_than_a_short_one() {
     let (service, issued) = counted();
     let long = format!("Bearer {}{}", text(&issued), " ".repeat(16 << 20));
-    // A look at each byte of each would take many minutes.
+    // Scanning every byte of each header would take many minutes.
     for _ in 0..100_000 {
         assert_eq!(
             reason(ready(service.verify_header(Some(&long), None))),
@@ -1169,7 +1170,7 @@ fn a_clock_that_goes_back_or_far_ahead_breaks_nothing() {
         assert_eq!(world.refusal(&short), expected, "{now}");
         let verified = world.verify(&never).unwrap();
         ready(service.recheck(&verified)).unwrap();
-        // It is made, or refused as out of range.
+        // The token is either made or refused as out of range.
         if let Ok(new) = world.generate(&session("ann"), named(&format!("new {number}"))) {
             world.verify(&new).unwrap();
             ready(service.rotate(&session("ann"), new.token.id(), Duration::from_secs(60))).ok();
@@ -1221,7 +1222,7 @@ fn former_brands_work_and_their_kind_and_id_are_bound_as_well() {
     assert_eq!(reason(verify(&world, text(&new))), RejectReason::Malformed);
 }
 
-/// Gives the bytes of one id and of one secret, by their number.
+/// Returns fixed bytes: 16 for the id, and 32 for the secret.
 struct Chosen([u8; 16], [u8; 32]);
 
 impl SecureRandom for Chosen {
@@ -1271,7 +1272,8 @@ proptest! {
         let id = TokenId::from_bytes(bytes).unwrap();
         let text = print("acme", "svc", bytes, secret);
         prop_assert_eq!(format.check(&text), Ok((TokenKind::Service, id)));
-        // Any digits in the place of a word: read where they are a number, and never as another text's token.
+        // Random digits in place of a word are read only if they fit, and never as another token's
+        // text.
         let start = 9 + 11 * place;
         let changed = forged(&text, |text| text.replace_range(start..start + 11, &noise));
         if let Ok((_, read)) = format.check(&changed) {
@@ -1305,7 +1307,8 @@ fn one_changed_character_is_refused_by_the_text_alone() {
     for place in 0..good.len() {
         let (before, after) = (&good[..place], &good[place + 1..]);
         for byte in 0..=u8::MAX {
-            // All bytes that are a character by themselves, then all that are the second half of one.
+            // All characters of one byte, and then two-byte characters with every possible second
+            // byte.
             let character = char::from(byte);
             if character != char::from(good.as_bytes()[place]) {
                 refused(&format!("{before}{character}{after}"));
@@ -1336,7 +1339,9 @@ fn one_changed_character_is_refused_by_the_text_alone() {
     ready(service.verify(good, None)).unwrap();
 }
 
-/// What a scanner finds in a text by the `expression` of the format and the checksum, as the expression's documentation says.
+/// Returns the tokens that a scanner finds in a text by the format's `expression` and the checksum.
+///
+/// The scan follows the documentation of the expression.
 fn matches<'a>(format: &TokenFormat, expression: &Regex, text: &'a str) -> Vec<&'a str> {
     let (mut found, mut from) = (Vec::new(), 0);
     while let Some(hit) = expression.find_at(text, from) {
@@ -1370,13 +1375,13 @@ fn the_expression_for_scanners_finds_tokens_in_a_dump_and_nothing_else() {
         [one, two, &old, one, two, one, one, one, one, one]
     );
     assert!(matches(format, &scanner, "").is_empty());
-    // What a double click selects is the whole token.
+    // A double click selects the whole token.
     assert!(one.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_'));
 }
 
 #[test]
 fn the_expression_for_scanners_finds_a_token_whatever_stands_around_it() {
-    // One brand is the end of another one.
+    // One brand is the end of another.
     let brands = ["acme", "me", "e0", "old"].map(|brand| Brand::new(brand).unwrap());
     let format = TokenFormat::new(brands[0].clone(), &brands[1..]).unwrap();
     let scanner = Regex::new(&format.scanner_expression()).unwrap();
@@ -1428,7 +1433,7 @@ fn the_expression_for_scanners_finds_a_token_whatever_stands_around_it() {
                 let glued = format!("{around}{token}{token}{around}{token}");
                 assert_eq!(matches(&format, &scanner, &glued), [token; 3], "{glued:?}");
             }
-            // The start of a token that was cut off covers the brand of the next one.
+            // The start of a token that was cut off covers the brand of the next token.
             for cut in 1..token.len() {
                 let glued = format!("{}{token}{token}", &token[..cut]);
                 assert_eq!(matches(&format, &scanner, &glued), [token; 2], "{glued:?}");

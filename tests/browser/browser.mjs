@@ -1,11 +1,12 @@
-// A browser and its pages for the checks in console.mjs: signing in, what a page may not do, waiting. No check of its own.
+// A browser and its pages for the checks in `console.mjs`: signs in, watches for what a page must
+// not do, and waits. It contains no checks itself.
 
 import { readFileSync } from "node:fs";
 import { createRequire } from "node:module";
 import puppeteer from "puppeteer-core";
 
 const AXE = readFileSync(createRequire(import.meta.url).resolve("axe-core/axe.min.js"), "utf8");
-// For a machine that is busy with other things. Nothing waits for as long where all is well.
+// In milliseconds. Long, for a busy machine; a passing check never waits this long.
 export const PATIENCE = 30_000;
 
 export class Site {
@@ -27,7 +28,7 @@ export class Site {
     return new URL(path, this.base).href;
   }
 
-  /** Signs a user in, and answers the cookie. */
+  /** Signs a user in and returns the cookie. */
   async signIn(user) {
     const answer = await fetch(this.url("/sign-in"), {
       method: "POST",
@@ -40,7 +41,7 @@ export class Site {
     return cookie;
   }
 
-  /** A call of a signed-in user that does not come from the page, as from another tab. */
+  /** Sends a request of a signed-in user that does not come from the page, as from another tab. */
   async call(cookie, method, path, body) {
     const answer = await fetch(this.url(path), {
       method,
@@ -57,12 +58,12 @@ export class Site {
     return text && answer.headers.get("Content-Type")?.includes("json") ? JSON.parse(text) : text;
   }
 
-  /** The status that a script with this token gets. */
+  /** Returns the status of a request with this token. */
   async whoami(token) {
     return (await fetch(this.url("/demo/whoami"), { headers: { Authorization: `Bearer ${token}` } })).status;
   }
 
-  /** A page of its own, with nothing left by another one. */
+  /** Opens a page in a new context, which shares nothing with other pages. */
   async page(name, cookie) {
     const context = await this.browser.createBrowserContext();
     const page = new Page();
@@ -103,7 +104,7 @@ class Page {
     this.site.complaints.push(`${this.name}: ${what}`);
   }
 
-  /** Notes whatever a page with a good conscience never does. */
+  /** Records everything that a correct page never does. */
   async watch() {
     const { tab, site } = this;
     await tab.exposeFunction("noteViolation", (text) => this.complain(`policy violation: ${text}`));
@@ -120,7 +121,7 @@ class Page {
     tab.on("console", (message) => {
       this.seen.push(message.text());
       const where = message.location().url ?? "";
-      // The browser asks for it by itself, and a host may have none.
+      // The browser requests it by itself, and a host may have none.
       if (where.endsWith("/favicon.ico")) return;
       const isAllowed = this.allowed.some((text) => message.text().includes(text));
       if (!isAllowed) this.complain(`console ${message.type()}: ${message.text()} ${where}`);
@@ -136,14 +137,14 @@ class Page {
     });
   }
 
-  /** Until it is taken away again, `answer` takes care of these requests. */
+  /** Lets `answer` handle matching requests until the returned function is called. */
   intercept(matches, answer) {
     const rule = { matches, answer };
     this.rules.push(rule);
     return () => this.rules.splice(this.rules.indexOf(rule), 1);
   }
 
-  /** Holds these requests back until it is called. */
+  /** Holds matching requests back until the returned function is called. */
   hold(matches) {
     let open;
     const gate = new Promise((resolve) => (open = resolve));
@@ -170,7 +171,7 @@ class Page {
     return answer;
   }
 
-  /** The list is there, and nothing that is under way changes it. */
+  /** Waits until the list is shown and no pending request can change it. */
   async settled() {
     await this.until(() => {
       const isLoading = document.getElementById("loading").checkVisibility();
@@ -223,7 +224,7 @@ class Page {
     await this.type(text);
   }
 
-  /** The row of this name, once it is in this state. */
+  /** Returns the row of this name once it is in this state. */
   async row(name, state) {
     await this.settled();
     const found = await this.until(
@@ -237,7 +238,7 @@ class Page {
     return found.asElement();
   }
 
-  /** Waits until the server has written down the last use of a token: it does so every few seconds. */
+  /** Waits until the server has stored the last use of a token, which it does every few seconds. */
   async used(name) {
     await this.until(async (name) => {
       const { content: api } = document.querySelector('meta[name="patkit-api"]');
@@ -265,7 +266,7 @@ class Page {
     return row.$$eval("button[data-action]", (buttons) => buttons.map((button) => button.dataset.action).sort().join(" "));
   }
 
-  /** Says yes in the confirmation, and waits for what comes of it. */
+  /** Confirms the dialog and waits for the result. */
   async confirm() {
     await this.see("#d-confirm[open]");
     await this.click("#d-confirm [type=submit]");
@@ -273,7 +274,7 @@ class Page {
     await this.settled();
   }
 
-  /** The token that is shown; with the dialog closed when it has been read. */
+  /** Returns the shown token and closes the dialog. */
   async takeToken() {
     await this.see("#d-once[open]");
     const token = await this.tab.$eval("#once-token", (field) => field.value);
@@ -283,7 +284,7 @@ class Page {
     return token;
   }
 
-  /** Generates a token with nothing but a name, and answers its text. */
+  /** Generates a token with only a name and returns its text. */
   async generate(name) {
     await this.click("#generate");
     await this.see("#d-generate[open]");
@@ -292,14 +293,14 @@ class Page {
     return this.takeToken();
   }
 
-  /** Presses Tab until this has the focus, and fails if nothing shows that it has. */
+  /** Presses Tab until the element has the focus, and fails if the focus is not visible. */
   async tabTo(selector) {
     for (let step = 0; step < 150; step += 1) {
       await this.press("Tab");
       const found = await this.read((selector) => {
         const at = document.activeElement;
         if (!at?.matches(selector)) return null;
-        // A choice shows the focus of the button in it.
+        // A choice shows the focus of its button.
         const shown = at.closest(".choices label, .option") ?? at;
         const { outlineStyle, outlineWidth } = getComputedStyle(shown);
         return outlineStyle !== "none" && parseFloat(outlineWidth) >= 2 ? "shown" : "hidden";
@@ -314,7 +315,10 @@ class Page {
     return this.until((selector) => document.activeElement?.matches(selector), selector);
   }
 
-  /** What axe-core finds, from a world of its own: the page's policy holds meanwhile. */
+  /**
+   * Returns the violations that axe-core finds. It runs in an isolated world, so that the page's
+   * policy stays in force.
+   */
   async violations() {
     const { frameTree } = await this.cdp.send("Page.getFrameTree");
     const { executionContextId: contextId } = await this.cdp.send("Page.createIsolatedWorld", {

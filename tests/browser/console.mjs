@@ -1,7 +1,9 @@
-// Drives the settings page as its users do: `node console.mjs BASE_URL SCREENSHOT_DIR [CHROMIUM]`. The server is a fresh
-// `examples/server`: users mel (member), max (manager), ada (admin) and the service user ci-bot, none with a token yet.
+// Drives the settings page as its users do: `node console.mjs BASE_URL SCREENSHOT_DIR [CHROMIUM]`.
+// The server is a fresh `examples/server` with the users mel (member), max (manager) and ada
+// (admin) and the service user ci-bot, none of which has a token yet.
 //
-// One line per check, then `N passed, N failed`. The page's content security policy holds throughout.
+// Prints one line per check, then `N passed, N failed`. The page's content security policy is in
+// force throughout.
 
 import assert from "node:assert/strict";
 import { execFile } from "node:child_process";
@@ -18,7 +20,7 @@ if (!screenshots) {
 }
 
 const MOST_BYTES = 76_000;
-// Where nothing works any more, the rest would only wait.
+// After this many failures nothing works, and the remaining checks would only time out.
 const MOST_FAILURES = 8;
 const HOSTILE = `<img src=x onerror="alert(1)"><b>x</b>`;
 const HEBREW = "שלום עולם";
@@ -29,7 +31,7 @@ const POLICY = [
 const isPost = (method, path) => method === "POST" && path.endsWith("/user-tokens");
 const isList = (method, path) => method === "GET" && path.endsWith("/user-tokens");
 
-/** Makes a token that has expired. The shortest lifetime is a day, so its expiry is set in the database. */
+/** Makes an expired token. The shortest lifetime is a day, so the expiry is set in the database. */
 async function makeExpired(site, cookie) {
   await site.call(cookie, "POST", "/api/user-tokens", { name: "expired", expires_in_days: 1 });
   const update = "UPDATE patkit_tokens SET expires_at = created_at, version = version + 1 WHERE name = 'expired' AND expires_at > created_at";
@@ -52,7 +54,7 @@ async function check(name, run) {
   }
 }
 
-/** After a failure the next check finds the page as it would be without it. */
+/** The page that is reset after a failure, so that the next check is not affected. */
 let current = null;
 async function recover() {
   if (!current) return;
@@ -61,7 +63,7 @@ async function recover() {
   await current.open().catch(() => {});
 }
 
-/** Both schemes: each check of contrast is one of its own. */
+/** Checks both color schemes, because contrast differs between them. */
 async function accessible(page, view) {
   for (const scheme of ["light", "dark"]) {
     await check(`axe finds nothing: ${view}, ${scheme}`, async () => {
@@ -170,7 +172,7 @@ async function aMember(site) {
     await tab.mouse.click(5, 5);
     assert.equal(await tab.$eval("#d-once", (dialog) => dialog.open), true);
     assert.match(await page.text("#once-said"), /Done/);
-    // As browsers do, whatever a page says, when they are asked often enough.
+    // Browsers close a dialog after repeated Escape presses, even if the page prevents it.
     await page.read(() => document.getElementById("d-once").close());
     await page.see("#d-once[open]");
     assert.equal(await tab.$eval("#once-token", (field) => field.value), token);
@@ -369,7 +371,7 @@ async function aMember(site) {
     await downloaded(site, "שלום-עולם-a-.exe-token.txt");
     await page.takeToken();
   });
-  // All three states are in the list by now.
+  // By now the list contains all three states.
   await page.read(() => document.activeElement.blur());
   await accessible(page, "list");
   for (const [action, state] of [["revoke", "active"], ["rotate", "active"], ["delete", "expired"]]) {
@@ -409,7 +411,7 @@ async function aMember(site) {
 
 async function downloaded(site, name) {
   const end = Date.now() + PATIENCE;
-  // Each turn is a round trip to the browser, and its events come with it.
+  // Each turn is a round trip to the browser, which also delivers its events.
   while (!site.downloaded.some(({ suggestedFilename, isDone }) => suggestedFilename === name && isDone)) {
     if (Date.now() > end) throw new Error(`${name} was not downloaded: ${JSON.stringify(site.downloaded)}`);
     await site.browser.version();
@@ -417,7 +419,7 @@ async function downloaded(site, name) {
   return join(site.downloads, name);
 }
 
-/** What goes wrong on the way to the server, and behind the page's back. */
+/** Failures on the way to the server, and changes that the page does not know of. */
 async function trouble(site, { page, cookie }) {
   current = page;
   const { tab } = page;
@@ -693,7 +695,7 @@ async function anAdmin(site) {
     await page.gone("nightly export");
   });
 
-  // A list that shows what there is to show.
+  // A list with tokens of every kind.
   const make = (body) => site.call(cookie, "POST", "/api/user-tokens", body);
   await makeExpired(site, cookie);
   const laptop = await make({ name: "old laptop", expires_in_days: 30 });
@@ -727,7 +729,7 @@ async function anAdmin(site) {
   });
 }
 
-/** Answers a list with these tokens of Mel's. */
+/** Returns a handler that answers a list request with these tokens of Mel's. */
 const listOf = (...tokens) => (request) => request.respond({
   contentType: "application/json",
   body: JSON.stringify({
@@ -740,7 +742,10 @@ const listOf = (...tokens) => (request) => request.respond({
   }),
 });
 
-/** One browser, one session: what a page does when the session becomes another user's, or ends. */
+/**
+ * One browser and one session: the page's behavior when the session changes to another user or
+ * ends.
+ */
 async function twoUsers(site) {
   const [mel, ada] = [await site.signIn("mel"), await site.signIn("ada")];
   const page = (current = await site.page("two users", mel));
@@ -867,7 +872,7 @@ async function twoUsers(site) {
   await page.context.close();
 }
 
-/** Dialogs and buttons while the server takes its time. */
+/** Dialogs and buttons while the server is slow. */
 async function slowness(site) {
   const cookie = await site.signIn("mel");
   const page = (current = await site.page("slowness", cookie));
@@ -901,7 +906,7 @@ async function slowness(site) {
       await tab.mouse.click(5, 5);
       await page.click(`${dialog} [data-close]`);
       await page.click(`${dialog} [type=submit]`);
-      // As a gesture of the system may.
+      // As a system gesture does.
       await page.read((dialog) => document.querySelector(dialog).requestClose?.(), dialog);
       await page.read((dialog) => document.querySelector(dialog).close(), dialog);
       await page.see(`${dialog}[open]`);
@@ -1034,7 +1039,7 @@ async function slowness(site) {
   await page.context.close();
 }
 
-/** Which permissions are offered; and what those hear who do not see. */
+/** The permissions that are offered, and what a screen reader announces. */
 async function offers(site) {
   const page = (current = await site.page("offers", await site.signIn("mel")));
   const { tab } = page;
@@ -1091,10 +1096,11 @@ async function offers(site) {
   await page.context.close();
 }
 
-/** Which times are shown, at which time, where. */
+/** The relative times that are shown, by instant and time zone. */
 async function calendars(site) {
   const cookie = await site.signIn("mel");
-  // Now, the expiry, and what is said of it: in the reader's zone, days are those of the calendar, of 23 to 25 hours too.
+  // The current instant, the expiry, and its text. Days are calendar days of the reader's zone,
+  // which may have 23 to 25 hours.
   const cases = [
     ["UTC", "2026-03-10T23:59:00Z", "2026-03-11T00:01:00Z", "in 2 minutes"],
     ["UTC", "2026-03-10T00:01:00Z", "2026-03-11T23:59:00Z", "tomorrow"],
@@ -1109,7 +1115,7 @@ async function calendars(site) {
     ["Asia/Tokyo", "2026-03-10T14:00:00Z", "2026-03-10T16:00:00Z", "tomorrow"],
     ["America/New_York", "2026-03-10T23:00:00Z", "2026-03-11T03:30:00Z", "in 4 hours"],
     ["Pacific/Kiritimati", "2026-03-10T09:00:00Z", "2026-03-11T11:00:00Z", "in 2 days"],
-    // The clock goes forward on 8 March and 29 March, back on 25 October and 1 November.
+    // The clock goes forward on 8 March and 29 March, and back on 25 October and 1 November.
     ["America/New_York", "2026-03-08T04:30:00Z", "2026-03-09T04:30:00Z", "in 2 days"],
     ["America/New_York", "2026-03-07T05:30:00Z", "2026-03-09T04:30:00Z", "in 2 days"],
     ["Europe/Berlin", "2026-03-28T23:30:00Z", "2026-03-29T22:30:00Z", "tomorrow"],
@@ -1154,7 +1160,7 @@ async function calendars(site) {
   await page.context.close();
 }
 
-/** On small screens, and with a font of the host's. */
+/** Small screens, and a font of the host. */
 async function looks(site) {
   const page = (current = await site.page("looks", await site.signIn("mel")));
   const { tab } = page;
@@ -1205,7 +1211,7 @@ async function looks(site) {
   await page.context.close();
 }
 
-/** The watch itself: what it can't see would be missed for ever. */
+/** Checks the watch itself, because it hides every violation that it misses. */
 async function theWatch(site) {
   const page = (current = await site.page("watch", await site.signIn("mel")));
   await check("what breaks the policy would be noticed", async () => {
@@ -1220,7 +1226,7 @@ async function theWatch(site) {
       try {
         document.body.innerHTML += "<p>";
       } catch {
-        // As it must.
+        // The policy requires this error.
       }
     });
     for (const part of ["img-src", "style-src", "require-trusted-types-for"]) {

@@ -1,6 +1,7 @@
-//! The examples do what they say: the quickstart runs through, and the server answers its own curl lines.
+//! The examples work as documented: the quickstart runs to its end, and the server answers its own
+//! curl lines.
 //!
-//! Cargo does not build the programs of other packages for a test. This does:
+//! Cargo does not build the programs of other packages for a test. This command does:
 //! `cargo build --workspace --all-features --bins --examples --tests`.
 
 #![allow(
@@ -20,13 +21,13 @@ use std::process::{Child, ChildStdout, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-/// What a browser says of a page of the site itself.
+/// The header that a browser sends for a request from a page of the same site.
 const SAME_ORIGIN: &str = "Sec-Fetch-Site: same-origin";
 
-/// Builds the programs that the tests start.
+/// The command that builds the programs of the tests.
 const BUILD: &str = "`cargo build --workspace --all-features --bins --examples --tests`";
 
-/// An example's program: beside the directory that this test's own program is in.
+/// Returns an example's program, which is next to the directory of this test's program.
 fn example(name: &str) -> Command {
     let own = std::env::current_exe().unwrap();
     let profile = own.parent().and_then(|deps| deps.parent()).unwrap();
@@ -65,7 +66,7 @@ fn the_quickstart_runs_through() {
     assert!(stdout.ends_with("Every step did what it should.\n"), "{stdout}");
 }
 
-/// A server on a free port, stopped at the end of the test.
+/// A server on a free port, which stops when it is dropped.
 struct Server {
     child: Child,
     stdout: BufReader<ChildStdout>,
@@ -75,7 +76,7 @@ struct Server {
 }
 
 impl Server {
-    /// The example `server` on a database of its own.
+    /// Starts the example `server` on a new database.
     fn start(keys: Option<&str>) -> Self {
         let mut command = example("server");
         if let Some(keys) = keys {
@@ -102,7 +103,7 @@ impl Server {
         server
     }
 
-    /// A program that listens at the address in `LISTEN` and does not say so.
+    /// Starts a program that listens at the address in `LISTEN` and does not print it.
     #[cfg(unix)]
     fn listening(command: &mut Command) -> Self {
         let free =
@@ -127,7 +128,7 @@ impl Server {
         Self { child, stdout, address: String::new(), log: String::new(), folder }
     }
 
-    /// One request with these header lines and a body of JSON.
+    /// Sends a request with these header lines and a JSON body.
     fn request(&self, line: &str, headers: &[&str], body: &str) -> Answer {
         if body.is_empty() {
             return self.exchange(line, headers, body);
@@ -158,13 +159,13 @@ impl Server {
         self.request(&format!("GET {path}"), headers, "")
     }
 
-    /// What Ada, who is signed in, is told when she asks for a token.
+    /// Generates a token as Ada, who is signed in.
     fn make(&self, body: &str) -> Answer {
         let cookie = self.sign_in("ada");
         self.request("POST /api/user-tokens", &[&cookie, SAME_ORIGIN], body)
     }
 
-    /// The header of a session.
+    /// Returns the header of a session.
     fn sign_in(&self, user: &str) -> String {
         let form = "Content-Type: application/x-www-form-urlencoded";
         let body = format!("user={user}");
@@ -185,7 +186,8 @@ impl Server {
         (text.to_owned(), id.to_owned())
     }
 
-    /// Stops the server as ctrl-c (`INT`) or a supervisor (`TERM`) does, and gives all that it printed.
+    /// Stops the server as ctrl-c (`INT`) or a supervisor (`TERM`) does, and returns all that it
+    /// printed.
     #[cfg(unix)]
     fn stop(mut self, signal: &str) -> String {
         let kill = format!("kill -{signal} {}", self.child.id());
@@ -205,7 +207,7 @@ impl Drop for Server {
     }
 }
 
-/// An answer as it came, but for the `date` line.
+/// An answer without its `date` line.
 #[derive(Debug, PartialEq, Eq)]
 struct Answer {
     head: Vec<String>,
@@ -410,7 +412,7 @@ fn a_server_that_is_terminated_has_written_the_last_use() {
         let (text, _) = server.make_named("used");
         server.make_named("unused");
         assert_eq!(server.get("/demo/whoami", &[&bearer(&text)]).status(), 200);
-        // Or it would go with the server.
+        // Keeps the folder, which dropping the server would remove.
         let folder = std::mem::take(&mut server.folder);
         server.stop(signal);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -426,7 +428,7 @@ fn a_server_that_is_terminated_has_written_the_last_use() {
     }
 }
 
-/// The README's host is the example's text, is short, and runs on a real database.
+/// The README's host is the example's text, is short, and works with a real database.
 #[cfg(unix)]
 #[test]
 fn the_host_of_the_readme_runs_on_postgresql() {
@@ -467,7 +469,7 @@ fn the_host_of_the_readme_runs_on_postgresql() {
     let text = bearer(made.json().get("bearer_token").and_then(Value::as_str).unwrap());
     let used = server.get("/whoami", &[&text]);
     assert_eq!((used.status(), used.body.as_str()), (200, "ada"));
-    // Both signals end in a flush. The service would write the use by itself only seconds later.
+    // Both signals cause a flush. The service alone would write the use only seconds later.
     let query = "SELECT COUNT(*) FROM {schema}.patkit_tokens WHERE last_used_at IS NOT NULL";
     let written = || {
         let count = sqlx::query_scalar(sqlx::AssertSqlSafe(query.replace("{schema}", &schema)));
@@ -511,8 +513,10 @@ fn the_readme_shows_a_token_and_the_expression_that_finds_it() {
     assert!(readme.lines().any(|line| line == expression), "{expression}");
 }
 
-/// Where a test named as in the threat model is: `file::name` or `folder::file::name` below `tests/`, or
-/// `module::tests::name` in the source. `http::name` is in `http/http.rs`.
+/// Returns the source of a test named as in the threat model: `file::name` or `folder::file::name`
+/// below `tests/`, or `module::tests::name` in the source.
+///
+/// `http::name` is in `http/http.rs`.
 fn source_of(test: &str) -> Option<(PathBuf, &str)> {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..");
     let (place, name) = test.rsplit_once("::")?;

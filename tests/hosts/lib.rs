@@ -1,4 +1,4 @@
-//! The code of the README, which needs more than patkit itself does: it compiles.
+//! Compiles the code of the README, which needs more dependencies than patkit itself.
 
 #[doc = include_str!("../../README.md")]
 #[cfg(doctest)]

@@ -1,4 +1,4 @@
-//! The HTTP face over a real socket: what each call answers to whom, and what hostile requests get.
+//! HTTP over a real socket: the answer to each call for each actor, and to hostile requests.
 
 #![allow(
     clippy::arithmetic_side_effects,
@@ -41,7 +41,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tower::{Layer, Service, ServiceExt};
 
-/// The users of the host, and a directory that can be out of order.
+/// The users of the host, and a directory that can fail.
 struct Users {
     users: MemoryDirectory,
     is_down: AtomicBool,
@@ -68,7 +68,7 @@ impl RequiredPermission for ReadData {
     const PERMISSION: &'static str = "data:read";
 }
 
-/// A host on a port of its own.
+/// A host on its own port.
 struct Host {
     base: String,
     address: SocketAddr,
@@ -77,7 +77,7 @@ struct Host {
     users: Arc<Users>,
     clock: Arc<ManualClock>,
     incidents: Arc<Mutex<Vec<String>>>,
-    /// What the document says that may be answered: method, path, status.
+    /// The answers in the `OpenAPI` document: method, path, status.
     documented: BTreeSet<(String, String, u16)>,
 }
 
@@ -93,7 +93,7 @@ fn session(text: &str) -> Actor {
     Actor::session(id(text))
 }
 
-/// Whoever stands in the cookie is signed in.
+/// Signs in the user named in the cookie.
 fn signed_in(request: &Parts) -> Option<Actor> {
     let cookie = request.headers.get(COOKIE)?.to_str().ok()?;
     Some(session(cookie.strip_prefix("session=")?))
@@ -111,7 +111,7 @@ async fn maybe(verified: Option<Verified>, headers: HeaderMap) -> String {
     }
 }
 
-/// How a test wants its host.
+/// The settings of a test's host.
 #[derive(Default)]
 struct Wanted {
     address: Option<ClientAddress>,
@@ -204,7 +204,7 @@ impl Host {
         Self { base, address, client, tokens, users, clock, incidents, documented: documented() }
     }
 
-    /// Sends a call of the management API, and holds the answer against the document.
+    /// Sends a call of the management API, and checks the answer against the `OpenAPI` document.
     async fn call(&self, who: &Who, method: Method, path: &str, body: Option<Value>) -> Answer {
         let mut headers = who.headers();
         let body = body.map(|body| body.to_string());
@@ -237,7 +237,7 @@ impl Host {
         answer
     }
 
-    /// The document knows the status, and the body is of its type.
+    /// Checks that the document has the status, and that the body has its type.
     fn check_documented(&self, method: &Method, path: &str, answer: &Answer) {
         assert_eq!(answer.header("cache-control"), Some("no-store"), "{answer:?}");
         let path = path.split('?').next().unwrap();
@@ -269,7 +269,7 @@ impl Host {
         assert_eq!(has_token && answer.status != 422, answer.status == 201, "{answer:?}");
     }
 
-    /// The answer to bytes as they are.
+    /// Sends bytes unchanged and returns the answer.
     async fn raw(&self, request: &[u8]) -> String {
         let mut stream = TcpStream::connect(self.address).await.unwrap();
         stream.write_all(request).await.unwrap();
@@ -283,7 +283,7 @@ impl Host {
         (issued.token.id(), issued.plaintext.expose_secret().to_owned())
     }
 
-    /// A token in this state.
+    /// Makes a token in this state.
     async fn token(&self, kind: Target, state: &str) -> TokenId {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let name = format!("target {}", NUMBER.fetch_add(1, Ordering::SeqCst));
@@ -293,7 +293,7 @@ impl Host {
                 (session("ada"), NewToken::named(&name).for_service(id("ci-bot")).scope(["data:*"]))
             }
         };
-        // Those that the actors' tokens restore and rotate must end before these.
+        // A token restores and rotates only tokens that end before it does, so these end early.
         let (id, _) =
             self.issue(&actor, new.expires_in_days(if state == "expired" { 1 } else { 30 })).await;
         match state {
@@ -304,7 +304,7 @@ impl Host {
         id
     }
 
-    /// Moves a token's expiry into the past, as no call can.
+    /// Moves a token's expiry into the past, which no call can do.
     async fn expire(&self, id: TokenId) {
         use patkit::TokenStore;
         use patkit::store::{Change, ChangeBatch};
@@ -354,7 +354,7 @@ impl Answer {
         serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {self:?}"))
     }
 
-    /// Which fields are refused.
+    /// Returns the fields that were refused.
     fn pointers(&self) -> Vec<String> {
         self.problem().errors.into_iter().map(|error| error.pointer).collect()
     }
@@ -369,13 +369,13 @@ impl Answer {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Target {
-    /// Mel's.
+    /// A token of `mel`.
     Personal,
-    /// Of the service user.
+    /// A token of the service user.
     Service,
 }
 
-/// Who calls.
+/// The caller of a request.
 #[derive(Debug, Clone)]
 enum Who {
     Nobody,
@@ -393,7 +393,7 @@ impl Who {
                     ("sec-fetch-site", "same-origin".to_owned()),
                 ]
             }
-            // With a session's cookie beside it, which must never be asked.
+            // Also sends the cookie of a session, which must be ignored.
             Self::Token(text) => {
                 vec![
                     ("authorization", format!("Bearer {text}")),
@@ -404,16 +404,16 @@ impl Who {
     }
 }
 
-/// An actor of the great table, and what the rules say of it.
+/// An actor of the table of all calls, and its rights.
 struct Row {
     name: &'static str,
     who: Who,
-    /// Whether it is let in at all.
+    /// Whether the actor's credential is accepted.
     is_admitted: bool,
-    /// Whether it manages personal tokens, and whose.
+    /// The owner whose personal tokens the actor manages, if any.
     manages_personal_of: Option<&'static str>,
     manages_service: bool,
-    /// Of its own token, if it is one.
+    /// The actor's own token, if it is a token.
     own: Option<TokenId>,
 }
 
@@ -429,7 +429,7 @@ impl Row {
         }
     }
 
-    /// What a call about a token answers, by SPEC's tables.
+    /// Returns the answer to a call about a token, by SPEC's tables.
     fn expected(&self, call: &str, target: Target, state: &str) -> (u16, &'static str) {
         if !self.is_admitted {
             return (401, if self.is_token() { "invalid_token" } else { "no_credential" });
@@ -585,7 +585,7 @@ fn check(answer: &Answer, (status, code): (u16, &str), row: &Row, case: &str) {
     }
 }
 
-/// What a call that was answered well has done, and that one which was refused did nothing.
+/// Checks that a successful call took effect and that a refused one changed nothing.
 async fn check_effect(
     host: &Host,
     answer: &Answer,
@@ -697,7 +697,7 @@ async fn what_is_refused_in_a_body_is_named() {
     let many = json!({"name": "a", "scopes": many}).to_string();
     let new = "/user-tokens";
     let table: &[(&str, &str, &str, u16, &str, &str)] = &[
-        // What is no JSON.
+        // Invalid JSON.
         ("POST", new, "", 400, "invalid_json", ""),
         ("POST", new, "{", 400, "invalid_json", ""),
         ("POST", new, "{\"name\":\"a\"} x", 400, "invalid_json", ""),
@@ -712,7 +712,7 @@ async fn what_is_refused_in_a_body_is_named() {
             "invalid",
             "expires_in_days",
         ),
-        // Of another shape.
+        // Another shape.
         ("POST", new, "[]", 422, "invalid", ""),
         ("POST", new, "[", 400, "invalid_json", ""),
         (
@@ -852,7 +852,7 @@ async fn what_is_refused_in_a_body_is_named() {
         ("POST", &rotate, "{\"overlap_seconds\":-1}", 422, "invalid", "overlap_seconds"),
         ("POST", &rotate, "{\"overlap_seconds\":604801}", 422, "invalid", "overlap_seconds"),
         ("POST", &rotate, "{\"overlap\":1}", 422, "invalid", "overlap"),
-        // Too much.
+        // Too large.
         ("POST", new, &large, 413, "too_large", ""),
         ("POST", new, &deep, 422, "invalid", "name"),
     ];
@@ -915,7 +915,7 @@ async fn bodies_of_another_kind_are_refused() {
         host.send(Method::POST, &rotate, &other(Some("application/json")), None).await.status,
         201
     );
-    // A body without an end is cut off at the bound, whatever it announced.
+    // A body without an end is cut off at the bound, whatever length it announced.
     let request = format!(
         "POST /api/user-tokens HTTP/1.1\r\nHost: x\r\nCookie: session=mel\r\nSec-Fetch-Site: same-origin\r\n\
          Content-Type: application/json\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n11000\r\n{}\r\n0\r\n\r\n",
@@ -923,7 +923,7 @@ async fn bodies_of_another_kind_are_refused() {
     );
     let answer = host.raw(request.as_bytes()).await;
     assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
-    // A client that is still sending hears why, and not that the connection is reset.
+    // A client that is still sending receives the reason instead of a connection reset.
     for length in ["Content-Length: 1000000", "Content-Length: 65537"] {
         let request = format!(
             "POST /api/user-tokens HTTP/1.1\r\nHost: x\r\nCookie: session=mel\r\nSec-Fetch-Site: same-origin\r\n\
@@ -933,7 +933,7 @@ async fn bodies_of_another_kind_are_refused() {
         let answer = host.raw(request.as_bytes()).await;
         assert!(answer.starts_with("HTTP/1.1 413 "), "{answer}");
     }
-    // A body that goes on and on is not read to an end that never comes.
+    // The server does not wait for the end of an endless body.
     let mut stream = TcpStream::connect(host.address).await.unwrap();
     let head = "POST /api/user-tokens HTTP/1.1\r\nHost: x\r\nCookie: session=mel\r\nSec-Fetch-Site: same-origin\r\n\
                 Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n";
@@ -947,7 +947,7 @@ async fn bodies_of_another_kind_are_refused() {
         tokio::time::timeout(Duration::from_secs(20), stream.read_exact(&mut start)).await;
     answered.expect("the answer waits for more of the body").unwrap();
     assert_eq!(&start, b"HTTP/1.1 413 ");
-    // What is announced beyond all measure is not waited for.
+    // The server does not wait for a body whose announced length is too large.
     let request = "POST /api/user-tokens HTTP/1.1\r\nHost: x\r\nCookie: session=mel\r\nSec-Fetch-Site: same-origin\r\n\
                    Content-Type: application/json\r\nContent-Length: 1000000000000\r\nConnection: close\r\n\r\n";
     assert!(host.raw(request.as_bytes()).await.starts_with("HTTP/1.1 413 "));
@@ -989,7 +989,7 @@ async fn hostile_headers_get_the_status_and_the_challenge_of_the_rfcs() {
         for (path, cookie) in
             [("/whoami", ""), ("/maybe", "Cookie: session=ada\r\n"), ("/api/user-tokens", "")]
         {
-            // Where a credential is optional, one of another scheme is none.
+            // If a credential is optional, one of another scheme counts as none.
             let is_let_through = path == "/maybe" && challenge == none.1;
             let request = format!(
                 "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{cookie}{headers}\r\n"
@@ -1013,14 +1013,14 @@ async fn hostile_headers_get_the_status_and_the_challenge_of_the_rfcs() {
             }
         }
     }
-    // What no server lets in at all.
+    // Headers that no HTTP server accepts.
     for header in ["Authorization: Bearer abc\0\r\n", "Authorization: Bearer abc\rX: y\r\n"] {
         let request =
             format!("GET /whoami HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{header}\r\n");
         let answer = host.raw(request.as_bytes()).await;
         assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
     }
-    // A token anywhere else is not looked at.
+    // A token anywhere else is ignored.
     let body = json!({"name": "a", "access_token": token}).to_string();
     for path in [
         format!("/whoami?access_token={token}"),
@@ -1097,7 +1097,7 @@ async fn all_refused_tokens_get_one_answer_byte_for_byte() {
         }
         assert_eq!(answers.len(), 1, "{path}: {answers:?}");
     }
-    // The operator is told why, and nobody the secret.
+    // The operator learns the reason, and nobody learns the secret.
     let incidents = host.incidents.lock().unwrap().join("\n");
     for reason in [
         "Malformed",
@@ -1118,12 +1118,12 @@ async fn all_refused_tokens_get_one_answer_byte_for_byte() {
     }
 }
 
-/// The first token's text with the secret of the other and a checksum that is right.
-/// With another last character.
+/// Returns the text with a different last character.
 fn mistyped(text: &str) -> String {
     format!("{}{}", &text[..text.len() - 1], if text.ends_with('x') { 'y' } else { 'x' })
 }
 
+/// Returns the first text with the secret of the second and a right checksum.
 fn with_other_secret(text: &str, other: &str) -> String {
     const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
     let start = text.len() - 50;
@@ -1175,7 +1175,7 @@ async fn a_session_changes_things_from_a_page_of_the_site_alone() {
                 "{headers:?}"
             );
         }
-        // Looking is free, also for a link from elsewhere.
+        // Reads are allowed, also for a link from another site.
         assert_eq!(host.send(Method::GET, "/api/user-tokens", &headers, None).await.status, 200);
     }
     let (id, token) = host.issue(&session("mel"), NewToken::named("other")).await;
@@ -1192,7 +1192,7 @@ async fn a_session_changes_things_from_a_page_of_the_site_alone() {
             host.send(method, &path, &headers, Some("{\"active\":false}".to_owned())).await;
         assert_eq!((answer.status, answer.problem().code.as_str()), (403, "cross_site"), "{path}");
     }
-    // A bearer token is nothing that a browser sends by itself.
+    // A browser does not send a bearer token by itself.
     let bearer = Who::Token(token);
     assert_eq!(host.call(&bearer, Method::DELETE, "/user-tokens/current", None).await.status, 204);
     for bad in [
@@ -1226,7 +1226,7 @@ async fn pages_follow_each_other_and_cursors_open_nothing_of_others() {
         names.extend(page.items.into_iter().map(|token| token.name));
         let Some(next) = page.next else { break };
         path = format!("/user-tokens?limit=3&cursor={next}");
-        // Whoever else brings it gets their own.
+        // Another actor who sends the cursor gets its own tokens.
         let other =
             host.call(&Who::Session("other"), Method::GET, &path, None).await.json::<PageBody>();
         assert!(other.items.is_empty());
@@ -1299,7 +1299,7 @@ async fn what_is_asked_for_is_what_is_made_and_changed() {
     let refused = host.call(&Who::Session("mel"), Method::POST, "/user-tokens", Some(scim)).await;
     assert_eq!(refused.status, 403);
 
-    // One change as a whole: the name is taken, so nothing happens.
+    // An edit is one change: because the name is taken, nothing happens.
     let path = format!("/user-tokens/{}", token.id);
     let all = |name: &str| json!({"active": false, "reason": "compromised", "name": name, "description": ""});
     assert_eq!(host.call(&admin, Method::PUT, &path, Some(all("1"))).await.status, 409);
@@ -1319,7 +1319,7 @@ async fn what_is_asked_for_is_what_is_made_and_changed() {
     let restored = host.call(&admin, Method::PUT, &path, Some(json!({"active": true}))).await;
     assert_eq!((restored.status, restored.problem().code.as_str()), (409, "state"));
 
-    // Beside its successor for an hour.
+    // Works beside its successor for an hour.
     let (id, old) =
         host.issue(&session("ada"), NewToken::named("rotated").scope(["data:read"])).await;
     let path = format!("/user-tokens/{id}/rotate");
@@ -1359,7 +1359,7 @@ async fn permissions_are_demanded_by_route_and_by_signature() {
             assert_eq!(answer.problem().code, "insufficient_scope");
         }
     }
-    // A host that forgets the layer lets nobody in.
+    // Without the layer, a handler refuses every request.
     let forgotten = host.send(Method::GET, "/forgotten", &Who::Token(writes).headers(), None).await;
     assert_eq!((forgotten.status, forgotten.problem().code.as_str()), (500, "not_authenticated"));
     for headers in [vec![], Who::Session("mel").headers()] {
@@ -1396,7 +1396,7 @@ async fn what_cannot_be_found_out_is_unavailable_and_never_refused() {
     assert!(host.incidents.lock().unwrap().iter().any(|incident| incident.contains("Unavailable")));
 }
 
-/// Sessions that do not answer.
+/// Sessions whose lookup fails.
 struct NoSessions;
 
 impl Sessions for NoSessions {
@@ -1501,7 +1501,7 @@ async fn an_address_counts_only_from_where_the_host_trusts() {
             let shown: TokenBody =
                 host.call(&Who::Session("mel"), Method::GET, &path, None).await.json();
             assert_eq!(shown.last_used_address.as_deref(), Some("192.0.2.7"));
-            // The audit knows it of a session as well.
+            // The audit log has the address of a session too.
             let mut headers = Who::Session("mel").headers();
             headers.push(("x-forwarded-for", forwarded.to_owned()));
             headers.push(("content-type", "application/json".to_owned()));
@@ -1518,7 +1518,7 @@ async fn an_address_counts_only_from_where_the_host_trusts() {
             assert_eq!(addresses, ["192.0.2.7".parse::<std::net::IpAddr>().unwrap()]);
         }
     }
-    // The connection's own.
+    // The address of the connection.
     let host = Host::new().await;
     let (_, token) =
         host.issue(&session("mel"), NewToken::named("local").networks(["127.0.0.0/8"])).await;
@@ -1538,11 +1538,11 @@ async fn generation_is_limited_for_each_credential_after_authorization() {
     let (own, token) = host.issue(&session("mel"), NewToken::named("own").never_expires()).await;
     let (weak, leaked) =
         host.issue(&session("mel"), NewToken::named("leaked").scope([""; 0])).await;
-    // A leaked token that may do nothing uses up nobody's limit, not even its own.
+    // A leaked token without permissions uses up no limit, not even its own.
     for _ in 0..5 {
         assert_eq!(make(&Who::Token(leaked.clone()), "0").await.status, 403);
     }
-    // What is refused by its body is not counted either.
+    // A request with an invalid body is not counted either.
     assert_eq!(make(&Who::Session("mel"), "").await.status, 422);
     for who in [Who::Session("mel"), Who::Token(token)] {
         let first = make(&who, &format!("{who:?}").chars().take(40).collect::<String>()).await;
@@ -1565,7 +1565,7 @@ async fn generation_is_limited_for_each_credential_after_authorization() {
         assert_eq!(host.call(&who, Method::GET, "/user-tokens", None).await.status, 200);
     }
     assert_eq!(make(&Who::Session("other"), "1").await.status, 201);
-    // A token may rotate itself, and that is counted for it.
+    // A token may rotate itself, which counts for that token.
     let rotate = format!("/user-tokens/{weak}/rotate");
     let rotated = host.call(&Who::Token(leaked), Method::POST, &rotate, Some(json!({}))).await;
     assert_eq!((rotated.status, rotated.header("ratelimit")), (201, Some("\"tokens\";r=1;t=3600")));
@@ -1681,7 +1681,7 @@ async fn a_foreign_credential_is_none_where_the_host_says_so() {
         assert_ne!(call(app(&plain), Method::GET, "/api/user-tokens", &header).await.0, 200);
         assert_eq!(call(app(&ignoring), Method::GET, "/api/user-tokens", &header).await.0, 200);
     }
-    // Without Sec-Fetch-Site and Origin: no page can make a browser send that header.
+    // Without `Sec-Fetch-Site` and `Origin`: no page can make a browser send that header.
     assert_eq!(call(app(&ignoring), Method::POST, "/api/user-tokens", &jwt(1)).await.0, 201);
     let mistyped = format!("Bearer {}", mistyped(&token));
     for (header, status) in [
@@ -2058,7 +2058,7 @@ async fn a_permission_is_not_demanded_of_a_request_that_no_layer_has_seen() {
     }
 }
 
-/// A [`Verified`] that somebody else left in the extensions is not taken for the layer's own.
+/// A [`Verified`] that other code left in the extensions is not taken for the layer's own.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_without_a_credential_has_no_token_whatever_was_left_in_its_extensions() {
     let host = Host::new().await;
@@ -2157,7 +2157,7 @@ async fn a_token_makes_nothing_wider_than_itself() {
             assert_eq!(answer.pointers(), [format!("/{field}")]);
         }
     }
-    // Without a scope it would inherit.
+    // Without a scope, it would inherit all permissions.
     let answer =
         host.call(&who, Method::POST, "/user-tokens", Some(json!({"name": "wider"}))).await;
     assert_eq!(answer.status, 403);
@@ -2169,7 +2169,7 @@ async fn the_document_names_every_call_and_no_other() {
     let document: Value = serde_json::to_value(openapi("/api")).unwrap();
     assert!(document["openapi"].as_str().unwrap().starts_with("3.1"));
     assert_eq!(document["servers"][0]["url"], "/api");
-    // Every reference leads somewhere.
+    // Every reference resolves.
     let text = document.to_string();
     let references: BTreeSet<&str> =
         text.split("\"$ref\":\"#").skip(1).map(|rest| rest.split('"').next().unwrap()).collect();
@@ -2187,7 +2187,7 @@ async fn the_document_names_every_call_and_no_other() {
         {
             let answer = host.send(method.clone(), &path, &[], None).await;
             let is_there = calls.get(method.as_str().to_lowercase()).is_some();
-            // Nobody is signed in: what is there says so before anything else.
+            // Nobody is signed in, so every existing call answers 401 first.
             let expected =
                 if is_there { (401, "no_credential") } else { (405, "method_not_allowed") };
             assert_eq!(
@@ -2204,7 +2204,7 @@ async fn the_document_names_every_call_and_no_other() {
             }
         }
     }
-    // What the fields may be is what is read.
+    // The documented fields are exactly those that are read.
     let fields = &document["components"]["schemas"]["NewTokenBody"]["properties"];
     let names: BTreeSet<&str> = fields.as_object().unwrap().keys().map(String::as_str).collect();
     let expected = [
@@ -2337,7 +2337,7 @@ async fn ids_that_are_none_are_answered_like_ids_of_nobody() {
             }
         }
     }
-    // Nothing is lost by an edit that the service would take.
+    // The refused calls changed nothing: the owner can still edit the token.
     let edit = TokenEdit::new().active(true);
     host.tokens.edit(&session("mel"), unknown.parse().unwrap(), edit).await.unwrap();
 }
@@ -2358,7 +2358,7 @@ async fn the_api_works_under_a_path_with_parameters_of_the_hosts() {
     assert_eq!(answer.status, 204, "{answer:?}");
 }
 
-/// A service that answers only after it was found ready, as each of its clones must be anew.
+/// A service that answers only after it was polled ready, and each clone must be polled again.
 #[derive(Default)]
 struct Strict {
     is_ready: bool,

@@ -1,4 +1,4 @@
-//! Documentation whose code needs more than patkit itself does: it compiles.
+//! Compiles documentation whose code needs more dependencies than patkit itself.
 
 #[doc = include_str!("../../src/http/cors.md")]
 #[cfg(doctest)]

@@ -1,5 +1,7 @@
-//! The texts of the errors that a host meets at start: each names the thing and is read alone in a log, and `Debug`, which a
-//! `main` prints, is the same sentence with its causes.
+//! The texts of the errors that a host can meet at start.
+//!
+//! Each text names the thing and is complete alone in a log. `Debug`, which a `main` prints, is the
+//! same sentence with its causes.
 
 #![allow(
     clippy::arithmetic_side_effects,
@@ -41,7 +43,7 @@ fn built(change: impl FnOnce(Builder) -> Builder) -> Box<dyn Error> {
     err(change(builder).build())
 }
 
-/// Each error, and what its text has in it: the thing that is refused, and the bound or the cure.
+/// Returns each error with the parts of its text: the refused thing, and the bound or the cure.
 fn met_at_start() -> Vec<(Box<dyn Error>, Vec<&'static str>)> {
     let plain = || TokenService::builder(MemoryStore::new(), MemoryDirectory::new());
     let ring = || Keyring::from_text(&format!("1:{KEY}")).unwrap();
@@ -117,7 +119,7 @@ fn met_at_start() -> Vec<(Box<dyn Error>, Vec<&'static str>)> {
             err(Keyring::from_env("PATKIT_TEST_NEVER_SET")),
             vec!["PATKIT_TEST_NEVER_SET is not set", openssl],
         ),
-        // Set by Cargo for every test.
+        // Cargo sets this variable for every test.
         (
             err(Keyring::from_env("CARGO_PKG_NAME")),
             vec!["CARGO_PKG_NAME", "entry 1 of the keyring"],
@@ -227,7 +229,8 @@ fn a_main_that_returns_an_error_prints_the_sentence_and_its_causes() {
         format!("{down:?}"),
         "the token store did not answer; try again: the token store is unavailable: the pool timed out"
     );
-    // Not at start, but from a `main` that makes the first token of an installation.
+    // These errors do not occur at start, but in a `main` that makes the first token of an
+    // installation.
     let policy = TokenPolicy::builder().idle_limit_days(0).build().unwrap_err();
     assert_eq!(format!("{policy:?}"), policy.to_string());
     let roles = RoleCatalog::standard().role("", &[], &[]).build().unwrap_err();
@@ -259,7 +262,7 @@ fn no_error_at_start_shows_a_key() {
     }
 }
 
-/// The types stay usable as values.
+/// The types remain comparable values.
 #[test]
 fn errors_compare_and_say_what_they_are_about() {
     assert_eq!(OwnerId::new("").unwrap_err(), IdError::Empty(Identifier::Owner));

@@ -1,4 +1,4 @@
-//! Where a secret must not be: in no text that anything shows of itself, and in no memory once it was dropped.
+//! Secrets are in no text that any value shows of itself, and in no memory after they are dropped.
 
 #![allow(
     clippy::unwrap_used,
@@ -28,7 +28,7 @@ use std::time::Duration;
 use support::{World, builder, home, id, ready, session};
 use tracing_subscriber::util::SubscriberInitExt;
 
-/// The secret part of a text with the brand `acme`.
+/// The place of the secret in a text with the brand `acme`.
 const SECRET: std::ops::Range<usize> = 31..75;
 
 const KEY: [u8; 32] = [
@@ -37,7 +37,7 @@ const KEY: [u8; 32] = [
 ];
 const KEY_TEXT: &str = "njd5uX9KfBXznMBgXO3INBCCJ2vzonJR+GxqEdDBjpU=";
 
-/// All that anything showed of itself.
+/// All texts that values showed of themselves.
 #[derive(Default)]
 struct Shown(Vec<String>);
 
@@ -66,12 +66,12 @@ impl Shown {
     }
 }
 
-/// What must be found nowhere.
+/// Texts that must not occur anywhere.
 #[derive(Default)]
 struct Canaries(Vec<String>);
 
 impl Canaries {
-    /// Bytes in every form that they are likely to be shown in, eight at a time.
+    /// Adds the bytes, eight at a time, in every form in which they are likely to be shown.
     fn bytes(&mut self, bytes: &[u8]) {
         for part in bytes.windows(8) {
             let join = |show: &dyn Fn(&u8) -> String, between: &str| {
@@ -200,7 +200,7 @@ fn a_whole_life_shows_no_secret_no_key_and_no_digest_anywhere() {
     shown.result(verified.require("datastores:write"));
     shown.result(ready(service.recheck(&verified)));
 
-    // Texts that are nearly right, wherever a text is read.
+    // Almost valid texts, wherever a text is parsed.
     let other = ready(service.generate(&ann, NewToken::named("two"))).unwrap();
     canaries.issued(&world, &other);
     let body = &text[..80];
@@ -262,7 +262,7 @@ fn a_whole_life_shows_no_secret_no_key_and_no_digest_anywhere() {
     world.put("ann", |ann| ann.enabled(false));
     shown.result(ready(service.rename(&ann, other.token.id(), "x")));
 
-    // What it stands on fails.
+    // The services that it depends on fail.
     let other_keys = Keyring::new(KeyId::new(8), b"another key, which no record needs").unwrap();
     let plain = || builder(world.store.clone(), world.directory.clone(), world.clock.clone());
     let missing = plain().keyring(other_keys).build().unwrap();
@@ -361,7 +361,7 @@ fn a_credential_is_rejected_without_a_word_of_it() {
 
 #[cfg(target_os = "linux")]
 mod memory {
-    //! A process looks through its own memory. What it looks for it holds masked, so that it does not find itself.
+    //! A process searches its own memory. The patterns are masked, so that it does not find them.
 
     use patkit::random::{RandomError, SecureRandom};
     use patkit::{
@@ -378,13 +378,13 @@ mod memory {
     const MASK: u8 = 0xA5;
     const CHUNK: usize = 1 << 20;
 
-    /// Masked.
+    /// A masked pattern.
     struct Pattern {
         name: &'static str,
         masked: Vec<u8>,
     }
 
-    /// A secret or a key that is nowhere but masked in the program.
+    /// Returns a secret or a key that exists in the program only in masked form.
     const fn masked(seed: u64) -> [u8; 32] {
         let mut bytes = [0; 32];
         let mut state = seed;
@@ -406,7 +406,7 @@ mod memory {
         }
     }
 
-    /// Gives the secrets one after the other.
+    /// Returns the secrets in turn.
     struct Chosen(std::sync::atomic::AtomicUsize);
 
     impl SecureRandom for Chosen {
@@ -421,7 +421,7 @@ mod memory {
         }
     }
 
-    /// Where the patterns are in the writable memory of this process.
+    /// Returns the addresses of the patterns in the writable memory of this process.
     fn search(patterns: &[Pattern]) -> Vec<(&'static str, String, u64)> {
         let longest = patterns.iter().map(|pattern| pattern.masked.len()).max().unwrap();
         let mut buffer = vec![0; CHUNK + longest];
@@ -491,14 +491,14 @@ mod memory {
             }
         }
         patterns.push(Pattern { name: "key", masked: KEY.to_vec() });
-        // What is freed loses its first words to the allocator.
+        // The allocator overwrites the first words of freed memory, so each word is searched for.
         for word in KEY.as_chunks::<8>().0 {
             patterns.push(Pattern { name: "a word of the key", masked: word.to_vec() });
         }
         patterns
     }
 
-    /// A life with everything that touches a secret; ends with all of it dropped.
+    /// Runs everything that handles a secret, and drops all of it.
     #[inline(never)]
     fn live() -> Vec<Pattern> {
         let ada = support::id("ada");
@@ -531,12 +531,12 @@ mod memory {
         let next = support::ready(service.rotate(&session("ada"), token, Duration::ZERO)).unwrap();
         support::ready(service.verify(text, None)).unwrap_err();
         support::ready(service.flush()).unwrap();
-        // At last, so that nothing writes over what it leaves.
+        // The last call, so that nothing overwrites what it leaves.
         support::ready(service.verify(next.plaintext.expose_secret(), None)).unwrap();
         patterns
     }
 
-    /// The answer of the HTTP API that holds a new token's text: made, sent and dropped.
+    /// Makes, sends and drops the answer of the HTTP API that contains a new token's text.
     #[inline(never)]
     fn live_over_http() -> Vec<Pattern> {
         use http_body_util::BodyExt;
@@ -571,7 +571,7 @@ mod memory {
         patterns
     }
 
-    /// Far down the stack, so that the search afterwards writes over nothing that was left there.
+    /// Runs far down the stack, so that the later search does not overwrite the remains.
     #[inline(never)]
     fn live_below() -> Vec<Pattern> {
         let room = [0_u8; 256 << 10];
@@ -607,8 +607,9 @@ mod memory {
         for (name, region, address) in &found {
             eprintln!("{name} at {address:#x} in {region}");
         }
-        // Built without optimization, every value that is passed on leaves a copy on the stack, word by word; the checksum's
-        // vector code (`crc32fast`) leaves blocks of the text. Optimized, they are in registers, and not even those are left.
+        // Without optimization, each moved value leaves a copy on the stack, word by word, and the
+        // checksum's vector code (`crc32fast`) leaves blocks of the text. With optimization, the
+        // values are in registers, and nothing is left.
         let here = 0_u8;
         let here = u64::try_from(std::ptr::from_ref(&here).addr()).unwrap();
         let is_on_stack = |address: u64| (here - (1 << 20)..here).contains(&address);

@@ -19,7 +19,8 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 use tower::Service;
 
-/// What a code generator would make of a `.proto` file: a service of one method, which says who calls.
+/// A service as a code generator makes it of a `.proto` file, with one method that returns the
+/// caller.
 #[derive(Clone)]
 struct Greeter;
 

@@ -1,7 +1,7 @@
-//! Sets the `cfg` by which the table takes its parts from this package.
+//! Sets the `cfg` that makes the table take its parts from this package.
 //!
-//! It is a name of our own and set for this package alone, because tokio and others change at a
-//! `cfg(loom)` for the whole build.
+//! The name is unique to this package, because tokio and others change their code for the whole
+//! build at `cfg(loom)`.
 
 fn main() {
     println!("cargo::rustc-cfg=patkit_loom");

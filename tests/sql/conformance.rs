@@ -1,4 +1,5 @@
-//! The stores in databases keep the contract: the suite on real engines, plain and behind pointers.
+//! Runs the conformance suite on the stores in databases: on real engines, plain and behind
+//! pointers.
 
 #![allow(
     clippy::arithmetic_side_effects,
@@ -32,7 +33,8 @@ async fn sqlite_in_a_file_is_right() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn sqlite_in_shared_memory_is_right() {
-    // One connection: those of a shared cache do not wait for each other's locks but fail.
+    // One connection, because connections of a shared cache fail on each other's locks instead of
+    // waiting.
     let suite = Suite::new(|| async {
         SqliteStore::builder(sqlite_memory_pool(1).await).migrate().await.unwrap()
     });
@@ -96,7 +98,8 @@ async fn databases_behind_the_cache_are_right() {
     suite.run().await.unwrap();
 }
 
-/// A token that made one, which rotated itself: both of the middle are pruned, and the root still reaches the successor.
+/// Prunes a maker and a rotated token between a root and a successor; revoking the root as
+/// compromised must still reach the successor.
 async fn pruning_keeps_the_family_of<S: TokenStore>(store: S) {
     let service = service(store);
     let through = async |issued: &IssuedToken| {

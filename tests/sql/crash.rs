@@ -1,6 +1,7 @@
-//! Nothing that was acknowledged is lost, nothing is half there: a writer that is killed, and a server that is.
+//! Kills a writer, and a server, and checks that no acknowledged change is lost and no change is
+//! half stored.
 //!
-//! `PATKIT_CRASH_ROUNDS` sets how often a writer is killed for each engine, 200 by default.
+//! `PATKIT_CRASH_ROUNDS` sets how often a writer is killed for each engine; it defaults to 200.
 
 #![allow(
     clippy::arithmetic_side_effects,
@@ -34,11 +35,11 @@ const TARGET: &str = "PATKIT_CRASH_TARGET";
 
 type Service<S> = TokenService<S, MemoryDirectory>;
 
-/// Says what it is about to do, does it, and says that it was done: for ever.
+/// Announces a change, makes it and acknowledges it, in an endless loop.
 async fn write_for_ever<S: TokenStore>(service: Service<S>) {
     let say = |line: String| {
         let mut out = std::io::stdout().lock();
-        // Whoever read it is gone: so is this process.
+        // If the write fails, the reader is gone, and this process ends soon.
         let _ = writeln!(out, "@{line}").and_then(|()| out.flush());
     };
     loop {
@@ -71,7 +72,7 @@ async fn writer() {
     match target.split_once('|').unwrap() {
         ("sqlite", file) => write_for_ever(service(sqlite_store(Path::new(file)).await)).await,
         (_, schema) => {
-            // So that it is told from others by whoever waits for its end.
+            // Lets `until_it_is_gone` recognize these connections.
             let options =
                 postgres_url().parse::<PgConnectOptions>().unwrap().application_name(schema);
             let pool = PgPoolOptions::new().max_connections(2).connect_with(options).await.unwrap();
@@ -81,18 +82,18 @@ async fn writer() {
     }
 }
 
-/// What the writer said of one token.
+/// The output of the writer about one token.
 #[derive(Default, Debug)]
 struct Said {
     text: String,
-    /// Changes that were acknowledged.
+    /// The number of acknowledged changes.
     done: u64,
     is_revoked: bool,
-    /// A change was begun that was not acknowledged.
+    /// Set while a change is announced but not acknowledged.
     is_open: bool,
 }
 
-/// Kills a writer after a while and gives what it said.
+/// Kills a writer after a delay and returns its output by token.
 fn kill_writer(target: &str, after: Duration) -> HashMap<TokenId, Said> {
     let mut child = Command::new(std::env::current_exe().unwrap())
         .args(["--ignored", "--exact", "--nocapture", "--test-threads=1", "crash::writer"])
@@ -106,7 +107,7 @@ fn kill_writer(target: &str, after: Duration) -> HashMap<TokenId, Said> {
     let reader = std::thread::spawn(move || {
         let mut lines = Vec::new();
         for line in BufReader::new(output).lines().map_while(Result::ok) {
-            // What was cut off was not acknowledged.
+            // A truncated line is not an acknowledgement.
             if let Some((_, line)) = line.split_once('@') {
                 let _ = first.send(());
                 lines.push(line.to_owned());
@@ -116,7 +117,7 @@ fn kill_writer(target: &str, after: Duration) -> HashMap<TokenId, Said> {
     });
     begun.recv_timeout(Duration::from_secs(60)).expect("the writer wrote nothing");
     std::thread::sleep(after);
-    // SIGKILL.
+    // Sends SIGKILL.
     child.kill().unwrap();
     child.wait().unwrap();
     let mut said: HashMap<TokenId, Said> = HashMap::new();
@@ -137,7 +138,8 @@ fn kill_writer(target: &str, after: Duration) -> HashMap<TokenId, Said> {
     said
 }
 
-/// What was acknowledged is there with its events, nothing is half there, and nothing that was revoked verifies.
+/// Checks that acknowledged changes are stored with their events, that none is half stored, and
+/// that no revoked token verifies.
 async fn check<S: TokenStore + AuditLog>(service: &Service<S>, said: &HashMap<TokenId, Said>) {
     for (id, said) in said {
         let found = service.store().find(*id).await.unwrap().expect("it was acknowledged");
@@ -153,7 +155,8 @@ async fn check<S: TokenStore + AuditLog>(service: &Service<S>, said: &HashMap<To
     }
 }
 
-/// A record has one event for each of its versions, and none without: how many changes it has seen, and its state.
+/// Checks that each version of a record has exactly one event, and returns the number of changes
+/// and the state.
 async fn whole<S: TokenStore + AuditLog>(
     service: &Service<S>,
     token: &patkit::Token,
@@ -172,7 +175,9 @@ async fn whole<S: TokenStore + AuditLog>(
     (changes, state)
 }
 
-/// The server goes on for a moment with what a writer asked for before it was killed: between two looks a change may still come.
+/// Waits until the killed writer's connections are closed.
+///
+/// Until then the server may still execute a change that the writer requested.
 async fn until_it_is_gone(service: &Service<PostgresStore>, schema: &str) {
     let sql = "SELECT 1 FROM pg_stat_activity WHERE application_name = $1";
     let pool = service.store().pool();
@@ -185,7 +190,7 @@ fn rounds() -> u64 {
     std::env::var("PATKIT_CRASH_ROUNDS").ok().map_or(200, |rounds| rounds.parse().unwrap())
 }
 
-/// From nothing to about 60 ms: through a whole life of several tokens.
+/// Returns a delay of 0 to 60 ms, which spans the whole lives of several tokens.
 fn delay(round: u64) -> Duration {
     Duration::from_micros((round * 7_919) % 60_000)
 }
@@ -224,7 +229,7 @@ fn a_writer_to_postgres_that_is_killed_loses_nothing() {
     println!("{} writers killed, {changes} changes acknowledged, none lost", rounds());
 }
 
-/// A server of its own.
+/// A PostgreSQL server for one test.
 struct Server(String);
 
 impl Server {
@@ -253,8 +258,9 @@ struct Tally {
     unknown: AtomicUsize,
 }
 
-/// Revokes and restores one token, verifying it in between, until it is over; gives how many changes there were and how many of
-/// whose outcome nobody knows.
+/// Revokes, restores and verifies one token until `over` is set.
+///
+/// Returns the numbers of changes and of changes with an unknown outcome.
 async fn load<S: TokenStore + AuditLog>(
     service: Arc<Service<S>>,
     issued: IssuedToken,
@@ -311,7 +317,7 @@ fn a_server_that_is_killed_under_load_loses_nothing_and_is_unavailable_meanwhile
     });
     for round in 0..20_u64 {
         let over = Arc::new(AtomicBool::new(false));
-        // Made while the server is surely there.
+        // Generated while the server is up.
         let mut loads = Vec::new();
         for _ in 0..6 {
             let new = NewToken::named(&unique("token"));
@@ -322,7 +328,7 @@ fn a_server_that_is_killed_under_load_loses_nothing_and_is_unavailable_meanwhile
         server.run("crash");
         std::thread::sleep(Duration::from_millis(50));
         server.run("restart");
-        // The same host, with the same pool, goes on.
+        // The same host recovers, with the same pool.
         runtime.block_on(async {
             let recovered = async {
                 while service.store().health().await.is_err() {

@@ -1,4 +1,5 @@
-//! What a host reads when a database is not as the stores need it: each text names the thing and the cure.
+//! The errors that a host reads if a database is not as the stores need it: each text names the
+//! thing and the cure.
 
 #![allow(clippy::large_futures, clippy::panic, clippy::unwrap_used, reason = "tests")]
 
@@ -14,7 +15,7 @@ use support_sql::{
     Folder, postgres_pool, postgres_url, schema, sqlite_options, sqlite_pool, unique,
 };
 
-/// What each step said, to be compared with all texts at once.
+/// The texts of all steps, compared at once.
 #[derive(Default)]
 struct Said(Vec<(String, String)>);
 
@@ -47,7 +48,7 @@ async fn a_database_of_postgres_that_is_not_ready() {
              files in `src/store/migrations` of patkit"
         ),
     );
-    // A table of versions without one: as if it were not there.
+    // A table of versions without a row is treated like a missing one.
     run_postgres(
         &pool,
         format!(
@@ -92,7 +93,7 @@ async fn a_database_of_postgres_that_is_not_ready() {
         store().prefix("m_").open().await,
         &taken("column \"version\" does not exist (code 42703)"),
     );
-    // What failed left nothing behind.
+    // The failed attempts left nothing behind.
     store().prefix("new_").migrate().await.unwrap();
     run_postgres(&pool, format!("INSERT INTO {own}.new_migrations VALUES (9, 8, 'later', 0)"))
         .await;

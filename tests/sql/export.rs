@@ -1,4 +1,4 @@
-//! Reading and exporting audit events from databases where transactions overlap.
+//! Reads and exports audit events while transactions overlap.
 
 #![allow(
     clippy::arithmetic_side_effects,
@@ -41,7 +41,9 @@ fn batch(event: &AuditEvent) -> ChangeBatch {
     ChangeBatch::new().event(event.clone())
 }
 
-/// Exports so many events and whatever comes with them. What other tests write on the same server may hold them back for a while.
+/// Exports until there are `count` events and the page is empty.
+///
+/// Transactions of other tests on the same server may delay events for a while.
 async fn export<S: AuditLog>(
     store: &S,
     cursor: &mut ExportCursor,
@@ -62,7 +64,7 @@ async fn export<S: AuditLog>(
     panic!("of {count} events, {ids:?} were exported");
 }
 
-/// Each of several transactions that are open at once ends after later ones have.
+/// Several transactions are open at once, and each ends after later ones.
 async fn late_commits<E: Engine>(
     store: &SqlStore<E>,
     exporting: &impl AuditLog,
@@ -78,7 +80,7 @@ async fn late_commits<E: Engine>(
     let mut undone = store.pool().begin_with(begin).await.unwrap();
     store.within(&mut undone).commit(&batch(&rolled_back)).await.unwrap();
     store.commit(&batch(&between)).await.unwrap();
-    // What is behind an open transaction is not exported yet; a list shows it.
+    // Events behind an open transaction are not exported yet, but a list returns them.
     assert_eq!(export(exporting, &mut cursor, 3, 0).await, []);
     let shown = exporting.events(&EventQuery::new(Realm::default())).await.unwrap().events;
     assert_eq!(shown.iter().map(|event| event.id).collect::<Vec<_>>(), [between.id, first.id]);
@@ -110,10 +112,10 @@ async fn an_event_that_is_committed_late_is_exported_once() {
     assert_eq!(export(&behind, &mut cursor, 1, 4).await.len(), 4, "through a pooler too");
 }
 
-/// Exports what was committed one after the other, by pages of each size.
+/// Exports events that were committed one after the other, with pages of each size.
 async fn in_order<E: Engine>(store: SqlStore<E>) {
     let mut events: Vec<AuditEvent> = (0..7).map(|_| event()).collect();
-    // The ids fall, and the times neither rise nor fall.
+    // Ids descend, and times are in no order.
     events.sort_by_key(|event| std::cmp::Reverse(event.id));
     for (event, seconds) in events.iter_mut().zip([3, 1, 6, 0, 5, 2, 4]) {
         event.at += chrono::TimeDelta::seconds(seconds);
@@ -133,7 +135,7 @@ async fn events_are_exported_in_the_order_of_their_commits_whatever_their_ids_an
     in_order(sqlite_store(&folder.path().join("db")).await).await;
 }
 
-/// Writers that take their time, some of which roll back, and an exporter that never waits for them.
+/// Slow writers, some of which roll back, and an exporter that never waits for them.
 async fn races<E: Engine>(store: SqlStore<E>, begin: &'static str) {
     let (is_over, waits) = std::sync::mpsc::channel::<usize>();
     let exporter = tokio::spawn({
@@ -198,7 +200,7 @@ async fn an_export_beside_writers_has_each_committed_event_once() {
     races(sqlite_store(&folder.path().join("db")).await, "BEGIN IMMEDIATE").await;
 }
 
-/// The tokens of an owner are revoked by one call, at one instant.
+/// One call revokes the tokens of an owner, at one instant.
 async fn revoke_all<E: Engine>(store: SqlStore<E>) {
     let tokens = service(store.clone());
     for number in 0..10 {
@@ -254,7 +256,7 @@ async fn a_cursor_of_another_store_or_database_is_refused() {
             "{result:?}"
         );
     }
-    // A table that was purged to the end is no other one.
+    // A table whose events were all purged is still the same database.
     let before = chrono::DateTime::from_timestamp(2_000_000_000, 0).unwrap();
     assert_eq!(sqlite.purge_events(before, 10).await.unwrap(), 1);
     assert!(sqlite.export(&of_sqlite, 1).await.unwrap().is_empty());
@@ -285,7 +287,7 @@ async fn the_indexes_that_events_are_read_by_serve_each_query() {
         let plan: Vec<String> = plan.iter().map(|row| sqlx::Row::get(row, 0)).collect();
         let has = |what: &str| plan.iter().any(|line| line.contains(what));
         assert!(has("Index Scan") && !has("Seq Scan"), "{condition}: {plan:#?}");
-        // The ten events of one token may be sorted; whatever is many may not.
+        // Sorting is allowed for the ten events of one token, not for a large result.
         assert!(condition.contains("token") || !has("Sort"), "{condition}: {plan:#?}");
     }
 }

@@ -1,4 +1,5 @@
-//! Hearing of changes in PostgreSQL: what commits late is told, and a connection that died without a word is noticed.
+//! Following changes in PostgreSQL: changes that commit late are delivered, and a silent connection
+//! is noticed.
 
 #![allow(
     clippy::arithmetic_side_effects,
@@ -30,13 +31,13 @@ use support_sql::{
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 
-/// A store whose changes are asked for.
+/// Creates a store whose changes are polled.
 async fn polled(pool: &PgPool) -> PostgresStore {
     let schema = schema(&postgres_pool(1).await).await;
     PostgresStore::builder(pool.clone()).schema(&schema).pooler(true).migrate().await.unwrap()
 }
 
-/// Returns when all transactions are over that had begun before; whoever calls it has none open.
+/// Waits for all transactions that are already open; the caller must have none open.
 async fn others_are_over(pool: &PgPool) {
     let number = async |what: &'static str| -> i64 {
         sqlx::query(what).fetch_one(pool).await.unwrap().get(0)
@@ -47,7 +48,7 @@ async fn others_are_over(pool: &PgPool) {
     }
 }
 
-/// The ids that are told; none where any may have changed.
+/// Returns the changed ids, or `None` if any token may have changed.
 async fn told(feed: &mut impl Feed) -> Option<Vec<TokenId>> {
     match feed.next().await.unwrap() {
         FeedEvent::Changed(ids) => Some(ids),
@@ -65,12 +66,12 @@ async fn a_change_that_commits_behind_later_ones_is_told() {
     let rolled_back =
         tokens.generate(&ada(), NewToken::named("rolled back")).await.unwrap().token.id();
     let mut feed = store.poll().await.unwrap();
-    // Those that were open when it began would tell more than is asked here.
+    // Transactions that were already open at the first poll would add other ids.
     others_are_over(&postgres_pool(1).await).await;
     told(&mut feed).await;
     assert_eq!(told(&mut feed).await, Some(vec![]));
 
-    // Both take a number; one commits behind later ones, and one never does.
+    // Both take a number. One commits after later ones do, and one never commits.
     let mut first = pool.begin().await.unwrap();
     let mut second = pool.begin().await.unwrap();
     let within = tokens.within(store.within(&mut first));
@@ -106,11 +107,11 @@ async fn a_change_that_was_under_way_when_the_asking_began_is_told() {
     let mut feed = store.poll().await.unwrap();
     told(&mut feed).await;
     transaction.commit().await.unwrap();
-    // Not which: its number is lower than all that was looked at.
+    // The feed does not know which, because the number is lower than all that it has looked at.
     assert_eq!(told(&mut feed).await, None);
 }
 
-/// Reads and changes by one pool, and follows by another one.
+/// A store that reads and changes through one pool and follows through another.
 struct Split {
     direct: PostgresStore,
     followed: PostgresStore,
@@ -162,12 +163,13 @@ impl ChangeFeed for Split {
     }
 }
 
-/// A store that follows through a pooler in transaction mode without knowing of it; and the store of another process.
+/// Returns a store that follows through an undeclared pooler in transaction mode, and the store of
+/// another process.
 async fn undeclared() -> (Split, PostgresStore) {
     let direct = postgres_pool(4).await;
     let schema = schema(&direct).await;
     let direct = PostgresStore::builder(direct).schema(&schema).migrate().await.unwrap();
-    // The pooler tracks no prepared statements.
+    // The pooler does not track prepared statements.
     let options: PgConnectOptions = pooler_url().parse().unwrap();
     let pool = PgPoolOptions::new()
         .max_connections(4)
@@ -175,7 +177,7 @@ async fn undeclared() -> (Split, PostgresStore) {
         .await
         .unwrap();
     for _ in 0..100 {
-        // An unnamed statement is lost if the pooler gives another connection between two messages.
+        // An unnamed statement is lost if the pooler switches connections between two messages.
         if let Ok(followed) = PostgresStore::builder(pool.clone()).schema(&schema).open().await {
             return (Split { direct: direct.clone(), followed }, direct);
         }
@@ -193,14 +195,14 @@ async fn until(what: &str, is_so: impl Fn() -> bool) {
     panic!("{what}");
 }
 
-/// How long a revocation by another process took to be seen.
+/// Returns the time until a revocation by another process takes effect.
 async fn seen_after<S: TokenStore, T: TokenStore>(
     here: &TokenService<S, MemoryDirectory>,
     elsewhere: &TokenService<T, MemoryDirectory>,
 ) -> Duration {
     let issued = elsewhere.generate(&ada(), NewToken::named(&unique("token"))).await.unwrap();
     let text = issued.plaintext.expose_secret();
-    // Until it was told that it was made, what is kept is forgotten again.
+    // Until the notification of the new token arrives, cached records are evicted again.
     for _ in 0..3 {
         here.verify(text, None).await.unwrap();
         tokio::time::sleep(Duration::from_millis(100)).await;
@@ -228,7 +230,7 @@ async fn a_pooler_that_was_not_declared_is_found_out_and_changes_are_polled() {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
     });
-    // Times are shortened to a fifth, so that listening is tried again meanwhile.
+    // A fifth of the time, so that the feed retries listening during the test.
     let sleep = |time: Duration| tokio::time::sleep(time / 5);
     let runner =
         tokio::spawn(
@@ -237,7 +239,7 @@ async fn a_pooler_that_was_not_declared_is_found_out_and_changes_are_polled() {
     until("it does not poll", || cache.stats().is_polling_instead).await;
     let (here, elsewhere) = (service(cache.clone()), service(elsewhere));
     let start = Instant::now();
-    // Beyond the time after which listening is tried again, 12 s here.
+    // Longer than the time until the feed retries listening, 12 s here.
     while start.elapsed() < Duration::from_secs(15) {
         let seen = seen_after(&here, &elsewhere).await;
         assert!(seen < Duration::from_secs(5), "{seen:?}");
@@ -250,7 +252,7 @@ async fn a_pooler_that_was_not_declared_is_found_out_and_changes_are_polled() {
     assert!(!cache.stats().is_polling_instead);
 }
 
-/// With the longest lifetime, so that nothing but the loss explains what is seen.
+/// Uses the longest lifetime, so that only the lost connection can explain a miss.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cache_whose_listener_was_killed_forgets_everything_and_follows_when_it_is_proven_again()
 {
@@ -266,7 +268,7 @@ async fn a_cache_whose_listener_was_killed_forgets_everything_and_follows_when_i
     until("it does not follow", || cache.stats().is_following).await;
     let issued = here.generate(&ada(), NewToken::named("a")).await.unwrap();
     let text = issued.plaintext.expose_secret();
-    // What it is told of its own change is over by then.
+    // Waits until the notification of its own change has arrived.
     tokio::time::sleep(Duration::from_millis(200)).await;
     here.verify(text, None).await.unwrap();
     let reads = cache.stats().reads;
@@ -330,12 +332,12 @@ async fn a_pool_that_is_too_small_to_follow_is_refused() {
     assert!(error.to_string().contains(".max_connections(2)"), "{error}");
     assert!(!cache.stats().is_following);
     assert_eq!(open(2, false).await.check_following(), Ok(()));
-    // Polling takes no connection for itself.
+    // Polling needs no connection of its own.
     assert_eq!(open(1, true).await.check_following(), Ok(()));
     let sqlite = sqlite_memory_pool(1).await;
     assert_eq!(SqliteStore::builder(sqlite).migrate().await.unwrap().check_following(), Ok(()));
 
-    // With the fewest connections, everything else goes on.
+    // With the smallest pool, all other calls still work.
     let cache = Arc::new(CachedStore::builder(open(2, false).await).build().unwrap());
     let (here, following) = (service(cache.clone()), cache.clone());
     let runner = tokio::spawn(async move {
@@ -347,7 +349,7 @@ async fn a_pool_that_is_too_small_to_follow_is_refused() {
     runner.abort();
 }
 
-/// Passes on what it reads while its number is not below `silenced`; then nothing, and closes nothing.
+/// Forwards data while the connection's number is at least `silenced`, then stops without closing.
 async fn pass(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
@@ -365,8 +367,9 @@ async fn pass(
     }
 }
 
-/// Stands between a client and the server; gives its port, how many connections there were, and how many of the first are to
-/// fall silent.
+/// Starts a proxy before the server.
+///
+/// Returns its port, the number of connections, and how many of the first ones are silenced.
 async fn network() -> (u16, Arc<AtomicUsize>, Arc<AtomicUsize>) {
     let options: PgConnectOptions = postgres_url().parse().unwrap();
     let socket =
@@ -397,7 +400,7 @@ async fn network() -> (u16, Arc<AtomicUsize>, Arc<AtomicUsize>) {
     (port, count, silenced)
 }
 
-/// The longest lifetime, and a connection that nobody closed and that says nothing any more.
+/// Uses the longest lifetime and a connection that is silent but not closed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_that_fell_silent_is_noticed_and_nothing_stale_is_left() {
     let direct = postgres_pool(2).await;
@@ -412,7 +415,7 @@ async fn a_connection_that_fell_silent_is_noticed_and_nothing_stale_is_left() {
         .username(options.get_username())
         .database(options.get_database().unwrap_or("postgres"))
         .ssl_mode(PgSslMode::Disable);
-    // What hangs is given up soon, so that the test need not wait.
+    // A short timeout, so that the test does not wait long for the dead connections.
     let timeout = Duration::from_millis(500);
     let pool = PgPoolOptions::new()
         .max_connections(10)
@@ -423,11 +426,12 @@ async fn a_connection_that_fell_silent_is_noticed_and_nothing_stale_is_left() {
     let store = PostgresStore::builder(pool).schema(&schema).open().await.unwrap();
     let lifetime = Duration::from_secs(3_600);
     let cache = Arc::new(CachedStore::builder(store).lifetime(lifetime).build().unwrap());
-    // Before anybody listens: what the notification of it forgets would hide what is shown here.
+    // Generated before the cache listens, because its notification would evict the record under
+    // test.
     let issued = elsewhere.generate(&ada(), NewToken::named("a")).await.unwrap();
     let text = issued.plaintext.expose_secret();
     let (following, here) = (cache.clone(), service(cache.clone()));
-    // Times are shortened, which says nothing of what is done when they are over.
+    // Shortens the waits, not the actions that follow them.
     let sleep = |time: Duration| tokio::time::sleep(time.min(Duration::from_millis(200)));
     let runner =
         tokio::spawn(
@@ -441,7 +445,7 @@ async fn a_connection_that_fell_silent_is_noticed_and_nothing_stale_is_left() {
     elsewhere.revoke(&ada(), issued.token.id(), Reason::Owner).await.unwrap();
     for _ in 0..10_000 {
         match here.verify(text, None).await {
-            // Not noticed yet, or the pool has not given up the other dead connections.
+            // The silence is not noticed yet, or the pool still holds other dead connections.
             Ok(_) | Err(VerifyError::Unavailable(_)) => {
                 tokio::time::sleep(Duration::from_millis(1)).await;
             }

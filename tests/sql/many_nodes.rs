@@ -1,6 +1,7 @@
-//! Several processes on one database, each with its cache: how soon a revocation made on one is seen on all of them.
+//! Several processes on one database, each with a cache: measures how soon all of them see a
+//! revocation.
 //!
-//! `PATKIT_NODE_ROUNDS` sets how many revocations are measured for each engine, 50 by default.
+//! `PATKIT_NODE_ROUNDS` sets how many revocations are measured for each engine; it defaults to 50.
 
 #![allow(
     clippy::arithmetic_side_effects,
@@ -22,7 +23,7 @@ use std::time::Duration;
 use support_sql::{Folder, ada, pooler_pool, postgres_pool, schema, service, sqlite_store, unique};
 
 const TARGET: &str = "PATKIT_NODE_TARGET";
-/// Besides the one that revokes.
+/// The number of nodes besides the one that revokes.
 const NODES: usize = 3;
 const LIFETIME: Duration = Duration::from_secs(30);
 const INTERVAL: Duration = Duration::from_millis(50);
@@ -37,7 +38,8 @@ fn say(line: &str) {
     out.flush().unwrap();
 }
 
-/// Verifies what it is told to until that is refused, and says when it saw that.
+/// Verifies each text from standard input until it is rejected, and prints the time of the
+/// rejection.
 async fn be_a_node<S: TokenStore + ChangeFeed + 'static>(store: S) {
     let cache = Arc::new(CachedStore::builder(store).lifetime(LIFETIME).build().unwrap());
     let following = cache.clone();
@@ -152,7 +154,7 @@ async fn measure<S: TokenStore>(store: S, target: &str, how: &str) {
         most < i64::try_from(LIFETIME.as_micros()).unwrap(),
         "over the bound that is documented"
     );
-    // Far under it: the nodes heard of it, and did not wait for the lifetime to be over.
+    // Far below the lifetime, so the nodes were notified instead of waiting for expiry.
     assert!(median < i64::try_from(LIFETIME.as_micros()).unwrap() / 10, "nobody heard of it");
 }
 
@@ -181,7 +183,8 @@ async fn a_revocation_is_seen_on_every_node_that_polls_sqlite() {
     measure(store, &format!("sqlite|{}", file.display()), "SQLite, polled each 50 ms").await;
 }
 
-/// A lost channel is said to be lost, and when it is back nothing from before is believed.
+/// If the channel is lost, the cache reports the loss and evicts everything before it follows
+/// again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_channel_that_is_lost_and_found_leaves_nothing_stale() {
     let pool = postgres_pool(8).await;
@@ -206,7 +209,7 @@ async fn a_channel_that_is_lost_and_found_leaves_nothing_stale() {
         let issued = elsewhere.generate(&ada(), NewToken::named(&unique("token"))).await.unwrap();
         let text = issued.plaintext.expose_secret();
         here.verify(text, None).await.unwrap();
-        // Every connection that listens is cut, and the revocation is made in the meantime.
+        // Cuts every listening connection, so that the revocation happens while nobody listens.
         sqlx::raw_sql(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
              WHERE query LIKE 'LISTEN%' AND pid <> pg_backend_pid()",

@@ -1,25 +1,29 @@
-//! Random histories of all operations, against a second writing of the rules.
+//! Random histories of all operations, checked against a second implementation of the rules.
 //!
-//! `model/rules.rs` says once more what the contract says of the lifecycle, of policies, of who may manage what, and of rotation. A
-//! history is a series of steps by owners, admins, tokens, the host and its directory, and the clock: see `model/history.rs`. Few
-//! owners and tokens take part, so that they collide. Each step is done by the rules, by a service over the memory store, and by one
-//! over SQLite. All three have to give the same answer and to leave the same records. Four services with other policies share each
-//! store. In some steps two operations race: the second one happens before the first commit of the first one, and one order of the
-//! two has to explain all that is seen.
+//! `model/rules.rs` restates what the contract says of the lifecycle, of policies, of who may
+//! manage what, and of rotation. A history is a series of steps by owners, admins, tokens, the host
+//! and its directory, and the clock: see `model/history.rs`. Few owners and tokens take part, so
+//! that they collide. Each step runs on the rules, on a service over the memory store, and on one
+//! over SQLite. All three must return the same answer and leave the same records. Four services
+//! with different policies share each store. In some steps two operations race: the second one
+//! happens before the first commit of the first one, and one order of the two must explain every
+//! answer and record.
 //!
-//! Two facts are checked beside the rules: whatever somebody got through a token never works again once that token was revoked as
-//! compromised, and the ids of a service increase.
+//! Two facts are checked besides the rules: nothing obtained through a token ever works again once
+//! that token was revoked as compromised, and the ids of a service increase.
 //!
-//! A history that fails is made short and printed, with what to set to play it again:
+//! A failing history is shortened and printed, with the settings that replay it:
 //!
 //! ```text
 //! PATKIT_MODEL_SEED=17 PATKIT_MODEL_OPERATIONS=200 cargo test -p patkit-tests-sql --test model
 //! ```
 //!
-//! The seed is that of the first history, and each next history has the next seed. A history ends early if a removal leaves
-//! a token with more parents or ancestors than a record has room for, because the contract does not say which of them it keeps.
+//! The seed is that of the first history, and each further history has the next seed. A history
+//! ends early if a removal leaves a token with more parents or ancestors than a record has room
+//! for, because the contract does not say which of them it keeps.
 //!
-//! `scripts/model-bugs` puts ten bugs into a copy of the crate, one at a time, and fails unless this test finds each.
+//! `scripts/model-bugs` puts ten bugs into a copy of the crate, one at a time, and fails unless
+//! this test finds each.
 
 #![allow(
     clippy::arithmetic_side_effects,
@@ -50,10 +54,10 @@ mod world;
 use play::{Source, Stage, play};
 use std::fmt::Write;
 
-/// Steps of one history.
+/// The number of steps of a history.
 const LENGTH: usize = 200;
 
-/// A number from the environment.
+/// Reads a number from the environment.
 fn setting(name: &str, default: u64) -> u64 {
     match std::env::var(name) {
         Ok(text) => {
@@ -76,7 +80,7 @@ fn the_crate_does_what_the_rules_say() {
         let played = play(&stage, seed, &Source::Drawn(LENGTH));
         done += played.steps.len();
         let Some(failure) = played.failure else { continue };
-        // Each try would print the same panic.
+        // Silences the panics of the tries, which are all the same.
         std::panic::set_hook(Box::new(|_| {}));
         let steps = shrink::shrink(played.steps, |steps| {
             play(&stage, seed, &Source::Given(steps)).failure.is_some()

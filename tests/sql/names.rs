@@ -1,4 +1,4 @@
-//! Prefixes and schemas: any name works or is refused before any statement.
+//! Prefixes and schemas: every name either works or is refused before the first statement.
 
 #![allow(
     clippy::arithmetic_side_effects,
@@ -47,7 +47,7 @@ const NASTY: &[&str] = &[
     "patkit_patkit_",
 ];
 
-/// Does all that has statements of its own.
+/// Runs every operation that has a statement of its own.
 async fn works<S>(store: S, what: &str)
 where
     S: TokenStore + AuditLog + ChangeFeed + KeyChecks + Clone,
@@ -85,7 +85,7 @@ async fn any_prefix_works_in_sqlite() {
     let folder = Folder::new();
     let pool = sqlite_pool(&folder.path().join("db"), 4).await;
     let long = "x".repeat(64);
-    // All in one database.
+    // All prefixes share one database.
     for prefix in NASTY.iter().copied().chain([&*long, "a_sqlite_"]) {
         for _ in 0..2 {
             SqliteStore::builder(pool.clone()).prefix(prefix).migrate().await.unwrap_or_else(
@@ -97,7 +97,7 @@ async fn any_prefix_works_in_sqlite() {
         works(SqliteStore::builder(pool.clone()).prefix(prefix).open().await.unwrap(), prefix)
             .await;
     }
-    // Prefixes that differ in ASCII case alone name the same tables: exports work by either.
+    // Prefixes that differ only in ASCII case name the same tables, so exports work with either.
     let store = SqliteStore::builder(pool.clone()).prefix("ORDER").open().await.unwrap();
     let page = store.export(&ExportCursor::start(), 10).await.unwrap();
     store.export(&page.next, 10).await.unwrap();
@@ -121,7 +121,7 @@ async fn any_prefix_and_any_schema_work_in_postgres() {
         )
         .await;
     }
-    // PostgreSQL keeps names that begin with `pg_` for its own schemas.
+    // PostgreSQL reserves names that begin with `pg_` for its own schemas.
     for name in NASTY.iter().copied().filter(|name| !name.starts_with("pg_")).chain([&*wide]) {
         let quoted = format!("\"{}\"", name.replace('"', "\"\""));
         let create = format!("DROP SCHEMA IF EXISTS {quoted} CASCADE; CREATE SCHEMA {quoted}");
@@ -140,7 +140,7 @@ async fn any_prefix_and_any_schema_work_in_postgres() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_name_that_cannot_work_is_refused_before_any_statement() {
-    // Neither is ever connected.
+    // Neither pool ever connects.
     let postgres =
         || PgPoolOptions::new().connect_lazy_with(PgConnectOptions::new().host("/nonexistent"));
     let sqlite =

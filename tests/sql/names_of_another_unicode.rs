@@ -1,4 +1,4 @@
-//! Names that were written under the rules of another version of Unicode: they stop nothing.
+//! Names that were written under the rules of another Unicode version do not block any operation.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
@@ -9,7 +9,7 @@ use patkit::{
 use std::time::Duration;
 use support_sql::{ada, postgres_pool, schema, service, sqlite_memory_pool};
 
-/// In NFD, with an unassigned character, a bidi override, two spaces and a space at its end.
+/// In NFD, with an unassigned character, a bidi override, two spaces and a trailing space.
 const NAME: &str = "cafe\u{301} \u{202E}\u{378}  x ";
 const CHANGES: &str = "UPDATE TABLE SET name = 'cafe\u{301} \u{202E}\u{378}  x ', description = '\u{2028}\u{2800}', \
      name_key = KEY WHERE name = 'one'; \
@@ -26,13 +26,13 @@ async fn works<S: TokenStore>(store: S, key: &str, table: &str, change: impl Asy
     assert_eq!(verified.token().description().unwrap().as_str(), "\u{2028}\u{2800}");
     let listed = service.list(&ada(), None, 50).await.unwrap();
     assert_eq!((listed.items.len(), listed.corrupt.len()), (2, 0));
-    // Sending back what is there changes nothing; a new name is judged.
+    // An edit that sends the stored texts changes nothing; a new name is validated.
     let same = TokenEdit::new().name(NAME).description("\u{2028}\u{2800}");
     service.edit(&ada(), one.token.id(), same).await.unwrap();
     let judged = service.rename(&ada(), one.token.id(), "\u{378}").await;
     assert!(matches!(judged, Err(ManageError::Invalid(_))), "{judged:?}");
 
-    // The successor has the key as it was written, and the next one too.
+    // Each successor keeps the stored key.
     let key_of = async |id| service.store().find(id).await.unwrap().unwrap().name_key;
     let before = key_of(one.token.id()).await;
     assert_eq!(before.unwrap().as_bytes(), &[7; 32]);
@@ -50,7 +50,7 @@ async fn works<S: TokenStore>(store: S, key: &str, table: &str, change: impl Asy
     for text in [&one.plaintext, &two.plaintext] {
         service.verify(text.expose_secret(), None).await.unwrap_err();
     }
-    // A name by today's rules gets today's key.
+    // A valid new name gets a key under the current rules.
     service.rename(&ada(), two.token.id(), "two").await.unwrap();
     assert_eq!(key_of(two.token.id()).await, Some(TokenName::new("two").unwrap().key()));
 }

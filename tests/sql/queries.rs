@@ -1,4 +1,5 @@
-//! How many statements each operation costs, counted on the wire; and that each goes by an index.
+//! Counts the statements of each operation on the wire, and checks that each statement uses an
+//! index.
 
 #![allow(
     clippy::arithmetic_side_effects,
@@ -28,16 +29,17 @@ use support_sql::{Folder, postgres_pool, postgres_url, schema, sqlite_pool};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 
-/// What went over the wire.
+/// The statements seen on the wire.
 #[derive(Default)]
 struct Wire {
-    /// Statements that were run: messages Execute and Query of PostgreSQL's protocol (its documentation, section 55.7).
+    /// The number of statements run: Execute and Query messages of the protocol (PostgreSQL's
+    /// documentation, section 55.7).
     count: AtomicUsize,
-    /// The texts of those that were prepared: messages Parse.
+    /// The texts of prepared statements: Parse messages.
     prepared: Mutex<BTreeSet<String>>,
 }
 
-/// Stands between a client and the server.
+/// Starts a proxy between a client and the server.
 async fn proxy() -> (u16, Arc<Wire>) {
     let options: PgConnectOptions = postgres_url().parse().unwrap();
     let socket =
@@ -107,7 +109,7 @@ fn owner(name: &str) -> OwnerId {
     OwnerId::new(name).unwrap()
 }
 
-/// A store whose connection goes through the proxy.
+/// Creates a store whose connection goes through the proxy.
 async fn watched_store(schema: &str) -> (PostgresStore, Arc<Wire>) {
     let (port, wire) = proxy().await;
     let options: PgConnectOptions = postgres_url().parse().unwrap();
@@ -169,13 +171,13 @@ async fn each_operation_costs_as_many_statements_as_it_must() {
     let through = Actor::token(&verified);
     costs!("get", 1, service.get(&ada, id)).unwrap();
     costs!("get itself", 2, service.get(&through, id)).unwrap();
-    // Besides those: the token that it is done through, and a change of that, so that a compromise finds what it made.
+    // Also reads the token that acts, and changes it so that a compromise finds the new token.
     costs!("generate through a token", 6, service.generate(&through, NewToken::named("b")))
         .unwrap();
     costs!("list", 1, service.list(&ada, None, 50)).unwrap();
     costs!("list_service", 1, service.list_service(&ada, None, 50)).unwrap();
     costs!("list_overseen", 1, service.list_overseen(&ada, &owner("eve"), None, 50)).unwrap();
-    // The record, and a transaction of two statements.
+    // The record, and a transaction with two statements.
     costs!("rename", 5, service.rename(&ada, id, "c")).unwrap();
     costs!("edit to what it is", 1, service.edit(&ada, id, TokenEdit::new().name("c"))).unwrap();
     let next = costs!("rotate", 6, service.rotate(&ada, id, Duration::from_secs(60))).unwrap();
@@ -184,17 +186,18 @@ async fn each_operation_costs_as_many_statements_as_it_must() {
     costs!("refused as revoked", 1, service.verify(next.plaintext.expose_secret(), None))
         .unwrap_err();
     costs!("restore", 5, service.restore(&ada, next_id)).unwrap();
-    // And two lists: of what it made, and of what it restored.
+    // Also lists the tokens that it made and those that were restored through it.
     costs!("revoke as compromised", 7, service.revoke(&ada, next_id, Reason::Compromised)).unwrap();
     costs!("flush of one", 1, service.flush()).unwrap();
     costs!("flush of nothing", 0, service.flush()).unwrap();
     clock.advance(chrono::TimeDelta::days(200));
-    // The record, what it made, what it restored, what came of it through removed tokens, whose place it took, and a transaction
-    // of four statements that locks and changes both.
+    // The record; the tokens made or restored through it, and its descendants through removed
+    // tokens; its predecessor; and a transaction of four statements that locks and changes both.
     costs!("delete", 11, service.delete(&ada, next_id)).unwrap();
-    // A list of both ended ones; of each what it made, what it restored and what came of it through removed tokens, and of one
-    // its successor, which is gone; a transaction of four statements that locks both, removes them and tells of them; and a
-    // list that finds nothing more.
+    // A list of both ended tokens; for each, the tokens made or restored through it, and its
+    // descendants through removed tokens; for one of them its missing successor; a transaction of
+    // four statements that locks both, removes them and writes their events; and a last list, which
+    // is empty.
     costs!("prune", 15, service.prune(Duration::from_secs(86_400))).unwrap();
     costs!("sweep_idle", 1, service.sweep_idle()).unwrap();
     costs!("tokens_per_key", 1, service.store().tokens_per_key()).unwrap();
@@ -208,10 +211,11 @@ async fn each_operation_costs_as_many_statements_as_it_must() {
     costs!("health", 1, service.store().health()).unwrap();
     let eve = Actor::session(owner("eve"));
     service.generate(&eve, NewToken::named("a")).await.unwrap();
-    // The owner's tokens, the lists of what came of each (made, restored, through removed tokens), and a transaction of three
-    // statements: it goes, the traces in all events, and its own event. All of it once more, and nothing is found.
+    // The owner's tokens; the lists of the descendants of each (made, restored, through removed
+    // tokens); and a transaction of three statements: the removal, the owner's traces in all
+    // events, and the event. Then all of it again, which finds nothing.
     costs!("erase_owner", 13, service.erase_owner(&Realm::default(), &owner("eve"))).unwrap();
-    // A savepoint instead of a transaction.
+    // A savepoint replaces the transaction.
     let mut transaction = service.store().pool().begin().await.unwrap();
     let within = service.within(service.store().within(&mut transaction));
     costs!("generate within", 4, within.generate(&ada, NewToken::named("within"))).unwrap();
@@ -228,12 +232,13 @@ async fn each_operation_costs_as_many_statements_as_it_must() {
         ListQuery::new(ListBy::Owner { realm: Realm::default(), owner: owner("ada"), kind: None });
     let page = costs!("a page", 1, service.store().list(&all)).unwrap();
     assert!(page.tokens.iter().all(|token| token.last_used.is_some()));
-    // Four for each of them, and six pages of the list.
+    // Four for each token, and six pages of the list.
     costs!("revoke_all of a thousand", 4006, service.revoke_all(&Realm::default(), &owner("ada")))
         .unwrap();
 }
 
-/// Rows enough that reading all of them would be noticed, straight into the table: of 5,000 owners, a tenth of them ended.
+/// Enough rows to notice a full scan, inserted directly: tokens of 5,000 owners, a tenth of them
+/// ended.
 const ROWS: &str = "INSERT INTO patkit_tokens (id, realm, owner, owner_kind, kind, name, name_key, created_at, created_by, \
     revoked_at, revoked_reason, revoked_by, revoked_authority, lifetime, scope, digest_key, digest, idle_from, version) \
     SELECT ID, '', 'owner ' || (n % 5000), 'human', 'personal', 'token ' || n, KEY, n, 'system', \
@@ -319,10 +324,10 @@ async fn no_statement_reads_a_whole_table_but_the_counts_and_the_sweep() {
         .filter(|statement| {
             statement.contains("patkit_tokens") || statement.contains("patkit_events")
         })
-        // A count reads all that it counts.
+        // A count reads all rows that it counts.
         .filter(|statement| !statement.contains("COUNT(*)"))
     {
-        // An instant before which little has ended, as between two prunes.
+        // An instant before which few tokens ended, as between two prunes.
         let statement = statement.replace(&format!("ended_at <= {pruned}"), "ended_at <= 100");
         let places = (1..100).take_while(|place| statement.contains(&format!("${place}"))).count();
         let nulls = vec!["NULL"; places].join(", ");
@@ -336,7 +341,7 @@ async fn no_statement_reads_a_whole_table_but_the_counts_and_the_sweep() {
         let plan: Vec<String> = plan.iter().map(|row| row.get::<String, _>(0)).collect();
         assert!(!plan.iter().any(|line| line.contains("Seq Scan")), "{statement}\n{plan:#?}");
 
-        // The same statement, but for what only PostgreSQL has.
+        // Checks the statement in SQLite too, unless it uses features that only PostgreSQL has.
         if ["unnest", "migrations", "pg_notify", "FOR NO KEY"]
             .iter()
             .any(|only| statement.contains(only))

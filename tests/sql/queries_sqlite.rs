@@ -1,6 +1,8 @@
-//! How many statements each operation costs in SQLite, counted in the engine: what sqlx logs of
-//! those it ran, and how often SQLite committed. The log belongs to the whole process, so this test
-//! runs in a span of its own, and counts only what was logged within it.
+//! Counts the statements of each operation in SQLite, by sqlx's log and by the commits of the
+//! engine.
+//!
+//! The log belongs to the whole process, so this test runs in its own span and counts only the
+//! lines logged within it.
 
 #![allow(clippy::panic, clippy::string_slice, clippy::unwrap_used, reason = "tests")]
 
@@ -20,10 +22,10 @@ use std::time::Duration;
 use tracing::Instrument;
 use tracing_subscriber::fmt::MakeWriter;
 
-/// What stands in each line that tells of a statement of this test: its span, and sqlx's target.
+/// The mark of each line about a statement of this test: its span and sqlx's target.
 const STATEMENT: &str = "counted: sqlx::query";
 
-/// The statements that were logged.
+/// The logged statements.
 #[derive(Clone, Default)]
 struct Log(Arc<Mutex<Vec<String>>>);
 
@@ -70,9 +72,10 @@ impl Engine {
         Self { pool, log, commits }
     }
 
-    /// What was counted since the last time: statements, and commits of what changed something.
+    /// Returns the statements and the commits with changes since the last call.
     async fn count(&self) -> (usize, usize) {
-        // The connection does one thing after the other: when this one answers, all before it is logged.
+        // The connection works in order, so all earlier statements are logged once this one
+        // returns.
         raw_sql("SELECT 'barrier'").fetch_all(&self.pool).await.unwrap();
         (
             std::mem::take(&mut *self.log.0.lock().unwrap()).len(),
@@ -131,7 +134,7 @@ async fn count_statements(log: Log) {
     let through = Actor::token(&verified);
     costs!("get", 1, 0, service.get(&ada, id)).unwrap();
     costs!("get itself", 2, 0, service.get(&through, id)).unwrap();
-    // Besides: the token that it is done through, and a change of that.
+    // Also reads and changes the token that acts.
     let child =
         costs!("through a token", 4, 1, service.generate(&through, NewToken::named("b"))).unwrap();
     let robot = NewToken::named("robot").for_service(owner("robot"));
@@ -139,7 +142,7 @@ async fn count_statements(log: Log) {
     costs!("list", 1, 0, service.list(&ada, None, 50)).unwrap();
     costs!("list_service", 1, 0, service.list_service(&ada, None, 50)).unwrap();
     costs!("list_overseen", 1, 0, service.list_overseen(&ada, &owner("ada"), None, 50)).unwrap();
-    // The record is read, changed, and told of.
+    // Reads the record, updates it and writes its event.
     costs!("rename", 3, 1, service.rename(&ada, id, "c")).unwrap();
     costs!("edit", 3, 1, service.edit(&ada, id, TokenEdit::new().description("d"))).unwrap();
     costs!("edit to what it is", 1, 0, service.edit(&ada, id, TokenEdit::new().name("c"))).unwrap();
@@ -149,10 +152,10 @@ async fn count_statements(log: Log) {
     costs!("refused as revoked", 1, 0, service.verify(next.plaintext.expose_secret(), None))
         .unwrap_err();
     costs!("restore", 3, 1, service.restore(&ada, next_id)).unwrap();
-    // And two lists: of what it made, and of what it restored.
+    // Also lists the tokens that it made and those that were restored through it.
     costs!("revoke as compromised", 5, 1, service.revoke(&ada, next_id, Reason::Compromised))
         .unwrap();
-    // One of uses, and one of the refusals that are audited.
+    // One for the uses and one for the audited refusals.
     costs!("flush", 2, 2, service.flush()).unwrap();
     costs!("flush of nothing", 0, 0, service.flush()).unwrap();
     for number in 0..1_000 {
@@ -163,11 +166,11 @@ async fn count_statements(log: Log) {
     engine.count().await;
     costs!("flush of a thousand", 1, 1, service.flush()).unwrap();
     clock.advance(chrono::TimeDelta::minutes(2));
-    // Presented after its overlap: the record, read again past a cache, and its event.
+    // Presented after its overlap: the record, a second read that bypasses caches, and the event.
     costs!("reuse", 4, 1, service.verify(text, None)).unwrap_err();
     costs!("reuse within the hour", 1, 0, service.verify(text, None)).unwrap_err();
-    // The record, what it made, what it restored, what came of it through removed tokens, whose place it took; it goes, the
-    // other one names it no more, and the event.
+    // The record; the tokens made or restored through it, and its descendants through removed
+    // tokens; its predecessor; the removal; the cleared link of the predecessor; and the event.
     costs!("delete", 8, 1, service.delete(&ada, next_id)).unwrap();
     costs!("tokens_per_key", 1, 0, service.store().tokens_per_key()).unwrap();
     // The check values, one that is recorded, the values again, and the counts.
@@ -178,7 +181,7 @@ async fn count_statements(log: Log) {
     costs!("count_by_state", 1, 0, service.store().count_by_state(clock_now(&clock))).unwrap();
     costs!("health", 1, 0, service.store().health()).unwrap();
     costs!("shutdown", 1, 1, service.shutdown()).unwrap();
-    // A list, a change and its event, and a list that finds nothing more.
+    // A list, a change and its event, and a last list, which is empty.
     costs!("revoke_all", 4, 1, service.revoke_all(&home, &owner("ada"))).unwrap();
     costs!("sweep_idle", 1, 0, service.sweep_idle()).unwrap();
     assert_eq!(
@@ -187,13 +190,14 @@ async fn count_statements(log: Log) {
     );
     engine.count().await;
     clock.advance(chrono::TimeDelta::days(2));
-    // A list of both ended ones; of each what it made, what it restored and what came of it through removed tokens, and of one
-    // its successor, which is gone; both go, their events; and a list that finds nothing more.
+    // A list of both ended tokens; for each, the tokens made or restored through it, and its
+    // descendants through removed tokens; for one of them its missing successor; the removal of
+    // both; their events; and a last list, which is empty.
     costs!("prune", 12, 1, service.prune(Duration::from_secs(86_400))).unwrap();
     let issued = service.generate(&ada, NewToken::named("e")).await.unwrap();
     engine.count().await;
-    // The owner's tokens, then the lists of what came of each: made, restored and through removed tokens; it goes, its event, the
-    // traces in all others; and all of it once more.
+    // The owner's tokens; the lists of the descendants of each (made, restored, through removed
+    // tokens); the removal, its event, the owner's traces in all other events; and all of it again.
     costs!("erase_owner", 9, 2, service.erase_owner(&home, &owner("ada"))).unwrap();
     costs!("unknown", 1, 0, service.verify(issued.plaintext.expose_secret(), None)).unwrap_err();
 }

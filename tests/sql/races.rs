@@ -1,4 +1,4 @@
-//! Operations that race each other from several processes, through one database.
+//! Races operations of several processes against each other, through one database.
 
 #![allow(
     clippy::arithmetic_side_effects,
@@ -23,7 +23,7 @@ use support_sql::{Folder, ada, postgres_pool, schema, service, sqlite_store, uni
 const TARGET: &str = "PATKIT_RACE_TARGET";
 const PROCESSES: usize = 4;
 const ROUNDS: usize = 150;
-/// From one round to the next: long enough for all of them to be through.
+/// The time between rounds, which is long enough for all processes to finish one.
 const ROUND_MICROS: i64 = 25_000;
 
 type Service<S> = TokenService<S, MemoryDirectory>;
@@ -32,8 +32,10 @@ fn now() -> i64 {
     SystemClock::new().now_micros()
 }
 
-/// One token, over which half of the processes race to restore it and half to revoke it as compromised; one that all of them
-/// rotate; and one name that all of them want. Round by round, at the same instants of the clock.
+/// Races the processes for two tokens and a name, in rounds at the same instants of the clock.
+///
+/// Half of the processes restore the first token and half revoke it as compromised. All of them
+/// rotate the second token and want the same name.
 async fn race<S: TokenStore>(
     service: &Service<S>,
     number: usize,
@@ -43,7 +45,7 @@ async fn race<S: TokenStore>(
     let mut lines = Vec::new();
     for (round, [torn, rotated]) in tokens.iter().enumerate() {
         let due = start + i64::try_from(round).unwrap() * ROUND_MICROS;
-        // Not all at the very same one: in every round another one is a little late.
+        // Delays another process a little in each round.
         let late = i64::try_from((number * 7 + round * 13) % 10).unwrap() * 50;
         while now() < due + late {
             std::hint::spin_loop();
@@ -142,8 +144,8 @@ async fn from_several_processes<S: TokenStore>(service: Service<S>, target: &str
             "round {round}"
         );
     }
-    // More than one number shows that they raced. On a machine that is busy with other things they may come one by one, always
-    // in one order.
+    // More than one number shows that the processes raced. On a busy machine they may run one by
+    // one, always in the same order.
     println!(
         "of {PROCESSES} changes of one token, in {ROUNDS} rounds, so many were done: {orders:?}"
     );

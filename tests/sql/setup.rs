@@ -1,4 +1,4 @@
-//! How a store in a database is opened: migrations, names, rights, and the settings that it refuses.
+//! Opens stores in databases: migrations, names, rights, and the settings that a store refuses.
 
 #![allow(
     clippy::arithmetic_side_effects,
@@ -35,7 +35,7 @@ fn ada_id() -> OwnerId {
     OwnerId::new("ada").unwrap()
 }
 
-/// Makes a token, verifies it and writes its use.
+/// Generates a token, verifies it and writes its use.
 async fn works<S: TokenStore>(store: S) {
     let service = service(store);
     let new = NewToken::named(&unique("token"));
@@ -64,7 +64,8 @@ async fn migrating_again_changes_nothing_and_eight_at_once_do_it_once() {
 
     let folder = Folder::new();
     let file = folder.path().join("db");
-    // The file's journal is the host's to choose, and SQLite lets one connection alone choose it, nor does it wait there.
+    // The host chooses the journal mode. SQLite lets only one connection change it, and the change
+    // does not wait for locks.
     let pool = sqlite_pool(&file, 1).await;
     let migrate = || {
         let file = file.clone();
@@ -124,7 +125,7 @@ async fn a_role_that_owns_its_schema_and_nothing_else_is_enough() {
         .await
         .unwrap();
     works(PostgresStore::builder(own.clone()).schema(&role).migrate().await.unwrap()).await;
-    // Where it may not: said, and nothing is half there.
+    // Without the right, `migrate` fails and leaves nothing half done.
     let other = schema(&pool).await;
     let refused = PostgresStore::builder(own).schema(&other).migrate().await;
     assert!(matches!(refused, Err(SetupError::Denied(_))), "{refused:?}");
@@ -140,7 +141,7 @@ async fn tables_that_are_missing_or_of_another_version_are_refused_and_named() {
     assert!(matches!(open().await, Err(SetupError::NotMigrated { .. })));
     PostgresStore::builder(pool.clone()).schema(&schema).migrate().await.unwrap();
     open().await.unwrap();
-    // A later version that says that this one goes with it, and one that does not.
+    // A later version that is compatible with this program, and one that is not.
     for (version, min_compatible, fits) in [(2, 1, true), (3, 3, false)] {
         let sql = format!(
             "INSERT INTO {schema}.patkit_migrations VALUES ({version}, {min_compatible}, 'later', 0)"
@@ -173,7 +174,7 @@ async fn tables_that_are_missing_or_of_another_version_are_refused_and_named() {
     );
 }
 
-/// For hosts that run the SQL files of this crate with their own tool.
+/// Hosts may run the SQL files of this crate with their own tool.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_sql_files_as_they_are_make_tables_that_a_store_opens() {
     let pool = postgres_pool(4).await;
@@ -213,7 +214,7 @@ async fn settings_that_could_lose_a_revocation_are_refused_and_named() {
             other => panic!("{named}: {other:?}"),
         }
     }
-    // A database in memory for each connection.
+    // Each connection has its own database in memory.
     let options = SqliteConnectOptions::new().filename(":memory:");
     let pool = SqlitePoolOptions::new().max_connections(2).connect_with(options).await.unwrap();
     let refused = SqliteStore::builder(pool).migrate().await;
@@ -268,7 +269,7 @@ async fn a_database_that_is_read_only_verifies_and_reports_what_it_cannot_write(
     }
 }
 
-/// Dropped at any moment, a change leaves no transaction open on a connection that the next one gets.
+/// A change that is dropped at any moment leaves no open transaction on its pooled connection.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_that_is_dropped_leaves_the_pool_as_it_was() {
     let direct = postgres_pool(2).await;
@@ -279,7 +280,7 @@ async fn a_change_that_is_dropped_leaves_the_pool_as_it_was() {
     let token = service(store.clone()).generate(&ada(), NewToken::named("a")).await.unwrap().token;
     let batch = ChangeBatch::new().change(Change::Remove { id: token.id(), version: 99 });
     for round in 0..150_u32 {
-        // Polled a few times and dropped: each time a little further.
+        // Drops the change after a growing number of polls.
         let mut change = Box::pin(store.commit(&batch));
         for _ in 0..round / 3 {
             if change.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_ready() {
@@ -296,7 +297,7 @@ async fn a_change_that_is_dropped_leaves_the_pool_as_it_was() {
     }
 }
 
-/// Batches that change several records, and last uses of the same ones, wait for each other in one order.
+/// Batches and last uses of the same records take their locks in one order.
 #[tokio::test(flavor = "multi_thread")]
 async fn changes_of_several_records_and_their_last_uses_never_wait_for_each_other_in_a_ring() {
     let pool = postgres_pool(8).await;
@@ -327,7 +328,7 @@ async fn changes_of_several_records_and_their_last_uses_never_wait_for_each_othe
                 }
                 let mut batch = ChangeBatch::new();
                 for step in 0..3 {
-                    // In another order each time.
+                    // A different order each time.
                     let id = ids[(round + step * (worker + 1)) % ids.len()];
                     if batch.changes.iter().any(|change| change.id() == id) {
                         continue;
@@ -424,7 +425,7 @@ async fn a_corrupt_row_is_named_by_table_column_and_row_and_harms_itself_alone()
     }
 }
 
-/// A store on each engine, with what runs a statement on its tables and what these are called by.
+/// A store on each engine.
 struct Engines {
     pool: PgPool,
     schema: String,
@@ -447,7 +448,7 @@ impl Engines {
         SqliteStore::builder(self.file.clone()).migrate().await.unwrap()
     }
 
-    /// `ID(hex)` stands for the id of these digits.
+    /// Runs a statement on the tables of one engine; `ID(hex)` becomes the id with these digits.
     async fn run(&self, is_postgres: bool, sql: &str) {
         if is_postgres {
             let sql = sql.replace("ID(", "decode('").replace(')', "', 'hex')");
@@ -549,7 +550,7 @@ async fn nodes_that_check_for_the_first_time_at_once_agree_on_one_key() {
     checked(engines.sqlite().await).await;
 }
 
-/// So many tokens of `ada`, oldest first.
+/// Generates `count` tokens of `ada`, and returns their ids, oldest first.
 async fn make<S: TokenStore + Clone>(store: &S, count: usize) -> Vec<patkit::TokenId> {
     let service = service(store.clone());
     let mut ids = Vec::new();
@@ -565,7 +566,7 @@ fn hex(id: patkit::TokenId) -> String {
     format!("{:032x}", u128::from_be_bytes(id.to_bytes()))
 }
 
-/// Of five tokens the three newest get ids that are none, and one of those that are left has ended.
+/// Makes five tokens and replaces the ids of the three newest with invalid ones.
 async fn spoiled<S: TokenStore + Clone>(
     store: &S,
     engines: &Engines,
@@ -609,7 +610,8 @@ async fn ids_that_are_none_end_no_list_and_stop_no_pruning() {
         let seen =
             if is_postgres { list_through(&postgres).await } else { list_through(&sqlite).await };
         assert_eq!(seen, (vec![ids[1], ids[0]], 3));
-        // All but one have ended. Those whose ids are none come last, so that they are alone in a batch.
+        // Ends all tokens but one. Those with invalid ids come last, so that a batch contains only
+        // them.
         let end =
             format!("UPDATE patkit_tokens SET expires_at = 1 WHERE id <> ID({})", hex(ids[0]));
         engines.run(is_postgres, &end).await;
@@ -618,7 +620,7 @@ async fn ids_that_are_none_end_no_list_and_stop_no_pruning() {
         } else {
             service(sqlite.clone()).prune(Duration::ZERO).await
         };
-        // The records that cannot be read are left and reported, after the others were removed.
+        // Unreadable records are kept and reported, after the others were removed.
         assert!(matches!(pruned, Err(ManageError::Unavailable(_))), "{pruned:?}");
         let seen =
             if is_postgres { list_through(&postgres).await } else { list_through(&sqlite).await };
@@ -626,7 +628,7 @@ async fn ids_that_are_none_end_no_list_and_stop_no_pruning() {
     }
 }
 
-/// More than SQLite takes values in one statement.
+/// The batch has more values than one statement of SQLite can take.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_batch_of_forty_thousand_changes_names_its_first_conflict() {
     let engines = Engines::new().await;
@@ -645,7 +647,7 @@ fn all() -> ListQuery {
     ListQuery::new(ListBy::Kind { realm: Realm::default(), kind: patkit::TokenKind::Personal })
 }
 
-/// Makes two tokens and spoils the first.
+/// Makes two tokens and corrupts the first.
 async fn corrupted<S: TokenStore + Clone>(
     store: &S,
     table: &str,

@@ -1,4 +1,5 @@
-//! Databases for tests: SQLite in a file of its own or in shared memory, and PostgreSQL, each test in a schema of its own.
+//! Databases for tests: SQLite in a new file or in shared memory, and a PostgreSQL schema for each
+//! test.
 
 #![allow(
     missing_docs,
@@ -23,10 +24,12 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// Where PostgreSQL is. `scripts/test` starts one and sets it; without it the tests fail, none is skipped.
+/// The variable with the URL of PostgreSQL. `scripts/test` starts a server and sets it; without it
+/// the tests fail, and none is skipped.
 pub const URL: &str = "PATKIT_TEST_POSTGRES_URL";
 
-/// Where a pooler in transaction mode stands before that PostgreSQL; set by `scripts/test` as well.
+/// The variable with the URL of a pooler in transaction mode before that server; `scripts/test`
+/// sets it too.
 pub const POOLER_URL: &str = "PATKIT_TEST_POOLER_URL";
 
 pub fn pooler_url() -> String {
@@ -40,12 +43,12 @@ pub fn postgres_url() -> String {
         .unwrap_or_else(|_| panic!("{URL} is not set; run scripts/test, which starts a database"))
 }
 
-/// `ada` in a session.
+/// Returns the actor `ada`, in a session.
 pub fn ada() -> Actor {
     Actor::session(OwnerId::new("ada").unwrap())
 }
 
-/// A service whose one user is `ada`; those of all processes have one key.
+/// Creates a service whose only user is `ada`. All processes share one key.
 pub fn service<S: TokenStore>(store: S) -> TokenService<S, MemoryDirectory> {
     builder(store).build().unwrap()
 }
@@ -57,7 +60,7 @@ pub fn builder<S: TokenStore>(store: S) -> TokenServiceBuilder<S, MemoryDirector
     TokenService::builder(store, users).brand("acme").keyring(keyring)
 }
 
-/// An id of an event, greater than those before.
+/// Returns an event id greater than all earlier ones.
 pub fn event_id() -> EventId {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -65,7 +68,7 @@ pub fn event_id() -> EventId {
     EventId::from_bytes(uuid.to_be_bytes()).unwrap()
 }
 
-/// A name that nothing else of this run and no earlier run has.
+/// Returns a name that nothing else in this run or an earlier run has.
 pub fn unique(what: &str) -> String {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -83,7 +86,7 @@ pub async fn postgres_pool(connections: u32) -> PgPool {
         .unwrap()
 }
 
-/// Through a pooler in transaction mode.
+/// Connects through a pooler in transaction mode.
 pub async fn pooler_pool(connections: u32) -> PgPool {
     let options: PgConnectOptions = pooler_url().parse().unwrap();
     PgPoolOptions::new()
@@ -94,7 +97,7 @@ pub async fn pooler_pool(connections: u32) -> PgPool {
         .unwrap()
 }
 
-/// A new schema.
+/// Creates a schema.
 pub async fn schema(pool: &PgPool) -> String {
     let schema = unique("t");
     sqlx::raw_sql(sqlx::AssertSqlSafe(format!("CREATE SCHEMA {schema}")))
@@ -104,7 +107,7 @@ pub async fn schema(pool: &PgPool) -> String {
     schema
 }
 
-/// An empty store in a schema of its own.
+/// Creates an empty store in its own schema.
 pub async fn postgres_store(pool: &PgPool) -> PostgresStore {
     let schema = schema(pool).await;
     PostgresStore::builder(pool.clone()).schema(&schema).migrate().await.unwrap()
@@ -131,7 +134,7 @@ impl Drop for Folder {
     }
 }
 
-/// Most that anything waits for its turn: long, since a disk that is busy with other things may take seconds for one write.
+/// The longest wait for a lock. It is long, because a write may take seconds on a busy disk.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 pub fn sqlite_options(file: &Path) -> SqliteConnectOptions {
@@ -151,7 +154,8 @@ pub async fn sqlite_pool(file: &Path, connections: u32) -> SqlitePool {
         .unwrap()
 }
 
-/// In memory, shared by the connections of the pool; there as long as one of them is.
+/// Creates a database in memory that the pool's connections share. It exists while a connection
+/// does.
 pub async fn sqlite_memory_pool(connections: u32) -> SqlitePool {
     let url = format!("sqlite:file:{}?mode=memory&cache=shared", unique("memory"));
     SqlitePoolOptions::new()

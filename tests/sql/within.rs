@@ -1,4 +1,4 @@
-//! Changes that join a transaction of the host's own.
+//! Changes that join the host's transaction.
 
 #![allow(
     clippy::arithmetic_side_effects,
@@ -28,11 +28,11 @@ use support_sql::{
     Folder, ada, builder, event_id, postgres_pool, postgres_store, schema, service, sqlite_store,
 };
 
-/// How the host begins.
+/// The statements with which a host begins a transaction.
 const POSTGRES: &str = "BEGIN";
 const SQLITE: &str = "BEGIN IMMEDIATE";
 
-/// Keeps what it is told.
+/// Records the events that it receives.
 #[derive(Clone, Default)]
 struct Told(Arc<Mutex<Vec<AuditAction>>>);
 
@@ -70,7 +70,7 @@ where
     raw_sql(AssertSqlSafe(sql.to_owned())).execute(connection).await.unwrap();
 }
 
-/// How many rows the host's own table has.
+/// Returns the number of rows in the host's table.
 async fn rows<E: Engine>(store: &SqlStore<E>, table: &str) -> usize
 where
     for<'c> &'c mut E::Connection: Executor<'c, Database = E>,
@@ -83,7 +83,8 @@ where
         .len()
 }
 
-/// A token and a row of the host's are there together or not at all, and nobody is told before.
+/// A token and a row of the host's table are stored together or not at all, and no event is sent
+/// before the commit.
 async fn joins<E: Engine>(store: SqlStore<E>, begin: &'static str, table: &str)
 where
     for<'c> &'c mut E::Connection: Executor<'c, Database = E>,
@@ -99,12 +100,12 @@ where
         let within = tokens.within(store.within(&mut transaction));
         let issued = within.generate(&ada(), NewToken::named("apollo")).await.unwrap();
         let text = issued.plaintext.expose_secret();
-        // Within, it is there.
+        // Within the transaction, the token exists.
         within.verify(text, None).await.unwrap();
         within.flush().await.unwrap();
         let renamed = within.rename(&ada(), issued.token.id(), "apollo deploys").await.unwrap();
         assert_eq!(renamed.name().as_str(), "apollo deploys");
-        // For everybody else nothing has happened yet.
+        // Outside the transaction, nothing has happened yet.
         let refused = tokens.verify(text, None).await.unwrap_err();
         assert_eq!(refused.reject_reason(), Some(RejectReason::Unknown));
         assert_eq!((rows(&store, table).await, told.take()), (0, vec![]));
@@ -128,7 +129,7 @@ where
             (names(&store).await, rows(&store, table).await),
             (vec!["apollo deploys".to_owned()], 1)
         );
-        // Its use within was written with it.
+        // Its use within the transaction was written with it.
         assert!(store.find(issued.token.id()).await.unwrap().unwrap().last_used.is_some());
         tokens.verify(text, None).await.unwrap();
     }
@@ -144,7 +145,8 @@ async fn a_token_and_a_row_of_the_hosts_are_there_together_or_not_at_all() {
     joins(sqlite_store(&folder.path().join("db")).await, SQLITE, "projects").await;
 }
 
-/// Every operation within a transaction that is rolled back leaves all as it was; within one that is committed, it is done.
+/// Every operation within a transaction takes effect if it commits, and leaves no trace if it rolls
+/// back.
 async fn does_everything<E: Engine>(store: SqlStore<E>, begin: &'static str) {
     let tokens = service(store.clone());
     let mut made = Vec::new();
@@ -204,7 +206,7 @@ async fn every_operation_joins_a_transaction_of_the_hosts() {
     does_everything(sqlite_store(&folder.path().join("db")).await, SQLITE).await;
 }
 
-/// A conflict leaves the transaction as it was before; it is named as outside of one.
+/// A conflict leaves the transaction unchanged and has the same error as outside of one.
 async fn conflicts<E: Engine>(store: SqlStore<E>, begin: &'static str, table: &str)
 where
     for<'c> &'c mut E::Connection: Executor<'c, Database = E>,
@@ -234,7 +236,7 @@ where
     for (batch, expected) in [
         (vec![update(&taken_record, 9)], Conflict::Version(taken.id())),
         (vec![Change::Insert(Arc::new(taken_record.clone()))], Conflict::Id(taken.id())),
-        // A name and a version: the version is told, wherever it stands.
+        // If a name and a version conflict, the version is reported, wherever it is in the batch.
         (
             vec![Change::Update(Arc::new(named_as_taken.clone())), update(&taken_record, 9)],
             Conflict::Version(taken.id()),
@@ -242,7 +244,8 @@ where
         (vec![Change::Update(Arc::new(named_as_taken))], Conflict::Name(other.id())),
         // The same record twice.
         (vec![update(&other_record, 2), update(&other_record, 3)], Conflict::Version(other.id())),
-        // The same one twice, and before that one that does not fit; nothing of what came before is left.
+        // The same record twice, after a change that does not fit; nothing of the earlier changes
+        // remains.
         (
             vec![
                 update(&other_record, 2),
@@ -279,7 +282,8 @@ async fn a_conflict_within_a_transaction_leaves_it_usable_and_names_the_first() 
     conflicts(sqlite_store(&folder.path().join("db")).await, SQLITE, "projects").await;
 }
 
-/// What another one committed meanwhile is met by a second try, which reads anew.
+/// The second try reads the record again, with the change that another transaction committed
+/// meanwhile.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_change_that_another_one_came_before_is_tried_again_within_the_transaction() {
     let pool = postgres_pool(4).await;
@@ -304,7 +308,8 @@ async fn a_change_that_another_one_came_before_is_tried_again_within_the_transac
     );
 }
 
-/// Dropped at any moment, all of a change is in the transaction or nothing, and nothing more is done through it.
+/// A change that is dropped at any moment is in the transaction as a whole or not at all, and the
+/// transaction refuses further calls.
 async fn dropped<E: Engine>(store: SqlStore<E>, begin: &'static str) {
     let tokens = service(store.clone());
     let mut issued = Vec::new();
@@ -347,7 +352,7 @@ async fn dropped<E: Engine>(store: SqlStore<E>, begin: &'static str) {
             tokio::task::yield_now().await;
         }
         drop(change);
-        // What nobody polled was not begun.
+        // A change that was never polled was not begun.
         if !is_done && polls > 0 {
             left_half_way += 1;
             let id = issued[0].id();
@@ -357,7 +362,7 @@ async fn dropped<E: Engine>(store: SqlStore<E>, begin: &'static str) {
             assert!(matches!(view.touch(&[touch]).await, Err(StoreError::Unavailable(_))));
         }
         drop(view);
-        // The host does not do as it is told, and commits.
+        // A host that ignores the error commits anyway.
         let _ = transaction.commit().await;
         let mut after = Vec::new();
         for token in &issued {
@@ -406,8 +411,8 @@ async fn a_transaction_that_has_failed_does_nothing_more() {
     assert!(names(&store).await.is_empty());
 }
 
-/// A call that the database refuses ends what is done through the transaction, although the database would go on: what comes after
-/// it may rest on what was not done.
+/// A call that the database refuses ends the use of the transaction, even if the database would
+/// continue, because later calls may depend on the failed one.
 async fn refuses_after_a_failure<E: Engine>(
     store: SqlStore<E>,
     begin: &'static str,
@@ -496,7 +501,7 @@ async fn nothing_is_done_in_a_transaction_after_a_call_that_failed() {
     .await;
 }
 
-/// What a cache in front still shows until it is told.
+/// A cache still returns the old record until it is invalidated.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cache_forgets_what_a_transaction_changed() {
     let pool = postgres_pool(4).await;

@@ -1,5 +1,5 @@
-//! The world of the tests: a store, a directory with owners of every kind and role in two realms, a clock that is moved by
-//! hand, a sink that remembers, and a service over all of them.
+//! The world of the tests: a store, a directory with owners of every kind and role in two realms, a
+//! manual clock, a recording sink, and a service over all of them.
 
 #![allow(
     missing_docs,
@@ -34,7 +34,7 @@ use std::task::{Context, Poll, Waker};
 pub type Service = TokenService<Arc<MemoryStore>, Arc<MemoryDirectory>>;
 pub type Builder = TokenServiceBuilder<Arc<MemoryStore>, Arc<MemoryDirectory>>;
 
-/// The result of a future that never waits, as none does over the store and the directory in memory.
+/// Returns the output of a future that never waits, as over the in-memory store and directory.
 pub fn ready<T>(future: impl Future<Output = T>) -> T {
     match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(value) => value,
@@ -42,7 +42,7 @@ pub fn ready<T>(future: impl Future<Output = T>) -> T {
     }
 }
 
-/// When the world begins.
+/// Returns the time at which the world begins.
 pub fn start() -> DateTime<Utc> {
     DateTime::from_timestamp(1_800_000_000, 0).unwrap()
 }
@@ -51,12 +51,12 @@ pub fn id(text: &str) -> OwnerId {
     OwnerId::new(text).unwrap()
 }
 
-/// The default realm, where most owners of the tests live.
+/// Returns the default realm, where most owners of the tests live.
 pub fn home() -> Realm {
     Realm::default()
 }
 
-/// The other realm: it has owners with the same ids.
+/// Returns the other realm, which has owners with the same ids.
 pub fn beta() -> Realm {
     Realm::new("beta").unwrap()
 }
@@ -99,7 +99,7 @@ fn owners(everybody_is_admin: bool) -> impl Iterator<Item = Owner> {
     })
 }
 
-/// Remembers what it was told.
+/// Records the events that it receives.
 #[derive(Default)]
 pub struct Heard(Mutex<Vec<AuditEvent>>);
 
@@ -126,8 +126,9 @@ pub struct World {
     pub heard: Arc<Heard>,
     /// The service under test.
     pub service: Service,
-    /// Another service over the same store, for which everybody is an enabled admin: it makes tokens for owners who may
-    /// not make them.
+    /// Another service over the same store, for which everybody is an enabled admin.
+    ///
+    /// It makes tokens for owners who may not make them.
     issuer: Service,
 }
 
@@ -154,7 +155,7 @@ impl World {
         Self::built(|builder| builder.policy(policy)).unwrap()
     }
 
-    /// A world whose service is built with more than a policy.
+    /// Creates a world whose service has more than a policy.
     pub fn built(more: impl FnOnce(Builder) -> Builder) -> Result<Self, BuildError> {
         let store = Arc::new(MemoryStore::new());
         let directory = Arc::new(owners(false).collect::<MemoryDirectory>());
@@ -169,7 +170,7 @@ impl World {
         Ok(Self { store, directory, clock, heard, service, issuer })
     }
 
-    /// A further service over the same store, directory, clock and keys, with another policy.
+    /// Creates another service over the same store, directory, clock and keys, with another policy.
     pub fn under(&self, policy: TokenPolicy) -> Service {
         builder(self.store.clone(), self.directory.clone(), self.clock.clone())
             .audit_sink(self.heard.clone())
@@ -186,15 +187,17 @@ impl World {
         self.clock.advance(by);
     }
 
-    /// Puts an owner of the default realm in the place of the one with this id: of its kind, with what `change` gives it and
-    /// nothing else.
+    /// Replaces the owner of the default realm who has this id.
+    ///
+    /// The new owner has the same kind, and otherwise only what `change` sets.
     pub fn put(&self, name: &str, change: impl FnOnce(Owner) -> Owner) {
         let kind =
             OWNERS.iter().find(|owner| owner.0 == name).map_or(OwnerKind::Human, |owner| owner.1);
         self.directory.put(change(Owner::new(id(name), kind)));
     }
 
-    /// A token of this owner in this realm, whoever that is: a personal one of a human, a service one of a service user.
+    /// Makes a token of this owner: a service token for a service user, and a personal token
+    /// otherwise.
     pub fn issue_in(&self, realm: &Realm, owner: &str, new: NewToken) -> IssuedToken {
         let kind = OWNERS.iter().find(|each| each.0 == owner).unwrap().1;
         let issued = if kind == OwnerKind::Service {
@@ -210,12 +213,12 @@ impl World {
         self.issue_in(&home(), owner, new)
     }
 
-    /// A token with this name, all else by default.
+    /// Makes a token with this name and with the defaults.
     pub fn token(&self, owner: &str, name: &str) -> TokenId {
         self.issue(owner, NewToken::named(name)).token.id()
     }
 
-    /// An actor through this token, whoever owns it.
+    /// Returns an actor through this token, whoever its owner is.
     pub fn through(&self, issued: &IssuedToken) -> Actor {
         Actor::token(&ready(self.issuer.verify(issued.plaintext.expose_secret(), None)).unwrap())
     }
@@ -224,7 +227,7 @@ impl World {
         ready(self.service.verify(issued.plaintext.expose_secret(), None))
     }
 
-    /// Why a token is refused; `None` where it works.
+    /// Returns why a token is refused, or `None` if it works.
     pub fn refusal(&self, issued: &IssuedToken) -> Option<patkit::RejectReason> {
         self.verify(issued).err().map(|error| error.reject_reason().unwrap())
     }
@@ -245,7 +248,7 @@ impl World {
         self.stored(id).facts.clone()
     }
 
-    /// Changes a stored record past all rules.
+    /// Changes a stored record without any checks.
     pub fn force(&self, id: TokenId, change: impl FnOnce(&mut Token)) {
         let mut token = Token::clone(&self.stored(id));
         token.version += 1;
@@ -254,7 +257,7 @@ impl World {
         ready(self.store.commit(&batch)).unwrap();
     }
 
-    /// All records, of both realms.
+    /// Returns all records of both realms.
     pub fn tokens(&self) -> Vec<Token> {
         let mut query = ListQuery::new(ListBy::Idle(DateTime::<Utc>::MAX_UTC));
         let mut tokens = Vec::new();
@@ -268,7 +271,7 @@ impl World {
         }
     }
 
-    /// All stored events of a realm.
+    /// Returns all stored events of a realm.
     pub fn events_in(&self, realm: &Realm) -> Vec<AuditEvent> {
         let mut query = EventQuery::new(realm.clone()).oldest_first();
         let mut events = Vec::new();
@@ -282,30 +285,31 @@ impl World {
         }
     }
 
-    /// All stored events of both realms.
+    /// Returns all stored events of both realms.
     pub fn events(&self) -> Vec<AuditEvent> {
         [home(), beta()].iter().flat_map(|realm| self.events_in(realm)).collect()
     }
 
-    /// The stored events that are not among `before`.
+    /// Returns the stored events that are not in `before`.
     pub fn events_since(&self, before: &[AuditEvent]) -> Vec<AuditEvent> {
         let mut events = self.events();
         events.retain(|event| !before.contains(event));
         events
     }
 
-    /// All that is stored: to see that nothing changed, versions and events included.
+    /// Returns everything that is stored, including versions and events, to show that nothing
+    /// changed.
     pub fn snapshot(&self) -> (Vec<Token>, Vec<AuditEvent>) {
         (self.tokens(), self.events())
     }
 }
 
-/// An owner of the default realm in a session.
+/// Returns an owner of the default realm in a session.
 pub fn session(owner: &str) -> Actor {
     Actor::session(id(owner))
 }
 
-/// An id that no store has.
+/// Returns an id that no store has.
 pub fn nowhere() -> TokenId {
     let mut bytes = [0x11; 16];
     bytes[6] = 0x71;
@@ -313,7 +317,7 @@ pub fn nowhere() -> TokenId {
     TokenId::from_bytes(bytes).unwrap()
 }
 
-/// The standard roles, and the permissions of a host.
+/// Returns the standard roles and the permissions of a host.
 pub fn catalog() -> RoleCatalog {
     let permissions = [
         "a",

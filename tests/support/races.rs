@@ -1,4 +1,5 @@
-//! What the tests of races and of faults share: a service over any store, and a way to wait for its futures.
+//! Helpers for the tests of races and of faults: a service over any store, and a way to wait for
+//! its futures.
 
 use patkit::service::TokenServiceBuilder;
 use patkit::store::TokenStore;
@@ -10,7 +11,7 @@ use std::task::{Context, Poll, Waker};
 pub const OLD_KEY: &str = "1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
 pub const NEW_KEY: &str = "2:ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8=";
 
-/// Runs a future to its end on this thread. It is polled again and again: no waker is needed.
+/// Polls a future in a loop on this thread until it completes, so that it needs no waker.
 pub fn block_on<T>(future: impl Future<Output = T>) -> T {
     let mut future = pin!(future);
     loop {
@@ -25,26 +26,26 @@ pub fn owner_id(text: &str) -> OwnerId {
     OwnerId::new(text).unwrap()
 }
 
-/// `ada` is an admin, `bot` a service user.
+/// Returns a directory with the admin `ada` and the service user `bot`.
 pub fn directory() -> Arc<MemoryDirectory> {
     let ada = Owner::new(owner_id("ada"), OwnerKind::Human).role("admin");
     let bot = Owner::new(owner_id("bot"), OwnerKind::Service).role("admin");
     Arc::new([ada, bot].into_iter().collect())
 }
 
-/// A service with everything that it must have; its owners may do everything.
+/// Returns a builder with everything that a service must have. Its owners may do everything.
 pub fn builder<S: TokenStore>(store: S) -> TokenServiceBuilder<S, Arc<MemoryDirectory>> {
     TokenService::builder(store, directory())
         .brand("acme")
         .keyring(Keyring::from_text(OLD_KEY).unwrap())
 }
 
-/// `ada` in a session.
+/// Returns `ada` in a session.
 pub fn ada() -> Actor {
     Actor::session(owner_id("ada"))
 }
 
-/// Whoever acts through this token.
+/// Returns an actor through this token.
 pub fn through(verified: &Verified) -> Actor {
     Actor::token(verified)
 }

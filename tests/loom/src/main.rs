@@ -16,10 +16,10 @@
 //!   `parts.rs` for the stand-ins.
 //! * Interleavings that loom skips, because it tries to swap an access only with the last one
 //!   before it of the same atomic. Each model therefore names the outcomes that it must reach.
-//! * A load that returns a value which is stored later in the run, as relaxed atomics permit.
+//! * A load that returns a value stored later in the run, as relaxed atomics permit.
 //! * More preemptions, more threads, longer histories, and sizes other than those of the models.
 //!   `src/table/tests.rs` and `tests/races.rs` run the real sizes on real threads, by chance.
-//! * Progress: that a reader which retries comes to an end.
+//! * Progress: termination of a reader that retries.
 
 #![allow(dead_code, reason = "the models do not call every function of the table")]
 
@@ -39,8 +39,8 @@ use table::{BoundedTable, Key, Place, Table};
 /// calls 2 or 3 enough for most bugs.
 const PREEMPTIONS: usize = 3;
 
-/// A name, a model, and all outcomes that its runs must have: a model that loom does not explore
-/// would hold as well.
+/// A name, a model, and all outcomes that its runs must have. Without the outcomes, a model that
+/// loom does not explore would pass.
 type Model = (&'static str, fn(), &'static [&'static str]);
 
 const MODELS: [Model; 11] = [
@@ -60,7 +60,7 @@ const MODELS: [Model; 11] = [
 /// Runs the models whose names contain an argument, or all models if there is none.
 fn main() {
     let wanted: Vec<String> = std::env::args().skip(1).collect();
-    // Chosen beforehand, so that all runs of a model do the same.
+    // Chosen beforehand so that all runs of a model do the same.
     loom::model(|| {
         keys();
     });
@@ -170,7 +170,7 @@ fn get_from(table: &Numbers, place: Option<Place>, key: Key) -> Option<u64> {
     Some(number)
 }
 
-/// A key that stays is found, whole, and as it was put last before the search.
+/// A key that stays is found whole, with the value last put before the search.
 fn read_while_written() {
     let (table, acknowledged) = (table_of(&[(key(), 1)]), Arc::new(AtomicU64::new(1)));
     let writer = {
@@ -189,7 +189,7 @@ fn read_while_written() {
     assert_eq!(get(&table, key()), Some(2));
 }
 
-/// A reader that saw a change never sees the value before it again.
+/// A reader that saw a change never sees the earlier value again.
 fn read_twice_while_written() {
     let table = table_of(&[(key(), 1)]);
     let writer = {
@@ -226,7 +226,7 @@ fn read_while_added() {
     assert_eq!(get(&table, key()), Some(1));
 }
 
-/// Removes a key, then puts another key, which takes the same slot.
+/// Removes a key, then puts another key into the same slot.
 fn reuse(table: &Arc<Numbers>) -> impl FnOnce() + 'static {
     let table = table.clone();
     move || {
@@ -256,8 +256,8 @@ fn read_while_a_slot_is_reused() {
     }
 }
 
-/// A search that begins in a place whose slot is given to another key returns the value of the key
-/// that was asked for, or none.
+/// A search that begins in a place whose slot now holds another key returns the value of the
+/// requested key, or none.
 fn read_by_a_stale_place() {
     let table = table_of(&[(key(), 1)]);
     let place = table.seek(key());
@@ -289,7 +289,7 @@ fn read_while_the_index_grows() {
     assert_eq!(found, [Some(1), Some(2), Some(3)]);
 }
 
-/// The same if the growth gives the place of the key to another key that stays.
+/// A key that stays is found while growth gives its place to another key that stays.
 fn read_while_keys_change_places() {
     // Both searches begin at place 0 of three, and at places 1 and 0 of four.
     let moved = keys()[3];
@@ -304,7 +304,7 @@ fn read_while_keys_change_places() {
     assert_eq!(found, [Some(1), Some(2), Some(3)]);
 }
 
-/// The same if the growth gives that place to a key which another thread removes at once.
+/// A key that stays is found while growth gives its place to a key that another thread removes.
 fn read_while_it_grows_and_shrinks() {
     let (table, begun) = (table_of(&[(key(), 1)]), Arc::new(AtomicU64::new(0)));
     let writer = {
@@ -328,7 +328,7 @@ fn read_while_it_grows_and_shrinks() {
     assert_eq!((get(&table, key()), get(&table, other())), (Some(1), None));
 }
 
-/// Two writers of one key leave one value, and lose no change of another key.
+/// Two writers of one key leave one value and lose no change of another key.
 fn two_writers() {
     let table = table();
     let writer = {
@@ -354,7 +354,7 @@ fn two_writers() {
     assert!(!table.remove(key(), |_| true), "it was there twice");
 }
 
-/// A full cache evicts, and shows nobody the value of another key.
+/// A full cache evicts, and never returns the value of another key.
 fn read_while_evicted() {
     let numbers: BoundedTable<u64, 1> = BoundedTable::new(std::sync::Arc::new(u64::MAX), 1);
     numbers.put(key(), [1], 1.into(), |_| false);

@@ -1,5 +1,6 @@
-//! What the models build the table from, instead of `src/table/parts.rs`: atomics and locks that
-//! loom controls, and sizes that are small enough to explore.
+//! The parts that the models build the table from, instead of `src/table/parts.rs`.
+//!
+//! Loom controls these atomics and locks, and the sizes are small enough to explore.
 
 use loom::sync::atomic::AtomicUsize as Index;
 use std::ops::Deref;
@@ -68,8 +69,10 @@ impl<T> Deref for Lent<T> {
     }
 }
 
-/// Stands in for `std::sync::OnceLock`, whose promise is this: whoever gets the value sees all that
-/// happened before it was set. The table sets one only under a lock.
+/// Stands in for `std::sync::OnceLock`.
+///
+/// Its guarantee: a thread that gets the value sees everything that happened before it was set. The
+/// table sets one only under a lock.
 pub(super) struct OnceLock<T> {
     is_set: loom::sync::atomic::AtomicBool,
     value: std::sync::OnceLock<T>,

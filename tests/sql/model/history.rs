@@ -1,10 +1,11 @@
-//! What happens in a history: its steps, and how they are drawn.
+//! The steps of a history, and how they are drawn.
 
 use super::random::Random;
 use super::rules::{Model, POLICIES, Record};
 use patkit::{Reason, TokenState};
 
-/// Names a token: the number of the step that made it. It stays the same when other steps are removed from a history.
+/// Names a token by the number of the step that made it, which stays the same when other steps are
+/// removed from a history.
 pub(crate) type Label = u32;
 
 pub(crate) const SECOND: i64 = 1_000_000;
@@ -30,12 +31,12 @@ pub(crate) enum Person {
 pub(crate) const PEOPLE: [Person; 6] =
     [Person::Ann, Person::Ben, Person::Ada, Person::Bot, Person::Robot, Person::Eve];
 
-/// Who performs a step.
+/// The actor of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum By {
     System,
     Session(Person),
-    /// Through what this token verified as, whoever holds it now.
+    /// An actor verified through this token, whoever holds it now.
     Token(Label),
 }
 
@@ -46,7 +47,7 @@ pub(crate) enum Asked {
     Never,
 }
 
-/// A token to be made.
+/// A token to generate.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct New {
     pub(crate) name: &'static str,
@@ -59,20 +60,20 @@ pub(crate) struct New {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Edit {
     pub(crate) name: Option<&'static str>,
-    /// An empty one removes the description.
+    /// An empty text removes the description.
     pub(crate) description: Option<&'static str>,
     pub(crate) active: Option<bool>,
     pub(crate) reason: Option<Reason>,
     pub(crate) versions: Versions,
 }
 
-/// What an edit is bound to.
+/// The version that an edit is bound to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Versions {
     Any,
     /// The version before the step.
     Current,
-    /// The one before that.
+    /// The version before the current one.
     Outdated,
 }
 
@@ -88,9 +89,9 @@ pub(crate) enum Change {
     Enable(bool),
     Role(Option<&'static str>),
     Grants(&'static [&'static str]),
-    /// Tokens made before now are refused, or no longer.
+    /// Rejects tokens made before now, or accepts them again.
     SignOut(bool),
-    /// The directory has no such owner.
+    /// Removes the owner from the directory.
     Remove,
 }
 
@@ -149,24 +150,24 @@ pub(crate) enum Operation {
         older_than: i64,
     },
     Flush,
-    /// The clock moves on, or back.
+    /// Moves the clock forward or back.
     Wait(i64),
-    /// The clock moves on to so much after the expiry of a token, unless that is past.
+    /// Moves the clock to this long after the expiry of a token, unless that is past.
     WaitForEnd(Label, i64),
     Directory(Person, Change),
-    /// The second one happens while the first one is about to make its first commit.
+    /// The second step happens just before the first commit of the first step.
     Race(Box<Step>, Box<Step>),
 }
 
 #[derive(Debug, Clone)]
 pub(crate) struct Step {
     pub(crate) label: Label,
-    /// Through which of the services over the one store.
+    /// The index of the service that runs the step; all of them share one store.
     pub(crate) service: usize,
     pub(crate) operation: Operation,
 }
 
-/// Few, so that they collide; two of them are one to the rule of unique names.
+/// Few names, so that they collide. Two of them are equal under the rule of unique names.
 const NAMES: [&str; 5] = ["deploy", "DEPLOY", "backup", "nightly", "ci"];
 
 const SCOPES: [&[&str]; 11] = [
@@ -188,10 +189,10 @@ const NETWORKS: [&str; 3] = ["10.0.0.0/8", "10.1.0.0/16", "192.168.0.0/16"];
 const ADDRESSES: [Option<&str>; 5] =
     [None, Some("10.1.2.3"), Some("10.2.0.1"), Some("192.168.7.7"), Some("::ffff:10.1.9.9")];
 
-/// Most tokens that a history keeps making new ones beside.
+/// The number of tokens from which on a history generates fewer new ones.
 const CROWD: usize = 14;
 
-/// The steps of random histories.
+/// Draws the steps of random histories.
 pub(crate) struct Author<'a> {
     pub(crate) random: &'a mut Random,
     pub(crate) model: &'a Model,
@@ -200,7 +201,8 @@ pub(crate) struct Author<'a> {
 impl Author<'_> {
     pub(crate) fn step(&mut self, label: Label) -> Step {
         if self.random.percent(6) {
-            // The service without a limit of live tokens: racing requests may pass the limit.
+            // The service without a limit of live tokens, because racing requests may exceed a
+            // limit.
             let mut half = |label| Step { label, service: 0, operation: self.managing() };
             let (first, second) = (half(label), half(label + 1));
             return Step {
@@ -210,7 +212,7 @@ impl Author<'_> {
             };
         }
         let service = self.random.weighted(&[50, 20, 15, 15]);
-        // A token acts once it was verified.
+        // A token can act only after it was verified.
         let model = self.model;
         if self.random.percent(30)
             && let Some(token) = self.any(|record| {
@@ -309,7 +311,9 @@ impl Author<'_> {
         }
     }
 
-    /// A step that its token is in the right state for, by somebody who may well do it. `None` if there is no such token.
+    /// Draws a step that suits the state of its token, by an actor who may be allowed to do it.
+    ///
+    /// Returns `None` if there is no such token.
     fn fitting(&mut self) -> Option<Operation> {
         let model = self.model;
         let living = |record: &Record| record.state(model.now) == TokenState::Active;
@@ -367,7 +371,7 @@ impl Author<'_> {
         }
     }
 
-    /// Any token that is so.
+    /// Draws a token for which `is_so` holds.
     fn any(&mut self, is_so: impl Fn(&Record) -> bool) -> Option<Label> {
         let labels: Vec<Label> = self
             .model
@@ -379,7 +383,8 @@ impl Author<'_> {
         (!labels.is_empty()).then(|| self.random.pick(&labels))
     }
 
-    /// Somebody who may well manage a token: its owner, an admin, the host, or one of them through a token that works.
+    /// Draws an actor who may manage a token: its owner, an admin, the host, or one of them through
+    /// a working token.
     fn authority_over(&mut self, token: Label) -> By {
         let model = self.model;
         let record = &model.records[&token];
@@ -401,7 +406,7 @@ impl Author<'_> {
         }
     }
 
-    /// An actor and a token that mostly have to do with each other.
+    /// Draws an actor and a token that are mostly related.
     fn pair(&mut self) -> (By, Label) {
         let token = self.token();
         if self.random.percent(55)
@@ -441,7 +446,7 @@ impl Author<'_> {
         }
     }
 
-    /// Mostly a token that is there, sometimes one that was, seldom one that never was.
+    /// Draws a token: mostly an existing one, sometimes a removed one, rarely an unknown one.
     fn token(&mut self) -> Label {
         let there: Vec<Label> = self.model.records.keys().copied().collect();
         let gone: Vec<Label> = self.model.gone.iter().copied().collect();
@@ -537,5 +542,5 @@ impl Author<'_> {
     }
 }
 
-/// How many services there are.
+/// The number of services.
 pub(crate) const SERVICES: usize = POLICIES.len();

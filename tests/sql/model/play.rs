@@ -1,4 +1,4 @@
-//! Plays a history on the rules and on both stores, step by step, and compares.
+//! Plays a history on the rules and on both stores, step by step, and compares them.
 
 use super::history::{Author, By, Label, Operation, Step};
 use super::random::Random;
@@ -16,27 +16,29 @@ use std::task::{Context, Poll, Waker};
 use std::{panic, pin};
 use tokio::runtime::{Builder, Runtime};
 
-/// When a history begins.
+/// The instant at which a history begins, in microseconds since 1970.
 const START: i64 = 1_800_000_000_000_000;
 
-/// After so many steps all records of the second store are compared, too; after a step that changes many, at once.
+/// The number of steps between comparisons of all records of the second store.
+///
+/// A step that changes many records is followed by a comparison at once.
 const EACH: usize = 40;
 
-/// Where the steps come from.
+/// The source of the steps.
 pub(crate) enum Source<'a> {
-    /// Drawn, so many.
+    /// This many random steps.
     Drawn(usize),
     Given(&'a [Step]),
 }
 
-/// How a history went.
+/// The course of a history.
 pub(crate) struct Played {
-    /// The steps up to and with the one that failed.
+    /// The steps up to and including the one that failed.
     pub(crate) steps: Vec<Step>,
     pub(crate) failure: Option<String>,
 }
 
-/// The result of a future over memory alone, which never waits.
+/// Returns the result of a future over memory alone, which never waits.
 fn ready<T>(future: impl Future<Output = T>) -> T {
     match pin::pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(value) => value,
@@ -44,10 +46,10 @@ fn ready<T>(future: impl Future<Output = T>) -> T {
     }
 }
 
-/// What all histories are played on.
+/// The parts that all histories share.
 pub(crate) struct Stage {
     runtime: Runtime,
-    /// One database for all of them: its tables take longer to make than a history takes.
+    /// One database for all histories, because creating its tables takes longer than a history.
     sqlite: Arc<SqliteStore>,
 }
 
@@ -65,7 +67,7 @@ impl Stage {
         Self { runtime, sqlite: Arc::new(sqlite) }
     }
 
-    /// Removes all records of the history before.
+    /// Removes all records of the previous history.
     async fn clear(&self) {
         let query = ListQuery::new(ListBy::Idle(DateTime::<Utc>::MAX_UTC));
         loop {
@@ -88,7 +90,9 @@ struct Player<'a> {
     runtime: &'a Runtime,
 }
 
-/// Plays one history. It depends on its seed and on the steps that are given, and on nothing that was played before.
+/// Plays one history.
+///
+/// The result depends only on the seed and the given steps, not on earlier histories.
 pub(crate) fn play(stage: &Stage, seed: u64, source: &Source<'_>) -> Played {
     stage.runtime.block_on(stage.clear());
     let mut player = Player {
@@ -257,7 +261,7 @@ impl Player<'_> {
     }
 }
 
-/// Returns the token that a revocation is done through.
+/// Returns the token through which a revocation is made.
 fn actor_of(step: &Step) -> Option<Label> {
     match step.operation {
         Operation::Revoke { by: By::Token(label), .. } => Some(label),
@@ -265,7 +269,7 @@ fn actor_of(step: &Step) -> Option<Label> {
     }
 }
 
-/// Returns whether two steps revoke the tokens of each other.
+/// Returns whether two steps revoke each other's tokens.
 fn are_mutual(steps: &[&Step; 2]) -> bool {
     let revoked = steps.map(|step| match step.operation {
         Operation::Revoke { token, .. } => Some(token),
@@ -279,7 +283,7 @@ fn is_outdated(answer: &Answer) -> bool {
     matches!(answer, Answer::Refused(Fault::Outdated))
 }
 
-/// Version and last use of each record before a step.
+/// The version and last use of each record before a step.
 type Known = BTreeMap<Label, (u64, Option<i64>)>;
 
 fn known(model: &Model) -> Known {
@@ -290,7 +294,7 @@ fn known(model: &Model) -> Known {
         .collect()
 }
 
-/// Compares all records with the rules, which then take over the versions and last uses.
+/// Compares all records with the rules, then copies the versions and last uses into the rules.
 fn compare<S: TokenStore>(
     model: &mut Model,
     before: &Known,
@@ -372,7 +376,7 @@ fn micros(instant: Option<DateTime<Utc>>) -> Option<i64> {
     instant.map(|instant| instant.timestamp_micros())
 }
 
-/// The authority matters only where a revocation may be taken back.
+/// Compares two revocations. The authority matters only if the revocation may be undone.
 fn is_same_revocation(token: &Token, record: &Record) -> bool {
     match (revoked(token), record.revoked) {
         (None, None) => true,
@@ -384,7 +388,10 @@ fn is_same_revocation(token: &Token, record: &Record) -> bool {
     }
 }
 
-/// A flush writes the last use to within the granularity; nothing else moves it but the sweep, which may flush first.
+/// Checks a stored last use.
+///
+/// A flush writes it to within the granularity. Otherwise only a sweep changes it, because it may
+/// flush first.
 fn uses_are_right(
     model: &Model,
     known: Option<i64>,

@@ -1,4 +1,4 @@
-//! A small generator, so that a seed gives the same history on every machine.
+//! A small random number generator, so that a seed gives the same history on every machine.
 
 /// `SplitMix64` (Steele, Lea and Flood, 2014).
 #[derive(Debug, Clone)]
@@ -17,12 +17,12 @@ impl Random {
         mixed ^ (mixed >> 31)
     }
 
-    /// A number below `bound`, which is not zero.
+    /// Returns a number below `bound`, which must not be zero.
     pub(crate) fn below(&mut self, bound: usize) -> usize {
         usize::try_from(self.next() >> 33).unwrap() % bound
     }
 
-    /// Whether something happens that happens `times` in a hundred.
+    /// Returns true with a probability of `times` percent.
     pub(crate) fn percent(&mut self, times: usize) -> bool {
         self.below(100) < times
     }
@@ -31,7 +31,7 @@ impl Random {
         from[self.below(from.len())]
     }
 
-    /// An index, each as likely as its weight says.
+    /// Returns an index with a probability in proportion to its weight.
     pub(crate) fn weighted(&mut self, weights: &[usize]) -> usize {
         let mut left = self.below(weights.iter().sum());
         for (index, weight) in weights.iter().enumerate() {

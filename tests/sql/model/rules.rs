@@ -1,7 +1,8 @@
-//! The rules of the contract, written down a second time: who may do what, what becomes of a token, who is of a family.
+//! The second implementation of the contract: who may do what, what becomes of a token, and which
+//! tokens are a family.
 //!
-//! They know nothing of how the crate keeps records. A family is a graph here that nothing is ever taken out of, so that a removal
-//! cannot cut it. Times are microseconds since 1970.
+//! The rules do not know how the crate stores records. Here a family is a graph from which nothing
+//! is ever removed, so that a removal cannot cut it. Times are microseconds since 1970.
 
 use super::history::{
     Asked, By, Change, DAY, Edit, HOUR, Label, New, Operation, PEOPLE, Person, SECOND, Step,
@@ -44,7 +45,8 @@ pub(crate) struct Policy {
     pub(crate) granularity: i64,
 }
 
-/// The policies of the services over one store. The services that sweep record every use, so that the rules know which it was.
+/// The policies of the services over one store. The services that sweep record every use, so that
+/// the rules know the last one.
 pub(crate) const POLICIES: [Policy; 4] = [
     Policy {
         default_days: 90,
@@ -100,7 +102,7 @@ pub(crate) const POLICIES: [Policy; 4] = [
     },
 ];
 
-/// What a directory says of a person.
+/// A person's entry in the directory.
 #[derive(Debug, Clone)]
 pub(crate) struct Standing {
     pub(crate) enabled: bool,
@@ -114,12 +116,12 @@ impl Person {
         matches!(self, Self::Bot | Self::Robot)
     }
 
-    /// The realm: the default one, or another.
+    /// Returns whether the person is in another realm than the default one.
     pub(crate) const fn is_elsewhere(self) -> bool {
         matches!(self, Self::Eve)
     }
 
-    /// How the directory begins.
+    /// Returns the initial entry in the directory.
     pub(crate) fn standing(self) -> Standing {
         let (role, grants): (_, &[&str]) = match self {
             Self::Ann | Self::Ben => (Some("member"), &[]),
@@ -131,7 +133,8 @@ impl Person {
     }
 }
 
-/// What a role gives. The tests' catalogue adds `data:read` and `data:write` to the members of the standard one.
+/// Returns the grants of a role. The tests' catalogue adds `data:read` and `data:write` to the
+/// standard member role.
 fn grants_of(role: &str) -> &'static [&'static str] {
     match role {
         "member" | "manager" => &["tokens:manage", "data:read", "data:write"],
@@ -146,7 +149,8 @@ fn grants_of(role: &str) -> &'static [&'static str] {
     }
 }
 
-/// `a:*` covers `a:b`, `a:b:c` and `a:b:*`, not `a`; `*` covers all.
+/// Returns whether a grant covers another: `a:*` covers `a:b`, `a:b:c` and `a:b:*`, not `a`; `*`
+/// covers all.
 fn covers(grant: &str, other: &str) -> bool {
     grant == other || grant.strip_suffix('*').is_some_and(|prefix| other.starts_with(prefix))
 }
@@ -167,7 +171,8 @@ fn covers_scim(scope: Option<Entries>) -> bool {
     scope.is_some_and(|scope| scope.iter().any(|entry| *entry == "*" || entry.starts_with("scim:")))
 }
 
-/// The networks of the histories lie within each other or apart by their texts.
+/// Returns whether `network` is within `outer`, for which the few networks of the histories are
+/// compared by text.
 fn network_within(network: Option<&str>, outer: Option<&str>) -> bool {
     match (network, outer) {
         (_, None) => true,
@@ -222,16 +227,17 @@ pub(crate) struct Record {
     pub(crate) idle_from: i64,
     pub(crate) last_used: Option<i64>,
     reuse_reported: Option<i64>,
-    /// As the store had it after the last step.
+    /// The stored version after the last step.
     pub(crate) version: u64,
-    /// Whether the record changed in this step, which moves its version.
+    /// Set if the record changed in this step, which increases its version.
     pub(crate) is_changed: bool,
-    /// Whether it is next to a record that was removed in this step, so that it may have changed.
+    /// Set if a neighbor was removed in this step, because the record may have changed then.
     pub(crate) is_neighbor: bool,
 }
 
 impl Record {
-    /// At the very instant of its expiry a token is expired, whatever else became of it.
+    /// Returns the state. A token is expired from the instant of its expiry on, even if it was
+    /// revoked.
     pub(crate) fn state(&self, now: i64) -> TokenState {
         match (self.expires, self.revoked) {
             (Some(end), _) if end <= now => TokenState::Expired,
@@ -253,13 +259,13 @@ impl Record {
         self.last_used.map_or(self.idle_from, |used| used.max(self.idle_from))
     }
 
-    /// Whether its name is taken while it is there.
+    /// Returns whether the token keeps its name taken.
     fn holds_name(&self) -> bool {
         self.succession.is_none()
     }
 }
 
-/// What is shown of a token.
+/// The visible facts of a token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Seen {
     pub(crate) label: Label,
@@ -276,27 +282,27 @@ pub(crate) struct Seen {
     pub(crate) state: TokenState,
 }
 
-/// What was answered.
+/// The answer to an operation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Answer {
     /// One token.
     Token(Seen),
-    /// Tokens, in the order of their labels.
+    /// The tokens, ordered by label.
     Tokens(Vec<Seen>),
-    /// Active, revoked and expired ones.
+    /// The numbers of active, revoked and expired tokens.
     Counts([u64; 3]),
-    /// How many were changed.
+    /// The number of changed tokens.
     Number(u64),
-    /// It is done.
+    /// A success without a value.
     Done,
-    /// A verification let it in: what it may do.
+    /// A successful verification, with the allowed permissions.
     Verified(Seen, Vec<&'static str>),
     Refused(Fault),
     /// Both answers of a race.
     Both(Box<Answer>, Box<Answer>),
 }
 
-/// Why something was refused, without the details.
+/// The kind of a refusal, without details.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
     ActorRejected,
@@ -320,11 +326,12 @@ pub(crate) enum Fault {
     Rejected(&'static str),
 }
 
-/// What the rules allow as an answer.
+/// The answers that the rules allow.
 #[derive(Debug, Clone)]
 pub(crate) enum Expected {
     Answer(Answer),
-    /// Any of these: where a request has several faults, the contract does not say which is told.
+    /// Any of these, because the contract does not say which fault is reported if a request has
+    /// several.
     OneOf(Vec<Fault>),
 }
 
@@ -340,7 +347,7 @@ impl Expected {
 
 type Outcome = Result<Answer, Vec<Fault>>;
 
-/// The permissions that a verification is asked about.
+/// The permissions that are checked after each verification.
 pub(crate) const ASKED: [&str; 8] = [
     "data:read",
     "data:write",
@@ -396,7 +403,7 @@ impl Relation {
     }
 }
 
-/// An actor as it is now.
+/// An actor in its current state.
 #[derive(Debug, Clone, Copy)]
 struct Acting<'a> {
     person: Option<Person>,
@@ -410,7 +417,7 @@ impl Acting<'_> {
         self.standing.is_some_and(|standing| holds(standing, permission))
     }
 
-    /// Why the actor may not use a permission, if it may not.
+    /// Returns the fault if the actor may not use a permission.
     fn lacks(&self, permission: &str) -> Option<Fault> {
         let Some(through) = self.through else {
             return (!self.owner_holds(permission)).then_some(Fault::Forbidden);
@@ -438,10 +445,10 @@ fn holds(standing: &Standing, permission: &str) -> bool {
     of_role.iter().chain(standing.grants).any(|grant| covers(grant, permission))
 }
 
-/// How a token came to be, kept for ever.
+/// The origin of a token, which is kept forever.
 #[derive(Debug, Clone, Copy, Default)]
 struct Origin {
-    /// The token through which it was made.
+    /// The token that made it.
     maker: Option<Label>,
     /// The token through which it was last restored.
     restorer: Option<Label>,
@@ -454,17 +461,20 @@ pub(crate) struct Model {
     pub(crate) records: BTreeMap<Label, Record>,
     pub(crate) gone: BTreeSet<Label>,
     pub(crate) people: BTreeMap<Person, Standing>,
-    /// Tokens that were verified once, through which an actor may act.
+    /// Tokens that were verified at least once, through which an actor may act.
     pub(crate) proven: BTreeSet<Label>,
-    /// Tokens that were reported as compromised, with all that was got through them: none of them may ever work again.
+    /// Tokens that were reported as compromised, and all tokens obtained through them: none of them
+    /// may ever work again.
     pub(crate) stolen: BTreeSet<Label>,
-    /// The latest use of a token that each service noted.
+    /// The latest use of a token that each service recorded.
     pub(crate) noted: BTreeMap<(usize, Label), i64>,
-    /// Until when a service leaves the family of a token alone whose reuse it has just told, unless it restores a token.
+    /// The end of the time in which a service leaves the family of a reused token alone, after it
+    /// reported the reuse. A restoration by that service ends it early.
     left_alone: BTreeMap<(usize, Label), i64>,
-    /// The token that an actor acts through as it was before a revocation at the same moment.
+    /// The acting token that is judged by its state before a simultaneous revocation.
     pub(crate) judged_before: Option<Label>,
-    /// A record got more parents than there is room for, so that the rules no longer say which of them it keeps.
+    /// Set once a record has more parents than it has room for, because the rules do not say which
+    /// ones it keeps.
     pub(crate) is_vague: bool,
     origins: BTreeMap<Label, Origin>,
 }
@@ -486,7 +496,7 @@ impl Model {
         }
     }
 
-    /// Whether a step can be run: a token acts only once it was verified, and only in its life.
+    /// Returns whether a step can run: a token acts only after it was verified.
     pub(crate) fn can_run(&self, operation: &Operation) -> bool {
         match operation {
             Operation::Generate { by, .. }
@@ -512,7 +522,7 @@ impl Model {
         }
     }
 
-    /// What the clock shows after a step.
+    /// Returns the time after a step.
     pub(crate) fn time_after(&self, operation: &Operation) -> i64 {
         match operation {
             Operation::Wait(by) => self.now + by,
@@ -524,7 +534,7 @@ impl Model {
         }
     }
 
-    /// The versions that an edit is bound to.
+    /// Returns the version that an edit is bound to.
     pub(crate) fn versions(&self, token: Label, versions: Versions) -> Option<u64> {
         let version = self.records.get(&token).map_or(1, |record| record.version);
         match versions {
@@ -567,7 +577,7 @@ impl Model {
         Answer::Token(self.seen(&self.records[&label]))
     }
 
-    /// Does a step. `bound` are the versions that its edit is bound to.
+    /// Applies a step. `bound` is the version that its edit is bound to.
     pub(crate) fn apply(&mut self, step: &Step, bound: Option<u64>) -> Expected {
         let policy = &POLICIES[step.service];
         let revoked: Vec<Label> = self
@@ -619,7 +629,7 @@ impl Model {
         }
     }
 
-    // Who may do what.
+    // Authorization.
 
     fn acting<'a>(&'a self, by: By, policy: &'a Policy) -> Result<Acting<'a>, Vec<Fault>> {
         let rejected = || vec![Fault::ActorRejected];
@@ -642,7 +652,8 @@ impl Model {
         Ok(Acting { person: Some(person), through, policy, standing: Some(standing) })
     }
 
-    /// Why a token with the right secret is rejected, wherever it comes from.
+    /// Returns the reason if a token is rejected despite its right secret, regardless of the
+    /// address.
     fn rejects(&self, record: &Record) -> Option<&'static str> {
         match record.state(self.now) {
             TokenState::Active => {}
@@ -659,7 +670,7 @@ impl Model {
         }
     }
 
-    /// What the actor is to the token, if it may do this to it.
+    /// Returns the actor's relation to the token, or the faults if it may not do this to the token.
     fn target(
         &self,
         by: By,
@@ -691,14 +702,14 @@ impl Model {
                 }
                 (Deed::Get | Deed::Revoke | Deed::Rotate, _) => Ok(Relation::Itself),
                 (_, None) => Ok(Relation::Owner),
-                // Whether the id or the permission is looked at first.
+                // The contract does not say whether the id or the permission is checked first.
                 (_, Some(_)) => Err([personal, service].into_iter().flatten().collect()),
             };
         }
-        // Without any permission that might do it, nothing is said of the id.
+        // Without any sufficient permission, the answer does not depend on the id.
         let oversees = deed == Deed::Revoke && policy.revoke_only;
         if personal.is_some() && service.is_some() && (oversee.is_some() || !oversees) {
-            // An overseer is told that the policy hides what it may not do.
+            // An overseer learns that the policy forbids the operation.
             let oversee = oversee.or(Some(Fault::ByPolicy));
             return Err([personal, service, oversee].into_iter().flatten().collect());
         }
@@ -774,7 +785,7 @@ impl Model {
 
     // Changes.
 
-    /// The record, marked as changed.
+    /// Returns the record, marked as changed.
     fn change(&mut self, label: Label) -> &mut Record {
         let record = self.records.get_mut(&label).unwrap();
         record.is_changed = true;
@@ -803,7 +814,8 @@ impl Model {
         policy.limit.is_some_and(|limit| living.count() >= limit)
     }
 
-    /// What is wider than the token that it is made, restored or rotated through.
+    /// Returns the faults if a token would be wider than the token through which it is made,
+    /// restored or rotated.
     fn widens(
         via: &Record,
         owner: Person,
@@ -830,7 +842,7 @@ impl Model {
         let owner = match (new.service, acting.person) {
             (None, None) => return Err(vec![Fault::NotForHost]),
             (None, Some(person)) => person,
-            // By its id.
+            // The owner is named by its id.
             (Some(owner), _) => owner,
         };
         if acting.person.is_some() {
@@ -907,7 +919,7 @@ impl Model {
         self.records.insert(record.label, record);
     }
 
-    /// When a new token ends.
+    /// Returns the expiry of a new token.
     fn expiry(
         &self,
         asked: Asked,
@@ -931,7 +943,7 @@ impl Model {
         }
     }
 
-    /// When the successor of a token ends that is rotated in a session.
+    /// Returns the expiry of the successor if a token is rotated in a session.
     fn renewed(&self, asked: Asked, policy: &Policy) -> Option<i64> {
         let longest = policy.longest_days.unwrap_or(i64::MAX);
         let days = match asked {
@@ -953,7 +965,7 @@ impl Model {
     ) -> Outcome {
         let changes_text = edit.name.is_some() || edit.description.is_some();
         if !changes_text && edit.active.is_none() {
-            // Nobody needs to be told more than that there is nothing to change.
+            // An edit without changes may be refused as such before the permissions are checked.
             let mut faults = vec![Fault::Invalid("edit")];
             if let Err(more) = self.target(by, token, Deed::Change, policy) {
                 faults.extend(more);
@@ -980,7 +992,8 @@ impl Model {
         if !denied.is_empty() {
             return Err(denied);
         }
-        // What a token may do to itself without a permission is less than what its owner may do.
+        // The relation of the owner allows more than that of the token itself, so it decides if
+        // both occur.
         let relation = relations.into_iter().find(|relation| *relation != Relation::Itself);
         let relation = relation.unwrap_or(Relation::Itself);
         let record = &self.records[&token];
@@ -1054,7 +1067,7 @@ impl Model {
         Ok(self.shown(token))
     }
 
-    /// Revokes a token for a reason that may be given; as compromised, its family too.
+    /// Revokes a token for an allowed reason, and also its family if the reason is a compromise.
     fn do_revoke(
         &mut self,
         by: By,
@@ -1091,7 +1104,7 @@ impl Model {
         self.steal(token);
     }
 
-    /// Writes a revocation down: the first one stays, but for its reason if the token is compromised.
+    /// Records a revocation. An earlier one remains, but a compromise replaces its reason.
     fn put_revoked(&mut self, token: Label, reason: Reason, authority: Authority) {
         let now = self.now;
         let record = &self.records[&token];
@@ -1106,8 +1119,8 @@ impl Model {
         }
     }
 
-    /// All tokens that are there and were made or last restored through `root`, or through one that was, whether that one is still
-    /// there or not.
+    /// Returns the existing tokens that were made or last restored through `root`, or through its
+    /// family, whether or not the tokens between still exist.
     fn family(&self, root: Label) -> Vec<Label> {
         let mut found = BTreeSet::from([root]);
         loop {
@@ -1126,7 +1139,8 @@ impl Model {
         found.into_iter().filter(|label| self.records.contains_key(label)).collect()
     }
 
-    /// From here on, no text that somebody got through `root` may work again.
+    /// Marks `root` and all tokens made through it, directly or not: none of them may ever work
+    /// again.
     fn steal(&mut self, root: Label) {
         let mut found = BTreeSet::from([root]);
         loop {
@@ -1301,17 +1315,17 @@ impl Model {
         Ok(Answer::Done)
     }
 
-    /// Returns the nearest tokens above a token that are there and whose compromise reaches it.
+    /// Returns the nearest existing tokens whose compromise reaches this token.
     fn parents(&self, label: Label) -> BTreeSet<Label> {
         self.nearest(label, |origin| vec![origin.maker, origin.restorer])
     }
 
-    /// Returns the nearest tokens above a token that are there and whose reuse reaches it.
+    /// Returns the nearest existing tokens whose reuse reaches this token.
     fn ancestors(&self, label: Label) -> BTreeSet<Label> {
         self.nearest(label, |origin| vec![origin.maker, origin.restorer, origin.predecessor])
     }
 
-    /// Returns those of them that a removed token lies between.
+    /// Returns the ancestors that are separated from this token by a removed one.
     fn handed_on(&self, label: Label) -> BTreeSet<Label> {
         let origin = self.origins[&label];
         let above = [origin.maker, origin.restorer, origin.predecessor].into_iter().flatten();
@@ -1335,12 +1349,13 @@ impl Model {
         found
     }
 
-    /// Whether a token that is there was made or last restored through this one, be it through others that are gone.
+    /// Returns whether an existing token was made or last restored through this one, directly or
+    /// through removed ones.
     pub(crate) fn has_children(&self, token: Label) -> bool {
         self.records.keys().any(|label| *label != token && self.parents(*label).contains(&token))
     }
 
-    /// Removes a record. Those that it is next to in its family or its line may change by that.
+    /// Removes a record. This may change its neighbors in its family and its line of rotations.
     fn remove(&mut self, token: Label) {
         let below: Vec<Label> = self
             .records
@@ -1366,7 +1381,7 @@ impl Model {
         }
     }
 
-    /// The nearest token that is there whose place this one took, be it through others.
+    /// Returns the nearest existing token that this one replaced, directly or through removed ones.
     fn predecessor(&self, token: Label) -> Option<Label> {
         let mut next = self.origins[&token].predecessor;
         while let Some(label) = next {
@@ -1378,7 +1393,7 @@ impl Model {
         next
     }
 
-    /// All that a token came from or became by rotation.
+    /// Returns all predecessors and successors of a token.
     fn line(&self, token: Label) -> BTreeSet<Label> {
         let mut found = BTreeSet::from([token]);
         loop {
@@ -1435,7 +1450,7 @@ impl Model {
         Answer::Verified(self.seen(record), allowed.collect())
     }
 
-    /// The address is the one of the verification before, which was allowed.
+    /// Verifies again. The address is that of the earlier verification, which was allowed.
     fn recheck(&mut self, service: usize, token: Label) -> Outcome {
         let Some(record) = self.records.get(&token) else {
             return Err(vec![Fault::Rejected("unknown")]);
@@ -1446,7 +1461,7 @@ impl Model {
         }
     }
 
-    /// The right secret of a token was presented that was refused.
+    /// Handles the right secret of a token that was rejected.
     fn reuse(&mut self, service: usize, token: Label, policy: &Policy) {
         let now = self.now;
         let record = &self.records[&token];
@@ -1479,8 +1494,8 @@ impl Model {
         }
     }
 
-    /// Returns the tokens that are there and came of this one: by rotation, by being made and by being restored, whether or not
-    /// those between are still there.
+    /// Returns the existing tokens that descend from this one by being made, restored or rotated,
+    /// whether or not the tokens between still exist.
     fn descendants(&self, token: Label) -> BTreeSet<Label> {
         let mut found = BTreeSet::from([token]);
         loop {

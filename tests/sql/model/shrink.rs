@@ -1,12 +1,14 @@
-//! Makes a failing history short: delta debugging (Zeller, 1999) over its steps.
+//! Shortens a failing history: delta debugging (Zeller, 1999) over its steps.
 
 use super::history::Step;
 
-/// Most histories that are played while one is made short.
+/// The maximum number of histories played while one is shortened.
 const MOST: usize = 600;
 
-/// The shortest history found that still fails. A token keeps its label when steps before it are removed; what names a token that is
-/// no longer made then names none.
+/// Returns the shortest history found that still fails.
+///
+/// A token keeps its label when earlier steps are removed. The label of a token that is no longer
+/// made refers to no token.
 pub(crate) fn shrink(steps: Vec<Step>, mut fails: impl FnMut(&[Step]) -> bool) -> Vec<Step> {
     let mut steps = steps;
     let mut played = 0;

@@ -1,4 +1,5 @@
-//! The crate under test: services with several policies over one store, driven by the steps of a history.
+//! The crate under test: services with several policies over one store, which run the steps of a
+//! history.
 
 use super::history::{Asked, By, Label, Operation, PEOPLE, Person, SERVICES, Step, Which};
 use super::random::Random;
@@ -56,7 +57,7 @@ fn person(of: &Realm, id: &OwnerId) -> Person {
     PEOPLE.into_iter().find(|person| realm(*person) == *of && owner_id(*person) == *id).unwrap()
 }
 
-/// An id that no store has.
+/// Returns an id that no store has.
 fn nowhere() -> TokenId {
     let mut bytes = [0x11; 16];
     bytes[6] = 0x71;
@@ -64,7 +65,7 @@ fn nowhere() -> TokenId {
     TokenId::from_bytes(bytes).unwrap()
 }
 
-/// Gives the same ids and secrets for one seed.
+/// Generates the same ids and secrets for the same seed.
 struct Seeded(Mutex<Random>);
 
 impl SecureRandom for Seeded {
@@ -77,7 +78,7 @@ impl SecureRandom for Seeded {
     }
 }
 
-/// Holds up one commit, so that something else may happen before it.
+/// Holds back one commit, so that another operation may happen before it.
 #[derive(Default)]
 struct Gate {
     armed: AtomicBool,
@@ -95,7 +96,7 @@ impl Gate {
     async fn pass(&self) {
         if self.armed.swap(false, Ordering::SeqCst) {
             self.reached.store(true, Ordering::SeqCst);
-            // Whoever opens it polls again.
+            // The code that opens the gate also polls again.
             poll_fn(
                 |_| if self.open.load(Ordering::SeqCst) { Poll::Ready(()) } else { Poll::Pending },
             )
@@ -138,19 +139,19 @@ impl<S: TokenStore> TokenStore for Gated<S> {
 
 type Service<S> = TokenService<Arc<Gated<S>>, Arc<MemoryDirectory>>;
 
-/// What a history has made so far.
+/// The tokens that a history has made so far.
 #[derive(Default)]
 struct Made {
     ids: BTreeMap<Label, TokenId>,
     labels: BTreeMap<TokenId, Label>,
     texts: BTreeMap<Label, String>,
     verified: BTreeMap<Label, Arc<Verified>>,
-    /// The last id that each service made.
+    /// The greatest id that each service made.
     newest: [Option<TokenId>; SERVICES],
     is_racing: bool,
 }
 
-/// One store with its services.
+/// A store with its services.
 pub(crate) struct World<S> {
     store: Arc<Gated<S>>,
     directory: Arc<MemoryDirectory>,
@@ -203,7 +204,7 @@ impl<S: TokenStore> World<S> {
         let store = Arc::new(Gated { store, gate: Gate::default() });
         let directory = Arc::new(MemoryDirectory::new());
         let clock = Arc::new(ManualClock::at(instant(now)));
-        // Each service draws other ids and secrets.
+        // Each service draws different ids and secrets.
         let mut seed = seed;
         let services = POLICIES
             .iter()
@@ -233,7 +234,7 @@ impl<S: TokenStore> World<S> {
         self.made.lock().unwrap()
     }
 
-    /// Sets what the directory says of a person.
+    /// Sets a person's entry in the directory.
     pub(crate) fn put(&self, person: Person, standing: Option<&Standing>) {
         let (realm, id) = (realm(person), owner_id(person));
         let Some(standing) = standing else {
@@ -296,7 +297,7 @@ impl<S: TokenStore> World<S> {
         )
     }
 
-    /// Keeps what was made, under the label of its step.
+    /// Stores a new token under the label of its step.
     fn issued(&self, step: &Step, result: Result<IssuedToken, ManageError>) -> Answer {
         let issued = match result {
             Ok(issued) => issued,
@@ -305,7 +306,7 @@ impl<S: TokenStore> World<S> {
         let id = issued.token.id();
         {
             let mut made = self.made();
-            // In a race, the first one may have drawn its id before the second one did.
+            // In a race, the first operation may have drawn its id before the second one did.
             let is_greatest = made.newest[step.service].is_none_or(|newest| newest < id);
             assert!(is_greatest || made.is_racing, "ids of a service increase");
             if is_greatest {
@@ -365,7 +366,7 @@ impl<S: TokenStore> World<S> {
         Answer::Tokens(tokens)
     }
 
-    /// Does a step that is no race. `bound` is the version that its edit is bound to.
+    /// Runs a step that is not a race. `bound` is the version that its edit is bound to.
     pub(crate) async fn run(&self, step: &Step, bound: Option<u64>) -> Answer {
         let service = &self.services[step.service];
         let number = |result: Result<u64, ManageError>| {
@@ -456,7 +457,7 @@ impl<S: TokenStore> World<S> {
                 service.flush().await.unwrap();
                 Answer::Done
             }
-            // The player sets clock and directory.
+            // The player sets the clock and the directory.
             Operation::Wait(_) | Operation::WaitForEnd(..) | Operation::Directory(..) => {
                 Answer::Done
             }
@@ -464,7 +465,8 @@ impl<S: TokenStore> World<S> {
         }
     }
 
-    /// Does the second step while the first one is about to commit, or after it if it commits nothing.
+    /// Runs the second step just before the first commit of the first one, or after it if it
+    /// commits nothing.
     pub(crate) async fn race(&self, steps: [&Step; 2], bound: [Option<u64>; 2]) -> Answer {
         let gate = &self.store.gate;
         gate.set(true);
@@ -487,7 +489,7 @@ impl<S: TokenStore> World<S> {
         Answer::Both(first.into(), second.into())
     }
 
-    /// All records, newest first, with their labels.
+    /// Returns all records with their labels, newest first.
     pub(crate) async fn records(&self) -> Vec<(Label, Token)> {
         let mut query = ListQuery::new(ListBy::Idle(DateTime::<Utc>::MAX_UTC));
         let mut records = Vec::new();
@@ -510,7 +512,7 @@ impl<S: TokenStore> World<S> {
     }
 }
 
-/// What the rules say of a stored revocation.
+/// Returns a stored revocation as the rules express it.
 pub(crate) fn revoked(token: &Token) -> Option<Revoked> {
     token.facts.revocation.as_deref().map(|revocation| Revoked {
         at: revocation.at.timestamp_micros(),
