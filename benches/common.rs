@@ -1,4 +1,5 @@
-//! What several benches share: a service for many owners, the unit that figures are told in, and how one is taken.
+//! Code that the benches share: a service with many owners, the unit of the figures, and the
+//! measurement of one figure.
 
 #![allow(
     missing_docs,
@@ -28,12 +29,13 @@ use std::sync::{Barrier, LazyLock};
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
-/// Calls of one sample, and floors: about 20 µs.
+/// Calls of one sample, and floors of one sample, which take about 20 µs each.
 pub const BATCH: usize = 100;
 const FLOORS: usize = 160;
 
-/// Rounds of threads; the calls of one in a round, and those before them that are not measured. A round is shorter than the
-/// millisecond or two after which a system that is busy with other things takes the processor away.
+/// Rounds of threads, the measured calls of one thread in a round, and the calls before them that
+/// are not measured. A round is shorter than the 1 to 2 ms after which a busy system takes the
+/// processor away.
 const ROUNDS: usize = 201;
 const CALLS: usize = 2_000;
 const WARM: usize = 500;
@@ -42,7 +44,8 @@ pub fn ids(owners: usize) -> Vec<OwnerId> {
     (0..owners).map(|n| OwnerId::new(&format!("user-{n:06}")).unwrap()).collect()
 }
 
-/// A service for these owners; all of them have one key, so that what one makes is verified by another.
+/// Creates a service for these owners. All services have one key, so that one verifies what another
+/// creates.
 pub fn builder<S: TokenStore>(
     store: S,
     owners: &[OwnerId],
@@ -56,7 +59,7 @@ pub fn builder<S: TokenStore>(
         .roles(RoleCatalog::standard().grant("member", permissions).build().unwrap())
 }
 
-/// The memory store never waits.
+/// Polls a future once, because the memory store never waits.
 pub fn ready<F: Future>(future: F) -> F::Output {
     match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(output) => output,
@@ -64,7 +67,7 @@ pub fn ready<F: Future>(future: F) -> F::Output {
     }
 }
 
-/// Pre-keyed `hmac` and `sha2` over 48 bytes: the unit.
+/// Computes the unit: pre-keyed HMAC-SHA256 over 48 bytes.
 pub fn floor(n: usize) {
     static KEYED: LazyLock<Hmac<Sha256>> =
         LazyLock::new(|| Hmac::new_from_slice(&[7; 32]).unwrap());
@@ -75,7 +78,7 @@ pub fn floor(n: usize) {
     black_box(mac.finalize().into_bytes());
 }
 
-/// Numbers as a generator would give them, the same in each run.
+/// Returns pseudo-random numbers, the same in each run.
 pub fn random() -> impl Iterator<Item = u64> {
     let mut state = 0x9E37_79B9_7F4A_7C15_u64;
     std::iter::repeat_with(move || {
@@ -86,14 +89,14 @@ pub fn random() -> impl Iterator<Item = u64> {
     })
 }
 
-/// Nanoseconds of one call, and of one floor in the same moments.
+/// Nanoseconds of one call, and of one floor measured at the same time.
 pub struct Figure {
     pub ns: f64,
     floor: f64,
 }
 
 impl Figure {
-    /// Over the columns of a figure.
+    /// The heading over the columns of a figure.
     pub const HEAD: &str = "       ns  floor ns    HMAC";
 }
 
@@ -103,8 +106,9 @@ impl fmt::Display for Figure {
     }
 }
 
-/// Measures one call in so many samples, with the floor beside each. A sample's texts are made ready before it: a request's text
-/// comes from its socket, and is in the cache.
+/// Measures one call over this many samples, with the floor beside each. Copies the texts of a
+/// sample before it begins, because a request's text comes from its socket and is in the
+/// processor's cache.
 pub fn measure(
     samples: usize,
     mut texts: impl FnMut() -> Vec<String>,
@@ -127,14 +131,15 @@ pub fn measure(
     Figure { ns: quartile(measured), floor: quartile(floors) }
 }
 
-/// Nanoseconds of one call on one thread, and on each of two at once; their throughput is so many times that of one.
+/// Nanoseconds of one call on one thread, and on each of two threads. Displays also how many times
+/// the throughput of one thread two have.
 pub struct Throughput {
     one: f64,
     two: f64,
 }
 
 impl Throughput {
-    /// Over the columns of a throughput.
+    /// The heading over the columns of a throughput.
     pub const HEAD: &str = "    ns, 1     ns, 2   times";
 }
 
@@ -144,8 +149,10 @@ impl fmt::Display for Throughput {
     }
 }
 
-/// Measures two threads against one: rounds of the two take turns, and of two threads the slower one counts. `work` is given the
-/// thread and a number that goes on from round to round.
+/// Measures two threads against one.
+///
+/// Rounds of one and of two threads alternate, and of two threads the slower one counts. `work`
+/// gets the number of the thread, and a number that grows from round to round.
 pub fn threads(work: impl Fn(usize, usize) + Sync) -> Throughput {
     let mut first = 0;
     let mut round = |count: usize| {
@@ -172,7 +179,7 @@ pub fn threads(work: impl Fn(usize, usize) + Sync) -> Throughput {
     Throughput { one: quartile(one), two: quartile(two) }
 }
 
-/// The lower quartile: whatever else the machine does only adds to a sample.
+/// Returns the lower quartile, because other load of the machine only adds to a sample.
 fn quartile(mut samples: Vec<f64>) -> f64 {
     samples.sort_by(f64::total_cmp);
     samples[samples.len() / 4]

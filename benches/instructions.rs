@@ -1,6 +1,7 @@
-//! What `scripts/instructions` counts under callgrind: the hot paths, each a thousand times, in a function of its own.
+//! The hot paths that `scripts/instructions` counts under callgrind: each runs a thousand times, in
+//! a function of its own.
 //!
-//! Nothing is measured here: without callgrind it does its work and says nothing.
+//! Without callgrind the program measures and prints nothing.
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::arithmetic_side_effects, reason = "a bench")]
 
@@ -12,7 +13,7 @@ use patkit::{
 use sha2::block_api::compress256;
 use std::hint::black_box;
 
-/// How often each is done: by so much the script divides.
+/// How often each path runs. The script divides by it.
 const TIMES: usize = 1_000;
 
 fn main() {
@@ -33,7 +34,7 @@ fn main() {
     damaged.replace_range(header.len() - 1.., last);
 
     let verify = |header: &str| ready(service.verify_header(Some(header), None));
-    // What is done the first time is not done again.
+    // Runs each path once first, so that the count excludes work that only the first run does.
     let verified = verify(&header).unwrap();
     ready(service.flush()).unwrap();
     drop(verify(&header));
@@ -52,7 +53,7 @@ fn main() {
     counted_allows(|| assert!(verified.allows(black_box(&permission))));
 }
 
-/// The two compressions that a digest costs.
+/// The two compressions of a digest.
 #[inline(never)]
 fn counted_digest(work: impl Fn()) {
     (0..TIMES).for_each(|_| work());

@@ -1,9 +1,9 @@
-//! What a permission check costs: `PermissionSet` against the representations that were measured and not taken.
+//! Measures a permission check: `PermissionSet` against the representations that were rejected.
 //!
-//! Each figure is the median over many samples of some 20 microseconds, in nanoseconds for one check, followed by its
-//! ratio to the floor: one lookup of the same text in a `HashSet<String>` of the same size, measured in the same run,
-//! which knows no wildcards. The requests of a case take turns, so that the branch predictor does not learn one by
-//! heart.
+//! Each figure is the median over many samples of about 20 µs, in nanoseconds per check, followed
+//! by its ratio to the floor. The floor is one lookup of the same text in a `HashSet<String>` of
+//! the same size, which knows no wildcards, measured in the same run. The requests of a case
+//! alternate, so that the branch predictor does not learn a single one.
 //!
 //! Run with `cargo bench -p patkit-benches --bench permission`.
 
@@ -79,7 +79,7 @@ fn main() {
     }
 }
 
-/// The median time of one call, in nanoseconds, with the cost of the empty loop taken off.
+/// Returns the median time of one call in nanoseconds, less the cost of the empty loop.
 fn measure(check: impl Fn(usize) -> bool) -> f64 {
     let calls = (SAMPLE.as_nanos() as f64 / sample(&check, 1_000).max(0.5)) as usize;
     let median = |mut samples: Vec<f64>| {
@@ -99,7 +99,7 @@ fn sample(check: &impl Fn(usize) -> bool, calls: usize) -> f64 {
     start.elapsed().as_nanos() as f64 / calls as f64
 }
 
-/// Three concrete grants of four, and a wildcard.
+/// Returns grants of which three in four are concrete, and the fourth is a wildcard.
 fn grants(size: usize) -> Vec<String> {
     (0..size)
         .map(|at| if at % 4 == 3 { format!("area-{at}:*") } else { format!("resource-{at}:read") })
@@ -115,7 +115,7 @@ fn request(case: &str, turn: usize, size: usize) -> String {
     }
 }
 
-/// Not taken: the grants as sorted text, a binary search for each prefix.
+/// Rejected: the grants as sorted text, with a binary search for each prefix.
 struct SortedTexts(Vec<String>);
 
 impl SortedTexts {
@@ -136,7 +136,8 @@ impl SortedTexts {
     }
 }
 
-/// Not taken: the hashes of the grants in one array, searched or scanned; the text is compared on a match.
+/// Rejected: the hashes of the grants in one array, searched or scanned. Texts are compared if
+/// hashes match.
 struct Hashes {
     hashes: Vec<u64>,
     keys: Vec<String>,

@@ -1,20 +1,26 @@
-//! What the store in memory holds and how fast it is, from 10^3 tokens to 10^7: `cargo bench -p patkit-benches --bench scale`.
+//! Measures the memory and the speed of the memory store with 10^3 to 10^7 tokens:
+//! `cargo bench -p patkit-benches --bench scale`.
 //!
-//! Add `-- quick` for 10^3 to 10^5, or `-- 1000000` for that many tokens alone. All of it takes some minutes, and 10^7 tokens take
-//! 10^7 times the memory that the figures say of one. Each size has a process of its own: what an earlier one left free would be
-//! used again, and the resident set would not tell.
+//! Add `-- quick` for 10^3 to 10^5 tokens, or `-- 1000000` for only that number. A whole run takes
+//! some minutes, and 10^7 tokens take 10^7 times the memory that the figures show for one token.
+//! Each size runs in a process of its own, because memory that an earlier size had freed would be
+//! used again and distort the resident set.
 //!
-//! * **Traffic**: one token (hot); any token with the same chance (uniform); and Zipf's law with s = 1, the token of rank k with a
-//!   chance of 1/k, in a fixed walk: `size^u` for an even `u` between 0 and 1 is such a rank. Ranks have nothing to do with when a
-//!   token was made. The headers of 10^6 requests are kept in the order in which they come, not those of all tokens.
-//! * **Time**: nanoseconds and HMACs as in the bench `verify`, then what each of one and of two threads takes for a call, and how many
-//!   times as much two do.
-//! * **Memory**: bytes that were requested for the store and not freed, indexes and what tables keep free included, less the
-//!   bytes of the names, which are the host's own; owner ids are shared with the directory, and not in the figure. Beside it, by how
-//!   much the resident set grew: what the allocator adds, and names.
-//! * **Loading**: batches of 1,000 records through `TokenStore::commit`, without events. The records are made by a service over a
-//!   store that keeps nothing, each was just used, and many have the same scope.
-//! * **Generating**: `TokenService::generate` over the full store, each with its audit event.
+//! * **Traffic**: one token (hot); any token with the same chance (uniform); and Zipf's law with
+//!   s = 1, in which the token of rank k has a chance of 1/k. A rank is `size^u` for a uniform `u`
+//!   between 0 and 1, and does not depend on the age of the token. The walk is fixed. The headers
+//!   of 10^6 requests are kept in the order of the requests, not those of all tokens.
+//! * **Time**: nanoseconds and HMACs as in the bench `verify`, then the time of a call on one
+//!   thread and on each of two, and how many times the throughput of one thread two have.
+//! * **Memory**: bytes that were allocated for the store and not freed, which include indexes and
+//!   free places of tables, less the bytes of the names, which belong to the host. Owner ids are
+//!   shared with the directory and not counted. The growth of the resident set beside it also
+//!   includes the overhead of the allocator, and names.
+//! * **Loading**: batches of 1,000 records through `TokenStore::commit`, without events. A service
+//!   over a store that keeps nothing makes the records. Each was just used, and many have the same
+//!   scope.
+//! * **Generating**: `TokenService::generate` over the full store, with an audit event for each
+//!   token.
 
 #![allow(
     missing_docs,
@@ -46,11 +52,11 @@ use std::process::Command;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-/// Requests of a walk.
+/// The number of requests in a walk.
 const WALK: usize = 1 << 20;
-/// Bytes of a header.
+/// The number of bytes in a header.
 const HEADER: usize = "Bearer acme_pat_".len() + 72;
-/// Records of a batch.
+/// The number of records in a batch.
 const LOADED: usize = 1_000;
 
 fn main() {
@@ -70,7 +76,7 @@ fn main() {
     }
 }
 
-/// All figures of one size.
+/// Prints all figures for one size.
 fn scale(size: usize) {
     let owners = ids((size / 10).clamp(1, 1_000));
     println!("\n{size} tokens of {} owners", owners.len());
@@ -82,7 +88,7 @@ fn scale(size: usize) {
     ];
     let store = load(size, &owners, &mut traffic);
 
-    // No use is due to be noted while it measures.
+    // Uses are noted at most once a day, so that none is noted while this measures.
     let policy =
         TokenPolicy::builder().last_used_granularity(Duration::from_secs(86_400)).build().unwrap();
     let service = builder(store, &owners).policy(policy).build().unwrap();
@@ -100,7 +106,7 @@ fn scale(size: usize) {
     println!("{:<28} {:>27}    {}", "the floor itself", "", threads(|_, n| floor(n)));
 
     let mut numbers = (size..).map(|n| n.to_string());
-    // Not so many that the size is another one.
+    // Few enough that the size hardly changes.
     let samples = (size / 10 / BATCH).clamp(10, 200);
     let generated = measure(
         samples,
@@ -110,13 +116,14 @@ fn scale(size: usize) {
     println!("{:<28} {generated}    {:.0} a second", "generate", 1e9 / generated.ns);
 }
 
-/// A token's number by Zipf's law. The ranks are spread over the numbers by a prime that divides no size.
+/// Returns the number of a token by Zipf's law. A prime that divides no size spreads the ranks over
+/// the numbers.
 fn ranked(number: u64, size: usize) -> usize {
     let even = (number >> 11) as f64 / (1_u64 << 53) as f64;
     (size as f64).powf(even) as usize * 6_700_417 % size
 }
 
-/// The n-th token.
+/// Generates the n-th token.
 fn generate<S: TokenStore>(
     service: &TokenService<S, MemoryDirectory>,
     owners: &[OwnerId],
@@ -127,10 +134,11 @@ fn generate<S: TokenStore>(
         .unwrap()
 }
 
-/// A store with so many tokens; prints what that took. The walks have their headers then.
+/// Creates a store with this many tokens and prints what it took. Fills the walks with their
+/// headers.
 fn load(size: usize, owners: &[OwnerId], traffic: &mut [Traffic]) -> MemoryStore {
     let maker = builder(Made::default(), owners).build().unwrap();
-    // What is worked out once for each owner is not the store's.
+    // Computes what is cached for each owner first, because it does not belong to the store.
     for n in 0..owners.len() {
         generate(&maker, owners, n);
         maker.store().take();
@@ -180,46 +188,49 @@ fn load(size: usize, owners: &[OwnerId], traffic: &mut [Traffic]) -> MemoryStore
     loaded.unwrap()
 }
 
-/// Bytes of the resident set, where the system says.
+/// Returns the bytes of the resident set, or `None` if the system does not say.
 fn resident() -> Option<f64> {
-    // The second number of `statm`, in kilobytes instead of pages.
+    // The same as the second number of `statm`, in kilobytes instead of pages.
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let kilobytes = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     Some(kilobytes.trim().trim_end_matches(" kB").parse::<f64>().ok()? * 1_024.0)
 }
 
-/// Headers in the order in which they come, one after the other in one text: it is read on, as from a socket.
+/// Headers in the order of the requests, concatenated, so that they are read sequentially, as from
+/// a socket.
 struct Traffic {
     name: &'static str,
     headers: String,
-    /// Which token comes at which place; the first token is the last one here.
+    /// Pairs of a token and its place in the walk that have no header yet, the lowest token last.
     open: Vec<(usize, usize)>,
 }
 
 impl Traffic {
-    /// A walk over these tokens.
+    /// Creates a walk over these tokens.
     fn new(name: &'static str, walk: impl Iterator<Item = usize>) -> Self {
         let mut open: Vec<(usize, usize)> = walk.zip(0..).collect();
         open.sort_unstable_by(|one, other| other.cmp(one));
-        // Written to, and so resident, before anything is measured.
+        // Written before anything is measured, so that it is resident.
         Self { name, headers: ".".repeat(HEADER * open.len()), open }
     }
 
-    /// Keeps the header of a token wherever it comes. Tokens are told in their order.
+    /// Stores the header of a token at each of its places. Must be called in the order of the
+    /// tokens.
     fn keep(&mut self, token: usize, header: &str) {
         while let Some((_, place)) = self.open.pop_if(|(wanted, _)| *wanted == token) {
             self.headers.replace_range(HEADER * place..HEADER * (place + 1), header);
         }
     }
 
-    /// The n-th header; after the last one comes the first.
+    /// Returns the n-th header. Starts over after the last one.
     fn header(&self, n: usize) -> &str {
         let start = HEADER * n % self.headers.len();
         &self.headers[start..start + HEADER]
     }
 }
 
-/// A store that hands on what is put into it: tokens are made as a host makes them, and kept elsewhere.
+/// A store that only collects what is put into it, so that tokens are made as a host makes them and
+/// kept elsewhere.
 #[derive(Default)]
 struct Made(Mutex<Vec<Token>>);
 

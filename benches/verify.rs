@@ -1,9 +1,10 @@
-//! What a verification costs, beside the floor in the same run: one HMAC, pre-keyed, over 48 bytes.
+//! Measures a verification against the floor in the same run: one pre-keyed HMAC over 48 bytes.
 //!
-//! `cargo bench -p patkit-benches --bench verify`; add `-- quick` for 10^3 tokens alone.
+//! Run with `cargo bench -p patkit-benches --bench verify`; add `-- quick` for 10^3 tokens alone.
 //!
-//! Each figure is the lower quartile of many short samples (about 20 µs each), since whatever else the machine does only adds
-//! to them. Look at the ratios, not at the nanoseconds. The floor is measured anew beside every line.
+//! Each figure is the lower quartile of many short samples (about 20 µs each), because other load
+//! of the machine only adds to a sample. Compare ratios, not nanoseconds. The floor is measured
+//! again beside every line.
 
 #![allow(
     missing_docs,
@@ -69,7 +70,8 @@ fn main() {
         });
         println!("{:<46} {}", "two threads against one", Throughput::HEAD);
         let half = size / 2;
-        // Their texts come from memory as well, which those of requests do not: the bench `scale` has them at hand.
+        // The texts come from main memory as well, unlike those of requests. In the bench `scale`
+        // they are in the processor's cache.
         threads("distinct tokens", |thread, n| verify(&service, &texts[thread * half + n % half]));
         threads("one hot token", |_, _| verify(&service, &texts[7 % size]));
         threads("through the cache, distinct tokens", |thread, n| {
@@ -80,7 +82,7 @@ fn main() {
     }
 }
 
-/// The same tokens behind a cache, with the coarse clock for both.
+/// Returns a service for the same tokens behind a cache, both with the coarse clock.
 fn cached(
     service: &Service,
     size: usize,
@@ -111,14 +113,15 @@ fn rejections(service: &Service, texts: &[String]) {
     println!("{:<46} {:>27.2}", "unknown id against wrong secret", id / secret);
 }
 
-/// The same text with another secret, or with another id as well, and the right checksum.
+/// Returns the text with another secret, with another id if `other_id`, and with the right
+/// checksum.
 fn forged(text: &str, other_id: bool) -> String {
     let mut text = text.to_owned();
     let start = "Bearer acme_pat_".len();
     let secret_at = start + 22 + 8;
     flip(&mut text, secret_at);
     if other_id {
-        // Random bits of the id, below its variant.
+        // Changes random bits of the id, below its variant.
         flip(&mut text, start + 20);
         flip(&mut text, start + 19);
     }
@@ -152,8 +155,11 @@ fn crc32(bytes: &[u8]) -> u32 {
     })
 }
 
-/// A service with so many tokens, evenly spread over the owners, and their `Authorization` headers. Every token was used just
-/// now and that is written: the state that a host is in after its first minute.
+/// Creates a service with this many tokens, evenly spread over the owners, and returns their
+/// `Authorization` headers.
+///
+/// Every token was just used and its use is written, which is the state of a host after its first
+/// minute.
 fn service(size: usize, owners: usize) -> (Service, Vec<String>) {
     let ids = ids(owners);
     let service =
@@ -185,19 +191,19 @@ fn refuse(service: &Service, header: &str) {
     black_box(ready(service.verify_header(Some(header), None)).unwrap_err());
 }
 
-/// A fixed walk over all places, as a random one would go.
+/// Returns a fixed pseudo-random walk over all places.
 fn uniform(size: usize) -> Vec<usize> {
     random().map(|number| (number % size as u64) as usize).take(1 << 20).collect()
 }
 
-/// Prints one line and gives the nanoseconds.
+/// Prints one line and returns the nanoseconds.
 fn line(name: &str, headers: impl FnMut() -> Vec<String>, work: impl Fn(&str)) -> f64 {
     let figure = measure(2_000, headers, work);
     println!("{name:<46} {figure}");
     figure.ns
 }
 
-/// The throughput of two threads against that of one.
+/// Prints the throughput of two threads against that of one.
 fn threads(name: &str, work: impl Fn(usize, usize) + Sync) {
     println!("{name:<46} {}", bench_common::threads(work));
 }

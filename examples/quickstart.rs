@@ -1,7 +1,7 @@
-//! The main job, from the first token to the audit trail: `cargo run --example quickstart`.
+//! The life of a token, from its creation to the audit trail: `cargo run --example quickstart`.
 //!
-//! Everything is in memory and the clock is set by hand, so that a token expires within a second. Each step checks what
-//! it shows; the example fails when something is off.
+//! Everything is in memory, and the clock is set by hand, so that a token expires within a second.
+//! Each step checks what it shows, and the example fails if a check fails.
 
 #![allow(clippy::print_stdout, reason = "showing is its job")]
 #![allow(clippy::too_many_lines, reason = "one story, told from the top to the bottom")]
@@ -18,7 +18,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The host's table of users; here it holds one, with one role.
+/// Returns the only user of the host, with one role.
 fn ada(role: &str) -> Result<Owner, Box<dyn Error>> {
     let owner = Owner::new(OwnerId::new("ada")?, OwnerKind::Human);
     Ok(owner.named("Ada Lovelace").role(role))
@@ -28,7 +28,7 @@ fn step(title: &str) {
     println!("\n== {title}");
 }
 
-/// What a script sends.
+/// Returns the header that a script sends.
 fn header(text: &str) -> String {
     format!("Bearer {text}")
 }
@@ -185,7 +185,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// What the client is told, and what the operator knows.
+/// Returns what the client learns, and the reason that the operator sees.
 fn refusal(
     result: Result<patkit::Verified, patkit::VerifyError>,
 ) -> Result<(String, RejectReason), Box<dyn Error>> {

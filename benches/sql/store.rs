@@ -1,8 +1,9 @@
-//! What the stores cost at 10^4 tokens and at 10^6, in memory in bytes and in databases in time:
-//! `cargo bench -p patkit-benches-sql --bench store`.
+//! Measures the stores with 10^4 and 10^6 tokens, the memory store in bytes and those in databases
+//! in time: `cargo bench -p patkit-benches-sql --bench store`.
 //!
-//! SQLite in a file; PostgreSQL where `PATKIT_TEST_POSTGRES_URL` leads (`scripts/postgres start DIR` makes one), and said to be
-//! left out where it leads nowhere. Each figure is the median of many calls; look at the ratios. Loading takes a minute.
+//! SQLite is in a file. PostgreSQL is at `PATKIT_TEST_POSTGRES_URL` (`scripts/postgres start DIR`
+//! starts one); if that is not set, the bench says so and skips it. Each figure is the median of
+//! many calls. Compare ratios. Loading takes a minute.
 
 #![allow(
     missing_docs,
@@ -32,7 +33,7 @@ use std::time::Instant;
 const SIZES: [u64; 2] = [10_000, 1_000_000];
 struct Figures(Vec<(&'static str, f64)>);
 
-/// Microseconds of each operation, in the middle.
+/// Returns the median of each operation in microseconds.
 async fn measure<S: TokenStore>(store: &S, size: u64) -> Figures {
     let mut figures = Vec::new();
     let mut walk = places(size);
@@ -95,7 +96,7 @@ async fn measure<S: TokenStore>(store: &S, size: u64) -> Figures {
     }
     figures.push(("touch: a batch of 1,000", median(times)));
 
-    // A thousandth of the smaller size is ten.
+    // Of the smaller size, a thousandth is ten tokens.
     let mut times = Vec::new();
     let ended = DateTime::from_timestamp_micros(ENDED).unwrap();
     for _ in 0..5 {
@@ -137,7 +138,7 @@ async fn postgres(url: &str, size: u64) -> Figures {
     figures
 }
 
-/// A token as a host makes it.
+/// Returns a token as a host makes it.
 fn template() -> Token {
     let ids = ids(1);
     let tokens = builder(MemoryStore::new(), &ids).build().unwrap();
@@ -147,9 +148,11 @@ fn template() -> Token {
     Token::clone(&ready(tokens.store().find(issued.token.id())).unwrap().unwrap())
 }
 
-/// What the store in memory holds for each token, in bytes: all that was allocated for it and not freed, its index and its share
-/// of what a map keeps free included. With `is_told`, each has the event of its making. Then the same without the host's own
-/// strings: the names, and the owners' ids.
+/// Returns the bytes that the memory store holds for each token: all that was allocated and not
+/// freed, which includes its share of the index and of free places.
+///
+/// With `is_told`, each token has the event of its creation. The second figure excludes the host's
+/// own strings: names and owner ids.
 fn bytes_per_token(template: &Token, size: u64, is_told: bool) -> [f64; 2] {
     let mut store = None;
     let mut strings = 0;

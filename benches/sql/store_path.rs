@@ -1,12 +1,15 @@
-//! What a verification that is looked up in a database costs beside the bare look-up of the same row, at 10^6 tokens, and what
-//! last uses add to it: `cargo bench -p patkit-benches-sql --bench store_path`.
+//! Measures a verification that reads a database against the bare lookup of the same row, with 10^6
+//! tokens, and what recording last uses adds:
+//! `cargo bench -p patkit-benches-sql --bench store_path`.
 //!
-//! The bare look-up is what a host would write: a prepared statement of sqlx through the same pool, by the primary key, of the
-//! same columns. The row is taken as it comes, nothing in it is read. SQLite in a file; PostgreSQL where
-//! `PATKIT_TEST_POSTGRES_URL` leads (`scripts/postgres start DIR` makes one), and said to be left out where it leads nowhere.
+//! The bare lookup is what a host would write: a prepared statement of sqlx through the same pool,
+//! by the primary key, of the same columns, whose row is not read. SQLite is in a file. PostgreSQL
+//! is at `PATKIT_TEST_POSTGRES_URL` (`scripts/postgres start DIR` starts one); if that is not set,
+//! the bench says so and skips it.
 //!
-//! All that is compared takes turns within one run, in short samples. A time is the lower quartile of the samples, a ratio the
-//! median of those of each turn. A page of a list is in the bench `store`.
+//! Compared operations alternate within one run, in short samples. A time is the lower quartile of
+//! the samples, and a ratio is the median of the ratios of each turn. The bench `store` measures a
+//! page of a list.
 
 #![allow(
     missing_docs,
@@ -34,17 +37,18 @@ use std::sync::Arc;
 use std::time::Instant;
 
 const SIZE: u64 = 1_000_000;
-/// Connections of the pool.
+/// The number of connections in the pool.
 const CONNECTIONS: u32 = 4;
-/// How many do it at once, and how many look-ups each of them does for a sample.
+/// The number of concurrent tasks, and the number of lookups of each task in a sample.
 const AT_ONCE: [(u64, usize); 2] = [(1, 40), (16, 10)];
 const TURNS: usize = 400;
-/// Tokens that are verified, at random places among the others.
+/// The number of tokens that are verified, at random places among the others.
 const VERIFIED: u64 = 4_000;
-/// Verifications of one token within the granularity of last uses, a minute: one, one in ten seconds, one a second.
+/// Verifications of one token per minute, which is the granularity of last uses: one a minute, one
+/// every ten seconds, one a second.
 const PER_MINUTE: [u32; 3] = [1, 6, 60];
 
-/// The bare look-up.
+/// A store that can run the bare lookup.
 trait Bare: TokenStore + Clone + 'static {
     fn look_up(&self, sql: Arc<str>, id: TokenId) -> impl Future<Output = bool> + Send;
 }
@@ -72,7 +76,7 @@ enum Way {
 
 struct Bench<S> {
     service: TokenService<S, MemoryDirectory>,
-    /// Of the bare look-up.
+    /// The statement of the bare lookup.
     sql: Arc<str>,
     tokens: Vec<(TokenId, String)>,
 }
@@ -97,7 +101,7 @@ fn owner(number: u64) -> OwnerId {
 }
 
 impl<S: Bare> Bench<S> {
-    /// Makes the tokens that are verified, each as if at the time that the tokens around it are of.
+    /// Makes the tokens that are verified, each with the creation time of the tokens around it.
     async fn new(store: S, table: &str) -> Self {
         let clock = Arc::new(ManualClock::at(DateTime::UNIX_EPOCH));
         let maker = service(store.clone(), Some(clock.clone()));
@@ -113,14 +117,14 @@ impl<S: Bare> Bench<S> {
         Self { service: service(store, None), sql: sql.into(), tokens }
     }
 
-    /// Microseconds of one look-up, where so many tasks do so many each.
+    /// Returns the microseconds of one lookup, if `tasks` tasks do `each` lookups each.
     async fn sample(self: &Arc<Self>, way: Way, (tasks, each): (u64, usize), turn: u64) -> f64 {
         let began = Instant::now();
         let tasks: Vec<_> = (0..tasks)
             .map(|task| {
                 let bench = self.clone();
                 tokio::spawn(async move {
-                    // Another part of the walk for each sample.
+                    // Starts each sample in another part of the walk.
                     let from = (turn * 7_919 + task * 251) as usize;
                     for (id, header) in
                         bench.tokens.iter().cycle().skip(from % VERIFIED as usize).take(each)
@@ -147,14 +151,14 @@ impl<S: Bare> Bench<S> {
         }
     }
 
-    /// Microseconds of a verification by one task.
+    /// Returns the microseconds of a verification by one task.
     async fn compare(self: &Arc<Self>) -> f64 {
         let mut verified = 0.0;
         for at_once in AT_ONCE.into_iter().rev() {
             let ways = [Way::Bare, Way::Find, Way::Verify];
             let mut times = [const { Vec::new() }; 3];
             for turn in 0..TURNS {
-                // None of them always comes first.
+                // Rotates the order, so that none always comes first.
                 for place in 0..3 {
                     let way = (place + turn) % 3;
                     times[way]
@@ -176,7 +180,7 @@ impl<S: Bare> Bench<S> {
         verified
     }
 
-    /// What writing last uses adds to a verification that takes so many microseconds.
+    /// Prints what recording last uses adds to a verification that takes this many microseconds.
     async fn last_uses(&self, verified: f64) {
         let clock = Arc::new(ManualClock::at(DateTime::from_timestamp(1_900_000_000, 0).unwrap()));
         let service = service(self.service.store().clone(), Some(clock.clone()));

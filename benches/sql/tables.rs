@@ -1,4 +1,4 @@
-//! Tables full of tokens, for the benches of the stores.
+//! Tables full of tokens, for the benches of the SQL stores.
 
 #![allow(
     missing_docs,
@@ -16,12 +16,13 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions};
 use sqlx::{AssertSqlSafe, raw_sql};
 use std::path::PathBuf;
 
-/// Each owner has so many tokens.
+/// The number of tokens of each owner.
 pub const PER_OWNER: u64 = 10;
-/// A thousandth of the tokens has ended before this instant, in microseconds.
+/// A thousandth of the tokens ended before this instant, in microseconds.
 pub const ENDED: i64 = 1_000;
 
-/// Rows straight into the table: the n-th is of one owner in `size / 10`; the first thousandth is revoked.
+/// Returns the statement that inserts rows directly. The n-th row belongs to one of `size / 10`
+/// owners, and the first thousandth is revoked.
 fn rows(table: &str, id: &str, hash: &str, numbers: &str, size: u64) -> String {
     let ended = size / 1_000;
     let when = |value: &str| format!("CASE WHEN n <= {ended} THEN {value} END");
@@ -43,7 +44,7 @@ pub fn id(number: u64) -> TokenId {
     TokenId::from_bytes(bytes.to_be_bytes()).unwrap()
 }
 
-/// A walk over all tokens as a random one would go.
+/// Returns a pseudo-random walk over all tokens that are not revoked.
 pub fn places(size: u64) -> impl Iterator<Item = u64> {
     random().map(move |number| 1 + size / 1_000 + number % (size - size / 1_000))
 }
@@ -52,14 +53,14 @@ pub fn places(size: u64) -> impl Iterator<Item = u64> {
 pub struct Folder(PathBuf);
 
 impl Folder {
-    /// Closes the store, and removes all that is there.
+    /// Closes the store and removes the folder.
     pub async fn remove(self, store: SqliteStore) {
         store.pool().close().await;
         std::fs::remove_dir_all(self.0).unwrap();
     }
 }
 
-/// So many tokens in a file, behind a pool of so many connections.
+/// Creates this many tokens in a SQLite file, behind a pool of this many connections.
 pub async fn sqlite(size: u64, connections: u32) -> (SqliteStore, Folder) {
     let folder = std::env::temp_dir().join(format!("patkit-bench-{}-{size}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
@@ -79,12 +80,12 @@ pub async fn sqlite(size: u64, connections: u32) -> (SqliteStore, Folder) {
     (store, Folder(folder))
 }
 
-/// What the names of the tables in PostgreSQL begin with.
+/// Returns the prefix of the tables in PostgreSQL.
 pub fn prefix(size: u64) -> String {
     format!("bench_{}_{size}_", std::process::id())
 }
 
-/// So many tokens in PostgreSQL, behind a pool of so many connections.
+/// Creates this many tokens in PostgreSQL, behind a pool of this many connections.
 pub async fn postgres(url: &str, size: u64, connections: u32) -> PostgresStore {
     let options: PgConnectOptions = url.parse().unwrap();
     let pool =
@@ -101,7 +102,7 @@ pub async fn postgres(url: &str, size: u64, connections: u32) -> PostgresStore {
     store
 }
 
-/// Drops what [`postgres`] made.
+/// Drops the tables that [`postgres`] created.
 pub async fn drop_tables(store: &PostgresStore, size: u64) {
     let prefix = prefix(size);
     let drop = format!("DROP TABLE {prefix}tokens, {prefix}events, {prefix}migrations");

@@ -28,7 +28,7 @@
 //! let issued = within.generate(ada, NewToken::named("apollo deploys")).await?;
 //! let uncommitted = within.into_uncommitted();
 //! transaction.commit().await?;
-//! // Now it has happened, and the audit sink is told.
+//! // The change is committed, so notify the audit sink.
 //! tokens.committed(&uncommitted);
 //! # Ok(issued.plaintext)
 //! # }

@@ -176,7 +176,7 @@ impl<E: Engine> SqlStore<E> {
         SqlStoreBuilder { pool, prefix: "patkit_".into(), schema: None, keeps: true }
     }
 
-    /// Returns the pool.
+    /// Returns the host's pool.
     pub fn pool(&self) -> &Pool<E> {
         &self.pool
     }
@@ -226,8 +226,8 @@ impl<E: Engine> SqlStoreBuilder<E> {
     ///
     /// All names are quoted, so that any text works: upper case, spaces, quotes, SQL keywords. An
     /// empty prefix and a prefix with a NUL character are refused. In PostgreSQL a prefix may have
-    /// at most 48 bytes, so that no name exceeds PostgreSQL's limit of 63. In SQLite it must not
-    /// begin with `sqlite_`, and prefixes that differ only in ASCII case name the same tables.
+    /// at most 48 bytes, so that no name exceeds PostgreSQL's limit of 63 bytes. In SQLite it must
+    /// not begin with `sqlite_`, and prefixes that differ only in ASCII case name the same tables.
     pub fn prefix(mut self, prefix: &str) -> Self {
         self.prefix = prefix.into();
         self

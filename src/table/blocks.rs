@@ -8,7 +8,7 @@ use super::to_index;
 ///
 /// The array doubles in 2^`STEPS` equal steps, of one block each, up to `LEN` blocks.
 pub(crate) struct Growing<T, const STEPS: u32 = 0, const LEN: usize = BLOCKS> {
-    /// `OnceLock` publishes a block: whoever gets one sees the elements as they were made.
+    /// `OnceLock` publishes a block, so that a thread that gets a block sees its initial elements.
     blocks: [OnceLock<Box<[T]>>; LEN],
 }
 
@@ -38,7 +38,7 @@ impl<T, const STEPS: u32, const LEN: usize> Growing<T, STEPS, LEN> {
         }
     }
 
-    /// Returns the number of the block that an index lies in, and the first index of that block.
+    /// Returns the number of the block that contains an index, and the first index of that block.
     #[inline(always)]
     fn block_of(index: usize) -> (usize, usize) {
         match (index / FIRST_BLOCK).checked_ilog2() {
@@ -47,7 +47,7 @@ impl<T, const STEPS: u32, const LEN: usize> Growing<T, STEPS, LEN> {
                 // All blocks of one doubling are as long as this power of two.
                 let power = doubling.wrapping_add(FIRST_BLOCK.ilog2()).wrapping_sub(STEPS);
                 let number = index.wrapping_shr(power);
-                // The leading one of the number stands for the blocks of one doubling before.
+                // The number without its leading one is the step within this doubling.
                 let before = to_index(doubling.into()).wrapping_shl(STEPS);
                 let step = number.wrapping_sub(1_usize.wrapping_shl(STEPS));
                 (before.wrapping_add(step).wrapping_add(1), number.wrapping_shl(power))

@@ -1,4 +1,4 @@
-//! A table of bounded size, which evicts values: what a cache keeps.
+//! A table of bounded size, which evicts values, for caches.
 //!
 //! Eviction is the clock algorithm (second chance), which approximates "least recently used". A
 //! *hand* goes around the slots. If room is needed, it evicts the first value that was not used
@@ -10,10 +10,10 @@ use super::parts::{AtomicBool, Mutex, MutexGuard, Ordering};
 use super::{Entry, Growing, Key, Place, Table};
 use std::sync::{Arc, PoisonError};
 
-/// How many used values the hand passes before it evicts a used one, which bounds the time of a
-/// put.
+/// The number of used values that the hand passes before it evicts a used one. It bounds the time
+/// of a put.
 const CHANCES: usize = 64;
-/// How many slots each put looks at for expired values.
+/// The number of slots that each put checks for expired values.
 const TIDIED: usize = 2;
 
 pub(crate) struct BoundedTable<T, const WORDS: usize> {
@@ -28,13 +28,13 @@ pub(crate) struct BoundedTable<T, const WORDS: usize> {
 
 #[derive(Default)]
 struct Hand {
-    /// How many values the table holds.
+    /// The number of values in the table.
     len: usize,
     /// The slot that is considered next for eviction.
     at: usize,
-    /// The slot that is looked at next for an expired value.
+    /// The slot that is checked next for an expired value.
     tidied: usize,
-    /// How many slots both go around.
+    /// The number of slots that both go around.
     end: usize,
 }
 
@@ -56,7 +56,7 @@ impl<T, const WORDS: usize> BoundedTable<T, WORDS> {
         }
     }
 
-    /// See [`Table::seek`].
+    /// Forwards to [`Table::seek`].
     #[inline(always)]
     pub(crate) fn seek(&self, key: Key) -> Option<Place> {
         self.table.seek(key)
@@ -71,10 +71,10 @@ impl<T, const WORDS: usize> BoundedTable<T, WORDS> {
     /// Notes that the value in a place was used.
     #[inline]
     pub(crate) fn note(&self, place: Place) {
-        // Relaxed, both: the flag only advises the hand, and nobody reads other memory by it. A
-        // mark that is lost, or meant for an earlier value of the slot, changes which value is
-        // evicted, and nothing else. Sets the flag only if it is clear, so that hits on a hot value
-        // do not write.
+        // Relaxed, both: the flag only advises the hand, and no thread reads other memory because
+        // of it. A mark that is lost, or meant for an earlier value of the slot, only changes which
+        // value is evicted. Sets the flag only if it is clear, so that hits on a hot value do not
+        // write.
         if let Some(used) = self.used.get(place.index())
             && !used.load(Ordering::Relaxed)
         {
@@ -100,7 +100,7 @@ impl<T, const WORDS: usize> BoundedTable<T, WORDS> {
             hand.len = hand.len.saturating_add(1);
         }
         let Some(place) = self.table.put(key, |_| true, words, value) else {
-            // All places of the shard are taken. The cache reads this value again.
+            // The shard is full. The cache will read this value again.
             hand.len = hand.len.saturating_sub(1);
             return;
         };
@@ -124,8 +124,8 @@ impl<T, const WORDS: usize> BoundedTable<T, WORDS> {
         }
     }
 
-    /// Removes expired values from the next few slots, so that they go even if the table is not
-    /// full.
+    /// Removes expired values from the next few slots, so that they are removed even if the table
+    /// is not full.
     fn tidy(&self, hand: &mut Hand, is_expired: impl Fn(&[u64; WORDS]) -> bool) {
         for _ in 0..TIDIED {
             if let Some((key, entry)) = self.table.at(advance(&mut hand.tidied, hand.end))
@@ -139,7 +139,7 @@ impl<T, const WORDS: usize> BoundedTable<T, WORDS> {
     /// Evicts one value.
     fn evict(&self, hand: &mut Hand) {
         // At most one chance for each value, so that one is evicted even if readers use all of them
-        // again meanwhile.
+        // again during the search.
         let mut chances = CHANCES.min(hand.len);
         // Two rounds are enough to meet that many values and one more.
         for _ in 0..hand.end.saturating_mul(2) {
@@ -156,8 +156,8 @@ impl<T, const WORDS: usize> BoundedTable<T, WORDS> {
         }
     }
 
-    /// Waits for the writers' lock. A poisoned lock protects a whole state, because no writer
-    /// panics half-way.
+    /// Waits for the writers' lock. A poisoned lock still protects a consistent state, because no
+    /// writer panics half-way.
     fn hand(&self) -> MutexGuard<'_, Hand> {
         self.hand.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -188,7 +188,7 @@ mod tests {
         false
     }
 
-    /// Counts the cached ones among the first numbers.
+    /// Counts how many of the first numbers are cached.
     fn there(table: &BoundedTable<u64, 1>, numbers: u64) -> u64 {
         (0..numbers).map(|number| u64::from(table.get(None, key(number)).is_some())).sum()
     }
@@ -275,7 +275,7 @@ mod tests {
             }
         }
         assert!(missed < 500, "{missed} of 200,000 were pushed out");
-        // They are evicted when they are not used any longer.
+        // They are evicted once they are no longer used.
         for other in 0..5_000 {
             use_of(&table, 1_000_000 + other);
         }

@@ -1,4 +1,4 @@
-//! The index of one shard: an open-addressed table of numbers of 32 bits, which lead to slots.
+//! The index of one shard: an open-addressed table of numbers of 32 bits, which locate slots.
 //!
 //! The free places that open addressing needs cost four bytes each here, and not a slot. A number
 //! holds the position of a slot, and above it six bits of the key's hash (the *tag*), so that few
@@ -24,7 +24,7 @@ const NEVER: u32 = 0;
 /// The content of a place whose key was removed. A search goes on. No slot has this position.
 const REMOVED: u32 = POSITION;
 
-/// One shard: an index, and what its writers count.
+/// One shard: an index, and the counts of its writers.
 // Every search reads one cache line first: the length, the counter and the address of the first
 // block.
 #[repr(C, align(64))]
@@ -43,7 +43,7 @@ pub(super) struct Shard {
 pub(super) struct Counts {
     /// The highest position that was ever given to a key.
     pub(super) last: u32,
-    /// The places up to that position that hold no value.
+    /// The places up to that position that have no value.
     pub(super) free: Vec<Place>,
     /// The places of the index that do not end a search.
     taken: usize,
@@ -63,13 +63,13 @@ impl Shard {
         }
     }
 
-    /// Waits for the lock that writers hold. A poisoned lock protects whole counts, because no
+    /// Waits for the writers' lock. A poisoned lock still protects consistent counts, because no
     /// writer panics half-way.
     pub(super) fn lock(&self) -> MutexGuard<'_, Counts> {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Call this before a search.
+    /// Returns the counter. Must be called before a search.
     #[inline(always)]
     pub(super) fn moves(&self) -> Moves {
         // Acquire: pairs with the Release increment at the end of `enter_all`. If this is the even
@@ -85,7 +85,7 @@ impl Shard {
         before.0.is_multiple_of(2) && self.moves.load(Ordering::Relaxed) == before.0
     }
 
-    /// Returns the slots that a key with this hash may lie in.
+    /// Returns the slots that may have a key with this hash.
     #[inline(always)]
     pub(super) fn places(&self, hash: u64) -> impl Iterator<Item = Place> {
         let tag = tag(hash);
@@ -102,7 +102,8 @@ impl Shard {
         counts.taken.saturating_add(1).saturating_mul(2) > self.len_for_writer()
     }
 
-    /// Enters a key whose slot is written. The caller holds the lock, and the index has room.
+    /// Enters a key whose slot is already written. The caller holds the lock, and the index has
+    /// room.
     pub(super) fn enter(&self, hash: u64, place: Place, counts: &mut Counts) {
         let mut probe = self.probe(hash);
         if let Some((free, found)) = probe.find(|(_, found)| matches!(*found, NEVER | REMOVED)) {
@@ -124,8 +125,8 @@ impl Shard {
         }
     }
 
-    /// Enters all keys of the shard again, in an index of twice as many places, or of as many if
-    /// half of the taken places hold no key. The caller holds the lock.
+    /// Enters all keys of the shard again. The new index has twice as many places, or equally many
+    /// if half of the taken places have no key. The caller holds the lock.
     pub(super) fn enter_all(&self, keys: &[(u64, Place)], counts: &mut Counts) {
         let len = self.len_for_writer();
         let wanted = if keys.len().saturating_mul(2) < counts.taken {
@@ -138,8 +139,8 @@ impl Shard {
         };
         self.index.grow(wanted, || AtomicU32::new(NEVER));
 
-        // Relaxed: each store below is a Release store, which makes this odd number visible to
-        // whoever sees that store.
+        // Relaxed: each store below is a Release store, which makes this odd number visible to each
+        // thread that sees that store.
         self.moves.fetch_add(1, Ordering::Relaxed);
         for taken in (0..len).filter_map(|index| self.index.get(index)) {
             // Release: pairs with the Acquire load in `probe`; see `missed_nothing_since`.
@@ -178,7 +179,7 @@ impl Shard {
     }
 }
 
-/// Returns the six bits of a hash that stand in the index above a position.
+/// Returns the six bits of a hash that the index stores above a position.
 #[allow(clippy::as_conversions, clippy::cast_possible_truncation, reason = "six bits are wanted")]
 const fn tag(hash: u64) -> u32 {
     ((hash >> 26) as u32) & !POSITION

@@ -1,11 +1,11 @@
 //! The lock-free table: a map in memory whose readers take no lock, and write nothing that other
 //! threads read.
 //!
-//! A value lies in a *slot*, with its key and a few words that are read together with it. Slots lie
-//! close together in the order in which they were first taken, in an array that grows without
-//! moving them. A slot is found through an *index*. Both are divided into shards by the key's hash.
-//! A slot is given to another key after its value was removed, but never freed, so readers keep
-//! nothing alive.
+//! A value is in a *slot*, with its key and a few words that are read together with it. Slots are
+//! adjacent in the order in which they were first taken, in an array that grows without moving
+//! them. A slot is found through an *index*. Both are divided into shards by the key's hash. After
+//! its value is removed, a slot is reused for another key but never freed, so readers keep nothing
+//! alive.
 //!
 //! | file | content |
 //! |---|---|
@@ -63,7 +63,7 @@ const SHARDS: usize = 1 << SHARD_BITS;
 const POSITION_BITS: u32 = 26;
 const POSITION: u32 = (1 << POSITION_BITS) - 1;
 
-/// 128 bits, of which the second word is at least [`LEAST_SECOND_WORD`].
+/// A key of 128 bits. Its second word is at least [`LEAST_SECOND_WORD`].
 pub(crate) type Key = [u64; 2];
 
 /// The least value that the second word of a key may have.
@@ -72,14 +72,15 @@ pub(crate) const LEAST_SECOND_WORD: u64 = 1;
 /// Shared values by key, each with `WORDS` words that are read together with it.
 pub(crate) struct Table<T, const WORDS: usize> {
     slots: Growing<Slot<T, WORDS>, SLOT_STEPS, SLOT_BLOCKS>,
-    /// Secrets of the hash, without which nobody can choose keys that collide.
+    /// The secrets of the hash, without which nobody can choose keys that collide.
     hash_keys: [u64; 2],
     shards: Box<[Shard]>,
-    /// Fills the slots that hold no value.
+    /// The placeholder in slots without a value.
     vacant: Arc<T>,
 }
 
-/// Where a value lies while it is in the table, also after it is replaced. No place is zero.
+/// The place of a value in the table, which does not change if the value is replaced. No place is
+/// zero.
 ///
 /// The upper bits are the shard, the others the position of the slot within it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -94,7 +95,7 @@ impl Place {
         self.0
     }
 
-    /// A position in the shard of this hash.
+    /// Returns the place at a position in the shard of this hash.
     const fn new(hash: u64, position: u32) -> Self {
         Self(shard_bits(hash) | position)
     }
@@ -150,15 +151,14 @@ impl<T, const WORDS: usize> Table<T, WORDS> {
             }
             spin_loop();
         }
-        // The writer may have been suspended half-way. Nothing changes while this thread holds its
+        // The writer may have been suspended half-way. Nothing changes while this thread holds the
         // lock.
         let _no_writer = shard.lock();
         self.search(shard, hash, key, &is).unwrap_or(None)
     }
 
-    /// Returns where a value with this key seems to lie, and asks the processor to fetch that
-    /// memory while the caller does something else. Reads the index, which is usually in the
-    /// processor's cache.
+    /// Returns where a value with this key seems to be, and prefetches that memory while the caller
+    /// does something else. Reads the index, which is usually in the processor's cache.
     #[inline(always)]
     pub(crate) fn seek(&self, key: Key) -> Option<Place> {
         let hash = self.hash(key);
@@ -171,7 +171,7 @@ impl<T, const WORDS: usize> Table<T, WORDS> {
         Some(place)
     }
 
-    /// Returns the same as [`get`](Self::get), but looks first in the place that
+    /// Returns the same value as [`get`](Self::get), but first checks the place that
     /// [`seek`](Self::seek) returned.
     #[inline(always)]
     pub(crate) fn get_from(
@@ -211,7 +211,7 @@ impl<T, const WORDS: usize> Table<T, WORDS> {
         }
         let place = self.take(hash, &mut counts)?;
         self.slot(place)?.write(key, words, value);
-        // Last, so that no reader is led to a slot that holds no value yet.
+        // Last, so that no reader finds a slot that has no value yet.
         shard.enter(hash, place, &mut counts);
         Some(place)
     }
@@ -222,7 +222,8 @@ impl<T, const WORDS: usize> Table<T, WORDS> {
         self.find(hash, key, &is).map(|(place, _)| place)
     }
 
-    /// Returns what lies in a place. Only a caller that prevents changes may rely on it.
+    /// Returns the key and the entry in a place. Only a caller that prevents changes may rely on
+    /// it.
     pub(crate) fn at(&self, place: Place) -> Option<(Key, Entry<T, WORDS>)> {
         self.slot(place)?.read(place).ok().filter(|([_, second], _)| *second != FREE)
     }
@@ -232,7 +233,7 @@ impl<T, const WORDS: usize> Table<T, WORDS> {
         self.slot(place).map_or([0, FREE], Slot::key)
     }
 
-    /// Removes a value. Returns `false` if there is none.
+    /// Removes a value. Returns `false` if the key has none.
     pub(crate) fn remove(&self, key: Key, is: impl Fn(&T) -> bool) -> bool {
         let hash = self.hash(key);
         let Some(shard) = self.shard(hash) else { return false };
@@ -244,7 +245,7 @@ impl<T, const WORDS: usize> Table<T, WORDS> {
         true
     }
 
-    /// Searches once. Fails if a change is under way that may hide the value.
+    /// Searches once. Errors if a concurrent change may hide the value.
     #[inline(always)]
     fn search(
         &self,
@@ -300,7 +301,7 @@ impl<T, const WORDS: usize> Table<T, WORDS> {
 
     /// Makes room in the index of a shard. The caller holds the lock.
     fn make_room(&self, hash: u64, shard: &Shard, counts: &mut Counts) {
-        // Reads all keys first, which takes longest, while readers are not held up yet.
+        // Reads all keys first, which takes longest, because readers are not held up yet.
         let keys: Vec<(u64, Place)> = (1..=counts.last)
             .map(|position| Place::new(hash, position))
             .map(|place| (self.key_at(place), place))
@@ -315,9 +316,11 @@ impl<T, const WORDS: usize> Table<T, WORDS> {
         self.slots.get(place.index())
     }
 
-    /// Hashes a key. Keys are random, unless whoever presents them chose them. Each word is hidden
-    /// by a secret before the two are multiplied, and both halves of the product count, so that
-    /// every bit of the key affects every bit of the hash.
+    /// Hashes a key.
+    ///
+    /// Keys are random, unless a client chose them. Each word is hidden by a secret before the two
+    /// are multiplied, and both halves of the product count, so that every bit of the key affects
+    /// every bit of the hash.
     fn hash(&self, [first, second]: Key) -> u64 {
         let [one, other] = self.hash_keys;
         let product = u128::from(first ^ one).wrapping_mul(u128::from(second ^ other));

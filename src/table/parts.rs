@@ -1,4 +1,4 @@
-//! What the table is built from: atomics, locks, shared pointers, and the sizes of its arrays.
+//! The parts of the table: atomics, locks, shared pointers, and the sizes of its arrays.
 //!
 //! The files of this folder import them from here. `tests/loom` compiles the same files with
 //! another `parts.rs`, whose atomics and locks loom controls, and whose arrays are small enough for

@@ -3,7 +3,8 @@
 //! A slot is a *seqlock* made of atomics. A writer makes the sequence odd, writes, and makes the
 //! sequence even again. A reader reads the sequence, then the content, then the sequence again, and
 //! discards what it read unless both numbers are equal and even. Hans Boehm, "Can seqlocks get
-//! along with programming language memory models?" (2012), derives the orderings that are used here.
+//! along with programming language memory models?" (2012), derives the orderings that are used
+//! here.
 
 use super::parts::{AtomicU64, Ordering, Shared, fence};
 use super::{Entry, Key, Place};
@@ -36,12 +37,12 @@ impl<T, const WORDS: usize> Slot<T, WORDS> {
         }
     }
 
-    /// Returns the second word of the key, which tells most slots of other keys apart without
-    /// lending their value.
+    /// Returns the second word of the key, which excludes most slots of other keys without loading
+    /// their value.
     pub(super) fn second(&self) -> u64 {
         let [_, second] = &self.key;
-        // Relaxed: a filter. If the slot was reused since the index led here, the key that was
-        // asked for is gone from here, whichever of the two words this returns.
+        // Relaxed: a filter. If the slot was reused after the index led here, the wanted key is no
+        // longer here, whichever of the two words this returns.
         second.load(Ordering::Relaxed)
     }
 
@@ -53,7 +54,7 @@ impl<T, const WORDS: usize> Slot<T, WORDS> {
         self.key.each_ref().map(|word| word.load(Ordering::Relaxed))
     }
 
-    /// Returns key, value and words as they were at one moment. `place` is where the slot lies.
+    /// Returns key, value and words as they were at one moment. `place` is the place of the slot.
     #[inline(always)]
     pub(super) fn read(&self, place: Place) -> Result<(Key, Entry<T, WORDS>), Changing> {
         // Acquire: pairs with the Release store at the end of `write`, so that the loads below see

@@ -51,7 +51,7 @@ proptest! {
     }
 }
 
-/// Some of so many keys share a tag. Slots are given to other keys between `seek` and `get_from`.
+/// Some of these keys share a tag. Slots are reused for other keys between `seek` and `get_from`.
 #[test]
 fn a_look_ahead_changes_nothing_of_what_is_found() {
     let table = table();
@@ -78,7 +78,7 @@ fn a_look_ahead_changes_nothing_of_what_is_found() {
     for number in 0..6_000 {
         assert_eq!(from(number), (number >= 2_500).then_some(([number; 2], number)));
     }
-    // Places that lead to the slot of another key.
+    // Places that have the slot of another key.
     for number in 2_500..5_000 {
         let other = table.place_of(key(number + 1), |_| true);
         let found = table.get_from(other, key(number), |_| true).map(|entry| **entry.value);
@@ -171,7 +171,7 @@ fn readers_never_miss_and_never_see_a_torn_value() {
             for number in 0..STAYING {
                 table.put(key(number), |_| true, [round; 2], Arc::new(round));
                 acknowledged[number as usize].store(round, Ordering::Release);
-                // Other keys come and go, so that indexes grow and are tidied.
+                // Other keys are added and removed, so that indexes grow and are tidied.
                 table.put(key(STAYING + round * STAYING + number), |_| true, [1; 2], Arc::new(1));
                 if round % 3 == 0 {
                     table.remove(key(STAYING + (round - 1) * STAYING + number), |_| true);

@@ -2,8 +2,9 @@
 //! exactly one text.
 //!
 //! Both directions work on secrets, so neither branches on a digit nor uses a digit as an index.
-//! Any text is read; whether it consisted of digits is checked afterwards ([`Amiss`]).
-//! Sixteen characters are read together; the performance page says what that gains over a plain loop.
+//! Any text is read, and a check afterwards shows whether it consisted of digits ([`Amiss`]).
+//! Sixteen characters are read together; the performance page says what that gains over a plain
+//! loop.
 
 use super::id;
 

@@ -24,7 +24,7 @@ const BODY_LEN: usize = TokenId::TEXT_LEN + 4 * base62::WORD_DIGITS + base62::CR
 /// Room for the longest brand, the kind and both underscores, in whole words. It is less than the
 /// length of the shortest token.
 const MAX_PREFIX_LEN: usize = 24;
-/// Most former brands that a service may still accept.
+/// The maximum number of former brands that a service may accept.
 pub(crate) const MAX_FORMER_BRANDS: usize = 8;
 
 /// The first part of a token's text: `[a-z][a-z0-9]{1,15}`, so 2 to 16 characters.
@@ -105,8 +105,8 @@ struct Prefix {
     words: [u64; 3],
     mask: [u64; 3],
     kind: TokenKind,
-    /// The checksum state after the prefix. It is copied, because a new one would first detect the
-    /// processor's features.
+    /// The checksum state after the prefix. It is cloned for each text, because a new one would
+    /// first detect the processor's features.
     checksum: crc32fast::Hasher,
 }
 
@@ -122,8 +122,8 @@ impl Prefix {
         Self { checksum, words: prefix_words(&bytes), mask: prefix_words(&mask), text, kind }
     }
 
-    /// Returns the rest of a text after the prefix. `None` if the text lacks the prefix or has not
-    /// the length of a token.
+    /// Returns the rest of a text after the prefix. Returns `None` if the text lacks the prefix or
+    /// does not have the length of a token.
     #[inline]
     fn strip<'a>(&self, text: &'a [u8]) -> Option<&'a [u8; BODY_LEN]> {
         let (_, body) = text.split_at_checked(self.text.len())?;

@@ -1,7 +1,7 @@
-//! The Unicode properties that names need: which characters are allowed, which are visible, and how
-//! case is folded.
+//! The Unicode properties that names need: which characters are allowed and visible, and how case
+//! is folded.
 //!
-//! All of them are of one version of Unicode. `tests/names.rs` compares these tables with other
+//! All tables are of one version of Unicode. `tests/names.rs` compares them with other
 //! implementations over all code points.
 //!
 //! Normalization comes from `unicode-normalization`, which may be of a later version. The result is

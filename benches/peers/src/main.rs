@@ -1,14 +1,22 @@
-//! The same job, done by what users would pick instead: a valid credential of one user in, an answer who that is out. Where a peer's
-//! credentials have permissions in them, it is asked for one, and patkit is measured with that question and without.
+//! Measures patkit against its alternatives at one job: take a valid credential of a user, return
+//! who the user is.
 //!
-//! `scripts/peers` runs it; it prints a table and writes `peers.md` and `peers.svg` into the folder that it is given.
+//! If a peer's credentials contain permissions, the peer also checks one, and patkit is measured
+//! with and without that check.
 //!
-//! Each figure is the lower quartile of many samples of some 50 microseconds, one after the other over all peers, so that whatever
-//! else the machine does meets all of them. HMAC is the unit: pre-keyed HMAC-SHA256 over 48 bytes. Where a peer knows nothing of
-//! revocation, a set of as many revoked ids as there are credentials is asked, since patkit's tokens can be revoked; none but patkit
-//! looks up who the owner is now. patkit's rows have one store between them, and in each round a row walks over tokens of its own.
-//! The texts of a sample are copied before it begins, as a request would have brought them along. What a peer verifies without a
-//! store is signed for 1,000 users only: making a million would take an hour, and it changes nothing.
+//! `scripts/peers` runs the program. It prints a table, and writes `peers.md` and `peers.svg` into
+//! the folder that it is given.
+//!
+//! Each figure is the lower quartile of many samples of about 50 µs. The samples alternate over all
+//! peers, so that other load of the machine affects all of them. The unit is HMAC: pre-keyed
+//! HMAC-SHA256 over 48 bytes.
+//!
+//! patkit's tokens can be revoked. Peers without revocation therefore also look up a set of as many
+//! revoked ids as there are credentials. Only patkit looks up the current state of the owner. The
+//! rows of patkit share one store, and in each round a row walks over tokens of its own. The texts
+//! of a sample are copied before it begins, because a request would bring its text along. Peers
+//! without a store have credentials for only 1,000 users, because a million would take an hour to
+//! sign and change nothing.
 
 use api_keys_simplified::{ApiKeyManagerV0, Environment, ExposeSecret, KeyStatus, SecureString};
 use argon2::password_hash::SaltString;
@@ -37,15 +45,15 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 const SIZES: [usize; 2] = [1_000, 1_000_000];
-/// Credentials of a peer that keeps nothing per credential.
+/// The number of credentials of a peer that stores nothing per credential.
 const SIGNED: usize = 1_000;
 const ROUNDS: usize = 400;
-/// Verifications before each sample.
+/// The number of verifications before each sample.
 const WARM: usize = 2_000;
 const SAMPLE: Duration = Duration::from_micros(50);
 const PERMISSION: &str = "datastores:read";
 
-/// What the peers are compared with, by the exact clock and by the coarse one.
+/// The rows of patkit, with the exact and the coarse clock.
 const EXACT: &str = "patkit, header to Verified";
 const COARSE: &str = "patkit, header to Verified, coarse clock";
 const EXACT_ASKED: &str = "patkit, and one permission asked";
@@ -59,7 +67,7 @@ struct Peer {
     what: &'static str,
     texts: Rc<Vec<String>>,
     verify: Verify,
-    /// Verifications of one sample.
+    /// The number of verifications in one sample.
     batch: usize,
     samples: Vec<f64>,
 }
@@ -85,7 +93,8 @@ fn main() {
     std::fs::write(folder.join("peers.svg"), plot(&rows)).unwrap();
 }
 
-/// The floor and each peer's name, what it does, and the nanoseconds of one verification.
+/// Returns, for the floor and each peer, the name, what it does, and the nanoseconds of one
+/// verification.
 fn measure(size: usize) -> (f64, Vec<(&'static str, &'static str, f64)>) {
     eprintln!("making {size} credentials of each");
     let mut peers = vec![peer("floor", "one pre-keyed HMAC-SHA256 over 48 bytes", floor())];
@@ -101,7 +110,8 @@ fn measure(size: usize) -> (f64, Vec<(&'static str, &'static str, f64)>) {
     peers.push(peer("Argon2id alone", "the argon2 crate's defaults; no permission asked", argon()));
     eprintln!("measuring");
     for peer in &mut peers {
-        // The shortest of some: the first may wait for memory that the system has put aside since it was written.
+        // Takes the shortest of several, because the first may wait for memory that the system has
+        // paged out.
         let one = peer.texts.iter().cycle().take(25).map(|text| {
             let started = Instant::now();
             (peer.verify)(text);
@@ -111,13 +121,14 @@ fn measure(size: usize) -> (f64, Vec<(&'static str, &'static str, f64)>) {
     }
     for round in 0..ROUNDS {
         for (number, peer) in peers.iter_mut().enumerate() {
-            // What takes milliseconds is measured less often.
+            // Measures operations that take milliseconds less often.
             if peer.batch == 1 && round % 40 != 0 {
                 continue;
             }
-            // The peer before has had the caches to itself.
+            // Warms the caches, which the previous peer has filled.
             let warm = if peer.batch > 1 { WARM } else { 0 };
-            // Rows that share their tokens are not to find them in the cache, where the row before has left them.
+            // Starts each row of patkit at other tokens, because the previous row left its own in
+            // the cache.
             let start = number * 10_000_000 + round * 7_919;
             peer.walk(start + peer.batch, warm).iter().for_each(|text| (peer.verify)(text));
             let texts = peer.walk(start, peer.batch);
@@ -145,13 +156,13 @@ fn peer(
 }
 
 impl Peer {
-    /// Copies of so many texts, from this place of a walk over all.
+    /// Returns copies of `count` texts, from a place of a walk over all texts.
     fn walk(&self, start: usize, count: usize) -> Vec<String> {
         (start..start + count).map(|n| self.texts[place(n, self.texts.len())].clone()).collect()
     }
 }
 
-/// A place of a walk as a random one would go.
+/// Returns a place of a pseudo-random walk.
 fn place(n: usize, size: usize) -> usize {
     let mut state = (n as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     state = (state ^ (state >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -172,7 +183,7 @@ fn floor() -> (Vec<String>, Verify) {
 
 type Service = Rc<TokenService<Arc<MemoryStore>, MemoryDirectory>>;
 
-/// The rows of patkit, over one store.
+/// Returns the rows of patkit, over one store.
 fn patkit(size: usize) -> Vec<Peer> {
     let ids: Vec<OwnerId> = (0..1_000).map(|n| OwnerId::new(&format!("user-{n:06}")).unwrap()).collect();
     let store = Arc::new(MemoryStore::new());
@@ -185,7 +196,7 @@ fn patkit(size: usize) -> Vec<Peer> {
             format!("Bearer {}", issued.plaintext.expose_secret())
         })
         .collect();
-    // Used a moment ago, and that is written: what a busy host looks like.
+    // Each token was just used and its use is written, as on a busy host.
     headers.iter().for_each(|header| drop(verified(&exact, header)));
     ready(exact.flush()).unwrap();
     let headers = Rc::new(headers);
@@ -207,7 +218,7 @@ fn service(
 ) -> Service {
     let directory: MemoryDirectory =
         ids.iter().map(|id| Owner::new(id.clone(), OwnerKind::Human).role("member")).collect();
-    // No use is due to be noted while it measures.
+    // Uses are noted at most once a day, so that none is noted while this measures.
     let policy = TokenPolicy::builder().last_used_granularity(Duration::from_secs(86_400)).build().unwrap();
     let service = TokenService::builder(store, directory)
         .brand("acme")
@@ -299,7 +310,7 @@ fn hs256(size: usize) -> (Vec<String>, Verify) {
 }
 
 fn eddsa(size: usize) -> (Vec<String>, Verify) {
-    // PKCS #8 (RFC 8410 section 7) of a fixed seed.
+    // PKCS #8 (RFC 8410 section 7) with a fixed seed.
     let mut der = vec![0x30, 0x2e, 2, 1, 0, 0x30, 5, 6, 3, 0x2b, 0x65, 0x70, 4, 0x22, 4, 0x20];
     der.extend([7; 32]);
     let public = SigningKey::from_bytes(&[7; 32]).verifying_key();
@@ -330,7 +341,7 @@ fn biscuits(size: usize) -> (Vec<String>, Verify) {
 fn simplified() -> (Vec<String>, Verify) {
     let manager = ApiKeyManagerV0::init_default_config("acme_sk").unwrap();
     let mut hashes = HashMap::new();
-    // Each takes Argon2 once: a few will do.
+    // Only a few keys, because each takes one Argon2.
     let keys: Vec<String> = (0..3)
         .map(|_| {
             let key = manager.generate(Environment::production()).unwrap();
@@ -357,7 +368,7 @@ fn argon() -> (Vec<String>, Verify) {
     (vec!["a secret of a token".to_owned()], verify)
 }
 
-/// The memory store never waits.
+/// Polls a future once, because the memory store never waits.
 fn ready<F: Future>(future: F) -> F::Output {
     match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(output) => output,
@@ -387,7 +398,7 @@ fn short(ratio: f64) -> String {
     if ratio < 10.0 { format!("{ratio:.1}") } else { format!("{ratio:.0}") }
 }
 
-/// Bars on a logarithmic scale, from 100 ns to 1 s.
+/// Draws bars on a logarithmic scale, from 100 ns to 1 s.
 fn plot(rows: &[(&'static str, &'static str, Vec<f64>)]) -> String {
     const LEFT: f64 = 330.0;
     const DECADE: f64 = 75.0;

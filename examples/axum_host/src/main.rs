@@ -1,9 +1,10 @@
-//! An axum host on PostgreSQL with personal access tokens, their API and their settings page; the README shows it.
+//! An axum host on PostgreSQL with personal access tokens, their API and their settings page. The
+//! README shows it.
 //!
-//! It wants `DATABASE_URL`, whose database has a table `users (id text, role text, enabled boolean)`, the keys in
-//! `ACME_TOKEN_KEYS` (`1:` and the base64 of 32 random bytes), and an address in `LISTEN`:
-//! `cargo run -p axum_host`. It stops on Ctrl-C and SIGTERM, with all last uses written; on
-//! Windows there is only `ctrl_c`.
+//! Run it with `cargo run -p axum_host`. `DATABASE_URL` must name a database that has a table
+//! `users (id text, role text, enabled boolean)`, `ACME_TOKEN_KEYS` holds the keys (`1:` and the
+//! base64 of 32 random bytes), and `LISTEN` is an address. It stops on Ctrl-C and SIGTERM, after it
+//! has written all last uses. On Windows there is only `ctrl_c`.
 
 // README: from here
 use axum::{Router, http::header::COOKIE, http::request::Parts, routing::get};

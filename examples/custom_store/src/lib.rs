@@ -5,7 +5,7 @@
 //! tables by yours and keep the steps of [`RedbStore::commit`].
 //!
 //! redb has one writer at a time, and its calls block. A host that keeps the database on a disk
-//! runs them on a thread for blocking work, such as `tokio::task::spawn_blocking`.
+//! runs these calls on a thread for blocking work, for example with `tokio::task::spawn_blocking`.
 
 mod row;
 
@@ -115,7 +115,7 @@ impl RedbStore {
         {
             let mut tokens = transaction.open_table(TOKENS)?;
             for touch in uses {
-                // A token that is gone stays gone, and one that cannot be read keeps its bytes.
+                // A removed token stays removed, and a token that cannot be read keeps its bytes.
                 let Ok(Some(mut token)) = read_token(&tokens, touch.id) else { continue };
                 if token.last_used.is_none_or(|known| touch.replaces(known.at)) {
                     token.last_used = Some(touch.last_use);
@@ -162,13 +162,13 @@ impl TokenStore for RedbStore {
         self.find(id).await
     }
 
-    /// Walks over the tokens. A store for many of them needs an index for each kind of list.
+    /// Scans all tokens. A store with many tokens needs an index for each kind of list.
     async fn list(&self, query: &ListQuery) -> Result<Page, StoreError> {
         Ok(self.read_page(query)?)
     }
 
-    /// Does all of a batch in one transaction, or nothing: if a step fails, the transaction is
-    /// dropped, and redb undoes it.
+    /// Commits a whole batch in one transaction, or nothing. If a step fails, dropping the
+    /// transaction undoes it.
     async fn commit(&self, batch: &ChangeBatch) -> Result<(), StoreError> {
         let transaction = self.database.begin_write().map_err(Failure::from)?;
         let replaced = check(&transaction, batch)?;
@@ -245,7 +245,7 @@ fn check(transaction: &WriteTransaction, batch: &ChangeBatch) -> Result<Replaced
                 check_owner_kind(token)?;
             }
             Change::Update(token) => {
-                // The new version is one more than the version that the caller read.
+                // The new version must be one more than the version that the caller read.
                 if stored_version.map(|version| version + 1) != Some(token.version) {
                     return Err(Failure::Conflict(Conflict::Version(id)));
                 }
@@ -256,8 +256,8 @@ fn check(transaction: &WriteTransaction, batch: &ChangeBatch) -> Result<Replaced
                     return Err(Failure::Conflict(Conflict::Version(id)));
                 }
             }
-            // A later patkit may have more kinds of changes. Refusing them is safe, ignoring them
-            // is not.
+            // A later patkit may have more kinds of changes. Refusing them is safe, and ignoring
+            // them is not.
             _ => return Err(Failure::Conflict(Conflict::Version(id))),
         }
         if let Some(stored) = stored {
@@ -275,7 +275,7 @@ fn check_owner_kind(token: &Token) -> Result<(), Failure> {
     }
 }
 
-/// Takes out what the batch replaces or removes, then puts in what it inserts or updates.
+/// Removes what the batch replaces or removes, then inserts what it inserts or updates.
 ///
 /// All names are freed before the first one is taken, because a batch may hand a name from one
 /// token to another.
@@ -317,8 +317,8 @@ fn write_events(transaction: &WriteTransaction, batch: &ChangeBatch) -> Result<(
         erase_owner(&mut events, realm, owner)?;
     }
     for event in &batch.events {
-        // A caller that does not know whether a commit happened sends the event again: the stored
-        // one stays.
+        // A caller that does not know whether a commit happened sends the event again, so the
+        // stored event is kept.
         let is_stored = events.get(event.id.to_bytes())?.is_some();
         if !is_stored {
             events.insert(event.id.to_bytes(), &*encode_event(event))?;
@@ -375,14 +375,14 @@ fn name_slot(token: &Token) -> Option<Vec<u8>> {
     Some([holder.as_bytes(), token.name_key?.as_bytes()].concat())
 }
 
-/// Why a step did not work.
+/// The reason why a step failed.
 enum Failure {
     Conflict(Conflict),
     Corrupt(CorruptRecord),
     Redb(redb::Error),
 }
 
-/// redb has an error type for each kind of call, and `redb::Error` for all of them.
+/// Covers every error of redb, which has a type for each kind of call and `redb::Error` for all.
 impl<E: Into<redb::Error>> From<E> for Failure {
     fn from(error: E) -> Self {
         Self::Redb(error.into())

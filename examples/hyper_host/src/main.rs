@@ -1,7 +1,7 @@
-//! The layer over plain hyper, without any framework: `cargo run -p hyper_host`.
+//! The layer over plain hyper, without a framework: `cargo run -p hyper_host`.
 //!
-//! It makes a token, serves on a free port (or `-- --port 3000`) until Ctrl-C or SIGTERM, and prints the `curl` lines to try. Whatever else speaks tower,
-//! tonic for instance, takes the layer the same way.
+//! It makes a token, prints `curl` lines to try, and serves on a free port (or `-- --port 3000`)
+//! until Ctrl-C or SIGTERM. Other tower servers, such as tonic, use the layer in the same way.
 
 use http::{Request, Response};
 use http_body_util::Full;
@@ -20,7 +20,7 @@ use std::sync::Arc;
 use tokio::net::TcpListener;
 use tower::{ServiceBuilder, ServiceExt, service_fn};
 
-/// Behind the layers: who gets here has a good token with the permission.
+/// Answers requests that passed the layers: each has a valid token with the permission.
 async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Infallible> {
     let owner =
         request.extensions().get::<Verified>().map(|verified| verified.owner().id().to_string());
@@ -61,7 +61,8 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
                 break;
             }
         };
-        // The address of the client, for tokens that are bound to networks and for the last use.
+        // Adds the client's address, which tokens that are bound to networks need, and which is
+        // recorded with the last use.
         let with_address = move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(Connection(peer.ip()));
             request
@@ -69,17 +70,17 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
         let service = layers.clone().service(service_fn(answer)).map_request(with_address);
         tokio::spawn(async move {
             let connection = http1::Builder::new();
-            // A client that goes away is nobody's concern.
+            // Ignores the error of a client that disconnects.
             let _ = connection
                 .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))
                 .await;
         });
-    } // The last uses are written.
+    } // Writes the last uses.
     tokens.shutdown().await?;
     Ok(())
 }
 
-/// Ends on Ctrl-C, and on the SIGTERM that a supervisor sends.
+/// Ends on Ctrl-C, or on the SIGTERM that a supervisor sends.
 async fn asked_to_stop() -> std::io::Result<()> {
     #[cfg(unix)]
     {

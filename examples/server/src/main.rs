@@ -1,6 +1,6 @@
-//! A whole axum host with personal access tokens: `cargo run -p server`.
+//! A complete axum host with personal access tokens: `cargo run -p server`.
 //!
-//! It makes a SQLite file for its tokens, has four demo users, and serves
+//! It creates a SQLite file for its tokens, has four demo users, and serves
 //!
 //! | path | what |
 //! |---|---|
@@ -10,21 +10,24 @@
 //! | `/demo/…` | an API of the host's own, which tokens open |
 //! | `/sign-in` | the stub of a sign-in |
 //!
-//! Options: `--port 3000` (0: a free one, printed), `--database-url sqlite:FILE` or `postgres://…`, `--print-openapi`.
+//! Options: `--port 3000` (0 chooses a free port, which is printed), `--database-url sqlite:FILE`
+//! or `postgres://…`, `--print-openapi`.
 //!
-//! **Sign-in is a stub.** Whoever picks a user is that user: no password. A real host has its own sessions. Mel is a member, Max a
-//! manager, Ada an admin, and `ci-bot` a service user whose tokens Ada manages.
+//! **Sign-in is a stub**: it asks for no password. A real host has its own sessions. Mel is a
+//! member, Max a manager, Ada an admin, and `ci-bot` a service user whose tokens Ada manages.
 //!
-//! Ada signs in and makes a token. This is the one answer that holds its text:
+//! Ada signs in and makes a token. Only this response contains the token's text:
 //!
 //! ```sh
 //! curl -s localhost:3000/sign-in -c jar -d user=ada
-//! curl -i localhost:3000/api/user-tokens -b jar -H 'Sec-Fetch-Site: same-origin' -H 'Content-Type: application/json' \
+//! curl -i localhost:3000/api/user-tokens -b jar -H 'Sec-Fetch-Site: same-origin' \
+//!      -H 'Content-Type: application/json' \
 //!      -d '{"name":"ci","expires_in_days":30,"scopes":["datastores:read"]}'
 //! TOKEN=...        # "bearer_token" of the answer
 //! ```
 //!
-//! A script uses it (200). The scope does not let it write (403). Without a token: 401.
+//! A script uses the token (200). The scope does not allow it to write (403). A request without a
+//! token is refused (401).
 //!
 //! ```sh
 //! curl -i localhost:3000/demo/datastores -H "Authorization: Bearer $TOKEN"
@@ -32,8 +35,8 @@
 //! curl -i localhost:3000/demo/datastores
 //! ```
 //!
-//! The token looks at itself and revokes itself; then it is refused (401). The client is not told why, the terminal of the server
-//! is.
+//! The token reads its own record and revokes itself. Then it is refused (401). The client does not
+//! learn why, but the terminal of the server shows the reason.
 //!
 //! ```sh
 //! curl -i localhost:3000/api/user-tokens/current -H "Authorization: Bearer $TOKEN"
@@ -41,9 +44,10 @@
 //! curl -i localhost:3000/demo/datastores -H "Authorization: Bearer $TOKEN"
 //! ```
 //!
-//! Digests are made with the keys of `DEMO_TOKEN_KEYS`, for example `DEMO_TOKEN_KEYS="1:$(openssl rand -base64 32)"`. They are checked
-//! at start: with another key under a known id the server does not start. Without the variable the key is made anew with each start,
-//! and earlier tokens no longer verify.
+//! `DEMO_TOKEN_KEYS` holds the keys of the digests, for example
+//! `DEMO_TOKEN_KEYS="1:$(openssl rand -base64 32)"`. The server does not start if a known key id
+//! has another key. If the variable is not set, each start creates a new key, and earlier tokens no
+//! longer verify.
 
 use axum::Router;
 use axum::extract::{Form, State};
@@ -74,7 +78,7 @@ use tokio::net::TcpListener;
 
 type Failure = Box<dyn Error + Send + Sync>;
 
-/// The demo's people: id, name, kind, role.
+/// The demo's users: id, name, kind, role.
 const USERS: [(&str, &str, OwnerKind, &str); 4] = [
     ("mel", "Mel Member", OwnerKind::Human, "member"),
     ("max", "Max Manager", OwnerKind::Human, "manager"),
@@ -82,7 +86,7 @@ const USERS: [(&str, &str, OwnerKind, &str); 4] = [
     ("ci-bot", "CI bot", OwnerKind::Service, "robot"),
 ];
 
-/// Whoever is signed in, by what stands in the cookie. A real host keeps its own.
+/// The signed-in user by the value of the session cookie. A real host has its own sessions.
 type Sessions = Arc<Mutex<HashMap<String, OwnerId>>>;
 
 #[tokio::main]
@@ -109,7 +113,7 @@ async fn main() -> Result<(), Failure> {
     }
 }
 
-/// Everything between a store and the last request.
+/// Serves requests over a store until the process is asked to stop.
 async fn serve<S>(store: S, listener: TcpListener) -> Result<(), Failure>
 where
     S: TokenStore + ChangeFeed + KeyChecks + 'static,
@@ -147,7 +151,8 @@ where
         .scopes(["datastores:read", "datastores:write"])?
         .service_user(&OwnerId::new("ci-bot")?, "CI bot");
 
-    // What tokens open: a layer for all of it, and a permission for each route, on the route or in the handler's signature.
+    // The routes that tokens open. One layer covers all of them, and each route requires a
+    // permission, either on the route or in the signature of its handler.
     let writes = RequirePermission::new("datastores:write")?;
     let demo = Router::new()
         .route("/whoami", get(whoami))
@@ -165,7 +170,7 @@ where
         .route("/sign-in", get(sign_in_page).post(sign_in).with_state(sessions))
         .route("/favicon.ico", get(async || StatusCode::NO_CONTENT));
 
-    // Last uses are written every few seconds, and changes of other processes are heard.
+    // Writes last uses every few seconds, and follows the changes of other processes.
     let flusher = tokens.clone();
     tokio::spawn(async move { flusher.run_flusher(tokio::time::sleep).await });
     tokio::spawn(async move {
@@ -199,7 +204,8 @@ fn roles() -> Result<RoleCatalog, Failure> {
     Ok(roles.build()?)
 }
 
-/// The keys of the environment. A real host has no others.
+/// Returns the keys of the environment, or `None` if they are not set. A real host always sets
+/// them.
 fn lasting_keys() -> Result<Option<Keyring>, Failure> {
     if std::env::var_os("DEMO_TOKEN_KEYS").is_some() {
         return Ok(Some(Keyring::from_env("DEMO_TOKEN_KEYS")?));
@@ -210,7 +216,7 @@ fn lasting_keys() -> Result<Option<Keyring>, Failure> {
     Ok(None)
 }
 
-/// For the operator alone. Neither an id nor a reason is a secret.
+/// Prints an incident for the operator only. Ids and reasons are not secrets.
 fn log(incident: Incident<'_>) {
     match incident {
         Incident::Refused(patkit::VerifyError::Rejected(rejected)) => {
@@ -220,7 +226,7 @@ fn log(incident: Incident<'_>) {
     }
 }
 
-// What a bearer token opens.
+// Handlers that a bearer token opens.
 
 struct ReadDatastores;
 
@@ -232,7 +238,7 @@ async fn whoami(token: Verified) -> String {
     format!("{}, by the token {}", token.owner().id(), token.token().name())
 }
 
-/// Behind the layer at `/demo/hello`, and open to everybody at `/demo/open`.
+/// Answers `/demo/hello`, which needs a token, and `/demo/open`, which does not.
 async fn hello() -> &'static str {
     "hello"
 }
@@ -245,7 +251,7 @@ async fn make_datastore() -> StatusCode {
     StatusCode::CREATED
 }
 
-// The stub of a sign-in.
+// The stub of the sign-in.
 
 async fn sign_in_page() -> Html<String> {
     let humans = USERS.iter().filter(|(_, _, kind, _)| *kind == OwnerKind::Human);
@@ -277,7 +283,7 @@ async fn sign_in(State(sessions): State<Sessions>, Form(form): Form<SignIn>) -> 
     (StatusCode::SEE_OTHER, [(SET_COOKIE, cookie), (LOCATION, "/".to_owned())]).into_response()
 }
 
-/// 128 bits that nobody guesses.
+/// Returns 128 random bits, which cannot be guessed.
 fn session_key() -> Result<String, Failure> {
     let mut bytes = [0; 16];
     rand::TryRng::try_fill_bytes(&mut rand::rngs::SysRng, &mut bytes)?;
@@ -332,7 +338,7 @@ fn curl_lines(url: &str) -> String {
     )
 }
 
-/// Ctrl-C, and what a supervisor sends.
+/// Ends on Ctrl-C, or on the SIGTERM that a supervisor sends.
 async fn asked_to_stop() {
     let interrupted = async { tokio::signal::ctrl_c().await.unwrap_or_default() };
     #[cfg(unix)]

@@ -1,8 +1,9 @@
-//! What a host runs beside its requests: `cargo run -p worker`.
+//! The background jobs of a host: `cargo run -p worker`.
 //!
-//! Tokens in a SQLite file with a cache in front, and five jobs: last uses are written, changes of other processes are heard,
-//! idle tokens are revoked, ended ones are removed, and the operator is told how things are. A host of your own spawns the
-//! same five; here their intervals are short, and the whole ends after two seconds, or earlier on Ctrl-C and SIGTERM.
+//! Tokens are in a SQLite file with a cache in front. Five jobs write last uses, follow the changes
+//! of other processes, revoke idle tokens, remove ended ones, and report to the operator. A real
+//! host spawns the same five. Here their intervals are short, and the program ends after two
+//! seconds, or earlier on Ctrl-C and SIGTERM.
 
 use patkit::store::{AuditLog, TokenCounts};
 use patkit::{
@@ -17,7 +18,7 @@ use tokio::time::{interval, sleep};
 
 type Tokens = TokenService<Arc<CachedStore<SqliteStore>>, MemoryDirectory>;
 
-/// As often as a host does it, and as long as it keeps things.
+/// The intervals of the jobs, and the retention of tokens and events.
 struct Schedule {
     sweep: Duration,
     prune: Duration,
@@ -27,20 +28,22 @@ struct Schedule {
 
 const DAY: Duration = Duration::from_secs(86_400);
 
-/// Once a day on one node: what was not used for longer than the policy allows is revoked.
+/// Revokes the tokens that were idle for longer than the policy allows. Run it once a day on one
+/// node.
 async fn sweep(tokens: Arc<Tokens>, every: Duration) {
     let mut ticks = interval(every);
     loop {
         ticks.tick().await;
         match tokens.sweep_idle().await {
             Ok(revoked) => println!("sweep: {revoked} idle tokens revoked"),
-            // The next one goes on where this one stopped.
+            // The next run continues where this one stopped.
             Err(error) => println!("sweep: {error}"),
         }
     }
 }
 
-/// Once a day on one node: what ended long ago is removed, tokens and events each by their own retention.
+/// Removes tokens and events that ended long ago, each by its own retention. Run it once a day on
+/// one node.
 async fn prune(tokens: Arc<Tokens>, schedule: Schedule) {
     let mut ticks = interval(schedule.prune);
     loop {
@@ -57,8 +60,8 @@ async fn prune(tokens: Arc<Tokens>, schedule: Schedule) {
     }
 }
 
-/// For the host's monitoring: whether the database answers and the keys are right, how many tokens are under which key, and
-/// whether anything piles up.
+/// Reports to the host's monitoring: whether the database answers, whether the keys are right, how
+/// many tokens each key has, and whether a backlog grows.
 async fn watch(tokens: Arc<Tokens>, every: Duration) {
     let mut ticks = interval(every);
     loop {
@@ -142,7 +145,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         stopped = asked_to_stop() => stopped?,
     }
 
-    // The end: no new requests, the last uses are written, then the jobs go.
+    // Shuts down: no new requests, then the last uses are written, then the jobs are aborted.
     tokens.shutdown().await?;
     for job in jobs {
         job.abort();
@@ -159,7 +162,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Ends on Ctrl-C, and on the SIGTERM that a supervisor sends.
+/// Ends on Ctrl-C, or on the SIGTERM that a supervisor sends.
 async fn asked_to_stop() -> std::io::Result<()> {
     #[cfg(unix)]
     {

@@ -1,34 +1,35 @@
-// The settings page: lists tokens, and does with them what their state allows. Everything that others wrote is put in as text.
+// The settings page: lists tokens, and offers the operations that their state allows. Text from
+// others is always inserted as text, never as HTML.
 
 const API = document.querySelector('meta[name="patkit-api"]').content.replace(/\/+$/, "");
 const SIGN_IN = document.querySelector('meta[name="patkit-sign-in"]').content;
 const PAGE = 50;
-const MOST = 200; // of one page of the API
+const MOST = 200; // the API's limit for one page
 const MOST_DAYS = 365;
-const SOON = 7; // days before its expiry from which on a token stands out
+const SOON = 7; // days before its expiry from which on a token is highlighted
 const SHOWN_SCOPES = 6;
-const FINAL = ["compromised", "reuse", "rotated"]; // reasons that no restoring undoes
+const FINAL = ["compromised", "reuse", "rotated"]; // reasons after which a token cannot be restored
 
 const $ = (id) => document.getElementById(id);
 const dialogs = { generate: $("d-generate"), edit: $("d-edit"), confirm: $("d-confirm"), once: $("d-once") };
 
 let settings = null;
-let marker = null; // the server's marker of whose page this is
-let again = null; // what the button "Try again" does
-let changing = 0; // requests under way that change something
+let marker = null; // the server's marker of the user of this page
+let again = null; // the action of the button "Try again"
+let changing = 0; // the number of pending requests that change something
 let tab = "personal";
 let tokens = [];
 let cursor = null;
-let turn = 0; // what an older turn asked for comes too late
-let place = null; // {id, action}: where the focus belongs once a dialog is gone
-let confirmed = null; // {action, token}: what the confirmation is about
+let turn = 0; // counts the loads, so that the result of an earlier one is discarded
+let place = null; // {id, action}: where the focus returns after a dialog is closed
+let confirmed = null; // {action, token}: the operation to confirm
 let edited = null;
-let secret = null; // {text, name, url}: the token that is shown, and nowhere else
+let secret = null; // {text, name, url}: the token that is shown; kept nowhere else
 
 // --- The API ---
 
 class Problem extends Error {
-	/** `fields`: what is said at which field of the request. */
+	/** `fields`: the messages for fields of the request. */
 	constructor(status, text, code, fields = []) {
 		super(text);
 		Object.assign(this, { status, code, fields });
@@ -40,7 +41,10 @@ const SIGNED_OUT = "You are signed out.";
 const AGAIN = "Please try again in a moment.";
 const MAY_BE_DONE = "It may have been done all the same: look at the list before you try again.";
 
-/** The texts of problems by code, else by status. The server's own are for those who write clients, except those at fields. */
+/**
+ * Texts of problems by code, or else by status. The server's own texts are for authors of clients,
+ * except those at fields.
+ */
 const SENTENCES = {
 	cross_site: "This site is not set up to take changes from this address. Please tell the people who run it.",
 	recent_sign_in_required: "Sign in again first. Your last sign-in is too long ago for this.",
@@ -71,7 +75,9 @@ const SAME_FIELD = { expires_at: "expires_in_days", expires_in_seconds: "expires
 
 const sentence = (text) => text.trim().replace(/^./u, (first) => first.toUpperCase()).replace(/[^.!?…]$/u, "$&.");
 
-/** What is refused, field by field: `errors` of the answer by their pointers (RFC 6901), else its one `field`. */
+/**
+ * The refused fields: `errors` of the answer by their pointers (RFC 6901), or else its one `field`.
+ */
 function refusals(said, body) {
 	const listed = Array.isArray(said?.errors) ? said.errors : [];
 	const all = listed.length ? listed : said?.field ? [{ pointer: said.field }] : [];
@@ -96,7 +102,10 @@ function problemOf(answer, said, body) {
 	return new Problem(status, text, code, refusals(said, body));
 }
 
-/** Whether an answer is for another user than this page, by its header or, where something on the way took that, by its tokens. */
+/**
+ * Whether an answer is for another user than this page, by its header, or by its tokens if a proxy
+ * removed the header.
+ */
 function isForeign(answer, said) {
 	const from = answer.headers.get("Patkit-User");
 	if (from && marker) return from !== marker;
@@ -113,7 +122,7 @@ async function call(method, url, body) {
 			method,
 			credentials: "same-origin",
 			cache: "no-store",
-			redirect: "manual", // to a page of signing in, say
+			redirect: "manual", // for example, to a sign-in page
 			headers: { Accept: "application/json", ...(body && { "Content-Type": "application/json" }), ...(marker && { "Patkit-User": marker }) },
 			body: body && JSON.stringify(body),
 			signal: AbortSignal.timeout(30_000),
@@ -122,7 +131,7 @@ async function call(method, url, body) {
 		const said = answer.status === 204 ? null : await answer.json().catch(() => undefined);
 		if (!answer.ok) throw problemOf(answer, said, body);
 		if (isForeign(answer, said)) throw new Problem(412, changes ? `Somebody else has signed in since this page was loaded. ${MAY_BE_DONE}` : OTHER_USER, "user_changed");
-		// Such as the page of a proxy, or of signing in.
+		// For example, the page of a proxy, or a sign-in page.
 		if (said === undefined) throw new Problem(0, `The server’s answer could not be read. ${changes ? MAY_BE_DONE : "You may be signed out."}`, "unreadable");
 		marker ??= answer.headers.get("Patkit-User");
 		return said;
@@ -138,7 +147,7 @@ const tokenUrl = (token, rest = "") => `${API}/user-tokens/${encodeURIComponent(
 
 // --- Text ---
 
-// In the reader's own language and time zone.
+// In the language and time zone of the reader.
 const dates = new Intl.DateTimeFormat(undefined, { dateStyle: "medium" });
 const minutes = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "short" });
 const exact = new Intl.DateTimeFormat(undefined, { dateStyle: "full", timeStyle: "long" });
@@ -146,17 +155,17 @@ const { locale: LOCALE } = dates.resolvedOptions();
 const relation = new Intl.RelativeTimeFormat(LOCALE, { numeric: "auto" });
 const DAY = 86_400_000;
 
-/** The number of the calendar day that a time is in, where the reader is: not every one has 24 hours. */
+/** The number of the reader's calendar day of a time. Not every such day has 24 hours. */
 const dayOf = (time) => Math.round(Date.UTC(time.getFullYear(), time.getMonth(), time.getDate()) / DAY);
 
-/** Whole calendar months from one time to another, toward zero. */
+/** Whole calendar months from one time to another, rounded toward zero. */
 function monthsBetween(from, to) {
 	const months = (to.getFullYear() - from.getFullYear()) * 12 + to.getMonth() - from.getMonth();
 	const rest = to.getDate() - from.getDate();
 	return months - (months > 0 && rest < 0 ? 1 : months < 0 && rest > 0 ? -1 : 0);
 }
 
-/** Minutes within the hour, hours within the calendar day, else days, months and years of the calendar. */
+/** Minutes within an hour, hours within the calendar day, or else calendar days, months or years. */
 function relative(date) {
 	const now = new Date();
 	const left = (date - now) / 60_000;
@@ -173,7 +182,7 @@ function relative(date) {
 	return Math.abs(months) < 24 ? relation.format(months, "month") : relation.format(Math.trunc(months / 12), "year");
 }
 
-// For live regions and labels, where there is no element around a name to keep its direction to itself.
+// For live regions and labels, where no element isolates the direction of a name.
 const quoted = (name) => `“\u2068${name}\u2069”`;
 const lines = (text) => text.split(/[\s,]+/).filter(Boolean);
 
@@ -194,7 +203,7 @@ function icon(name) {
 	return svg;
 }
 
-/** A time as text, with the exact one behind it. */
+/** A time as text, with the exact time as its tooltip. */
 function stamp(text, className, format) {
 	const date = new Date(text);
 	const time = element("time", className, format(date));
@@ -212,7 +221,7 @@ function keepTimesTrue() {
 	}
 }
 
-// --- What happened ---
+// --- Messages ---
 
 let fading;
 function announce(text) {
@@ -221,7 +230,10 @@ function announce(text) {
 	fading = setTimeout(() => ($("toast").textContent = ""), 8000);
 }
 
-/** Says what is wrong, with a way on. A link from a dialog leads to another tab: the form keeps what was typed. */
+/**
+ * Shows a problem and how to go on. A link from a dialog opens another tab, so that the form keeps
+ * its input.
+ */
 function explain(region, problem, retry) {
 	region.replaceChildren(problem.message);
 	const isSignedOut = problem.status === 401;
@@ -244,7 +256,7 @@ function explain(region, problem, retry) {
 
 const reload = () => location.reload();
 
-/** Shows nothing of anybody: whoever looks at the page may not be who opened it. */
+/** Hides all tokens and the user's name, because another person may look at the page now. */
 function hideTokens() {
 	turn += 1;
 	tokens = [];
@@ -253,7 +265,7 @@ function hideTokens() {
 	$("user").hidden = true;
 }
 
-/** Tells of a problem on the page itself; `retry` is what the reader may do about it. */
+/** Shows a problem on the page itself. `retry` is the action that the reader may take. */
 function complain(problem, retry = null) {
 	const isForeign = problem.code === "user_changed";
 	const isSignedOut = problem.status === 401;
@@ -276,7 +288,7 @@ function calm() {
 	again = null;
 }
 
-/** Goes on where the page stopped. */
+/** Continues where the page stopped. */
 function resume() {
 	calm();
 	return settings ? load() : start();
@@ -294,7 +306,7 @@ async function fetchPage(limit, from) {
 	return call("GET", `${API}/user-tokens${tab === "service" ? "/service" : ""}?${query}`);
 }
 
-/** Reads the list anew, as far down as it is shown. */
+/** Loads the list again, as far as it is shown. */
 async function load() {
 	const mine = ++turn;
 	const wanted = Math.max(PAGE, tokens.length);
@@ -356,10 +368,10 @@ function render() {
 	if (!document.querySelector("dialog[open]")) returnFocus();
 }
 
-/** To the action where the reader was, or to what is nearest to it now. */
+/** Returns the focus to the last action of the reader, or to the nearest one that is left. */
 function returnFocus() {
 	const { activeElement: at, body } = document;
-	// In a dialog that has just been closed, it is as good as nowhere.
+	// The focus on a dialog that was just closed counts as no focus.
 	if (!place || (at && at !== body && at.checkVisibility())) return;
 	const rows = $("rows").rows;
 	const near = find(place.id) ?? rows[Math.min(place.index ?? 0, rows.length - 1)];
@@ -429,7 +441,7 @@ function row(token) {
 	return made;
 }
 
-/** For those who hear a button without what is around it. Begins with what the button shows. */
+/** Sets a label that screen readers speak out of context. It begins with the visible text. */
 const nameButton = (button, text, token) => button.setAttribute("aria-label", `${text} ${quoted(token.name)}`);
 
 function chips({ scopes, name: of }) {
@@ -533,7 +545,7 @@ function clear(dialog) {
 	for (const input of dialog.querySelectorAll("[aria-invalid]")) input.removeAttribute("aria-invalid");
 }
 
-/** Says each refusal beside its field, if there is one, and puts the focus at the first; the rest at the top. */
+/** Shows each refusal at its field, or else at the top, and focuses the first such field. */
 function blame(dialog, problem) {
 	const said = new Map();
 	for (const { name, text } of problem.fields) {
@@ -555,12 +567,14 @@ function blame(dialog, problem) {
 
 function setBusy(dialog, isBusy) {
 	dialog.querySelector("footer").setAttribute("aria-busy", isBusy);
-	// Browsers that know `closedby` close the dialog in no other way then.
+	// Prevents browsers that support `closedby` from closing the dialog in other ways.
 	if (isBusy) dialog.setAttribute("closedby", "none");
 	else dialog.removeAttribute("closedby");
 }
 
-/** A form that is sent once at a time. `task` closes the dialog, or fails with what stays to be said in it. */
+/**
+ * Sends a form, one request at a time. `task` closes the dialog, or throws a problem to show in it.
+ */
 function onSubmit(dialog, task) {
 	dialog.addEventListener("submit", async (event) => {
 		event.preventDefault();
@@ -580,17 +594,17 @@ function onSubmit(dialog, task) {
 }
 
 for (const dialog of [dialogs.generate, dialogs.edit, dialogs.confirm]) {
-	// Not while the server is at work: its answer would have no place.
+	// Ignored while a request is pending, because its result would have no place.
 	const close = (event) => {
 		event.preventDefault();
 		if (!isBusy(dialog)) dialog.close();
 	};
 	dialog.addEventListener("cancel", close);
-	// A second Escape closes a dialog whatever is done to `cancel`, unless the key itself is taken.
+	// A second Escape closes a dialog even if `cancel` is prevented, unless the key itself is.
 	dialog.addEventListener("keydown", (event) => event.key === "Escape" && isBusy(dialog) && event.preventDefault());
 	for (const button of dialog.querySelectorAll("[data-close]")) button.addEventListener("click", close);
 	dialog.addEventListener("close", () => {
-		// By a gesture of the system, say. A task that closes its dialog ends before this event.
+		// For example, by a gesture of the system. A task that closes its dialog ends before this event.
 		if (isBusy(dialog)) {
 			dialog.showModal();
 			dialog.querySelector("[type=submit]").focus();
@@ -646,7 +660,7 @@ function askGenerate() {
 	refresh();
 }
 
-/** Offers what the actor may give; what is ticked already and still offered stays ticked. */
+/** Offers the scopes that the actor may grant. Keeps those ticked that are still offered. */
 function drawScopes() {
 	const { scopes = [], may } = settings;
 	const ticked = ticks();
@@ -668,7 +682,7 @@ function drawScopes() {
 
 const ticks = () => [...$("g-scopes").querySelectorAll(":checked")].map((input) => input.value);
 
-/** What the actor may do can have changed since the page was loaded. */
+/** Loads the settings again, because the actor's permissions may have changed. */
 async function refresh() {
 	const before = JSON.stringify([settings.scopes, settings.may]);
 	try {
@@ -681,7 +695,7 @@ async function refresh() {
 
 const covers = (grant, other) => grant === other || (grant.endsWith("*") && other.startsWith(grant.slice(0, -1)));
 
-/** What depends on what is chosen. */
+/** Updates what depends on the chosen options. */
 function chooseInGenerate() {
 	const { lifetime, scope, days } = dialogs.generate.querySelector("form").elements;
 	const isNever = lifetime.value === "never";
@@ -709,7 +723,7 @@ function checkedName(text) {
 	return name;
 }
 
-/** A problem that the form can put right, or not: the list behind it may be older than what the server knows. */
+/** Loads the list, which may be stale, unless the problem is one of the form or the session. */
 function refreshed(problem) {
 	if (![401, 422].includes(problem.status) && problem.code !== "user_changed") load();
 	return problem;
@@ -732,7 +746,7 @@ onSubmit(dialogs.generate, async (form) => {
 	if (form.scope.value === "only") {
 		body.scopes = [...new Set([...ticks(), ...lines(form.more.value)])];
 		if (body.scopes.length === 0) throw refusal("scopes", "Choose at least one permission.");
-		// A service token acts as another user, whose permissions the server knows.
+		// A service token acts as another user, whose permissions only the server knows.
 		const { holds } = settings;
 		const lacks = tab === "personal" && holds && body.scopes.filter((scope) => !holds.some((held) => covers(held, scope)));
 		if (lacks?.length) throw refusal("scopes", `You do not have ${lacks.map(quoted).join(", ")} yourself, so your token can’t have it.`);
@@ -782,14 +796,14 @@ onSubmit(dialogs.edit, async (form) => {
 
 // --- Revoke, restore, rotate, delete ---
 
-// Nobody waits for the list: the next dialog may be open before it is there.
+// Does not wait for the list, so the next dialog may open before it is loaded.
 function done(text) {
 	calm();
 	announce(text);
 	load();
 }
 
-/** Nothing that could be put right in the dialog: the list is older than what the server knows. */
+/** Closes the dialog and loads the list, which is stale, because no input can solve the problem. */
 function giveUp(dialog, problem) {
 	dialog.close();
 	complain(problem);
@@ -803,7 +817,7 @@ function act(action, token, button) {
 	return confirm(action, token);
 }
 
-const restoring = new Set(); // by id: the list may be drawn again meanwhile
+const restoring = new Set(); // by id, because the list may be drawn again before the restore ends
 
 async function restore(token, button) {
 	if (restoring.has(token.id)) return;
@@ -844,7 +858,7 @@ const CONFIRM = {
 
 const OVERLAPS = [["0", "Now"], ["3600", "In 1 hour"], ["86400", "In 1 day"], ["604800", "In 7 days"]];
 
-/** An ended token is not active already, so that only a reason revokes it. */
+/** The reason to send. An ended token is not active, so only a reason revokes it. */
 function reasonOf(token, form) {
 	if (form.leaked.checked) return { reason: "compromised" };
 	return token.state === "ended" ? { reason: token.kind === "service" ? "admin" : "owner" } : {};
@@ -897,7 +911,7 @@ function showOnce(made) {
 	$("once-copy").focus();
 }
 
-/** Makes the field as high as its text, in browsers without `field-sizing`. */
+/** Makes the field as high as its text in browsers without `field-sizing`. */
 function fit() {
 	const field = $("once-token");
 	field.rows = 1;
@@ -927,14 +941,14 @@ async function copy() {
 		markCopied(true);
 		$("once-said").textContent = "Copied to the clipboard.";
 	} catch {
-		// No permission, or no secure connection.
+		// The page lacks the permission, or the connection is not secure.
 		$("once-token").focus();
 		$("once-token").select();
 		$("once-said").textContent = "The browser does not let this page copy. The token is selected: press Ctrl+C (⌘C on a Mac).";
 	}
 }
 
-/** `NAME-token.txt`, without anything that a file system or a terminal could misunderstand. */
+/** `NAME-token.txt`, without characters that a file system or a terminal could misinterpret. */
 function fileName(name) {
 	const safe = name.normalize("NFC").replace(/[^\p{L}\p{M}\p{N}._-]+/gu, "-").replace(/^[-.]+|[-.]+$/g, "");
 	return `${[...safe].slice(0, 60).join("") || "access"}-token.txt`;
@@ -958,7 +972,7 @@ dialogs.once.addEventListener("submit", (event) => {
 	event.preventDefault();
 	forget();
 });
-// A second Escape closes a dialog whatever is done to `cancel`, unless the key itself is taken.
+// A second Escape closes a dialog even if `cancel` is prevented, unless the key itself is.
 dialogs.once.addEventListener("keydown", (event) => event.key === "Escape" && insist(event));
 dialogs.once.addEventListener("cancel", insist);
 dialogs.once.addEventListener("close", () => {
@@ -967,9 +981,9 @@ dialogs.once.addEventListener("close", () => {
 	returnFocus();
 });
 
-// An answer that is under way may hold a token as well.
+// The response to a pending request may contain a token, too.
 addEventListener("beforeunload", (event) => (secret || changing > 0) && event.preventDefault());
-// A page that the browser keeps for "back" must not keep the token.
+// The browser's back/forward cache must not keep the token.
 addEventListener("pagehide", () => secret && forget());
 
 // --- Start ---
@@ -1000,7 +1014,7 @@ setInterval(keepTimesTrue, 60_000);
 addEventListener("visibilitychange", () => {
 	if (document.hidden) return;
 	keepTimesTrue();
-	// Back from signing in, say.
+	// For example, after a sign-in in another tab.
 	if (again === resume && !document.querySelector("dialog[open]")) resume();
 });
 for (const kind of ["online", "offline"]) {
@@ -1010,7 +1024,7 @@ for (const kind of ["online", "offline"]) {
 	});
 }
 $("offline").hidden = navigator.onLine;
-// A page that comes back from the browser's memory may find another user signed in.
+// A page from the back/forward cache may belong to a user who is no longer signed in.
 addEventListener("pageshow", (event) => event.persisted && resume());
 for (const kind of ["error", "unhandledrejection"]) {
 	addEventListener(kind, (event) => {
