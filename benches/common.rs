@@ -51,12 +51,12 @@ pub fn builder<S: TokenStore>(
     owners: &[OwnerId],
 ) -> TokenServiceBuilder<S, MemoryDirectory> {
     let permissions = ["datastores:read", "datastores:write"];
-    let owner = |id: &OwnerId| Owner::new(id.clone(), OwnerKind::Human).role("member");
+    let owner = |id: &OwnerId| Owner::new(id.clone(), OwnerKind::Human).with_role("member");
     let directory: MemoryDirectory = owners.iter().map(owner).collect();
     TokenService::builder(store, directory)
         .brand("acme")
         .keyring(Keyring::from_text("1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=").unwrap())
-        .roles(RoleCatalog::standard().grant("member", permissions).build().unwrap())
+        .roles(RoleCatalog::standard_builder().grant("member", permissions).build().unwrap())
 }
 
 /// Polls a future once, because the memory store never waits.

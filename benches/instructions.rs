@@ -7,8 +7,8 @@
 
 use bench_common::ready;
 use patkit::{
-    Actor, Keyring, MemoryDirectory, MemoryStore, NewToken, Owner, OwnerId, OwnerKind, Permission,
-    RoleCatalog, TokenService,
+    Actor, Credential, Keyring, MemoryDirectory, MemoryStore, NewToken, Owner, OwnerId, OwnerKind,
+    Permission, RoleCatalog, TokenService,
 };
 use sha2::block_api::compress256;
 use std::hint::black_box;
@@ -18,8 +18,9 @@ const TIMES: usize = 1_000;
 
 fn main() {
     let ada = OwnerId::new("ada").unwrap();
-    let owner = Owner::new(ada.clone(), OwnerKind::Human).role("member");
-    let roles = RoleCatalog::standard().grant("member", ["datastores:read"]).build().unwrap();
+    let owner = Owner::new(ada.clone(), OwnerKind::Human).with_role("member");
+    let roles =
+        RoleCatalog::standard_builder().grant("member", ["datastores:read"]).build().unwrap();
     let service = TokenService::builder(MemoryStore::new(), MemoryDirectory::from_iter([owner]))
         .brand("acme")
         .keyring(Keyring::ephemeral().unwrap())
@@ -27,13 +28,13 @@ fn main() {
         .build()
         .unwrap();
     let new = NewToken::named("one").scope(["datastores:*"]);
-    let issued = ready(service.generate(&Actor::session(ada), new)).unwrap();
+    let issued = ready(service.generate(&Actor::signed_in(ada), new)).unwrap();
     let header = format!("Bearer {}", issued.plaintext.expose_secret());
     let mut damaged = header.clone();
     let last = if header.ends_with('0') { "1" } else { "0" };
     damaged.replace_range(header.len() - 1.., last);
 
-    let verify = |header: &str| ready(service.verify_header(Some(header), None));
+    let verify = |header: &str| ready(service.verify(Credential::headers(Some(header))));
     // Runs each path once first, so that the count excludes work that only the first run does.
     let verified = verify(&header).unwrap();
     ready(service.flush()).unwrap();

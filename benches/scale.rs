@@ -44,8 +44,8 @@ use chrono::{DateTime, Utc};
 use patkit::store::{Change, ChangeBatch, ListQuery, Page, StoreError, Touch};
 use patkit::token::LastUse;
 use patkit::{
-    Actor, IssuedToken, MemoryDirectory, MemoryStore, NewToken, OwnerId, Token, TokenId,
-    TokenPolicy, TokenService, TokenStore,
+    Actor, Credential, IssuedToken, MemoryDirectory, MemoryStore, NewToken, OwnerId, Token,
+    TokenId, TokenPolicy, TokenService, TokenStore,
 };
 use std::hint::black_box;
 use std::process::Command;
@@ -93,7 +93,7 @@ fn scale(size: usize) {
         TokenPolicy::builder().last_used_granularity(Duration::from_secs(86_400)).build().unwrap();
     let service = builder(store, &owners).policy(policy).build().unwrap();
     let verify = |header: &str| {
-        black_box(ready(service.verify_header(Some(header), None)).unwrap());
+        black_box(ready(service.verify(Credential::headers(Some(header)))).unwrap());
     };
     println!("{:<28} {}    {}", "", Figure::HEAD, Throughput::HEAD);
     for traffic in &traffic {
@@ -129,7 +129,7 @@ fn generate<S: TokenStore>(
     owners: &[OwnerId],
     n: usize,
 ) -> IssuedToken {
-    let actor = Actor::session(owners[n % owners.len()].clone());
+    let actor = Actor::signed_in(owners[n % owners.len()].clone());
     ready(service.generate(&actor, NewToken::named(&format!("token-{n}")).scope(["datastores:*"])))
         .unwrap()
 }

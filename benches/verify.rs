@@ -26,7 +26,8 @@
 use bench_common::{BATCH, Figure, Throughput, builder, floor, ids, measure, random, ready};
 use patkit::clock::CoarseClock;
 use patkit::{
-    Actor, CachedStore, MemoryDirectory, MemoryStore, NewToken, TokenService, TokenStore,
+    Actor, CachedStore, Credential, MemoryDirectory, MemoryStore, NewToken, TokenService,
+    TokenStore,
 };
 use std::hint::black_box;
 use std::sync::Arc;
@@ -54,7 +55,7 @@ fn main() {
         line("verify, one hot token, coarse clock", hot, |header| verify(&coarse, header));
         line("verify, uniform, coarse clock", &mut any, |header| verify(&coarse, header));
         line("verify and require, uniform", &mut any, |header| {
-            let verified = ready(service.verify_header(Some(header), None)).unwrap();
+            let verified = ready(service.verify(Credential::headers(Some(header)))).unwrap();
             black_box(verified.require("datastores:read").is_ok());
         });
         rejections(&service, &texts);
@@ -168,7 +169,7 @@ fn service(size: usize, owners: usize) -> (Service, Vec<String>) {
     let mut texts: Vec<String> = (0..size)
         .map(|n| {
             let new = NewToken::named(&format!("token-{n}")).scope(["datastores:*"]);
-            let actor = Actor::session(ids[n % owners].clone());
+            let actor = Actor::signed_in(ids[n % owners].clone());
             let issued = ready(service.generate(&actor, new)).unwrap();
             format!("Bearer {}", issued.plaintext.expose_secret())
         })
@@ -184,11 +185,11 @@ fn service(size: usize, owners: usize) -> (Service, Vec<String>) {
 }
 
 fn verify<S: TokenStore>(service: &TokenService<S, MemoryDirectory>, header: &str) {
-    black_box(ready(service.verify_header(Some(header), None)).unwrap());
+    black_box(ready(service.verify(Credential::headers(Some(header)))).unwrap());
 }
 
 fn refuse(service: &Service, header: &str) {
-    black_box(ready(service.verify_header(Some(header), None)).unwrap_err());
+    black_box(ready(service.verify(Credential::headers(Some(header)))).unwrap_err());
 }
 
 /// Returns a fixed pseudo-random walk over all places.

@@ -10,8 +10,8 @@
 use chrono::{DateTime, TimeDelta};
 use patkit::store::{AuditLog, EventQuery};
 use patkit::{
-    Actor, Keyring, ManageError, ManualClock, MemoryDirectory, MemoryStore, NewToken, Owner,
-    OwnerId, OwnerKind, Realm, Reason, RejectReason, RoleCatalog, TokenService, TokenState,
+    Actor, Credential, Keyring, ManageError, ManualClock, MemoryDirectory, MemoryStore, NewToken,
+    Owner, OwnerId, OwnerKind, Realm, Reason, RejectReason, RoleCatalog, TokenService, TokenState,
 };
 use std::error::Error;
 use std::net::IpAddr;
@@ -21,7 +21,7 @@ use std::time::Duration;
 /// Returns the only user of the host, with one role.
 fn ada(role: &str) -> Result<Owner, Box<dyn Error>> {
     let owner = Owner::new(OwnerId::new("ada")?, OwnerKind::Human);
-    Ok(owner.named("Ada Lovelace").role(role))
+    Ok(owner.with_name("Ada Lovelace").with_role(role))
 }
 
 fn step(title: &str) {
@@ -40,9 +40,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let clock = Arc::new(ManualClock::at(start));
     let users = Arc::new(MemoryDirectory::new());
     users.put(ada("editor")?);
-    let roles = RoleCatalog::standard()
+    let roles = RoleCatalog::standard_builder()
         .grant("member", ["datastores:read"])
-        .role("editor", &["member"], &["datastores:write"])
+        .role("editor")
+        .inherits("editor", "member")
+        .grant("editor", ["datastores:write"])
         .build()?;
     let tokens = TokenService::builder(MemoryStore::new(), users.clone())
         .brand("acme")
@@ -54,7 +56,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     println!("Ada is an editor: she may read and write datastores. It is {start}.");
 
     step("Generate");
-    let session = Actor::session(OwnerId::new("ada")?);
+    let session = Actor::signed_in(OwnerId::new("ada")?);
     let issued =
         tokens.generate(&session, NewToken::named("ci-pipeline").expires_in_days(30)).await?;
     let id = issued.token.id();
@@ -67,7 +69,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     step("Authenticate a request");
     let peer: IpAddr = "192.0.2.7".parse()?;
-    let verified = tokens.verify_header(Some(&header(&text)), Some(peer)).await?;
+    let verified =
+        tokens.verify(Credential::headers(Some(&header(&text))).from_address(Some(peer))).await?;
     println!("{} by the token {:?}", verified.owner().id(), verified.token().name().as_str());
     assert_eq!(verified.token().id(), id);
     tokens.flush().await?;
@@ -85,14 +88,14 @@ async fn main() -> Result<(), Box<dyn Error>> {
     step("Narrow a token to a scope");
     let narrow = NewToken::named("nightly report").scope(["datastores:read"]);
     let narrow = tokens.generate(&session, narrow).await?;
-    let narrowed = tokens.verify(narrow.plaintext.expose_secret(), None).await?;
+    let narrowed = tokens.verify(Credential::text(narrow.plaintext.expose_secret())).await?;
     println!("Ada may write, this token of hers may not: {:?}", narrowed.effective_permissions());
     assert!(narrowed.require("datastores:read").is_ok());
     assert!(narrowed.require("datastores:write").is_err());
 
     step("Demote the owner: every token follows at once");
     users.put(ada("member")?);
-    let verified = tokens.verify_header(Some(&header(&text)), None).await?;
+    let verified = tokens.verify(Credential::headers(Some(&header(&text)))).await?;
     println!("The same token, verified again: {:?}", verified.effective_permissions());
     assert!(verified.require("datastores:read").is_ok());
     assert!(verified.require("datastores:write").is_err());
@@ -106,11 +109,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
     step("Revoke");
     let revoked = tokens.revoke(&session, id, Reason::Owner).await?;
     assert_eq!(revoked.state(), TokenState::Revoked);
-    let refused = refusal(tokens.verify(&text, None).await)?;
+    let refused = refusal(tokens.verify(Credential::text(&text)).await)?;
     println!("The client is told: {}", refused.0);
     println!("The operator's log: {:?}", refused.1);
     assert_eq!(refused.1, RejectReason::Revoked);
-    let unknown = refusal(tokens.verify("acme_pat_nonsense", None).await)?;
+    let unknown = refusal(tokens.verify(Credential::text("acme_pat_nonsense")).await)?;
     println!("Nonsense instead of a token: {} ({:?})", unknown.0, unknown.1);
     assert_eq!(unknown, (refused.0, RejectReason::Malformed), "one answer for all clients");
 
@@ -120,18 +123,18 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     step("Restore");
     tokens.restore(&session, id).await?;
-    tokens.verify(&text, None).await?;
+    tokens.verify(Credential::text(&text)).await?;
     println!("It works again");
 
     step("Rotate, with an hour to change over");
     let rotated = tokens.rotate(&session, id, Duration::from_secs(3_600)).await?;
     let new_text = rotated.plaintext.expose_secret().to_owned();
-    tokens.verify(&text, None).await?;
-    tokens.verify(&new_text, None).await?;
+    tokens.verify(Credential::text(&text)).await?;
+    tokens.verify(Credential::text(&new_text)).await?;
     println!("The old text and the new one both work");
     clock.advance(TimeDelta::hours(1));
-    let refused = refusal(tokens.verify(&text, None).await)?;
-    tokens.verify(&new_text, None).await?;
+    let refused = refusal(tokens.verify(Credential::text(&text)).await)?;
+    tokens.verify(Credential::text(&new_text)).await?;
     println!(
         "An hour later: the old one is refused ({:?}) and reported, the new one works",
         refused.1
@@ -142,9 +145,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let expires_at = rotated.token.expires_at().ok_or("a token of 30 days has an end")?;
     assert_eq!(expires_at, start + TimeDelta::days(30));
     clock.set(expires_at - TimeDelta::microseconds(1));
-    tokens.verify(&new_text, None).await?;
+    tokens.verify(Credential::text(&new_text)).await?;
     clock.set(expires_at);
-    let refused = refusal(tokens.verify(&new_text, None).await)?;
+    let refused = refusal(tokens.verify(Credential::text(&new_text)).await)?;
     println!("Good until {expires_at}, refused at that very instant: {:?}", refused.1);
     assert_eq!(refused.1, RejectReason::Expired);
 
@@ -158,7 +161,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let query = EventQuery::new(Realm::default()).from(start).oldest_first();
     let events = tokens.store().events(&query).await?.events;
     for event in &events {
-        let who = event.actor.owner().map_or("the service", OwnerId::as_str);
+        let who = event.actor.owner_id().map_or("the service", OwnerId::as_str);
         println!(
             "{}  {:<10} {}  by {who}",
             event.at.format("%F %T"),

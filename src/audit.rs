@@ -186,7 +186,7 @@ impl AuditEvent {
             return;
         }
         let theirs = self.owner.as_ref() == Some(owner);
-        let by_them = self.actor.owner() == Some(owner);
+        let by_them = self.actor.owner_id() == Some(owner);
         if theirs {
             self.owner = None;
         }
@@ -258,8 +258,8 @@ impl AuditSink for TracingSink {
                     token = %event.token,
                     owner = ?event.owner.as_ref().map(OwnerId::as_str),
                     actor = event.actor.kind(),
-                    actor_owner = ?event.actor.owner().map(OwnerId::as_str),
-                    actor_token = ?event.actor.token(),
+                    actor_owner = ?event.actor.owner_id().map(OwnerId::as_str),
+                    actor_token = ?event.actor.token_id(),
                     reason = event.reason.as_deref(),
                     address = ?event.address,
                 )

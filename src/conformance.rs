@@ -42,6 +42,7 @@
 //! record affects no other record. The tests of the store itself must show these, because they need
 //! access to what is below the store.
 
+use crate::BoxedFuture;
 use crate::audit::{AuditAction, AuditEvent, EventId};
 use crate::clock::MAX_CLOCK_ERROR;
 use crate::owner::{OwnerId, OwnerKind, Realm};
@@ -61,14 +62,10 @@ use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::pin::Pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::time::Duration;
-
-/// A boxed future, which [`Suite::run_races`] passes out to be blocked on.
-pub type BoxedFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 type Sleep = Box<dyn Fn(Duration) -> BoxedFuture<'static, ()> + Send + Sync>;
 
@@ -302,7 +299,7 @@ where
             a_batch_may_hold_events_alone: "a batch may hold events alone",
             a_conflict_leaves_no_event: "a commit does everything in its batch or nothing, audit events included",
             erasing_takes_out_every_trace: "take out the traces of this owner from all stored events, before these are added",
-            events_are_purged_oldest_first: "removes up to `limit` events that are older than an instant, oldest first, and says how many",
+            events_are_pruned_oldest_first: "removes up to `limit` events that are older than an instant, oldest first, and says how many",
         }
     }
 }
@@ -2297,7 +2294,7 @@ async fn an_export_holds_each_event_once_in_the_order_of_the_commits<S: TokenSto
         exports(bench, &mut ExportCursor::start(), limit, &commits).await?;
     }
     // Purged events are not exported, and an existing cursor continues.
-    ensure(bench.store.purge_events(at(6)?, 10).await? == 3, || "not all were purged".into())?;
+    ensure(bench.store.prune_events(at(6)?, 10).await? == 3, || "not all were pruned".into())?;
     let [(_, cursor), ..] = &mut cursors;
     exports(bench, cursor, 2, &[]).await?;
     let last = event(1, 0, AuditAction::Refused)?;
@@ -2411,7 +2408,7 @@ async fn erasing_takes_out_every_trace<S: TokenStore + AuditLog>(
     logs(bench, &elsewhere, &Vec::from_iter(abroad)).await
 }
 
-async fn events_are_purged_oldest_first<S: TokenStore + AuditLog>(
+async fn events_are_pruned_oldest_first<S: TokenStore + AuditLog>(
     bench: &Bench<'_, S>,
 ) -> Result<(), Seen> {
     let mut events = Vec::new();
@@ -2420,8 +2417,8 @@ async fn events_are_purged_oldest_first<S: TokenStore + AuditLog>(
     }
     bench.store.commit(&events_alone(events.clone())).await?;
     for (removed, left) in [(2, 2), (1, 3), (0, 3)] {
-        let count = bench.store.purge_events(at(3)?, 2).await?;
-        ensure(count == removed, || format!("{count} events were purged, not {removed}"))?;
+        let count = bench.store.prune_events(at(3)?, 2).await?;
+        ensure(count == removed, || format!("{count} events were pruned, not {removed}"))?;
         logs(bench, &Realm::default(), events.get(left..).unwrap_or_default()).await?;
     }
     Ok(())

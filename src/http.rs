@@ -77,7 +77,7 @@ pub use problem::{FieldError, Problem, RealmError};
 pub use router::{ManagementApi, ManagementApiBuilder, OriginError, Sessions};
 
 use crate::owner::{Directory, Realm};
-use crate::service::{ManageError, RejectReason, TokenService, Verified, VerifyError};
+use crate::service::{Credential, ManageError, RejectReason, TokenService, Verified, VerifyError};
 use crate::store::{CorruptRecord, TokenStore};
 use http::header::AUTHORIZATION;
 use http::{Extensions, HeaderMap, HeaderValue};
@@ -234,10 +234,11 @@ impl<S: TokenStore, D: Directory> Authenticator<S, D> {
         if self.ignores_foreign && crate::bearer::token68(values()).is_some_and(is_foreign) {
             return Ok(None);
         }
-        let verified = match &self.only {
-            None => self.tokens.verify_headers(values(), address).await,
-            Some(realm) => self.tokens.verify_headers_in(realm, values(), address).await,
-        };
+        let mut credential = Credential::headers(values()).from_address(address);
+        if let Some(realm) = &self.only {
+            credential = credential.in_realm(realm);
+        }
+        let verified = self.tokens.verify(credential).await;
         match verified {
             Ok(verified) => Ok(Some(verified)),
             Err(error) if error.reject_reason() == Some(RejectReason::NoCredential) => Ok(None),

@@ -6,7 +6,7 @@
 //! current permissions.
 
 pub mod audit;
-pub mod bearer;
+mod bearer;
 pub mod clock;
 #[cfg(feature = "conformance")]
 pub mod conformance;
@@ -30,6 +30,9 @@ mod table;
 pub mod testkit;
 pub mod token;
 
+/// A future behind a pointer, as the traits return it that are behind one themselves.
+pub type BoxedFuture<'a, T> = std::pin::Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
 pub use audit::{AuditAction, AuditEvent, AuditSink, EventId};
 pub use clock::{Clock, ManualClock, SystemClock};
 pub use owner::cache::OwnerCache;
@@ -38,8 +41,8 @@ pub use permission::{Grant, Permission, PermissionSet, Scope};
 pub use policy::TokenPolicy;
 pub use role::{DeclaredPermission, RoleCatalog};
 pub use service::{
-    Actor, InvalidInput, IssuedToken, ManageError, NewToken, PermissionDenied, RejectReason,
-    Rejected, TokenEdit, TokenPage, TokenService, Unavailable, Verified, VerifyError,
+    Actor, Credential, InvalidInput, IssuedToken, ManageError, NewToken, PermissionDenied,
+    RejectReason, Rejected, TokenEdit, TokenPage, TokenService, Unavailable, Verified, VerifyError,
 };
 #[cfg(feature = "cache")]
 pub use store::CachedStore;

@@ -22,6 +22,7 @@ use crate::token::{
 };
 use chrono::{DateTime, TimeDelta, Utc};
 use std::fmt;
+use std::time::Duration;
 
 /// An action on a token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -173,13 +174,13 @@ pub fn restore(facts: &Facts, authority: Authority, now: DateTime<Utc>) -> Resul
 pub fn rotate(
     facts: &Facts,
     successor: TokenId,
-    overlap: TimeDelta,
+    overlap: Duration,
     (by, authority): (ActorRef, Authority),
     now: DateTime<Utc>,
 ) -> Result<Facts, Refusal> {
     may_rotate(facts, now)?;
     let succession = |until| Some(Succession { successor, at: now, until });
-    if overlap <= TimeDelta::zero() {
+    if overlap.is_zero() {
         let revocation = Revocation { at: now, by, authority, reason: Reason::Rotated };
         return Ok(Facts {
             revocation: Some(Box::new(revocation)),
@@ -187,6 +188,7 @@ pub fn rotate(
             ..facts.clone()
         });
     }
+    let overlap = TimeDelta::from_std(overlap).unwrap_or(TimeDelta::MAX);
     let end = cut(now.checked_add_signed(overlap).unwrap_or(DateTime::<Utc>::MAX_UTC));
     let end = facts.expires_at.map_or(end, |expires_at| expires_at.min(end));
     Ok(Facts { expires_at: Some(end), succession: succession(end), ..facts.clone() })

@@ -5,6 +5,7 @@ mod fast;
 
 pub(crate) use fast::DirectoryShortcut;
 
+use crate::BoxedFuture;
 use crate::permission::{Grant, PermissionSet};
 use crate::role::RoleCatalog;
 use crate::snapshot::Snapshot;
@@ -14,7 +15,6 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::{BuildHasher, BuildHasherDefault, Hash, Hasher, RandomState};
-use std::pin::Pin;
 use std::sync::{Arc, LazyLock, OnceLock};
 
 /// The maximum length of an owner's id and of a realm's name, in bytes.
@@ -266,7 +266,7 @@ impl fmt::Display for OwnerKind {
 ///
 /// ```
 /// # use patkit::owner::{Owner, OwnerId, OwnerKind};
-/// let owner = Owner::new(OwnerId::new("42")?, OwnerKind::Human).named("Ada").role("manager");
+/// let owner = Owner::new(OwnerId::new("42")?, OwnerKind::Human).with_name("Ada").with_role("manager");
 /// assert!(owner.is_enabled());
 /// # Ok::<(), patkit::owner::IdError>(())
 /// ```
@@ -313,20 +313,20 @@ impl Owner {
     }
 
     /// Sets the name to show.
-    pub fn named(mut self, name: &str) -> Self {
+    pub fn with_name(mut self, name: &str) -> Self {
         self.name = Some(name.into());
         self
     }
 
     /// Adds a role. A role that the service's catalogue does not know grants nothing.
-    pub fn role(mut self, role: &str) -> Self {
+    pub fn with_role(mut self, role: &str) -> Self {
         self.roles.push(role.into());
         self.resolved = OnceLock::new();
         self
     }
 
     /// Adds grants beside those of the roles.
-    pub fn grants(mut self, grants: impl IntoIterator<Item = Grant>) -> Self {
+    pub fn with_grants(mut self, grants: impl IntoIterator<Item = Grant>) -> Self {
         self.grants = self.grants.union(&grants.into_iter().collect());
         self.resolved = OnceLock::new();
         self
@@ -335,13 +335,13 @@ impl Owner {
     /// Sets whether the owner is enabled. Defaults to `true`.
     ///
     /// All tokens of a disabled owner are refused. They work again once the owner is enabled again.
-    pub fn enabled(mut self, enabled: bool) -> Self {
+    pub fn with_enabled(mut self, enabled: bool) -> Self {
         self.enabled = enabled;
         self
     }
 
     /// Refuses tokens made before `instant`: "sign out everywhere". Their owner still sees them.
-    pub fn valid_after(mut self, instant: DateTime<Utc>) -> Self {
+    pub fn with_tokens_valid_after(mut self, instant: DateTime<Utc>) -> Self {
         self.valid_after = Some(crate::clock::cut(instant)).max(self.held_since);
         self
     }
@@ -350,7 +350,7 @@ impl Owner {
     ///
     /// Tokens made before `instant` are refused. This owner does not see them; they do not count
     /// for its limit or reserve their names. Admins, overseers and the host still see them.
-    pub fn held_since(mut self, instant: DateTime<Utc>) -> Self {
+    pub fn with_id_held_since(mut self, instant: DateTime<Utc>) -> Self {
         self.held_since = Some(crate::clock::cut(instant));
         self.valid_after = self.valid_after.max(self.held_since);
         self
@@ -387,7 +387,7 @@ impl Owner {
     }
 
     /// Returns the owner's grants beside those of its roles.
-    pub fn direct_grants(&self) -> &PermissionSet {
+    pub fn grants(&self) -> &PermissionSet {
         &self.grants
     }
 
@@ -427,7 +427,7 @@ impl Owner {
     pub(crate) fn nobody() -> &'static Arc<Self> {
         static NOBODY: LazyLock<Arc<Owner>> = LazyLock::new(|| {
             let id = OwnerId::from_checked(Arc::from(""));
-            Arc::new(Owner::new(id, OwnerKind::Internal).enabled(false))
+            Arc::new(Owner::new(id, OwnerKind::Internal).with_enabled(false))
         });
         &NOBODY
     }
@@ -472,7 +472,7 @@ impl fmt::Debug for Owner {
 ///
 /// impl Directory for Users {
 ///     async fn find(&self, _realm: &Realm, id: &OwnerId) -> Result<Option<Arc<Owner>>, DirectoryError> {
-///         Ok((id.as_str() == "ada").then(|| Owner::new(id.clone(), OwnerKind::Human).role("member").into()))
+///         Ok((id.as_str() == "ada").then(|| Owner::new(id.clone(), OwnerKind::Human).with_role("member").into()))
 ///     }
 /// }
 /// ```
@@ -557,19 +557,23 @@ impl<D: Directory + ?Sized> Directory for Box<D> {
 /// cost of one allocation per lookup.
 pub trait DynDirectory: Send + Sync {
     /// Calls [`Directory::find`] and boxes the future.
-    fn find_boxed<'a>(&'a self, realm: &'a Realm, id: &'a OwnerId) -> BoxedFind<'a>;
+    fn find_boxed<'a>(
+        &'a self,
+        realm: &'a Realm,
+        id: &'a OwnerId,
+    ) -> BoxedFuture<'a, Result<Option<Arc<Owner>>, DirectoryError>>;
 
     /// Calls [`Directory::shortcut`].
     #[doc(hidden)]
     fn shortcut_dyn(&self) -> DirectoryShortcut<'_>;
 }
 
-/// The future that [`DynDirectory::find_boxed`] returns.
-pub type BoxedFind<'a> =
-    Pin<Box<dyn Future<Output = Result<Option<Arc<Owner>>, DirectoryError>> + Send + 'a>>;
-
 impl<D: Directory> DynDirectory for D {
-    fn find_boxed<'a>(&'a self, realm: &'a Realm, id: &'a OwnerId) -> BoxedFind<'a> {
+    fn find_boxed<'a>(
+        &'a self,
+        realm: &'a Realm,
+        id: &'a OwnerId,
+    ) -> BoxedFuture<'a, Result<Option<Arc<Owner>>, DirectoryError>> {
         Box::pin(self.find(realm, id))
     }
 

@@ -26,6 +26,21 @@ use std::hash::{Hash, Hasher};
 use std::str::FromStr;
 use std::sync::Arc;
 
+/// The permission to manage one's own personal tokens.
+pub const TOKENS_MANAGE: &str = "tokens:manage";
+
+/// The permission to manage all service tokens of the realm.
+pub const SERVICE_TOKENS_MANAGE: &str = "service-tokens:manage";
+
+/// The permission to put permissions under `scim:` into a token's scope.
+pub const TOKENS_SCIM: &str = "tokens:scim";
+
+/// The permission to list and revoke personal tokens of others, if the policy allows any oversight.
+pub const TOKENS_OVERSEE: &str = "tokens:oversee";
+
+/// The grant of all permissions of SCIM (RFC 7644).
+pub(crate) const SCIM: &str = "scim:*";
+
 /// The maximum length of a permission or a grant, in bytes.
 ///
 /// This leaves room for several spelled-out segments and bounds the cost to store and to check a
@@ -531,7 +546,7 @@ impl Scope {
 
     /// Returns the scope of a token for SCIM endpoints (RFC 7644): only `scim:*`.
     pub fn scim() -> Self {
-        Self(Narrowing::Only(std::iter::once(Grant(Arc::from("scim:*"))).collect()))
+        Self(Narrowing::Only(std::iter::once(Grant(Arc::from(SCIM))).collect()))
     }
 
     /// Returns whether the scope covers `permission`. Does not allocate.

@@ -49,17 +49,17 @@ pub const MIN_LIFETIME_SECONDS: u32 = 60;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenPolicy {
     shown_lifetimes: Vec<Lifetime>,
-    default_lifetime: TimeDelta,
-    longest_lifetime: Option<TimeDelta>,
+    default_lifetime: Duration,
+    longest_lifetime: Option<Duration>,
     never_allowed: bool,
     live_tokens_per_owner: Option<u32>,
     idle_limit_days: Option<u32>,
-    longest_overlap: TimeDelta,
+    longest_overlap: Duration,
     reuse: ReuseSignal,
     reuse_window_days: u32,
     tokens_managing_tokens: TokenManagement,
     oversight: Oversight,
-    last_used_granularity: TimeDelta,
+    last_used_granularity: Duration,
     unknown_scopes: UnknownScopes,
 }
 
@@ -166,7 +166,7 @@ pub enum LifetimeError {
     #[error("the lifetime is too long; ask for {} at most", Span(*most))]
     TooLong {
         /// The longest allowed lifetime.
-        most: TimeDelta,
+        most: Duration,
     },
     /// The policy requires an expiry.
     #[error("a lifetime without end is not allowed; ask for a number of days or seconds")]
@@ -181,16 +181,19 @@ pub enum LifetimeError {
     Overflow,
 }
 
+const SECONDS_PER_DAY: u64 = 24 * 60 * 60;
+
 /// Shows a time span: in days if it is whole days, otherwise in seconds.
-struct Span(TimeDelta);
+struct Span(Duration);
 
 impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (days, seconds) = (self.0.num_days(), self.0.num_seconds());
-        match days {
-            1 if self.0 == TimeDelta::days(1) => f.write_str("1 day"),
-            1.. if TimeDelta::try_days(days) == Some(self.0) => write!(f, "{days} days"),
-            _ => write!(f, "{seconds} s"),
+        match (self.0.as_secs(), self.0.subsec_nanos()) {
+            (SECONDS_PER_DAY, 0) => f.write_str("1 day"),
+            (seconds @ SECONDS_PER_DAY.., 0) if seconds % SECONDS_PER_DAY == 0 => {
+                write!(f, "{} days", seconds / SECONDS_PER_DAY)
+            }
+            (seconds, _) => write!(f, "{seconds} s"),
         }
     }
 }
@@ -216,36 +219,32 @@ impl Lifetime {
     /// [`LifetimeError`] if it is less than [`MIN_LIFETIME_SECONDS`] or more than [`MAX_DAYS`].
     pub fn seconds(seconds: i64) -> Result<Self, LifetimeError> {
         match u64::try_from(seconds) {
-            Ok(seconds) => bounded(span_of_seconds(seconds)).map(|_| Self::Seconds(seconds)),
+            Ok(seconds) => bounded(Duration::from_secs(seconds)).map(|_| Self::Seconds(seconds)),
             Err(_) => Err(LifetimeError::TooShort),
         }
     }
 
     /// Returns the length of the lifetime, or `None` if it depends on the policy or has no end.
-    fn span(self) -> Option<TimeDelta> {
+    fn span(self) -> Option<Duration> {
         match self {
             Self::Days(count) => Some(days(count)),
-            Self::Seconds(count) => Some(span_of_seconds(count)),
+            Self::Seconds(count) => Some(Duration::from_secs(count)),
             Self::Default | Self::Never => None,
         }
     }
 }
 
 /// The longest lifetime that any policy allows.
-fn longest() -> TimeDelta {
+fn longest() -> Duration {
     days(MAX_DAYS)
 }
 
-fn shortest() -> TimeDelta {
-    TimeDelta::seconds(MIN_LIFETIME_SECONDS.into())
-}
-
-fn span_of_seconds(seconds: u64) -> TimeDelta {
-    i64::try_from(seconds).ok().and_then(TimeDelta::try_seconds).unwrap_or(TimeDelta::MAX)
+fn shortest() -> Duration {
+    Duration::from_secs(MIN_LIFETIME_SECONDS.into())
 }
 
 /// Checks a lifetime against the bounds of every policy.
-fn bounded(lifetime: TimeDelta) -> Result<TimeDelta, LifetimeError> {
+fn bounded(lifetime: Duration) -> Result<Duration, LifetimeError> {
     if lifetime < shortest() {
         Err(LifetimeError::TooShort)
     } else if lifetime > longest() {
@@ -267,12 +266,12 @@ impl TokenPolicy {
     }
 
     /// Returns the lifetime that applies if a request asks for none.
-    pub fn default_lifetime(&self) -> TimeDelta {
+    pub fn default_lifetime(&self) -> Duration {
         self.default_lifetime
     }
 
     /// Returns the longest lifetime.
-    pub fn longest_lifetime(&self) -> Option<TimeDelta> {
+    pub fn longest_lifetime(&self) -> Option<Duration> {
         self.longest_lifetime
     }
 
@@ -292,7 +291,7 @@ impl TokenPolicy {
     }
 
     /// Returns the longest overlap of a rotation.
-    pub fn longest_overlap(&self) -> TimeDelta {
+    pub fn longest_overlap(&self) -> Duration {
         self.longest_overlap
     }
 
@@ -317,7 +316,7 @@ impl TokenPolicy {
     }
 
     /// Returns how finely the last use is recorded.
-    pub fn last_used_granularity(&self) -> TimeDelta {
+    pub fn last_used_granularity(&self) -> Duration {
         self.last_used_granularity
     }
 
@@ -422,7 +421,7 @@ impl Default for TokenPolicy {
             reuse_window_days: 30,
             tokens_managing_tokens: TokenManagement::Attenuated,
             oversight: Oversight::Hidden,
-            last_used_granularity: TimeDelta::seconds(60),
+            last_used_granularity: Duration::from_secs(60),
             unknown_scopes: UnknownScopes::Refused,
         }
     }
@@ -445,9 +444,9 @@ pub struct TokenPolicyBuilder {
     /// The settings that contradict no other, and the defaults of all settings.
     policy: TokenPolicy,
     shown_lifetimes: Option<Vec<Lifetime>>,
-    default_lifetime: Option<TimeDelta>,
+    default_lifetime: Option<Duration>,
     never_allowed: Option<bool>,
-    longest_overlap: Option<TimeDelta>,
+    longest_overlap: Option<Duration>,
 }
 
 impl TokenPolicyBuilder {
@@ -459,7 +458,7 @@ impl TokenPolicyBuilder {
 
     /// Sets the lifetime that applies if a request asks for none.
     pub fn default_lifetime(mut self, lifetime: Duration) -> Self {
-        self.default_lifetime = Some(span(lifetime));
+        self.default_lifetime = Some(lifetime);
         self
     }
 
@@ -471,7 +470,7 @@ impl TokenPolicyBuilder {
 
     /// Sets the longest lifetime. With it, tokens without an expiry are refused.
     pub fn longest_lifetime(mut self, lifetime: Duration) -> Self {
-        self.policy.longest_lifetime = Some(span(lifetime));
+        self.policy.longest_lifetime = Some(lifetime);
         self
     }
 
@@ -507,7 +506,7 @@ impl TokenPolicyBuilder {
 
     /// Sets the longest overlap that a rotation may ask for.
     pub fn longest_overlap(mut self, overlap: Duration) -> Self {
-        self.longest_overlap = Some(span(overlap));
+        self.longest_overlap = Some(overlap);
         self
     }
 
@@ -538,7 +537,7 @@ impl TokenPolicyBuilder {
     /// A use within this span of the recorded one is not written. The sweep of idle tokens waits
     /// longer by this span.
     pub fn last_used_granularity(mut self, granularity: Duration) -> Self {
-        self.policy.last_used_granularity = span(granularity);
+        self.policy.last_used_granularity = granularity;
         self
     }
 
@@ -577,7 +576,7 @@ impl TokenPolicyBuilder {
     fn check_bounds(&self) -> Result<(), PolicyError> {
         const LIFETIME: &str = "60 s to 365000 days";
         let Self { policy, shown_lifetimes, default_lifetime, longest_overlap, .. } = self;
-        let is_lifetime = |span: TimeDelta| bounded(span).is_ok();
+        let is_lifetime = |span: Duration| bounded(span).is_ok();
         let mut shown = shown_lifetimes.iter().flatten();
         let window = match policy.reuse {
             ReuseSignal::RevokeFamily => {
@@ -616,7 +615,7 @@ impl TokenPolicyBuilder {
         let Self { policy, shown_lifetimes, default_lifetime, never_allowed, longest_overlap } =
             self;
         let exceeds_longest =
-            |span: TimeDelta| policy.longest_lifetime.is_some_and(|most| span > most);
+            |span: Duration| policy.longest_lifetime.is_some_and(|most| span > most);
         let is_shown =
             |is_meant: &dyn Fn(&Lifetime) -> bool| shown_lifetimes.iter().flatten().any(is_meant);
         let shows_never = is_shown(&|shown| *shown == Lifetime::Never);
@@ -679,17 +678,18 @@ impl TokenPolicyBuilder {
     }
 }
 
-pub(crate) fn days(days: u32) -> TimeDelta {
-    TimeDelta::try_days(i64::from(days)).unwrap_or(TimeDelta::MAX)
+pub(crate) fn days(days: u32) -> Duration {
+    Duration::from_secs(u64::from(days).saturating_mul(SECONDS_PER_DAY))
 }
 
-/// Converts a duration; one that chrono cannot represent becomes the maximum, which is above every
-/// bound.
-fn span(duration: Duration) -> TimeDelta {
-    TimeDelta::from_std(duration).unwrap_or(TimeDelta::MAX)
+/// Returns how many whole days a time span has.
+#[cfg(feature = "axum")]
+pub(crate) const fn whole_days(span: Duration) -> u64 {
+    span.as_secs() / SECONDS_PER_DAY
 }
 
-fn after(now: DateTime<Utc>, span: TimeDelta) -> Result<DateTime<Utc>, LifetimeError> {
+fn after(now: DateTime<Utc>, span: Duration) -> Result<DateTime<Utc>, LifetimeError> {
+    let span = TimeDelta::from_std(span).map_err(|_| LifetimeError::Overflow)?;
     now.checked_add_signed(span).map(cut).ok_or(LifetimeError::Overflow)
 }
 
@@ -858,8 +858,8 @@ mod tests {
     fn a_default_gives_way_to_what_the_host_sets() {
         let hour =
             TokenPolicy::builder().longest_lifetime(Duration::from_secs(3_600)).build().unwrap();
-        assert_eq!(hour.default_lifetime(), TimeDelta::hours(1));
-        assert_eq!(hour.longest_overlap(), TimeDelta::hours(1));
+        assert_eq!(hour.default_lifetime(), Duration::from_secs(3_600));
+        assert_eq!(hour.longest_overlap(), Duration::from_secs(3_600));
         assert_eq!(hour.shown_lifetimes(), []);
         assert!(!hour.is_never_allowed());
         let quarter = TokenPolicy::builder().longest_lifetime_days(90).build().unwrap();
@@ -891,8 +891,8 @@ mod tests {
         for (most, text) in [
             (days(1), "1 day"),
             (days(30), "30 days"),
-            (TimeDelta::hours(25), "90000 s"),
-            (TimeDelta::seconds(60), "60 s"),
+            (Duration::from_secs(90_000), "90000 s"),
+            (Duration::from_secs(60), "60 s"),
         ] {
             let shown = LifetimeError::TooLong { most }.to_string();
             assert_eq!(shown, format!("the lifetime is too long; ask for {text} at most"));

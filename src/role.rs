@@ -6,10 +6,10 @@
 //! use patkit::permission::PermissionSet;
 //! use patkit::role::RoleCatalog;
 //!
-//! let catalog = RoleCatalog::standard()
+//! let catalog = RoleCatalog::standard_builder()
 //!     .grant("member", ["datastores:read"])
 //!     .grant("admin", ["datastores:*"])
-//!     .role("auditor", &["member"], &["reports:read"])
+//!     .role("auditor").inherits("auditor", "member").grant("auditor", ["reports:read"])
 //!     .build()?;
 //!
 //! let held = catalog.resolve(["auditor"], &PermissionSet::empty());
@@ -19,7 +19,10 @@
 //! ```
 
 use crate::likely::likely;
-use crate::permission::{Grant, Permission, PermissionError, PermissionSet};
+use crate::permission::{
+    Grant, Permission, PermissionError, PermissionSet, SCIM, SERVICE_TOKENS_MANAGE, TOKENS_MANAGE,
+    TOKENS_OVERSEE, TOKENS_SCIM,
+};
 use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -98,9 +101,9 @@ pub struct RoleCatalog {
 ///
 /// ```
 /// # use patkit::{DeclaredPermission, RoleCatalog};
-/// let catalog = RoleCatalog::standard()
+/// let catalog = RoleCatalog::standard_builder()
 ///     .permission("deployments:read")
-///     .permission(DeclaredPermission::new("deployments:write").label("Deploy").group("Deployments"))
+///     .permission(DeclaredPermission::new("deployments:write").with_label("Deploy").with_group("Deployments"))
 ///     .build()?;
 /// # Ok::<(), patkit::role::RoleError>(())
 /// ```
@@ -261,22 +264,28 @@ impl RoleCatalog {
         RoleCatalogBuilder::default()
     }
 
-    /// Creates a builder with the ready-made roles, to which a host adds its own grants and roles:
+    /// Creates the catalogue of the ready-made roles:
     ///
     /// | role | inherits | grants |
     /// |---|---|---|
     /// | `member` | | `tokens:manage` |
     /// | `manager` | `member` | |
     /// | `admin` | `manager` | `service-tokens:manage`, `tokens:scim`, `tokens:oversee` |
-    pub fn standard() -> RoleCatalogBuilder {
+    pub fn standard() -> Self {
+        Self::standard_builder().build().expect("the ready-made roles are valid")
+    }
+
+    /// Creates a builder with the roles of [`standard`](Self::standard), to which a host adds its
+    /// own roles and grants.
+    pub fn standard_builder() -> RoleCatalogBuilder {
         Self::builder()
-            .role("member", &[], &["tokens:manage"])
-            .role("manager", &["member"], &[])
-            .role(
-                "admin",
-                &["manager"],
-                &["service-tokens:manage", "tokens:scim", "tokens:oversee"],
-            )
+            .role("member")
+            .grant("member", [TOKENS_MANAGE])
+            .role("manager")
+            .inherits("manager", "member")
+            .role("admin")
+            .inherits("admin", "manager")
+            .grant("admin", [SERVICE_TOKENS_MANAGE, TOKENS_SCIM, TOKENS_OVERSEE])
     }
 
     /// Returns all permissions of a role, its own and inherited, or `None` if the role is unknown.
@@ -367,19 +376,19 @@ impl DeclaredPermission {
     }
 
     /// Sets the label that a page shows for the permission.
-    pub fn label(mut self, label: &str) -> Self {
+    pub fn with_label(mut self, label: &str) -> Self {
         self.label = Some(label.to_owned());
         self
     }
 
     /// Sets the heading under which a page shows the permission.
-    pub fn group(mut self, group: &str) -> Self {
+    pub fn with_group(mut self, group: &str) -> Self {
         self.group = Some(group.to_owned());
         self
     }
 
     /// Sets the description that a page shows for the permission.
-    pub fn description(mut self, description: &str) -> Self {
+    pub fn with_description(mut self, description: &str) -> Self {
         self.description = Some(description.to_owned());
         self
     }
@@ -390,17 +399,17 @@ impl DeclaredPermission {
     }
 
     /// Returns the label that a page shows for the permission.
-    pub fn label_text(&self) -> Option<&str> {
+    pub fn label(&self) -> Option<&str> {
         self.label.as_deref()
     }
 
     /// Returns the heading under which a page shows the permission.
-    pub fn group_text(&self) -> Option<&str> {
+    pub fn group(&self) -> Option<&str> {
         self.group.as_deref()
     }
 
     /// Returns the description that a page shows for the permission.
-    pub fn description_text(&self) -> Option<&str> {
+    pub fn description(&self) -> Option<&str> {
         self.description.as_deref()
     }
 }
@@ -516,13 +525,11 @@ impl fmt::Debug for Reports {
 }
 
 impl RoleCatalogBuilder {
-    /// Defines a role by its name, the roles it inherits and its own grants.
-    pub fn role(mut self, name: &str, parents: &[&str], grants: &[&str]) -> Self {
+    /// Defines a role, which grants nothing until [`grant`](Self::grant) or
+    /// [`inherits`](Self::inherits) adds to it.
+    pub fn role(mut self, name: &str) -> Self {
         self.roles.push(name.to_owned());
-        for parent in parents {
-            self = self.inherits(name, parent);
-        }
-        self.grant(name, grants)
+        self
     }
 
     /// Lets a role also inherit all that `parent` gives.
@@ -653,8 +660,7 @@ impl TryFrom<&str> for RoleName {
 }
 
 /// The permissions that every catalogue knows: those of this crate and of SCIM (RFC 7644).
-const OWN: [&str; 5] =
-    ["tokens:manage", "service-tokens:manage", "tokens:scim", "tokens:oversee", "scim:*"];
+const OWN: [&str; 5] = [TOKENS_MANAGE, SERVICE_TOKENS_MANAGE, TOKENS_SCIM, TOKENS_OVERSEE, SCIM];
 
 /// Returns the declared permissions as grants.
 fn checked(declared: &[DeclaredPermission]) -> Result<BTreeSet<Grant>, RoleError> {
@@ -768,9 +774,11 @@ mod tests {
 
     #[test]
     fn the_ready_made_roles_inherit_and_may_be_added_to() {
-        let catalog = RoleCatalog::standard()
+        let catalog = RoleCatalog::standard_builder()
             .grant("member", ["datastores:read"])
-            .role("operator", &["manager"], &["datastores:*"])
+            .role("operator")
+            .inherits("operator", "manager")
+            .grant("operator", ["datastores:*"])
             .inherits("admin", "operator")
             .build()
             .unwrap();
@@ -793,7 +801,7 @@ mod tests {
 
     #[test]
     fn unknown_roles_give_nothing() {
-        let catalog = RoleCatalog::standard().build().unwrap();
+        let catalog = RoleCatalog::standard();
         let direct = PermissionSet::parse(["a:b"]).unwrap();
         assert!(catalog.permissions_of("owner").is_none());
         assert_eq!(catalog.resolve(["owner", "Admin", ""], &direct), direct);
@@ -810,12 +818,20 @@ mod tests {
     #[test]
     fn a_role_does_not_get_what_its_children_have() {
         let catalog = RoleCatalog::builder()
-            .role("left", &["base"], &["l"])
-            .role("right", &["base"], &["r"])
-            .role("both", &["left", "right"], &[])
-            .role("base", &[], &["*"])
+            .role("left")
+            .inherits("left", "base")
+            .grant("left", ["l"])
+            .role("right")
+            .inherits("right", "base")
+            .grant("right", ["r"])
+            .role("both")
+            .inherits("both", "left")
+            .inherits("both", "right")
+            .role("base")
+            .grant("base", ["*"])
             .grant("base", ["b"])
-            .role("apart", &[], &["x"])
+            .role("apart")
+            .grant("apart", ["x"])
             .build()
             .unwrap();
         assert_eq!(held(&catalog, "both"), ["*", "b", "l", "r"]);
@@ -826,10 +842,12 @@ mod tests {
 
     #[test]
     fn a_line_of_roles_may_be_as_long_as_a_catalogue() {
-        let mut builder = RoleCatalog::builder().role("r0", &[], &["p0"]);
+        let mut builder = RoleCatalog::builder().role("r0").grant("r0", ["p0"]);
         for at in 1..MAX_ROLES {
-            builder =
-                builder.role(&format!("r{at}"), &[&format!("r{}", at - 1)], &[&format!("p{at}")]);
+            builder = builder
+                .role(&format!("r{at}"))
+                .inherits(&format!("r{at}"), &format!("r{}", at - 1))
+                .grant(&format!("r{at}"), [&format!("p{at}")]);
         }
         let catalog = builder.clone().build().unwrap();
         assert_eq!(catalog.permissions_of("r9999").unwrap().len(), MAX_ROLES);
@@ -844,14 +862,14 @@ mod tests {
         let shown = RoleError::Cycle { roles }.to_string();
         assert!(shown.ends_with("(9990 more)") && shown.len() < 200, "{shown}");
 
-        let too_many = builder.role("one-more", &[], &[]).build();
+        let too_many = builder.role("one-more").build();
         assert_eq!(too_many.unwrap_err(), RoleError::TooManyRoles { count: MAX_ROLES + 1 });
     }
 
     #[test]
     fn the_number_of_distinct_grants_is_bounded() {
         let grants: Vec<String> = (0..=MAX_CATALOG_GRANTS).map(|at| format!("p{at}")).collect();
-        let full = RoleCatalog::builder().role("r", &[], &[]).grant("r", grants.iter().skip(1));
+        let full = RoleCatalog::builder().role("r").grant("r", grants.iter().skip(1));
         assert!(full.clone().grant("r", ["p1"]).build().is_ok());
         assert_eq!(
             full.grant("r", ["p0"]).build().unwrap_err(),
@@ -862,11 +880,16 @@ mod tests {
     #[test]
     fn a_ring_names_the_roles_on_it_alone() {
         let built = RoleCatalog::builder()
-            .role("0-below", &["a"], &[])
-            .role("a", &["b", "above"], &[])
-            .role("b", &["c"], &[])
-            .role("c", &["a"], &[])
-            .role("above", &[], &[])
+            .role("0-below")
+            .inherits("0-below", "a")
+            .role("a")
+            .inherits("a", "b")
+            .inherits("a", "above")
+            .role("b")
+            .inherits("b", "c")
+            .role("c")
+            .inherits("c", "a")
+            .role("above")
             .build();
         let Err(RoleError::Cycle { roles }) = built else {
             panic!("a ring was not found");
@@ -878,7 +901,7 @@ mod tests {
             "roles inherit in a ring, which must be broken: a -> b -> c -> a"
         );
 
-        let itself = RoleCatalog::builder().role("a", &["a"], &[]).build().unwrap_err();
+        let itself = RoleCatalog::builder().role("a").inherits("a", "a").build().unwrap_err();
         assert_eq!(itself.to_string(), "roles inherit in a ring, which must be broken: a -> a");
     }
 }

@@ -1,12 +1,13 @@
 //! The service that a host calls, which enforces all rules.
 //!
 //! * Creating and managing tokens for an [`Actor`]: [`TokenService::generate`] and similar methods.
-//! * Verifying tokens: [`TokenService::verify_header`].
+//! * Verifying tokens: [`TokenService::verify`].
 //! * Operations of the host itself: [`TokenService::revoke_all`], [`TokenService::sweep_idle`],
 //!   [`TokenService::flush`].
 
 mod actor;
 mod check;
+mod credential;
 mod error;
 mod family;
 mod manage;
@@ -22,6 +23,7 @@ mod within;
 pub(crate) use actor::ActorCredential;
 pub use actor::{Actor, Standing};
 pub use check::{CheckError, KeyReport};
+pub use credential::Credential;
 pub use error::{
     Attenuation, InvalidInput, ManageError, PolicyRule, RejectReason, Rejected, Unavailable,
     VerifyError,
@@ -39,7 +41,7 @@ use crate::clock::{Clock, SystemClock, cut};
 use crate::owner::{Directory, Owner, OwnerId, Realm};
 use crate::policy::TokenPolicy;
 use crate::random::{SecureRandom, SystemRandom};
-use crate::role::{RoleCatalog, RoleError, UnknownName};
+use crate::role::{RoleCatalog, UnknownName};
 use crate::store::{Change, ChangeBatch, StoreError, TokenStore};
 use crate::token::id::IdSource;
 use crate::token::{Brand, BrandError, Keyring, Token, TokenFormat, TokenFormatError};
@@ -49,18 +51,6 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use usage::Usage;
-
-/// The permissions that the rules of this crate require.
-pub mod permissions {
-    /// Manage one's own personal tokens.
-    pub const TOKENS_MANAGE: &str = "tokens:manage";
-    /// Manage all service tokens of the realm.
-    pub const SERVICE_TOKENS_MANAGE: &str = "service-tokens:manage";
-    /// Put permissions under `scim:` into a token's scope.
-    pub const TOKENS_SCIM: &str = "tokens:scim";
-    /// List and revoke personal tokens of others, if the policy allows any oversight.
-    pub const TOKENS_OVERSEE: &str = "tokens:oversee";
-}
 
 /// The maximum number of tries of a change that conflicts with concurrent changes.
 const MAX_TRIES: usize = 64;
@@ -264,9 +254,6 @@ pub enum BuildError {
         "the service has no keyring; call `.keyring(Keyring::from_env(\"ACME_TOKEN_KEYS\")?)` on the builder"
     )]
     NoKeyring,
-    /// The standard role catalogue is invalid; set one.
-    #[error("the role catalogue is refused: {0}")]
-    Roles(RoleError),
     /// The flush interval is not 1 ms to 1 hour.
     #[error(
         "the flush interval must be 1 ms to 1 hour; set it by `.flush_interval(…)` on the builder"
@@ -371,7 +358,7 @@ impl<S: TokenStore, D: Directory> TokenServiceBuilder<S, D> {
         let keyring = self.keyring.ok_or(BuildError::NoKeyring)?;
         let catalog = match self.catalog {
             Some(catalog) => catalog,
-            None => RoleCatalog::standard().build().map_err(BuildError::Roles)?,
+            None => RoleCatalog::standard(),
         };
         if !(Duration::from_millis(1)..=Duration::from_secs(3_600)).contains(&self.flush_interval) {
             return Err(BuildError::FlushInterval);

@@ -32,12 +32,12 @@ pub use sql::{Engine, NameError, SetupError, SqlFault, SqlStore, SqlStoreBuilder
 #[cfg(feature = "sqlite")]
 pub use sqlite::SqliteStore;
 
+use crate::BoxedFuture;
 use crate::audit::AuditEvent;
 use crate::clock::plausible_until;
 use crate::owner::{OwnerId, Realm};
 use crate::token::{KeyCheck, KeyId, LastUse, StoredDigest, Token, TokenId, TokenKind, TokenState};
 use chrono::{DateTime, Utc};
-use std::pin::Pin;
 use std::sync::Arc;
 
 /// The maximum number of entries in a page of a list.
@@ -645,37 +645,47 @@ forward_key_checks!(&S);
 forward_key_checks!(Arc<S>);
 forward_key_checks!(Box<S>);
 
-/// The boxed future of a [`DynTokenStore`] method.
-pub type BoxedStore<'a, T> = Pin<Box<dyn Future<Output = Result<T, StoreError>> + Send + 'a>>;
-
 /// The dyn-compatible form of [`TokenStore`].
 ///
 /// Every store implements it, and `dyn DynTokenStore` implements [`TokenStore`], so that an
 /// `Arc<dyn DynTokenStore>` can be used in place of any store.
 pub trait DynTokenStore: Send + Sync {
     /// [`TokenStore::find`], boxed.
-    fn find_boxed(&self, id: TokenId) -> BoxedStore<'_, Option<Arc<Token>>>;
+    fn find_boxed(&self, id: TokenId) -> BoxedFuture<'_, Result<Option<Arc<Token>>, StoreError>>;
     /// [`TokenStore::find_current`], boxed.
-    fn find_current_boxed(&self, id: TokenId) -> BoxedStore<'_, Option<Arc<Token>>>;
+    fn find_current_boxed(
+        &self,
+        id: TokenId,
+    ) -> BoxedFuture<'_, Result<Option<Arc<Token>>, StoreError>>;
     /// [`TokenStore::list`], boxed.
-    fn list_boxed<'a>(&'a self, query: &'a ListQuery) -> BoxedStore<'a, Page>;
+    fn list_boxed<'a>(&'a self, query: &'a ListQuery) -> BoxedFuture<'a, Result<Page, StoreError>>;
     /// [`TokenStore::commit`], boxed.
-    fn commit_boxed<'a>(&'a self, batch: &'a ChangeBatch) -> BoxedStore<'a, ()>;
+    fn commit_boxed<'a>(
+        &'a self,
+        batch: &'a ChangeBatch,
+    ) -> BoxedFuture<'a, Result<(), StoreError>>;
     /// [`TokenStore::touch`], boxed.
-    fn touch_boxed<'a>(&'a self, uses: &'a [Touch]) -> BoxedStore<'a, ()>;
+    fn touch_boxed<'a>(&'a self, uses: &'a [Touch]) -> BoxedFuture<'a, Result<(), StoreError>>;
     /// [`TokenStore::list_ended`], boxed.
-    fn list_ended_boxed(&self, before: DateTime<Utc>, limit: usize) -> BoxedStore<'_, Page>;
+    fn list_ended_boxed(
+        &self,
+        before: DateTime<Utc>,
+        limit: usize,
+    ) -> BoxedFuture<'_, Result<Page, StoreError>>;
     /// [`TokenStore::shortcut`].
     #[doc(hidden)]
     fn shortcut_dyn(&self) -> StoreShortcut<'_>;
 }
 
 impl<S: TokenStore> DynTokenStore for S {
-    fn find_boxed(&self, id: TokenId) -> BoxedStore<'_, Option<Arc<Token>>> {
+    fn find_boxed(&self, id: TokenId) -> BoxedFuture<'_, Result<Option<Arc<Token>>, StoreError>> {
         Box::pin(self.find(id))
     }
 
-    fn find_current_boxed(&self, id: TokenId) -> BoxedStore<'_, Option<Arc<Token>>> {
+    fn find_current_boxed(
+        &self,
+        id: TokenId,
+    ) -> BoxedFuture<'_, Result<Option<Arc<Token>>, StoreError>> {
         Box::pin(self.find_current(id))
     }
 
@@ -683,19 +693,26 @@ impl<S: TokenStore> DynTokenStore for S {
         self.shortcut()
     }
 
-    fn list_boxed<'a>(&'a self, query: &'a ListQuery) -> BoxedStore<'a, Page> {
+    fn list_boxed<'a>(&'a self, query: &'a ListQuery) -> BoxedFuture<'a, Result<Page, StoreError>> {
         Box::pin(self.list(query))
     }
 
-    fn commit_boxed<'a>(&'a self, batch: &'a ChangeBatch) -> BoxedStore<'a, ()> {
+    fn commit_boxed<'a>(
+        &'a self,
+        batch: &'a ChangeBatch,
+    ) -> BoxedFuture<'a, Result<(), StoreError>> {
         Box::pin(self.commit(batch))
     }
 
-    fn touch_boxed<'a>(&'a self, uses: &'a [Touch]) -> BoxedStore<'a, ()> {
+    fn touch_boxed<'a>(&'a self, uses: &'a [Touch]) -> BoxedFuture<'a, Result<(), StoreError>> {
         Box::pin(self.touch(uses))
     }
 
-    fn list_ended_boxed(&self, before: DateTime<Utc>, limit: usize) -> BoxedStore<'_, Page> {
+    fn list_ended_boxed(
+        &self,
+        before: DateTime<Utc>,
+        limit: usize,
+    ) -> BoxedFuture<'_, Result<Page, StoreError>> {
         Box::pin(self.list_ended(before, limit))
     }
 }

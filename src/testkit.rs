@@ -42,8 +42,8 @@ pub fn let_through(extensions: &mut http::Extensions, verified: Option<Verified>
 /// use patkit::testkit::FakeToken;
 /// use patkit::{Owner, OwnerId, OwnerKind, RoleCatalog, Scope};
 ///
-/// let ada = Owner::new(OwnerId::new("ada")?, OwnerKind::Human).role("member");
-/// let catalog = RoleCatalog::standard().grant("member", ["datastores:read"]).build()?;
+/// let ada = Owner::new(OwnerId::new("ada")?, OwnerKind::Human).with_role("member");
+/// let catalog = RoleCatalog::standard_builder().grant("member", ["datastores:read"]).build()?;
 /// let verified = FakeToken::of(ada).scope(Scope::only(["datastores:read"])?).verified(catalog)?;
 /// assert!(verified.require("datastores:read").is_ok());
 /// assert!(verified.require("tokens:manage").is_err());
@@ -87,7 +87,7 @@ impl FakeToken {
     }
 
     /// Sets the name.
-    pub fn named(mut self, name: &str) -> Self {
+    pub fn name(mut self, name: &str) -> Self {
         self.name = name.into();
         self
     }
@@ -111,7 +111,7 @@ impl FakeToken {
     }
 
     /// Sets the address from which the token is used.
-    pub fn peer(mut self, address: IpAddr) -> Self {
+    pub fn from_address(mut self, address: IpAddr) -> Self {
         self.peer = Some(address);
         self
     }

@@ -241,7 +241,7 @@ impl Token {
 
     /// Returns the token that created this one. `None` if no token did.
     pub fn creator(&self) -> Option<TokenId> {
-        self.created_by.token()
+        self.created_by.token_id()
     }
 }
 

@@ -16,8 +16,8 @@ use patkit::policy::ReuseSignal;
 use patkit::service::Attenuation;
 use patkit::store::{ChangeBatch, CorruptRecord, ListQuery, Page, Touch};
 use patkit::{
-    Actor, Keyring, ManageError, MemoryStore, NewToken, Reason, RejectReason, StoreError, Token,
-    TokenId, TokenPolicy, TokenService, TokenState, TokenStore,
+    Actor, Credential, Keyring, ManageError, MemoryStore, NewToken, Reason, RejectReason,
+    StoreError, Token, TokenId, TokenPolicy, TokenService, TokenState, TokenStore,
 };
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -143,7 +143,7 @@ fn a_successor_that_is_deleted_while_reuse_is_followed_takes_nobody_out_of_the_l
     *store.after_list.lock().unwrap() = Some(Box::new(move || {
         ready(other.service.delete(&session("ann"), gone)).unwrap_or_default();
     }));
-    assert!(ready(service.verify(first.plaintext.expose_secret(), None)).is_err());
+    assert!(ready(service.verify(Credential::text(first.plaintext.expose_secret()))).is_err());
     *store.after_list.lock().unwrap() = None;
     assert!(world.find(gone).is_none());
     assert!(world.verify(&third).is_err(), "it is still of the line");
@@ -178,7 +178,7 @@ fn nobody_holds_off_the_signal_of_reuse_by_changing_a_member() {
         ready(world.service.rotate(&session("ann"), root.token.id(), Duration::ZERO)).unwrap();
     let (store, service) = watched(&world, revoking(), OLD_KEY);
     keep_renaming(&world, &store, world.through(&kid), kid.token.id());
-    assert!(ready(service.verify(root.plaintext.expose_secret(), None)).is_err());
+    assert!(ready(service.verify(Credential::text(root.plaintext.expose_secret()))).is_err());
     let told = world.events().iter().filter(|event| event.action == AuditAction::Reuse).count();
     assert_eq!(told, 1);
     for token in [&kid, &next] {
@@ -200,7 +200,7 @@ fn a_member_that_is_deleted_meanwhile_hides_nobody() {
     *store.after_list.lock().unwrap() = Some(Box::new(move || {
         ready(other.service.delete(&session("ann"), kid)).unwrap_or_default();
     }));
-    assert!(ready(service.verify(root.plaintext.expose_secret(), None)).is_err());
+    assert!(ready(service.verify(Credential::text(root.plaintext.expose_secret()))).is_err());
     assert_eq!(world.refusal(&next), Some(RejectReason::Revoked));
     assert_eq!(world.refusal(&grandchild), Some(RejectReason::Revoked));
 }
@@ -272,11 +272,11 @@ fn one_record_that_turns_corrupt_keeps_no_flush_from_writing_the_rest() {
     let expired = world.issue("ann", NewToken::named("expired"));
     let moved = world.issue("ann", NewToken::named("moved"));
     for token in [&corrupt, &moved] {
-        ready(service.verify(token.plaintext.expose_secret(), None)).unwrap();
+        ready(service.verify(Credential::text(token.plaintext.expose_secret()))).unwrap();
     }
     *store.corrupt.lock().unwrap() = Some(corrupt.token.id());
     world.force(expired.token.id(), |token| token.facts.expires_at = Some(world.now()));
-    assert!(ready(service.verify(expired.plaintext.expose_secret(), None)).is_err());
+    assert!(ready(service.verify(Credential::text(expired.plaintext.expose_secret()))).is_err());
     assert!(ready(service.flush()).is_err(), "it is told once");
     let count = |action| world.events().iter().filter(|event| event.action == action).count();
     assert_eq!((count(AuditAction::Refused), count(AuditAction::Redigested)), (1, 1));
@@ -295,7 +295,7 @@ async fn a_shutdown_that_says_so_has_written_everything() {
     let flusher = tokio::spawn(async move { flusher.run_flusher(tokio::time::sleep).await });
     tokio::time::sleep(Duration::from_millis(5)).await;
     for token in &tokens {
-        service.verify(token.plaintext.expose_secret(), None).await.unwrap();
+        service.verify(Credential::text(token.plaintext.expose_secret())).await.unwrap();
     }
     let early = service.clone();
     let early = tokio::spawn(async move { early.flush().await });
@@ -313,7 +313,7 @@ async fn a_shutdown_waits_for_a_flush_that_began_after_it() {
     let tokens: Vec<_> = (0..1_500).map(issue).collect();
     let (_, service) = watched(&world, TokenPolicy::default(), OLD_KEY);
     for token in &tokens {
-        service.verify(token.plaintext.expose_secret(), None).await.unwrap();
+        service.verify(Credential::text(token.plaintext.expose_secret())).await.unwrap();
     }
     let stopping = service.clone();
     let stopping = tokio::spawn(async move { stopping.shutdown().await });

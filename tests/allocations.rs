@@ -15,9 +15,9 @@ use patkit::store::{
 };
 use patkit::token::{ActorRef, Brand, TokenFormat, TokenName};
 use patkit::{
-    Actor, Directory, Keyring, MemoryDirectory, MemoryStore, NewToken, Owner, OwnerCache, OwnerId,
-    OwnerKind, Permission, RoleCatalog, Token, TokenId, TokenKind, TokenService, TokenStore,
-    TokenView,
+    Actor, Credential, Directory, Keyring, MemoryDirectory, MemoryStore, NewToken, Owner,
+    OwnerCache, OwnerId, OwnerKind, Permission, RoleCatalog, Token, TokenId, TokenKind,
+    TokenService, TokenStore, TokenView,
 };
 use std::pin::pin;
 use std::sync::Arc;
@@ -36,7 +36,7 @@ fn allocations(work: impl FnMut()) -> u64 {
 }
 
 fn directory() -> MemoryDirectory {
-    [Owner::new(ada(), OwnerKind::Human).role("member")].into_iter().collect()
+    [Owner::new(ada(), OwnerKind::Human).with_role("member")].into_iter().collect()
 }
 
 fn ada() -> OwnerId {
@@ -44,8 +44,8 @@ fn ada() -> OwnerId {
 }
 
 fn service<S: TokenStore, D: Directory>(store: S, directory: D) -> TokenService<S, D> {
-    let roles = RoleCatalog::standard().grant("member", ["datastores:read"]);
-    let roles = roles.role("storage", &[], &["datastores:*"]).build().unwrap();
+    let roles = RoleCatalog::standard_builder().grant("member", ["datastores:read"]);
+    let roles = roles.role("storage").grant("storage", ["datastores:*"]).build().unwrap();
     let builder = TokenService::builder(store, directory).brand("acme").roles(roles);
     builder.keyring(Keyring::ephemeral().unwrap()).build().unwrap()
 }
@@ -55,7 +55,7 @@ fn headers<S: TokenStore, D: Directory>(service: &TokenService<S, D>, count: usi
         let new = NewToken::named(&format!("token {n}"))
             .scope(["datastores:*"])
             .networks(["10.0.0.0/8", "::1"]);
-        let issued = ready(service.generate(&Actor::session(ada()), new)).unwrap();
+        let issued = ready(service.generate(&Actor::signed_in(ada()), new)).unwrap();
         format!("Bearer {}", issued.plaintext.expose_secret())
     };
     (0..count).map(make).collect()
@@ -66,7 +66,9 @@ fn a_verification_allocates_nothing_once_warm() {
     let service = service(MemoryStore::new(), directory());
     let headers = headers(&service, 100);
     let peer = Some([10, 1, 2, 3].into());
-    let verify = |header: &String| ready(service.verify_header(Some(header), peer)).unwrap();
+    let verify = |header: &String| {
+        ready(service.verify(Credential::headers(Some(header)).from_address(peer))).unwrap()
+    };
     // Warm-up: the first use of each token is recorded, and a second one within the granularity is
     // not.
     for header in &headers {
@@ -93,9 +95,14 @@ fn a_verification_allocates_nothing_once_warm() {
 #[test]
 fn names_that_the_catalogue_does_not_know_cost_no_memory() {
     for role in ["member", "everything"] {
-        let ada = Owner::new(ada(), OwnerKind::Human).role("member").role(role).role("memer");
-        let roles =
-            RoleCatalog::standard().role("everything", &[], &["*"]).permission("datastores:read");
+        let ada = Owner::new(ada(), OwnerKind::Human)
+            .with_role("member")
+            .with_role(role)
+            .with_role("memer");
+        let roles = RoleCatalog::standard_builder()
+            .role("everything")
+            .grant("everything", ["*"])
+            .permission("datastores:read");
         let builder = TokenService::builder(MemoryStore::new(), MemoryDirectory::from_iter([ada]));
         let builder = builder.brand("acme").roles(roles.build().unwrap());
         let service = builder.keyring(Keyring::ephemeral().unwrap()).build().unwrap();
@@ -103,7 +110,9 @@ fn names_that_the_catalogue_does_not_know_cost_no_memory() {
         let peer = Some([10, 1, 2, 3].into());
         let odd = Permission::parse("datastores:raed").unwrap();
         let demand = || {
-            let verified = ready(service.verify_header(Some(&header), peer)).unwrap();
+            let verified =
+                ready(service.verify(Credential::headers(Some(&header)).from_address(peer)))
+                    .unwrap();
             assert_eq!(verified.allows(&odd), role == "everything");
             assert_eq!(verified.require("datastores:read").is_ok(), role == "everything");
         };
@@ -131,7 +140,7 @@ fn a_refusal_allocates_nothing() {
         ("not a token68", "Bearer a b"),
         ("bare", text),
     ] {
-        let refuse = || assert!(ready(service.verify_header(Some(header), None)).is_err());
+        let refuse = || assert!(ready(service.verify(Credential::headers(Some(header)))).is_err());
         refuse();
         assert_eq!(allocations(refuse), 0, "{name}");
     }
@@ -152,7 +161,7 @@ fn a_store_that_is_as_large_as_before_holds_as_much_memory_as_before() {
     let store = MemoryStore::new();
     let service = service(store, directory());
     let new = NewToken::named("first");
-    let first = ready(service.generate(&Actor::session(ada()), new)).unwrap().token.id();
+    let first = ready(service.generate(&Actor::signed_in(ada()), new)).unwrap().token.id();
     let first = ready(service.store().find(first)).unwrap().unwrap();
     let churn = |from: u64, to: u64| {
         for number in from..to {
@@ -178,7 +187,7 @@ fn a_token_takes_at_most_240_bytes_beside_its_name() {
     const OWNERS: usize = 100;
     const EACH: usize = 500;
     let service = service(MemoryStore::new(), directory());
-    let first = ready(service.generate(&Actor::session(ada()), NewToken::named("first")))
+    let first = ready(service.generate(&Actor::signed_in(ada()), NewToken::named("first")))
         .unwrap()
         .token
         .id();
@@ -222,7 +231,7 @@ fn tokens_that_are_narrowed_to_the_same_share_their_scope() {
         for n in from..from + 100 {
             let new = NewToken::named(&format!("token {n}"));
             let new = if scoped { new.scope(entries.clone()) } else { new };
-            drop(ready(service.generate(&Actor::session(ada()), new)).unwrap());
+            drop(ready(service.generate(&Actor::signed_in(ada()), new)).unwrap());
         }
     };
     // Warm-up: tables grow here, and not in the measured call.
@@ -282,8 +291,14 @@ fn allocations_of_a_record<D: Directory>(service: &TokenService<Waits<MemoryStor
 
 fn allocations_of_a_verification<S: TokenStore, D: Directory>(service: &TokenService<S, D>) -> u64 {
     let header = headers(service, 1).remove(0);
-    let verify =
-        || drop(ready(service.verify_header(Some(&header), Some([10, 0, 0, 1].into()))).unwrap());
+    let verify = || {
+        drop(
+            ready(service.verify(
+                Credential::headers(Some(&header)).from_address(Some([10, 0, 0, 1].into())),
+            ))
+            .unwrap(),
+        )
+    };
     verify();
     allocations(verify)
 }

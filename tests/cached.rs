@@ -22,9 +22,10 @@ use patkit::store::{
 };
 use patkit::token::{ActorRef, Authority, KeyId, KeyedDigest, LastUse, Revocation, StoredDigest};
 use patkit::{
-    Actor, CachedStore, Clock, Directory, DirectoryError, IssuedToken, Keyring, ManualClock,
-    MemoryDirectory, MemoryStore, NewToken, Owner, OwnerCache, OwnerId, OwnerKind, Realm, Reason,
-    StoreError, Token, TokenId, TokenPolicy, TokenService, TokenState, TokenStore, TokenView,
+    Actor, CachedStore, Clock, Credential, Directory, DirectoryError, IssuedToken, Keyring,
+    ManualClock, MemoryDirectory, MemoryStore, NewToken, Owner, OwnerCache, OwnerId, OwnerKind,
+    Realm, Reason, StoreError, Token, TokenId, TokenPolicy, TokenService, TokenState, TokenStore,
+    TokenView,
 };
 use std::pin::{Pin, pin};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -139,11 +140,11 @@ struct World {
 }
 
 fn ada() -> Actor {
-    Actor::session(OwnerId::new("ada").unwrap())
+    Actor::signed_in(OwnerId::new("ada").unwrap())
 }
 
 fn service<S: TokenStore>(store: S, clock: Arc<ManualClock>) -> TokenService<S, MemoryDirectory> {
-    let users = [Owner::new(OwnerId::new("ada").unwrap(), OwnerKind::Human).role("member")]
+    let users = [Owner::new(OwnerId::new("ada").unwrap(), OwnerKind::Human).with_role("member")]
         .into_iter()
         .collect();
     let keyring = Keyring::from_text("1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=").unwrap();
@@ -189,7 +190,7 @@ impl World {
     }
 
     async fn refusal(&self, issued: &IssuedToken) -> Option<RejectReason> {
-        match self.service.verify(issued.plaintext.expose_secret(), None).await {
+        match self.service.verify(Credential::text(issued.plaintext.expose_secret())).await {
             Ok(_) => None,
             Err(VerifyError::Rejected(rejected)) => Some(rejected.reason),
             Err(other) => panic!("{other:?}"),
@@ -289,7 +290,7 @@ async fn a_revocation_here_of_what_was_restored_elsewhere_is_made_and_not_though
     assert_eq!(world.refusal(&issued).await, Some(RejectReason::Revoked));
     world.elsewhere.restore(&ada(), issued.token.id()).await.unwrap();
     world.service.revoke(&ada(), issued.token.id(), Reason::Owner).await.unwrap();
-    let refused = world.elsewhere.verify(issued.plaintext.expose_secret(), None).await;
+    let refused = world.elsewhere.verify(Credential::text(issued.plaintext.expose_secret())).await;
     assert!(matches!(refused, Err(VerifyError::Rejected(_))), "it was told that it is revoked");
 }
 
@@ -400,7 +401,7 @@ async fn a_read_that_is_dropped_or_fails_leaves_nobody_waiting_and_is_not_kept()
     let world = self::world();
     let issued = world.issue("a").await;
     world.behind.down.store(true, Ordering::SeqCst);
-    let refused = world.service.verify(issued.plaintext.expose_secret(), None).await;
+    let refused = world.service.verify(Credential::text(issued.plaintext.expose_secret())).await;
     assert!(matches!(refused, Err(VerifyError::Unavailable(_))));
     world.behind.down.store(false, Ordering::SeqCst);
     assert_eq!(world.refusal(&issued).await, None);
@@ -408,7 +409,7 @@ async fn a_read_that_is_dropped_or_fails_leaves_nobody_waiting_and_is_not_kept()
     world.behind.down.store(true, Ordering::SeqCst);
     assert_eq!(world.refusal(&issued).await, None);
     world.clock.advance(TimeDelta::seconds(30));
-    let refused = world.service.verify(issued.plaintext.expose_secret(), None).await;
+    let refused = world.service.verify(Credential::text(issued.plaintext.expose_secret())).await;
     assert!(matches!(refused, Err(VerifyError::Unavailable(_))), "no longer than its lifetime");
 }
 
@@ -577,7 +578,7 @@ async fn unknown_ids_are_remembered_apart_and_push_out_no_token() {
     for number in 0..20 {
         let token =
             service.generate(&ada(), NewToken::named(&format!("token {number}"))).await.unwrap();
-        service.verify(token.plaintext.expose_secret(), None).await.unwrap();
+        service.verify(Credential::text(token.plaintext.expose_secret())).await.unwrap();
         issued.push(token);
     }
     // Ids that the store does not have: those of another host's tokens.
@@ -586,13 +587,13 @@ async fn unknown_ids_are_remembered_apart_and_push_out_no_token() {
         let foreign =
             other.generate(&ada(), NewToken::named(&format!("token {number}"))).await.unwrap();
         for _ in 0..2 {
-            service.verify(foreign.plaintext.expose_secret(), None).await.unwrap_err();
+            service.verify(Credential::text(foreign.plaintext.expose_secret())).await.unwrap_err();
         }
     }
     let reads = behind.reads.swap(0, Ordering::SeqCst);
     assert!((2_020..2_100).contains(&reads), "an unknown id is read once: {reads}");
     for token in &issued {
-        service.verify(token.plaintext.expose_secret(), None).await.unwrap();
+        service.verify(Credential::text(token.plaintext.expose_secret())).await.unwrap();
     }
     assert_eq!(behind.reads.load(Ordering::SeqCst), 0, "no token was pushed out");
 }
@@ -894,8 +895,9 @@ async fn kept_and_changed(elsewhere: Elsewhere) -> (World, TokenId, Actor) {
     let world = world();
     let issued = world.issue("a").await;
     let id = issued.token.id();
-    let itself =
-        Actor::token(&world.service.verify(issued.plaintext.expose_secret(), None).await.unwrap());
+    let itself = Actor::token(
+        &world.service.verify(Credential::text(issued.plaintext.expose_secret())).await.unwrap(),
+    );
     if elsewhere == Elsewhere::Restored {
         world.service.revoke(&ada(), id, Reason::Owner).await.unwrap();
         assert_eq!(world.refusal(&issued).await, Some(RejectReason::Revoked));
@@ -1070,7 +1072,7 @@ impl Refusing {
             Arc::new(ManualClock::at(DateTime::UNIX_EPOCH + TimeDelta::days(20_000))),
         );
         let cache = CachedStore::builder(behind.clone()).clock(clock.clone()).build().unwrap();
-        let ada = || Owner::new(OwnerId::new("ada").unwrap(), OwnerKind::Human).role("member");
+        let ada = || Owner::new(OwnerId::new("ada").unwrap(), OwnerKind::Human).with_role("member");
         let directory = OwnerCache::new(Asked::default(), Duration::from_secs(30), 100).unwrap();
         let directory = Arc::new(directory.clock(clock.clone()));
         let users = &directory.directory().inner;
@@ -1125,15 +1127,15 @@ impl Refusing {
                 let removed = ChangeBatch::new().change(Change::Remove { id, version: 1 });
                 behind.inner.commit(&removed).await.unwrap();
             }
-            Refused::OwnerDisabled => users.put(ada().enabled(false)),
+            Refused::OwnerDisabled => users.put(ada().with_enabled(false)),
             Refused::OwnerUnknown => {
-                drop(users.remove(&Realm::default(), &OwnerId::new("ada").unwrap()));
+                assert!(users.remove(&Realm::default(), &OwnerId::new("ada").unwrap()));
             }
             Refused::OwnerKind => {
                 users.put(Owner::new(OwnerId::new("ada").unwrap(), OwnerKind::Service));
             }
             Refused::BeforeValidAfter => {
-                users.put(ada().valid_after(clock.now() + TimeDelta::seconds(1)));
+                users.put(ada().with_tokens_valid_after(clock.now() + TimeDelta::seconds(1)));
             }
             Refused::OtherRealm | Refused::Address => {}
         }
@@ -1155,8 +1157,10 @@ impl Refusing {
         }
         let realm = Realm::new("elsewhere").unwrap();
         let verified = match refused {
-            Refused::OtherRealm => self.service.verify_in(&realm, &self.text, None).await,
-            _ => self.service.verify(&self.text, None).await,
+            Refused::OtherRealm => {
+                self.service.verify(Credential::text(&self.text).in_realm(&realm)).await
+            }
+            _ => self.service.verify(Credential::text(&self.text)).await,
         };
         let answer = verified.map_or_else(|error| format!("{error:?}"), |_| "accepted".to_owned());
         (answer, counts.iter().map(|count| count.load(Ordering::SeqCst)).sum())
@@ -1397,7 +1401,7 @@ impl Followed {
         let issued = self.service.generate(&ada(), NewToken::named(&name)).await.unwrap();
         // Waits until the cache was notified of its own change.
         for _ in 0..10 {
-            self.service.verify(issued.plaintext.expose_secret(), None).await.unwrap();
+            self.service.verify(Credential::text(issued.plaintext.expose_secret())).await.unwrap();
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         issued
@@ -1406,7 +1410,7 @@ impl Followed {
     /// Returns whether a verification is answered without the store.
     async fn is_kept(&self, issued: &IssuedToken) -> bool {
         let reads = self.cache.stats().reads;
-        self.service.verify(issued.plaintext.expose_secret(), None).await.unwrap();
+        self.service.verify(Credential::text(issued.plaintext.expose_secret())).await.unwrap();
         self.cache.stats().reads == reads
     }
 
@@ -1414,7 +1418,12 @@ impl Followed {
     async fn sees(&self, issued: &IssuedToken) {
         self.elsewhere.revoke(&ada(), issued.token.id(), Reason::Owner).await.unwrap();
         for _ in 0..30_000 {
-            if self.service.verify(issued.plaintext.expose_secret(), None).await.is_err() {
+            if self
+                .service
+                .verify(Credential::text(issued.plaintext.expose_secret()))
+                .await
+                .is_err()
+            {
                 return;
             }
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -1612,8 +1621,9 @@ fn no_verification_that_starts_after_a_revocation_here_was_acknowledged_succeeds
                 scope.spawn(|| {
                     loop {
                         let was_revoked = revoked.load(Ordering::SeqCst);
-                        let verified = runtime
-                            .block_on(service.verify(issued.plaintext.expose_secret(), None));
+                        let verified = runtime.block_on(
+                            service.verify(Credential::text(issued.plaintext.expose_secret())),
+                        );
                         assert!(!(was_revoked && verified.is_ok()), "round {round}");
                         if was_revoked {
                             return;

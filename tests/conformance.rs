@@ -194,8 +194,8 @@ async fn every_broken_audit_log_is_caught_by_the_check_named_for_it() {
         (F::EraseAllRealms, "erasing_takes_out_every_trace"),
         (F::EraseOwnersAlone, "erasing_takes_out_every_trace"),
         (F::EraseAddedToo, "erasing_takes_out_every_trace"),
-        (F::PurgeEventsInclusive, "events_are_purged_oldest_first"),
-        (F::PurgeEventsWithoutLimit, "events_are_purged_oldest_first"),
+        (F::PurgeEventsInclusive, "events_are_pruned_oldest_first"),
+        (F::PurgeEventsWithoutLimit, "events_are_pruned_oldest_first"),
     ];
     for (fault, check) in table {
         let suite = Suite::new(|| async move { Model::broken(fault) });
@@ -974,7 +974,7 @@ impl AuditLog for Model {
         Ok(ExportPage::new(events.into_iter().map(|(_, event)| event).collect(), Vec::new(), next))
     }
 
-    async fn purge_events(&self, before: DateTime<Utc>, limit: usize) -> Result<usize, StoreError> {
+    async fn prune_events(&self, before: DateTime<Utc>, limit: usize) -> Result<usize, StoreError> {
         let mut state = self.state();
         let limit = if self.is(Fault::PurgeEventsWithoutLimit) { usize::MAX } else { limit };
         let inclusive = self.is(Fault::PurgeEventsInclusive);

@@ -403,14 +403,16 @@ fn tokens_of_others_without_authority_over_them_are_suspected_and_an_admin_may_r
         let service = world.generate(&through, service).unwrap();
         let own = world.generate(&through, named("own")).unwrap();
         if is_demoted {
-            world.put("ada", |ada| ada.role("member").grants(grants(&["datastores:read"])));
+            world.put("ada", |ada| {
+                ada.with_role("member").with_grants(grants(&["datastores:read"]))
+            });
         }
         ready(world.service.revoke(&session("ada"), root.token.id(), Reason::Compromised)).unwrap();
         assert_eq!(reason_of(&world, &own), Some(Reason::Compromised));
         let expected = if is_demoted { Reason::Suspected } else { Reason::Compromised };
         assert_eq!(reason_of(&world, &service), Some(expected));
         assert_eq!(world.refusal(&service), Some(RejectReason::Revoked));
-        world.put("mia", |mia| mia.role("admin").grants(grants(&["datastores:read"])));
+        world.put("mia", |mia| mia.with_role("admin").with_grants(grants(&["datastores:read"])));
         let restored = ready(world.service.restore(&session("mia"), service.token.id()));
         assert_eq!(restored.is_ok(), is_demoted);
         if is_demoted {
@@ -429,7 +431,7 @@ fn a_suspicion_takes_the_authority_of_an_admin_to_lift() {
     let root = world.issue("ada", named("root"));
     let service = named("service").scope(["datastores:read"]).for_service(id("bot"));
     let service = world.generate(&world.through(&root), service).unwrap();
-    world.put("ada", |ada| ada.role("member"));
+    world.put("ada", |ada| ada.with_role("member"));
     ready(world.service.revoke(&session("ada"), root.token.id(), Reason::Compromised)).unwrap();
     let revocation = world.facts(service.token.id()).revocation.unwrap();
     assert_eq!((revocation.reason, revocation.authority), (Reason::Suspected, Authority::Admin));

@@ -20,9 +20,9 @@ use patkit::store::{
 };
 use patkit::token::LastUse;
 use patkit::{
-    AuditEvent, AuditSink, Clock, Directory, DirectoryError, IssuedToken, Keyring, ManageError,
-    ManualClock, MemoryDirectory, MemoryStore, NewToken, Owner, OwnerId, OwnerKind, Realm, Reason,
-    StoreError, Token, TokenId, TokenPolicy, TokenService, TokenState, TokenStore,
+    AuditEvent, AuditSink, Clock, Credential, Directory, DirectoryError, IssuedToken, Keyring,
+    ManageError, ManualClock, MemoryDirectory, MemoryStore, NewToken, Owner, OwnerId, OwnerKind,
+    Realm, Reason, StoreError, Token, TokenId, TokenPolicy, TokenService, TokenState, TokenStore,
 };
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::pin;
@@ -203,7 +203,7 @@ fn verify<S: TokenStore, D: Directory>(
     service: &TokenService<S, D>,
     issued: &IssuedToken,
 ) -> Result<patkit::Verified, VerifyError> {
-    block_on(service.verify(issued.plaintext.expose_secret(), None))
+    block_on(service.verify(Credential::text(issued.plaintext.expose_secret())))
 }
 
 fn stored(store: &FaultyStore, id: TokenId) -> Option<Arc<Token>> {
@@ -244,7 +244,7 @@ fn a_store_that_is_down_is_unavailable_and_never_a_rejection_and_recovers_by_its
             Err(VerifyError::Unavailable(Unavailable::Store(_)))
         ));
         // A malformed text is rejected without the store.
-        let malformed = block_on(service.verify("acme_pat_123", None)).unwrap_err();
+        let malformed = block_on(service.verify(Credential::text("acme_pat_123"))).unwrap_err();
         assert_eq!(malformed.reject_reason(), Some(RejectReason::Malformed));
 
         assert!(is_unavailable(block_on(service.generate(&ada(), NewToken::named("other")))));
@@ -342,12 +342,13 @@ impl Directory for FaultyDirectory {
         id: &OwnerId,
     ) -> Result<Option<Arc<Owner>>, DirectoryError> {
         let trouble = *self.0.lock().unwrap();
-        let owner = Owner::new(id.clone(), OwnerKind::Human).in_realm(realm.clone()).role("admin");
+        let owner =
+            Owner::new(id.clone(), OwnerKind::Human).in_realm(realm.clone()).with_role("admin");
         match trouble {
             Trouble::None => Ok(Some(owner.into())),
             Trouble::Down => Err(DirectoryError::new("unplugged")),
             Trouble::AnotherOwner => {
-                let other = Owner::new(owner_id("eve"), OwnerKind::Human).role("admin");
+                let other = Owner::new(owner_id("eve"), OwnerKind::Human).with_role("admin");
                 Ok(Some(other.into()))
             }
             Trouble::AnotherRealm => {
@@ -600,7 +601,7 @@ fn a_signal_of_reuse_dropped_at_any_await_is_told_once_and_keeps_nobody_of_the_f
             [old, child, new, grandchild]
         },
         async |service, family| {
-            service.verify(family[0].plaintext.expose_secret(), None).await.is_err()
+            service.verify(Credential::text(family[0].plaintext.expose_secret())).await.is_err()
         },
         |service, store, family| {
             assert!(events(store, AuditAction::Reuse) <= 1);
@@ -684,7 +685,7 @@ fn a_verification_dropped_at_any_await_leaves_nothing_behind() {
     dropped_everywhere(
         |service| generate(service, "nightly"),
         async |service, issued| {
-            service.verify(issued.plaintext.expose_secret(), None).await.is_ok()
+            service.verify(Credential::text(issued.plaintext.expose_secret())).await.is_ok()
         },
         |service, _, issued| assert!(verify(service, issued).is_ok()),
     );

@@ -26,7 +26,7 @@ const MICRO: TimeDelta = TimeDelta::microseconds(1);
 fn hand_over(world: &World) {
     world.advance(TimeDelta::days(1));
     let now = world.now();
-    world.put("ann", |ann| ann.role("member").held_since(now));
+    world.put("ann", |ann| ann.with_role("member").with_id_held_since(now));
 }
 
 fn own(world: &World, actor: &Actor, limit: usize) -> Vec<TokenId> {
@@ -116,7 +116,7 @@ fn the_instant_itself_belongs_to_the_present_bearer() {
     for (since, is_seen) in [(-MICRO, true), (TimeDelta::zero(), true), (MICRO, false)] {
         let world = World::new();
         let token = world.issue("ann", NewToken::named("a"));
-        world.put("ann", |ann| ann.role("member").held_since(world.now() + since));
+        world.put("ann", |ann| ann.with_role("member").with_id_held_since(world.now() + since));
         assert_eq!(
             ready(world.service.get(&session("ann"), token.token.id())).is_ok(),
             is_seen,
@@ -133,12 +133,28 @@ fn the_later_of_both_instants_counts() {
     let at = |day: i64| DateTime::<Utc>::UNIX_EPOCH + TimeDelta::days(day);
     for (owner, valid, held) in [
         (owner(), None, None),
-        (owner().valid_after(at(1)), Some(at(1)), None),
-        (owner().held_since(at(1)), Some(at(1)), Some(at(1))),
-        (owner().held_since(at(1)).valid_after(at(2)), Some(at(2)), Some(at(1))),
-        (owner().valid_after(at(2)).held_since(at(1)), Some(at(2)), Some(at(1))),
-        (owner().held_since(at(2)).valid_after(at(1)), Some(at(2)), Some(at(2))),
-        (owner().valid_after(at(1)).held_since(at(2)), Some(at(2)), Some(at(2))),
+        (owner().with_tokens_valid_after(at(1)), Some(at(1)), None),
+        (owner().with_id_held_since(at(1)), Some(at(1)), Some(at(1))),
+        (
+            owner().with_id_held_since(at(1)).with_tokens_valid_after(at(2)),
+            Some(at(2)),
+            Some(at(1)),
+        ),
+        (
+            owner().with_tokens_valid_after(at(2)).with_id_held_since(at(1)),
+            Some(at(2)),
+            Some(at(1)),
+        ),
+        (
+            owner().with_id_held_since(at(2)).with_tokens_valid_after(at(1)),
+            Some(at(2)),
+            Some(at(2)),
+        ),
+        (
+            owner().with_tokens_valid_after(at(1)).with_id_held_since(at(2)),
+            Some(at(2)),
+            Some(at(2)),
+        ),
     ] {
         assert_eq!((owner.tokens_valid_after(), owner.id_held_since()), (valid, held));
     }
@@ -199,7 +215,7 @@ fn a_name_is_not_freed_where_the_id_was_always_the_owners() {
     let world = World::new();
     let token = world.token("ann", "ci");
     world.advance(TimeDelta::days(1));
-    world.put("ann", |ann| ann.role("member").valid_after(world.now()));
+    world.put("ann", |ann| ann.with_role("member").with_tokens_valid_after(world.now()));
     let before = world.snapshot();
     let refused = world.generate(&session("ann"), NewToken::named("CI")).unwrap_err();
     assert!(matches!(refused, ManageError::NameTaken), "{refused:?}");
@@ -213,7 +229,7 @@ fn a_service_user_that_is_another_one_gets_its_names_too() {
     let new = || NewToken::named("deploy").scope(["datastores:read"]).for_service(id("bot"));
     let former = world.generate(&session("ada"), new()).unwrap();
     world.advance(TimeDelta::days(1));
-    world.put("bot", |bot| bot.held_since(world.now()));
+    world.put("bot", |bot| bot.with_id_held_since(world.now()));
     let present = world.generate(&session("ada"), new()).unwrap();
     // The admin sees both tokens.
     let page = ready(world.service.list_service(&session("ada"), None, 9)).unwrap();
@@ -274,7 +290,7 @@ fn a_token_that_valid_after_has_ended_is_shown_so() {
     ready(world.service.revoke(&ann, revoked, Reason::Owner)).unwrap();
     let expired = world.issue("ann", NewToken::named("expired").expires_in_seconds(60)).token.id();
     world.advance(TimeDelta::days(1));
-    world.put("ann", |ann| ann.role("member").valid_after(world.now()));
+    world.put("ann", |ann| ann.with_role("member").with_tokens_valid_after(world.now()));
     let active = world.issue("ann", NewToken::named("active")).token.id();
 
     let page = ready(world.service.list(&ann, None, 9)).unwrap();

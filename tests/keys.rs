@@ -16,8 +16,8 @@ use patkit::service::{CheckError, KeyReport, Unavailable};
 use patkit::store::{ChangeBatch, KeyChecks, ListQuery, Page, Touch};
 use patkit::token::{KeyCheck, KeyId};
 use patkit::{
-    Actor, IssuedToken, Keyring, ManageError, MemoryStore, NewToken, Realm, Reason, RejectReason,
-    StoreError, Token, TokenId, TokenService, TokenStore, TokenView, VerifyError,
+    Actor, Credential, IssuedToken, Keyring, ManageError, MemoryStore, NewToken, Realm, Reason,
+    RejectReason, StoreError, Token, TokenId, TokenService, TokenStore, TokenView, VerifyError,
 };
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -126,7 +126,7 @@ fn tokens_under_another_key_with_the_same_id_are_unavailable_and_never_a_wrong_s
     for keys in [&[(1, B)][..], &[(2, C), (1, B)], &[(1, B), (2, C)]] {
         let node = node(&world, keys);
         assert_eq!(
-            reason(ready(node.verify(text(&one), None))),
+            reason(ready(node.verify(Credential::text(text(&one))))),
             Some(RejectReason::WrongSecret),
             "unchecked"
         );
@@ -139,19 +139,25 @@ fn tokens_under_another_key_with_the_same_id_are_unavailable_and_never_a_wrong_s
         for presented in
             [text(&one), text(&robot), text(&revoked), &wrong(&one, &two), &wrong(&revoked, &one)]
         {
-            assert!(is_wrong_key(&ready(node.verify(presented, None)), 1));
+            assert!(is_wrong_key(&ready(node.verify(Credential::text(presented))), 1));
             assert!(is_wrong_key(
-                &ready(node.verify_header(Some(&format!("Bearer {presented}")), None)),
+                &ready(node.verify(Credential::headers(Some(&format!("Bearer {presented}"))))),
                 1
             ));
-            assert!(is_wrong_key(&ready(node.verify_in(&home(), presented, None)), 1));
+            assert!(is_wrong_key(
+                &ready(node.verify(Credential::text(presented).in_realm(&home()))),
+                1
+            ));
             // A token of another realm is unknown, whatever its key.
-            let elsewhere = ready(node.verify_in(&beta(), presented, None));
+            let elsewhere = ready(node.verify(Credential::text(presented).in_realm(&beta())));
             assert_eq!(reason(elsewhere), Some(RejectReason::Unknown));
         }
-        assert_eq!(reason(ready(node.verify("acme_pat_0", None))), Some(RejectReason::Malformed));
+        assert_eq!(
+            reason(ready(node.verify(Credential::text("acme_pat_0")))),
+            Some(RejectReason::Malformed)
+        );
         let unknown = text(&one).replace(&one.token.id().to_string(), &nowhere().to_string());
-        assert!(reason(ready(node.verify(&unknown, None))).is_some());
+        assert!(reason(ready(node.verify(Credential::text(&unknown)))).is_some());
         ready(node.flush()).unwrap();
         assert_eq!(
             (world.snapshot(), world.heard.take()),
@@ -161,9 +167,9 @@ fn tokens_under_another_key_with_the_same_id_are_unavailable_and_never_a_wrong_s
         assert_eq!(node.usage().pending, 0);
     }
     // With the right key, valid tokens verify again, and revoked tokens are still revoked.
-    ready(world.service.verify(text(&late), None)).unwrap();
+    ready(world.service.verify(Credential::text(text(&late)))).unwrap();
     assert_eq!(
-        reason(ready(world.service.verify(text(&revoked), None))),
+        reason(ready(world.service.verify(Credential::text(text(&revoked))))),
         Some(RejectReason::Revoked)
     );
 }
@@ -195,7 +201,7 @@ fn no_token_is_made_under_a_wrong_primary_key() {
     let other = self::node(&world, &[(2, C), (1, B)]);
     report(ready(other.check()));
     let made = ready(other.generate(&session("ann"), new())).unwrap();
-    ready(other.verify(text(&made), None)).unwrap();
+    ready(other.verify(Credential::text(text(&made)))).unwrap();
 }
 
 #[test]
@@ -207,20 +213,20 @@ fn no_digest_moves_to_a_wrong_key() {
     let before = stored();
     // Verifies before and after the fault is known, and flushes after it.
     let node = node(&world, &[(2, C), (1, A)]);
-    ready(node.verify(text(&issued), None)).unwrap();
+    ready(node.verify(Credential::text(text(&issued)))).unwrap();
     assert_eq!(report(ready(node.check())).wrong, [key(2)]);
     ready(node.flush()).unwrap();
     assert_eq!(stored(), before);
     world.advance(chrono::TimeDelta::hours(1));
-    ready(node.verify(text(&issued), None)).unwrap();
+    ready(node.verify(Credential::text(text(&issued)))).unwrap();
     ready(node.flush()).unwrap();
     assert_eq!(stored(), before);
     let right = self::node(&world, &[(2, B), (1, A)]);
     ready(right.check()).unwrap();
-    ready(right.verify(text(&issued), None)).unwrap();
+    ready(right.verify(Credential::text(text(&issued)))).unwrap();
     ready(right.flush()).unwrap();
     assert_ne!(stored(), before);
-    ready(self::node(&world, &[(2, B)]).verify(text(&issued), None)).unwrap();
+    ready(self::node(&world, &[(2, B)]).verify(Credential::text(text(&issued)))).unwrap();
 }
 
 #[test]
@@ -270,7 +276,10 @@ fn the_first_check_believes_the_keyring() {
     let issued = world.issue("ann", NewToken::named("one"));
     let wrong = node(&world, &[(1, B)]);
     assert_eq!(ready(wrong.check()).unwrap().tokens_under(key(1)), 1);
-    assert_eq!(reason(ready(wrong.verify(text(&issued), None))), Some(RejectReason::WrongSecret));
+    assert_eq!(
+        reason(ready(wrong.verify(Credential::text(text(&issued))))),
+        Some(RejectReason::WrongSecret)
+    );
     assert_eq!(report(ready(world.service.check())).wrong, [key(1)]);
 }
 
@@ -281,7 +290,7 @@ fn the_tokens_under_a_key_are_listed_realm_by_realm_and_page_by_page() {
     let mut under_one = Vec::new();
     for number in 0..7 {
         let name = NewToken::named(&format!("token {number}"));
-        let in_beta = Actor::session_in(beta(), id("ann"));
+        let in_beta = Actor::signed_in_to(beta(), id("ann"));
         // Puts 0 to 2 tokens of the other realm in between, so that a page of the store holds more
         // or fewer tokens of one realm than are left.
         for copy in 0..number % 3 {
@@ -319,7 +328,7 @@ fn the_tokens_under_a_key_are_listed_realm_by_realm_and_page_by_page() {
         assert_eq!(listed(&home(), 9, limit), []);
     }
     // A verification moves its token to the new key, so that the token is no longer listed.
-    ready(new.verify(&under_one[0].1, None)).unwrap();
+    ready(new.verify(Credential::text(&under_one[0].1))).unwrap();
     ready(new.flush()).unwrap();
     assert_eq!(listed(&home(), 1, 50), expected[1..]);
     assert_eq!(ready(new.check()).unwrap().tokens, [(key(1), 12), (key(2), 8)]);
@@ -406,22 +415,25 @@ fn what_the_last_check_found_holds_until_the_next_one_that_gets_an_answer() {
     store.is_down.store(true, Ordering::SeqCst);
     let down = ready(right.check()).unwrap_err();
     assert!(matches!(down, CheckError::Store(StoreError::Unavailable(_))), "{down:?}");
-    ready(right.verify(text(&issued), None)).unwrap();
+    ready(right.verify(Credential::text(text(&issued)))).unwrap();
 
     store.is_down.store(false, Ordering::SeqCst);
     ready(right.check()).unwrap();
     report(ready(wrong.check()));
-    assert!(is_wrong_key(&ready(wrong.verify(text(&issued), None)), 1));
+    assert!(is_wrong_key(&ready(wrong.verify(Credential::text(text(&issued)))), 1));
     store.is_down.store(true, Ordering::SeqCst);
     ready(wrong.check()).unwrap_err();
-    assert!(is_wrong_key(&ready(wrong.verify(text(&issued), None)), 1), "still");
+    assert!(is_wrong_key(&ready(wrong.verify(Credential::text(text(&issued)))), 1), "still");
     // The host discards the old tokens and their check value, and starts over.
     store.is_down.store(false, Ordering::SeqCst);
     store.checks.lock().unwrap().clear();
     ready(wrong.check()).unwrap();
-    assert_eq!(reason(ready(wrong.verify(text(&issued), None))), Some(RejectReason::WrongSecret));
+    assert_eq!(
+        reason(ready(wrong.verify(Credential::text(text(&issued))))),
+        Some(RejectReason::WrongSecret)
+    );
     let made = ready(wrong.generate(&session("ann"), NewToken::named("two"))).unwrap();
-    ready(wrong.verify(text(&made), None)).unwrap();
+    ready(wrong.verify(Credential::text(text(&made)))).unwrap();
 }
 
 /// A store may name a key that has no records any more.

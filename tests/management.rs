@@ -20,8 +20,8 @@ use patkit::service::{Attenuation, InvalidInput, PolicyRule, TokenEdit, TokenPag
 use patkit::store::{Change, ChangeBatch, ListQuery, MAX_PAGE, Page, StoreError, Touch};
 use patkit::token::{ActorRef, Authority, Revocation};
 use patkit::{
-    Actor, AuditEvent, IssuedToken, ManageError, NewToken, Owner, OwnerId, OwnerKind, Reason,
-    RejectReason, Token, TokenId, TokenKind, TokenPolicy, TokenState, TokenStore,
+    Actor, AuditEvent, Credential, IssuedToken, ManageError, NewToken, Owner, OwnerId, OwnerKind,
+    Reason, RejectReason, Token, TokenId, TokenKind, TokenPolicy, TokenState, TokenStore,
 };
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -387,7 +387,7 @@ impl Scene {
             .map(|owner| world.issue_in(&realm, owner, narrow("own")).token.id());
         let actor = match how {
             How::Session(owner) => session(owner),
-            How::Beta(owner) => Actor::session_in(beta(), id(owner)),
+            How::Beta(owner) => Actor::signed_in_to(beta(), id(owner)),
             How::System => Actor::system(),
             How::BetaSystem => Actor::system_in(beta()),
             How::Inherit(_) | How::Only(..) | How::BetaInherit(_) => {
@@ -643,14 +643,15 @@ fn an_actor_that_is_no_longer_somebody_is_rejected_in_every_operation() {
         ready(world.service.delete(&session("ada"), via)).unwrap();
     };
     let expire: Change = |world, via| world.clock.set(world.facts(via).expires_at.unwrap());
-    let disable: Change = |world, _| world.put("ada", |ada| ada.role("admin").enabled(false));
+    let disable: Change =
+        |world, _| world.put("ada", |ada| ada.with_role("admin").with_enabled(false));
     let remove: Change = |world, _| assert!(world.directory.remove(&home(), &id("ada")));
     let sign_out: Change = |world, _| {
         let after = world.now() + TimeDelta::microseconds(1);
-        world.put("ada", |ada| ada.role("admin").valid_after(after));
+        world.put("ada", |ada| ada.with_role("admin").with_tokens_valid_after(after));
     };
     let convert: Change = |world, _| {
-        world.directory.put(Owner::new(id("ada"), OwnerKind::Service).role("admin"));
+        world.directory.put(Owner::new(id("ada"), OwnerKind::Service).with_role("admin"));
     };
     // The end of the token, the resulting rejection of the token, and that of a session.
     let table = [
@@ -699,9 +700,9 @@ fn a_demoted_owner_loses_the_management_of_what_it_made_at_once() {
     let personal = world.token("ada", "b");
     let via = world.issue("ada", NewToken::named("via"));
     for actor in [session("ada"), world.through(&via)] {
-        world.put("ada", |ada| ada.role("admin"));
+        world.put("ada", |ada| ada.with_role("admin"));
         ready(world.service.get(&actor, service)).unwrap();
-        world.put("ada", |ada| ada.role("member"));
+        world.put("ada", |ada| ada.with_role("member"));
         assert!(matches!(ready(world.service.get(&actor, service)), Err(ManageError::NotFound)));
         ready(world.service.get(&actor, personal)).unwrap();
         world.put("ada", |ada| ada);
@@ -877,8 +878,12 @@ fn networked(new: NewToken, networks: Networks) -> NewToken {
 /// Returns an actor through a token that is restricted to networks, verified from within them.
 fn through_from_inside(world: &World, via: &IssuedToken) -> Actor {
     let inside: IpAddr = "10.0.0.1".parse().unwrap();
-    let verified =
-        ready(world.service.verify(via.plaintext.expose_secret(), Some(inside))).unwrap();
+    let verified = ready(
+        world
+            .service
+            .verify(Credential::text(via.plaintext.expose_secret()).from_address(Some(inside))),
+    )
+    .unwrap();
     Actor::token(&verified)
 }
 
@@ -1082,7 +1087,7 @@ fn a_child_stays_within_its_creators_scope_when_the_owner_is_promoted() {
     let child = NewToken::named("child").scope(["datastores:read", "tokens:manage"]);
     let child = world.generate(&world.through(&via), child).unwrap();
     let inheriting = world.issue("ann", NewToken::named("inherits"));
-    world.put("ann", |ann| ann.role("admin").grants(support::grants(&["*"])));
+    world.put("ann", |ann| ann.with_role("admin").with_grants(support::grants(&["*"])));
     for token in [&via, &child] {
         let verified = world.verify(token).unwrap();
         for permission in ["service-tokens:manage", "tokens:oversee", "buckets:read", "scim:users"]
@@ -1320,7 +1325,7 @@ const ERASED: &str = "somebody@to-be-erased.example";
 /// Lets one owner do everything that is audited, and has everything done to that owner.
 fn a_life(world: &World) -> Vec<IssuedToken> {
     let address: IpAddr = "192.0.2.7".parse().unwrap();
-    world.put(ERASED, |owner| owner.role("admin"));
+    world.put(ERASED, |owner| owner.with_role("admin"));
     let me = session(ERASED).from_address(address);
     let made = world.generate(&me, NewToken::named("one")).unwrap();
     let one = made.token.id();
@@ -1329,9 +1334,19 @@ fn a_life(world: &World) -> Vec<IssuedToken> {
     assert!(world.verify(&made).is_err());
     ready(world.service.restore(&me, one)).unwrap();
     let successor = ready(world.service.rotate(&me, one, Duration::ZERO)).unwrap();
-    assert!(ready(world.service.verify(made.plaintext.expose_secret(), Some(address))).is_err());
+    assert!(
+        ready(
+            world.service.verify(
+                Credential::text(made.plaintext.expose_secret()).from_address(Some(address))
+            )
+        )
+        .is_err()
+    );
     let through = Actor::token(
-        &ready(world.service.verify(successor.plaintext.expose_secret(), Some(address))).unwrap(),
+        &ready(world.service.verify(
+            Credential::text(successor.plaintext.expose_secret()).from_address(Some(address)),
+        ))
+        .unwrap(),
     );
     let child = world.generate(&through, NewToken::named("child")).unwrap();
     let bots = NewToken::named("bots").scope(["datastores:read"]).for_service(id("bot"));
@@ -1505,7 +1520,7 @@ fn the_limit_of_live_tokens_counts_what_is_active_and_has_no_successor() {
     assert_eq!(world.snapshot(), before);
     // Other owners have limits of their own.
     world.generate(&session("bob"), NewToken::named("1")).unwrap();
-    world.generate(&Actor::session_in(beta(), id("ann")), NewToken::named("1")).unwrap();
+    world.generate(&Actor::signed_in_to(beta(), id("ann")), NewToken::named("1")).unwrap();
     let service = |name: &str| NewToken::named(name).for_service(id("bot"));
     world.generate(&session("ada"), service("1")).unwrap();
     world.generate(&session("ada"), service("2")).unwrap();
@@ -1647,7 +1662,12 @@ fn a_list_entry_tells_all_there_is_to_tell() {
         .networks(["198.51.100.0/24"])
         .expires_in_days(30);
     let made = world.generate(&session("ann"), new).unwrap();
-    ready(world.service.verify(made.plaintext.expose_secret(), Some(address))).unwrap();
+    ready(
+        world
+            .service
+            .verify(Credential::text(made.plaintext.expose_secret()).from_address(Some(address))),
+    )
+    .unwrap();
     ready(world.service.flush()).unwrap();
     let page = ready(world.service.list(&session("ann"), None, 10)).unwrap();
     let [entry] = page.items.as_slice() else { panic!("{page:?}") };
@@ -1775,7 +1795,7 @@ fn names_are_unique_for_realm_owner_and_kind_among_what_is_not_deleted() {
     world.generate(&session("bob"), NewToken::named("b")).unwrap();
     world.generate(&session("ada"), NewToken::named("b").for_service(id("bot"))).unwrap();
     world.generate(&session("ada"), NewToken::named("b").for_service(id("robot"))).unwrap();
-    world.generate(&Actor::session_in(beta(), id("ann")), NewToken::named("b")).unwrap();
+    world.generate(&Actor::signed_in_to(beta(), id("ann")), NewToken::named("b")).unwrap();
     // A revoked or expired token keeps its name, and a deleted one does not.
     ready(world.service.revoke(&ann, second, Reason::Owner)).unwrap();
     taken(generate("b"));
@@ -1893,9 +1913,10 @@ fn every_operation_stores_its_events_and_tells_the_sink_the_same() {
             }
             let via = world.issue("ann", NewToken::named("via"));
             let (actor, by) = if through_token {
-                let verified =
-                    ready(world.service.verify(via.plaintext.expose_secret(), Some(address)))
-                        .unwrap();
+                let verified = ready(world.service.verify(
+                    Credential::text(via.plaintext.expose_secret()).from_address(Some(address)),
+                ))
+                .unwrap();
                 let by = ActorRef::Token { owner: id("ann"), id: via.token.id() };
                 (Actor::token(&verified), by)
             } else {
@@ -1983,7 +2004,7 @@ fn an_owner_of_the_wrong_kind_gets_no_token() {
     }
     // A personal token for an owner that is not human but has all permissions.
     for (owner, kind) in [("bot", OwnerKind::Service), ("core", OwnerKind::Internal)] {
-        world.put(owner, |owner| owner.role("admin"));
+        world.put(owner, |owner| owner.with_role("admin"));
         match world.generate(&session(owner), NewToken::named("b")) {
             Err(ManageError::Invalid(InvalidInput::OwnerKind(refused))) => {
                 assert_eq!(refused, kind);
@@ -1994,7 +2015,7 @@ fn an_owner_of_the_wrong_kind_gets_no_token() {
     let nobody: OwnerId = id("ghost");
     let unknown = world.generate(&ada, NewToken::named("c").for_service(nobody));
     assert!(matches!(unknown, Err(ManageError::Invalid(InvalidInput::OwnerUnknown))));
-    world.put("bot", |bot| bot.enabled(false));
+    world.put("bot", |bot| bot.with_enabled(false));
     let disabled = world.generate(&ada, NewToken::named("d").for_service(id("bot")));
     assert!(matches!(disabled, Err(ManageError::Invalid(InvalidInput::OwnerDisabled))));
 }
@@ -2002,7 +2023,7 @@ fn an_owner_of_the_wrong_kind_gets_no_token() {
 #[test]
 fn a_refusal_that_was_not_written_yet_leaves_no_trace_of_an_erased_owner() {
     let world = World::built(|builder| builder.audit_refusals(1)).unwrap();
-    world.put("somebody@to-be-erased.example", |owner| owner.role("member"));
+    world.put("somebody@to-be-erased.example", |owner| owner.with_role("member"));
     let token =
         world.generate(&session("somebody@to-be-erased.example"), NewToken::named("a")).unwrap();
     ready(world.service.revoke(
@@ -2028,13 +2049,13 @@ fn a_refusal_that_was_not_written_yet_leaves_no_trace_of_an_erased_owner() {
 fn a_refusal_that_was_not_written_yet_leaves_no_trace_of_an_owner_that_was_erased_within_a_transaction()
  {
     let world = World::built(|builder| builder.audit_refusals(1)).unwrap();
-    world.put(ERASED, |owner| owner.role("member"));
+    world.put(ERASED, |owner| owner.with_role("member"));
     let token = world.generate(&session(ERASED), NewToken::named("a")).unwrap();
     ready(world.service.revoke(&session(ERASED), token.token.id(), Reason::Owner)).unwrap();
     assert!(world.verify(&token).is_err());
     let within = world.service.within(world.store.clone());
     ready(within.erase_owner(&home(), &id(ERASED))).unwrap();
-    world.service.committed(&within.into_uncommitted());
+    world.service.after_commit(&within.into_uncommitted());
     ready(world.service.flush()).unwrap();
     assert!(world.events().iter().any(|event| event.action == AuditAction::Refused));
     assert_eq!(traces(&world.events()), Vec::<&AuditEvent>::new());
@@ -2067,7 +2088,7 @@ fn what_the_policy_hides_is_refused_as_hidden_by_the_policy() {
         "{listed:?}"
     );
     // An overseer without the permission to manage tokens.
-    world.put("mia", |mia| mia.grants(support::grants(&["tokens:oversee"])));
+    world.put("mia", |mia| mia.with_grants(support::grants(&["tokens:oversee"])));
     let revoked = ready(world.service.revoke(&session("mia"), token, Reason::Admin));
     assert_eq!(rule(revoked.map(drop)), PolicyRule::OversightHidden);
     let service = world.under(policy(TokenManagement::Attenuated, Oversight::RevokeOnly));
@@ -2260,7 +2281,7 @@ fn the_limit_of_live_tokens_counts_both_kinds_together() {
     // The host changes the kind of the owner.
     world.issue("bot", NewToken::named("as a service"));
     let second = world.issue("bot", NewToken::named("second")).token.id();
-    world.directory.put(Owner::new(id("bot"), OwnerKind::Human).role("member"));
+    world.directory.put(Owner::new(id("bot"), OwnerKind::Human).with_role("member"));
     let bot = session("bot");
     let error = world.generate(&bot, NewToken::named("as a human")).unwrap_err();
     assert!(matches!(error, ManageError::TooManyTokens { most: 2 }), "{error:?}");
@@ -2344,7 +2365,7 @@ fn ids_increase_with_a_clock_that_stands_still_or_goes_back_also_within_a_transa
         made.push(world.generate(&session("ann"), name("outside")).unwrap().token.id());
         made.push(ready(within.generate(&session("ann"), name("within"))).unwrap().token.id());
         let uncommitted = within.into_uncommitted();
-        world.service.committed(&uncommitted);
+        world.service.after_commit(&uncommitted);
         if number % 10 == 9 {
             world.clock.set(start() - TimeDelta::seconds(number));
         }

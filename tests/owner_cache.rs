@@ -12,8 +12,8 @@ use chrono::TimeDelta;
 use patkit::owner::cache::OwnerCacheError;
 use patkit::service::{RejectReason, Unavailable, VerifyError};
 use patkit::{
-    Directory, DirectoryError, ManualClock, MemoryDirectory, NewToken, Owner, OwnerCache, OwnerId,
-    OwnerKind, Realm, TokenService,
+    Credential, Directory, DirectoryError, ManualClock, MemoryDirectory, NewToken, Owner,
+    OwnerCache, OwnerId, OwnerKind, Realm, TokenService,
 };
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -74,7 +74,7 @@ fn human(name: &str) -> Owner {
 fn cache(capacity: usize) -> (Cache, Arc<ManualClock>) {
     let clock = Arc::new(ManualClock::at(start()));
     let cache = OwnerCache::new(Slow::default(), LIFETIME, capacity).unwrap().clock(clock.clone());
-    cache.directory().inner.put(human("ann").named("old"));
+    cache.directory().inner.put(human("ann").with_name("old"));
     (cache, clock)
 }
 
@@ -88,7 +88,7 @@ fn name(cache: &Cache) -> Option<String> {
 }
 
 fn rename(cache: &Cache, name: &str) {
-    cache.directory().inner.put(human("ann").named(name));
+    cache.directory().inner.put(human("ann").with_name(name));
 }
 
 fn old() -> Option<String> {
@@ -318,14 +318,14 @@ fn ids_that_nobody_has_push_out_no_owner() {
 #[test]
 fn realms_are_kept_apart() {
     let (cache, _) = cache(100);
-    cache.directory().inner.put(human("ann").in_realm(beta()).named("another"));
+    cache.directory().inner.put(human("ann").in_realm(beta()).with_name("another"));
     for _ in 0..2 {
         assert_eq!(name(&cache), old());
         assert_eq!(find_in(&cache, &beta(), "ann").unwrap().name(), Some("another"));
         assert!(find_in(&cache, &Realm::new("gamma").unwrap(), "ann").is_none());
     }
     assert_eq!((cache.directory().asked(), cache.len()), (3, 3));
-    cache.directory().inner.put(human("ann").in_realm(beta()).named("changed"));
+    cache.directory().inner.put(human("ann").in_realm(beta()).with_name("changed"));
     rename(&cache, "new");
     cache.invalidate_owner(&beta(), &id("ann"));
     assert_eq!(find_in(&cache, &beta(), "ann").unwrap().name(), Some("changed"));
@@ -394,14 +394,14 @@ fn bounds() {
 fn a_token_follows_its_owner_through_the_cache_within_its_lifetime_or_at_once() {
     let world = World::new();
     let directory = Slow::default();
-    directory.inner.put(human("ann").role("member"));
+    directory.inner.put(human("ann").with_role("member"));
     let cache = OwnerCache::new(directory, LIFETIME, 100).unwrap().clock(world.clock.clone());
     let cache = Arc::new(cache);
     let service = TokenService::builder(world.store.clone(), cache.clone()).brand("acme");
     let service = service.keyring(patkit::Keyring::ephemeral().unwrap()).clock(world.clock.clone());
     let service = service.build().unwrap();
     let issued = ready(service.generate(&support::session("ann"), NewToken::named("one"))).unwrap();
-    let verify = || ready(service.verify(issued.plaintext.expose_secret(), None));
+    let verify = || ready(service.verify(Credential::text(issued.plaintext.expose_secret())));
     let may = || verify().unwrap().require("tokens:manage").is_ok();
     assert!(may());
 
@@ -409,10 +409,10 @@ fn a_token_follows_its_owner_through_the_cache_within_its_lifetime_or_at_once() 
     assert!(may(), "demoted, and not seen yet");
     world.advance(seconds(10));
     assert!(!may());
-    cache.directory().inner.put(human("ann").role("member"));
+    cache.directory().inner.put(human("ann").with_role("member"));
     cache.invalidate_owner(&home(), &id("ann"));
     assert!(may());
-    cache.directory().inner.put(human("ann").enabled(false));
+    cache.directory().inner.put(human("ann").with_enabled(false));
     cache.invalidate_owner(&home(), &id("ann"));
     assert_eq!(verify().unwrap_err().reject_reason(), Some(RejectReason::OwnerDisabled));
     cache.directory().inner.remove(&home(), &id("ann"));
@@ -432,7 +432,7 @@ fn a_token_follows_its_owner_through_the_cache_within_its_lifetime_or_at_once() 
 #[test]
 fn threads_that_ask_and_invalidate_never_see_an_owner_from_before_an_acknowledged_invalidation() {
     let cache = OwnerCache::new(MemoryDirectory::new(), Duration::from_secs(3_600), 16).unwrap();
-    cache.directory().put(human("ann").named("0"));
+    cache.directory().put(human("ann").with_name("0"));
     let shown = AtomicUsize::new(0);
     let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
@@ -447,7 +447,7 @@ fn threads_that_ask_and_invalidate_never_see_an_owner_from_before_an_acknowledge
             });
         }
         for number in 1..2_000 {
-            cache.directory().put(human("ann").named(&number.to_string()));
+            cache.directory().put(human("ann").with_name(&number.to_string()));
             cache.invalidate_owner(&home(), &id("ann"));
             shown.store(number, Ordering::SeqCst);
         }

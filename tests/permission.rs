@@ -323,7 +323,7 @@ fn what_is_no_role_name_is_refused_for_its_reason() {
         assert_eq!(RoleName::parse(text).err(), expected, "{text:?}");
         assert_eq!(text.parse::<RoleName>().err(), expected, "{text:?}");
         assert_eq!(RoleName::try_from(text).err(), expected, "{text:?}");
-        let built = RoleCatalog::builder().role(text, &[], &[]).build();
+        let built = RoleCatalog::builder().role(text).build();
         let refused = expected.map(|source| RoleError::BadName { name: text.to_owned(), source });
         assert_eq!(built.err(), refused, "{text:?}");
     }
@@ -332,20 +332,20 @@ fn what_is_no_role_name_is_refused_for_its_reason() {
 #[test]
 fn roles_that_make_no_catalogue_are_refused_for_their_reason() {
     let role = |name: &str| RoleName::parse(name).unwrap();
-    let start = || RoleCatalog::builder().role("a", &[], &["x:y"]);
+    let start = || RoleCatalog::builder().role("a").grant("a", ["x:y"]);
     for (builder, expected, shown) in [
         (
-            start().role("a", &[], &[]),
+            start().role("a"),
             RoleError::Duplicate { role: role("a") },
             "the role a is defined twice;",
         ),
         (
-            RoleCatalog::standard().role("admin", &[], &[]),
+            RoleCatalog::standard_builder().role("admin"),
             RoleError::Duplicate { role: role("admin") },
             "the role admin is defined twice;",
         ),
         (
-            start().role("b", &["none\n"], &[]),
+            start().role("b").inherits("b", "none\n"),
             RoleError::UnknownParent { role: role("b"), parent: "none\n".to_owned() },
             r#"the role b inherits "none\n", which is not defined;"#,
         ),
@@ -369,7 +369,7 @@ fn roles_that_make_no_catalogue_are_refused_for_their_reason() {
             r#"the role a is given "x:*:\u{1b}", which is not a grant;"#,
         ),
         (
-            start().role("b", &["a"], &[]).inherits("a", "b"),
+            start().role("b").inherits("b", "a").inherits("a", "b"),
             RoleError::Cycle { roles: vec![role("a"), role("b")] },
             "roles inherit in a ring, which must be broken: a -> b -> a",
         ),

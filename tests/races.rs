@@ -14,8 +14,8 @@ use patkit::service::{RejectReason, VerifyError};
 use patkit::store::{Change, ChangeBatch, ListBy, ListQuery, Touch};
 use patkit::token::{KeyId, LastUse, StoredDigest, TokenName};
 use patkit::{
-    Actor, IssuedToken, Keyring, ManageError, MemoryDirectory, MemoryStore, NewToken, Reason,
-    Token, TokenId, TokenPolicy, TokenService, TokenState, TokenStore,
+    Actor, Credential, IssuedToken, Keyring, ManageError, MemoryDirectory, MemoryStore, NewToken,
+    Reason, Token, TokenId, TokenPolicy, TokenService, TokenState, TokenStore,
 };
 use std::collections::BTreeSet;
 use std::hash::{Hash, Hasher};
@@ -262,9 +262,9 @@ fn rotating_three_times_in_a_row_works() {
     for overlap in [Duration::ZERO, Duration::from_secs(60), Duration::ZERO, Duration::ZERO] {
         let next = block_on(service.rotate(&ada(), current.token.id(), overlap)).unwrap();
         assert_eq!(next.token.name().as_str(), "nightly");
-        let verified = block_on(service.verify(next.plaintext.expose_secret(), None));
+        let verified = block_on(service.verify(Credential::text(next.plaintext.expose_secret())));
         assert_eq!(verified.unwrap().token().id(), next.token.id());
-        let old = block_on(service.verify(current.plaintext.expose_secret(), None));
+        let old = block_on(service.verify(Credential::text(current.plaintext.expose_secret())));
         assert_eq!(old.is_ok(), !overlap.is_zero());
         current = next;
     }
@@ -381,7 +381,8 @@ fn what_a_token_makes_while_it_is_revoked_as_compromised_does_not_outlive_it() {
         .map(|round| {
             let issued = generate(&service, &format!("stolen {round}"));
             let verified =
-                block_on(service.verify(issued.plaintext.expose_secret(), None)).unwrap();
+                block_on(service.verify(Credential::text(issued.plaintext.expose_secret())))
+                    .unwrap();
             (issued.token.id(), through(&verified))
         })
         .collect();
@@ -395,7 +396,7 @@ fn what_a_token_makes_while_it_is_revoked_as_compromised_does_not_outlive_it() {
                 break;
             };
             let text = issued.plaintext.expose_secret().to_owned();
-            let verified = block_on(service.verify(&text, None));
+            let verified = block_on(service.verify(Credential::text(&text)));
             made.push(text);
             let Ok(verified) = verified else { break };
             actor = through(&verified);
@@ -419,7 +420,7 @@ fn what_a_token_makes_while_it_is_revoked_as_compromised_does_not_outlive_it() {
     for answers in &answers {
         counts.insert(answers[0].len());
         for text in &answers[0] {
-            let verdict = block_on(service.verify(text, None));
+            let verdict = block_on(service.verify(Credential::text(text)));
             assert_eq!(verdict.unwrap_err().reject_reason(), Some(RejectReason::Revoked));
         }
     }
@@ -452,7 +453,7 @@ fn a_flush_of_last_uses_and_digests_never_undoes_a_change_or_brings_a_token_back
         .enumerate()
         .map(|(round, (id, text))| {
             let instant = now();
-            block_on(new.verify(text, None)).unwrap();
+            block_on(new.verify(Credential::text(text))).unwrap();
             if round % 5 == 1 || round % 5 == 4 {
                 block_on(new.revoke(&ada(), *id, Reason::Owner)).unwrap();
             }
@@ -461,7 +462,7 @@ fn a_flush_of_last_uses_and_digests_never_undoes_a_change_or_brings_a_token_back
         .collect();
     let verify_and_flush = |round: usize| {
         // Some tokens are revoked by now. Their use from before is the one that is written.
-        block_on(new.verify(&tokens[round].1, None))
+        block_on(new.verify(Credential::text(&tokens[round].1)))
             .map_or_else(|error| error.to_string(), |_| String::new());
         block_on(new.flush()).unwrap();
     };
@@ -505,7 +506,7 @@ fn a_flush_of_last_uses_and_digests_never_undoes_a_change_or_brings_a_token_back
         };
         moved += usize::from(key == KeyId::new(2));
         // Under either key, the digest is that of the secret.
-        let verdict = block_on(new.verify(text, None));
+        let verdict = block_on(new.verify(Credential::text(text)));
         match reason {
             None => assert_eq!(verdict.unwrap().token().id(), *id),
             Some(_) => {
@@ -573,7 +574,7 @@ fn no_verification_that_starts_after_a_revocation_was_acknowledged_succeeds() {
             let mut refused_after = 0;
             while refused_after < 20 {
                 let starts_after = acknowledged.load(Ordering::SeqCst);
-                match block_on(service.verify(text, None)) {
+                match block_on(service.verify(Credential::text(text))) {
                     Ok(_) => assert!(!starts_after, "it succeeded after the revocation"),
                     Err(VerifyError::Rejected(rejected)) => {
                         assert_eq!(rejected.reason, RejectReason::Revoked);
@@ -612,7 +613,7 @@ fn a_known_token_is_never_unknown_while_the_store_grows_and_shrinks() {
         scope.spawn(|| {
             while !done.load(Ordering::Acquire) {
                 for (id, text) in &known {
-                    let verified = block_on(service.verify(text, None)).unwrap();
+                    let verified = block_on(service.verify(Credential::text(text))).unwrap();
                     assert_eq!(verified.token().id(), *id);
                 }
             }

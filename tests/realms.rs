@@ -12,8 +12,8 @@ use patkit::policy::Oversight;
 use patkit::service::TokenEdit;
 use patkit::store::{AuditLog, EventQuery};
 use patkit::{
-    Actor, Directory, DirectoryError, IssuedToken, ManageError, NewToken, Owner, OwnerCache,
-    OwnerId, OwnerKind, Realm, Reason, RejectReason, TokenId, TokenPolicy, VerifyError,
+    Actor, Credential, Directory, DirectoryError, IssuedToken, ManageError, NewToken, Owner,
+    OwnerCache, OwnerId, OwnerKind, Realm, Reason, RejectReason, TokenId, TokenPolicy, VerifyError,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,13 +31,13 @@ fn foreigners(world: &World) -> Vec<(&'static str, Actor)> {
     let service = world.issue_in(&beta(), "robot", NewToken::named("via"));
     let narrow = world.issue_in(&beta(), "ann", NewToken::named("via").scope(["tokens:manage"]));
     vec![
-        ("the same id", Actor::session_in(beta(), id("ann"))),
-        ("an admin", Actor::session_in(beta(), id("ada"))),
-        ("nobody much", Actor::session_in(beta(), id("nil"))),
-        ("internal", Actor::session_in(beta(), id("core"))),
-        ("service", Actor::session_in(beta(), id("robot"))),
-        ("disabled", Actor::session_in(beta(), id("off"))),
-        ("unknown", Actor::session_in(beta(), id("ghost"))),
+        ("the same id", Actor::signed_in_to(beta(), id("ann"))),
+        ("an admin", Actor::signed_in_to(beta(), id("ada"))),
+        ("nobody much", Actor::signed_in_to(beta(), id("nil"))),
+        ("internal", Actor::signed_in_to(beta(), id("core"))),
+        ("service", Actor::signed_in_to(beta(), id("robot"))),
+        ("disabled", Actor::signed_in_to(beta(), id("off"))),
+        ("unknown", Actor::signed_in_to(beta(), id("ghost"))),
         ("an admin's token", world.through(&inherit)),
         ("a service token", world.through(&service)),
         ("a token of the same id", world.through(&narrow)),
@@ -81,7 +81,7 @@ const OPERATIONS: [(&str, Operate); 13] = [
 
 /// Makes tokens of every state and kind in the default realm.
 fn natives(world: &World) -> Vec<IssuedToken> {
-    let ann = Actor::session(id("ann"));
+    let ann = Actor::signed_in(id("ann"));
     let active = world.issue("ann", NewToken::named("active"));
     let service = world.issue("bot", NewToken::named("service"));
     let revoked = world.issue("ann", NewToken::named("revoked"));
@@ -123,7 +123,7 @@ fn the_same_operations_work_within_the_realm() {
     // Shows that the test above does not pass for lack of permissions.
     let world = world();
     let token = world.issue_in(&beta(), "ann", NewToken::named("a")).token.id();
-    let ann = Actor::session_in(beta(), id("ann"));
+    let ann = Actor::signed_in_to(beta(), id("ann"));
     for operation in ["get", "rename", "describe", "revoke", "restore", "compromise", "delete"] {
         let (_, operate) = OPERATIONS.iter().find(|each| each.0 == operation).unwrap();
         operate(&world, &ann, token).unwrap();
@@ -134,7 +134,8 @@ fn the_same_operations_work_within_the_realm() {
 fn lists_of_another_realm_are_empty() {
     let world = world();
     natives(&world);
-    let (ada, ann) = (Actor::session_in(beta(), id("ada")), Actor::session_in(beta(), id("ann")));
+    let (ada, ann) =
+        (Actor::signed_in_to(beta(), id("ada")), Actor::signed_in_to(beta(), id("ann")));
     let ids = world.tokens().into_iter().map(|token| token.id);
     // Any cursor, including the ids of the other realm.
     for after in ids.map(Some).chain([None, Some(nowhere())]) {
@@ -159,12 +160,12 @@ fn verifying_in_another_realm_answers_like_nothing() {
     let world = world();
     let natives = natives(&world);
     let deleted = world.issue("ann", NewToken::named("deleted"));
-    ready(world.service.revoke(&Actor::session(id("ann")), deleted.token.id(), Reason::Owner))
+    ready(world.service.revoke(&Actor::signed_in(id("ann")), deleted.token.id(), Reason::Owner))
         .unwrap();
-    ready(world.service.delete(&Actor::session(id("ann")), deleted.token.id())).unwrap();
+    ready(world.service.delete(&Actor::signed_in(id("ann")), deleted.token.id())).unwrap();
     let verify = |token: &IssuedToken, realm: &Realm| {
         let text = token.plaintext.expose_secret();
-        match ready(world.service.verify_in(realm, text, None)) {
+        match ready(world.service.verify(Credential::text(text).in_realm(realm))) {
             Err(VerifyError::Rejected(rejected)) => {
                 assert_eq!(rejected.token, Some(token.token.id()));
                 (rejected.reason, rejected.to_string())
@@ -183,23 +184,23 @@ fn verifying_in_another_realm_answers_like_nothing() {
     ready(world.service.flush()).unwrap();
     assert_eq!(world.snapshot(), before);
     let text = natives[0].plaintext.expose_secret();
-    let verified = ready(world.service.verify_in(&home(), text, None)).unwrap();
+    let verified = ready(world.service.verify(Credential::text(text).in_realm(&home()))).unwrap();
     assert_eq!(*verified.realm(), home());
 }
 
 #[test]
 fn the_same_name_and_the_same_owner_id_in_two_realms_are_two() {
     let world = world();
-    let here = world.generate(&Actor::session(id("ann")), NewToken::named("a")).unwrap();
+    let here = world.generate(&Actor::signed_in(id("ann")), NewToken::named("a")).unwrap();
     let there =
-        world.generate(&Actor::session_in(beta(), id("ann")), NewToken::named("a")).unwrap();
+        world.generate(&Actor::signed_in_to(beta(), id("ann")), NewToken::named("a")).unwrap();
     assert_ne!(here.token.id(), there.token.id());
     assert_eq!((here.token.realm(), there.token.realm()), (&home(), &beta()));
     let owner = |token: &IssuedToken| world.verify(token).unwrap().owner().clone();
     assert_eq!(*owner(&here).realm(), home());
     assert_eq!(*owner(&there).realm(), beta());
     // The owner is disabled in one realm and enabled in the other.
-    world.put("ann", |ann| ann.role("member").enabled(false));
+    world.put("ann", |ann| ann.with_role("member").with_enabled(false));
     assert_eq!(world.refusal(&here), Some(RejectReason::OwnerDisabled));
     assert_eq!(world.refusal(&there), None);
 }
@@ -207,15 +208,15 @@ fn the_same_name_and_the_same_owner_id_in_two_realms_are_two() {
 #[test]
 fn an_owner_of_one_realm_is_unknown_in_the_other() {
     let world = world();
-    world.put("local", |owner| owner.role("admin"));
+    world.put("local", |owner| owner.with_role("admin"));
     world.directory.put(Owner::new(id("local-bot"), OwnerKind::Service));
-    ready(world.service.list(&Actor::session(id("local")), None, 1)).unwrap();
+    ready(world.service.list(&Actor::signed_in(id("local")), None, 1)).unwrap();
     let local =
-        ready(world.service.list(&Actor::session_in(beta(), id("local")), None, 1)).unwrap_err();
+        ready(world.service.list(&Actor::signed_in_to(beta(), id("local")), None, 1)).unwrap_err();
     let ghost =
-        ready(world.service.list(&Actor::session_in(beta(), id("ghost")), None, 1)).unwrap_err();
+        ready(world.service.list(&Actor::signed_in_to(beta(), id("ghost")), None, 1)).unwrap_err();
     assert_eq!(format!("{local:?}"), format!("{ghost:?}"));
-    let ada = Actor::session_in(beta(), id("ada"));
+    let ada = Actor::signed_in_to(beta(), id("ada"));
     let make = |owner: &str| {
         world.generate(&ada, NewToken::named("a").for_service(id(owner))).unwrap_err()
     };
@@ -282,7 +283,7 @@ impl Directory for Careless {
 fn an_owner_of_another_realm_or_id_was_not_found() {
     let world = world();
     let token = world.issue_in(&beta(), "ann", NewToken::named("a"));
-    let ann = Arc::new(Owner::new(id("ann"), OwnerKind::Human).role("admin"));
+    let ann = Arc::new(Owner::new(id("ann"), OwnerKind::Human).with_role("admin"));
     let service = patkit::TokenService::builder(world.store.clone(), Careless(ann.clone()))
         .brand("acme")
         .keyring(
@@ -291,14 +292,14 @@ fn an_owner_of_another_realm_or_id_was_not_found() {
         .clock(world.clock.clone())
         .build()
         .unwrap();
-    let verified = ready(service.verify(token.plaintext.expose_secret(), None));
+    let verified = ready(service.verify(Credential::text(token.plaintext.expose_secret())));
     assert_eq!(verified.unwrap_err().reject_reason(), Some(RejectReason::OwnerUnknown));
-    for actor in [Actor::session_in(beta(), id("ann")), Actor::session(id("bob"))] {
+    for actor in [Actor::signed_in_to(beta(), id("ann")), Actor::signed_in(id("bob"))] {
         let listed = ready(service.list(&actor, None, 1));
         let Err(ManageError::ActorRejected(rejected)) = listed else { panic!("{listed:?}") };
         assert_eq!(rejected.reason, RejectReason::OwnerUnknown);
     }
-    ready(service.list(&Actor::session(id("ann")), None, 1)).unwrap();
+    ready(service.list(&Actor::signed_in(id("ann")), None, 1)).unwrap();
     // A cache does not store the wrong answer for the requested owner.
     let cache = OwnerCache::new(Careless(ann), Duration::from_secs(60), 16).unwrap();
     for _ in 0..2 {
@@ -329,14 +330,14 @@ fn a_cache_of_owners_keeps_realms_apart() {
 #[test]
 fn a_host_without_tenants_never_sees_a_realm() {
     let world = world();
-    let made = world.generate(&Actor::session(id("ann")), NewToken::named("a")).unwrap();
+    let made = world.generate(&Actor::signed_in(id("ann")), NewToken::named("a")).unwrap();
     assert_eq!(made.token.realm().as_str(), "");
     assert_eq!(*world.verify(&made).unwrap().realm(), Realm::default());
     // The default realm has no name that a caller could pass.
     assert!(Realm::new("").is_err());
     let same =
         builder(world.store.clone(), world.directory.clone(), world.clock.clone()).build().unwrap();
-    ready(same.verify(made.plaintext.expose_secret(), None)).unwrap();
+    ready(same.verify(Credential::text(made.plaintext.expose_secret()))).unwrap();
 }
 
 #[test]
@@ -350,7 +351,8 @@ fn a_token_of_another_realm_whose_key_is_missing_is_unknown() {
         .build()
         .unwrap();
     let error =
-        ready(service.verify_in(&beta(), token.plaintext.expose_secret(), None)).unwrap_err();
+        ready(service.verify(Credential::text(token.plaintext.expose_secret()).in_realm(&beta())))
+            .unwrap_err();
     assert_eq!(error.reject_reason(), Some(RejectReason::Unknown), "{error:?}");
 }
 

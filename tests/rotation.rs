@@ -16,8 +16,8 @@ use patkit::policy::{LifetimeError, ReuseSignal};
 use patkit::service::InvalidInput;
 use patkit::token::{ActorRef, Authority};
 use patkit::{
-    Actor, AuditEvent, IssuedToken, ManageError, NewToken, Reason, RejectReason, TokenId,
-    TokenPolicy, TokenState,
+    Actor, AuditEvent, Credential, IssuedToken, ManageError, NewToken, Reason, RejectReason,
+    TokenId, TokenPolicy, TokenState,
 };
 use std::net::IpAddr;
 use std::time::Duration;
@@ -141,7 +141,12 @@ fn the_successor_is_like_its_predecessor_but_for_what_is_its_own() {
         .expires_in_days(30);
     let old = world.issue("ann", new);
     let address: IpAddr = "10.0.0.1".parse().unwrap();
-    ready(world.service.verify(old.plaintext.expose_secret(), Some(address))).unwrap();
+    ready(
+        world
+            .service
+            .verify(Credential::text(old.plaintext.expose_secret()).from_address(Some(address))),
+    )
+    .unwrap();
     ready(world.service.flush()).unwrap();
     world.advance(TimeDelta::days(3));
     let restorer = world.token("ann", "restorer");
@@ -398,7 +403,7 @@ fn the_owner_must_still_be_one_that_has_such_tokens() {
     let world = World::new();
     let token = world.token("bot", "a");
     let before = world.snapshot();
-    world.put("bot", |bot| bot.enabled(false));
+    world.put("bot", |bot| bot.with_enabled(false));
     let result = rotate(&world, &session("ada"), token, Duration::ZERO);
     assert!(matches!(result, Err(ManageError::Invalid(InvalidInput::OwnerDisabled))), "{result:?}");
     world.directory.remove(&support::home(), &id("bot"));
@@ -516,7 +521,9 @@ fn reuse_is_signalled_as_the_policy_says() {
             world.heard.take();
             let address: IpAddr = "192.0.2.1".parse().unwrap();
             let text = clan.old.plaintext.expose_secret();
-            let error = ready(world.service.verify(text, Some(address))).unwrap_err();
+            let error =
+                ready(world.service.verify(Credential::text(text).from_address(Some(address))))
+                    .unwrap_err();
             let state =
                 if overlap.is_zero() { RejectReason::Revoked } else { RejectReason::Expired };
             assert_eq!(error.reject_reason(), Some(state), "refused in any case");
@@ -685,12 +692,14 @@ fn several_services_over_one_store_tell_one_reuse() {
     rotate(&world, &session("ann"), old.token.id(), Duration::ZERO).unwrap();
     let nodes: [Service; 3] = [(); 3].map(|()| world.under(world.service.policy().clone()));
     for node in &nodes {
-        assert!(ready(node.verify(old.plaintext.expose_secret(), None)).is_err());
+        assert!(ready(node.verify(Credential::text(old.plaintext.expose_secret()))).is_err());
     }
     std::thread::scope(|scope| {
         for node in &nodes {
             scope.spawn(|| {
-                assert!(ready(node.verify(old.plaintext.expose_secret(), None)).is_err());
+                assert!(
+                    ready(node.verify(Credential::text(old.plaintext.expose_secret()))).is_err()
+                );
             });
         }
     });
@@ -702,7 +711,7 @@ fn a_successor_of_a_retired_token_lives_on_when_the_old_record_is_gone() {
     let world = World::new();
     let old = world.issue("ann", NewToken::named("a"));
     let new = rotate(&world, &world.through(&old), old.token.id(), Duration::ZERO).unwrap();
-    assert_eq!(new.token.created_by().token(), Some(old.token.id()));
+    assert_eq!(new.token.created_by().token_id(), Some(old.token.id()));
     ready(world.service.delete(&session("ann"), old.token.id())).unwrap();
     assert_eq!(world.refusal(&new), None);
     assert_eq!(world.stored(new.token.id()).state(world.now()), TokenState::Active);

@@ -3,7 +3,6 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::arithmetic_side_effects, reason = "tests")]
 
-use chrono::TimeDelta;
 use patkit::lifecycle::RefusalReason;
 use patkit::owner::cache::OwnerCacheError;
 use patkit::permission::{PermissionError, ScopeError};
@@ -13,8 +12,8 @@ use patkit::service::{Attenuation, PolicyRule};
 use patkit::store::StoreError;
 use patkit::token::{Authority, KeyId, NameError, NetworkError, NetworksError};
 use patkit::{
-    DirectoryError, InvalidInput, ManageError, NewToken, OwnerKind, PermissionDenied, Reason,
-    RejectReason, RoleCatalog, TokenEdit, TokenPolicy, Unavailable,
+    Credential, DirectoryError, InvalidInput, ManageError, NewToken, OwnerKind, PermissionDenied,
+    Reason, RejectReason, RoleCatalog, TokenEdit, TokenPolicy, Unavailable,
 };
 use std::error::Error;
 use std::time::Duration;
@@ -145,7 +144,10 @@ fn texts_of_policies_and_lifetimes() {
             &["default_lifetime", "longest_lifetime", "set"],
         ),
         of(LifetimeError::TooShort, &["lifetime", "60 s"]),
-        of(LifetimeError::TooLong { most: TimeDelta::days(30) }, &["lifetime", "30 days"]),
+        of(
+            LifetimeError::TooLong { most: Duration::from_secs(30 * 86_400) },
+            &["lifetime", "30 days"],
+        ),
         of(LifetimeError::NeverNotAllowed, &["lifetime", "ask for"]),
         of(LifetimeError::OutlivesCreator, &["lifetime", "token", "shorter"]),
         of(LifetimeError::Overflow, &["lifetime", "last date", "shorter"]),
@@ -191,7 +193,10 @@ fn texts_of_management() {
         invalid(InvalidInput::Lifetime(LifetimeError::TooShort), &["lifetime", "60 s"]),
         invalid(InvalidInput::Scope(ScopeError::TooManyEntries), &["scope", "64"]),
         invalid(InvalidInput::Networks(NetworksError::Empty), &["networks", "leave"]),
-        invalid(InvalidInput::Overlap { most: TimeDelta::days(7) }, &["overlap", "604800 s"]),
+        invalid(
+            InvalidInput::Overlap { most: Duration::from_secs(7 * 86_400) },
+            &["overlap", "604800 s"],
+        ),
         invalid(InvalidInput::OwnerUnknown, &["directory", "owner", "check"]),
         invalid(InvalidInput::OwnerDisabled, &["owner", "enable"]),
         invalid(InvalidInput::OwnerKind(OwnerKind::Internal), &["owner", "internal", "human"]),
@@ -252,7 +257,7 @@ fn texts_of_what_the_service_refuses() {
         ),
     ]);
     // The reason of a rejection is in a field for the host, because the text may reach a client.
-    let error = ready(world.service.verify("nonsense", None)).unwrap_err();
+    let error = ready(world.service.verify(Credential::text("nonsense"))).unwrap_err();
     assert_eq!(error.reject_reason(), Some(RejectReason::Malformed));
     assert_eq!(error.to_string(), "the credential was rejected");
     let roles = RoleCatalog::builder().permission("A");

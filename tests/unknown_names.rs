@@ -8,8 +8,8 @@ use patkit::policy::UnknownScopes;
 use patkit::role::{MAX_REPORTED_NAMES, RoleError, UnknownName};
 use patkit::service::InvalidInput;
 use patkit::{
-    AuditEvent, AuditSink, DeclaredPermission, ManageError, NewToken, Owner, Permission,
-    PermissionDenied, RoleCatalog, TokenEdit, TokenPolicy,
+    AuditEvent, AuditSink, Credential, DeclaredPermission, ManageError, NewToken, Owner,
+    Permission, PermissionDenied, RoleCatalog, TokenEdit, TokenPolicy,
 };
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,11 +19,15 @@ use support::{Service, World, grants, home, ready, session};
 /// Returns a catalogue with granted and declared permissions, and with `*`, which makes nothing
 /// known.
 fn catalog() -> RoleCatalog {
-    RoleCatalog::standard()
+    RoleCatalog::standard_builder()
         .grant("member", ["deployments:write", "buckets:*"])
         .grant("admin", ["*"])
         .permission("deployments:read")
-        .permission(DeclaredPermission::new("reports:daily:print").label("Print").group("Reports"))
+        .permission(
+            DeclaredPermission::new("reports:daily:print")
+                .with_label("Print")
+                .with_group("Reports"),
+        )
         .build()
         .unwrap()
 }
@@ -148,7 +152,7 @@ fn unknown_entries_are_allowed_where_the_policy_says_so() {
     ready(strict.restore(&ann, id)).unwrap();
     let rotated = ready(strict.rotate(&ann, id, Duration::ZERO)).unwrap();
     assert_eq!(rotated.token.scope(), made.token.scope());
-    assert!(ready(strict.verify(rotated.plaintext.expose_secret(), None)).is_ok());
+    assert!(ready(strict.verify(Credential::text(rotated.plaintext.expose_secret()))).is_ok());
 }
 
 #[test]
@@ -162,7 +166,7 @@ fn a_service_token_may_have_what_its_owner_holds() {
 
 #[test]
 fn declared_permissions_are_checked() {
-    let build = RoleCatalog::standard;
+    let build = RoleCatalog::standard_builder;
     for (text, expected) in [
         ("", PermissionError::Empty),
         ("a:*", PermissionError::NotConcrete { at: 2 }),
@@ -176,7 +180,7 @@ fn declared_permissions_are_checked() {
             RoleError::BadPermission { permission: text.to_owned(), source: expected }
         );
     }
-    let twice = build().permission("a").permission(DeclaredPermission::new("a").label("A"));
+    let twice = build().permission("a").permission(DeclaredPermission::new("a").with_label("A"));
     assert_eq!(
         twice.build().unwrap_err(),
         RoleError::DuplicatePermission { permission: "a".to_owned() }
@@ -187,11 +191,8 @@ fn declared_permissions_are_checked() {
 
     let catalog = catalog();
     let [read, print] = catalog.declared() else { panic!("{:?}", catalog.declared()) };
-    assert_eq!(
-        (read.as_str(), read.label_text(), read.group_text()),
-        ("deployments:read", None, None)
-    );
-    assert_eq!((print.label_text(), print.group_text()), (Some("Print"), Some("Reports")));
+    assert_eq!((read.as_str(), read.label(), read.group()), ("deployments:read", None, None));
+    assert_eq!((print.label(), print.group()), (Some("Print"), Some("Reports")));
     for (text, known) in [
         ("deployments:read", true),
         ("buckets:any", true),
@@ -248,7 +249,7 @@ fn an_unknown_role_of_an_owner_is_reported_once() {
     for round in 0..3 {
         // Each round puts a new value, as a directory does that queries a database.
         world.put("ann", |owner| {
-            owner.role("member").role("memer").role(&format!("odd-{}", round % 2))
+            owner.with_role("member").with_role("memer").with_role(&format!("odd-{}", round % 2))
         });
         assert!(world.verify(&token).is_ok());
         ready(world.service.standing(&session("ann"))).unwrap();
@@ -261,8 +262,9 @@ fn an_unknown_role_of_an_owner_is_reported_once() {
 fn any_number_of_unknown_roles_takes_bounded_memory() {
     let (world, unknown) = watched();
     let many: Vec<String> = (0..100_000).map(|n| format!("role-{n}")).collect();
-    world
-        .put("ann", |owner| many.iter().fold(owner.role("member"), |owner, role| owner.role(role)));
+    world.put("ann", |owner| {
+        many.iter().fold(owner.with_role("member"), |owner, role| owner.with_role(role))
+    });
     assert!(ready(world.service.standing(&session("ann"))).unwrap().manages_tokens);
     let reported = unknown.roles();
     assert_eq!(reported.len(), MAX_REPORTED_NAMES);
@@ -280,7 +282,7 @@ fn a_reported_name_is_cut() {
         ["x".repeat(1 << 20), "é".repeat(1 << 20), format!("x{}", "\u{10ffff}".repeat(1 << 18))]
     {
         let (world, unknown) = watched();
-        world.put("ann", |owner| owner.role(&long));
+        world.put("ann", |owner| owner.with_role(&long));
         ready(world.service.standing(&session("ann"))).unwrap();
         let [name] = &unknown.roles()[..] else { panic!("{}", unknown.roles().len()) };
         assert!((125..=128).contains(&name.len()) && long.starts_with(name.as_str()), "{name}");
@@ -340,9 +342,9 @@ fn racing_reports_of_one_name_are_one() {
                 for n in 0..200 {
                     let owner =
                         Owner::new(support::id("x"), patkit::OwnerKind::Human).in_realm(home());
-                    let owner = owner.grants(grants(&["a:b"])).role(&format!("odd-{n}"));
+                    let owner = owner.with_grants(grants(&["a:b"])).with_role(&format!("odd-{n}"));
                     let catalog = world.service.roles();
-                    catalog.resolve(owner.roles(), owner.direct_grants());
+                    catalog.resolve(owner.roles(), owner.grants());
                 }
             });
         }

@@ -14,8 +14,8 @@ use patkit::service::{BuildError, RejectReason, TokenServiceBuilder};
 use patkit::store::{ChangeBatch, ListQuery, Page, Touch};
 use patkit::token::{ActorRef, LastUse};
 use patkit::{
-    Actor, AuditEvent, IssuedToken, MemoryDirectory, MemoryStore, NewToken, Reason, StoreError,
-    Token, TokenId, TokenPolicy, TokenService, TokenStore,
+    Actor, AuditEvent, Credential, IssuedToken, MemoryDirectory, MemoryStore, NewToken, Reason,
+    StoreError, Token, TokenId, TokenPolicy, TokenService, TokenStore,
 };
 use std::collections::HashSet;
 use std::net::IpAddr;
@@ -125,7 +125,8 @@ fn plain() -> (World, Service) {
 
 fn use_from(service: &Service, issued: &IssuedToken, peer: Option<&str>) {
     let peer = peer.map(|peer| peer.parse().unwrap());
-    ready(service.verify(issued.plaintext.expose_secret(), peer)).unwrap();
+    ready(service.verify(Credential::text(issued.plaintext.expose_secret()).from_address(peer)))
+        .unwrap();
 }
 
 fn use_it(service: &Service, issued: &IssuedToken) {
@@ -139,7 +140,7 @@ fn use_all(service: &Service, tokens: &[IssuedToken]) {
 }
 
 fn refuse(service: &Service, issued: &IssuedToken) -> RejectReason {
-    let result = ready(service.verify(issued.plaintext.expose_secret(), None));
+    let result = ready(service.verify(Credential::text(issued.plaintext.expose_secret())));
     result.unwrap_err().reject_reason().unwrap()
 }
 
@@ -208,8 +209,8 @@ fn no_refusal_is_recorded() {
     let kind = world.issue("bot", new("kind"));
     ready(service.revoke(&Actor::system(), revoked.token.id(), Reason::System)).unwrap();
     world.advance(TimeDelta::days(1));
-    world.put("bob", |bob| bob.enabled(false));
-    world.put("mia", |mia| mia.valid_after(world.now()));
+    world.put("bob", |bob| bob.with_enabled(false));
+    world.put("mia", |mia| mia.with_tokens_valid_after(world.now()));
     world.directory.remove(&home(), &support::id("ada"));
     world.directory.put(patkit::Owner::new(support::id("bot"), patkit::OwnerKind::Human));
     for (issued, expected) in [
@@ -223,8 +224,8 @@ fn no_refusal_is_recorded() {
     ] {
         assert_eq!(refuse(&service, issued), expected);
     }
-    assert!(ready(service.verify("acme_pat_", None)).is_err());
-    assert!(ready(service.verify_header(None, None)).is_err());
+    assert!(ready(service.verify(Credential::text("acme_pat_"))).is_err());
+    assert!(ready(service.verify(Credential::headers(None::<&str>))).is_err());
     assert_eq!(service.usage().pending, 0);
     flush(&service);
     assert!(service.store().sizes().is_empty());
@@ -335,7 +336,13 @@ fn two_services_write_the_later_of_their_uses_whoever_flushes_last() {
     let (world, late) = plain();
     let issued = one(&world);
     let early = world.under(TokenPolicy::default());
-    ready(early.verify(issued.plaintext.expose_secret(), Some([192, 0, 2, 1].into()))).unwrap();
+    ready(
+        early.verify(
+            Credential::text(issued.plaintext.expose_secret())
+                .from_address(Some([192, 0, 2, 1].into())),
+        ),
+    )
+    .unwrap();
     world.clock.set(after(300));
     use_from(&late, &issued, Some("192.0.2.2"));
     flush(&late);
@@ -655,9 +662,18 @@ fn a_refusal_of_a_known_token_is_told_at_once_and_stored_with_the_next_flush() {
     for expected in 1..=3 {
         world.advance(TimeDelta::seconds(1));
         let peer = Some([192, 0, 2, 1].into());
-        assert!(ready(service.verify(issued.plaintext.expose_secret(), peer)).is_err());
+        assert!(
+            ready(
+                service
+                    .verify(Credential::text(issued.plaintext.expose_secret()).from_address(peer))
+            )
+            .is_err()
+        );
         told(expected);
-        assert!(ready(service.verify("acme_pat_", None)).is_err(), "no token, no event");
+        assert!(
+            ready(service.verify(Credential::text("acme_pat_"))).is_err(),
+            "no token, no event"
+        );
         told(expected);
     }
     assert!(stored_refusals(&world).is_empty(), "nothing is written by the request itself");
@@ -851,7 +867,7 @@ fn a_use_that_is_written_days_later_does_not_move_the_last_use_back() {
     assert!(ready(service.flush()).is_err());
     // Meanwhile another node records a later use.
     world.advance(TimeDelta::days(5));
-    ready(other.verify(issued.plaintext.expose_secret(), None)).unwrap();
+    ready(other.verify(Credential::text(issued.plaintext.expose_secret()))).unwrap();
     ready(other.flush()).unwrap();
     service.store().down.store(false, Ordering::SeqCst);
     flush(&service);
@@ -869,10 +885,12 @@ fn an_ipv4_mapped_address_counts_as_ipv4_everywhere() {
         for issued in [&bound, &mapped, &all] {
             world.advance(TimeDelta::seconds(60));
             let peer: IpAddr = peer.parse().unwrap();
-            let verified =
-                ready(service.verify(issued.plaintext.expose_secret(), Some(peer))).unwrap();
-            assert_eq!(verified.peer(), Some(plain));
-            assert_eq!(ready(service.recheck(&verified)).unwrap().peer(), Some(plain));
+            let verified = ready(service.verify(
+                Credential::text(issued.plaintext.expose_secret()).from_address(Some(peer)),
+            ))
+            .unwrap();
+            assert_eq!(verified.address(), Some(plain));
+            assert_eq!(ready(service.recheck(&verified)).unwrap().address(), Some(plain));
             flush(&service);
             assert_eq!(last_used(&world, issued).unwrap().address, Some(plain));
         }
@@ -881,13 +899,24 @@ fn an_ipv4_mapped_address_counts_as_ipv4_everywhere() {
         let name = peer;
         let peer: IpAddr = peer.parse().unwrap();
         let one = world.issue("ann", NewToken::named("one"));
-        let through = Actor::token(
-            &ready(service.verify(one.plaintext.expose_secret(), Some(peer))).unwrap(),
-        );
+        let through =
+            Actor::token(
+                &ready(service.verify(
+                    Credential::text(one.plaintext.expose_secret()).from_address(Some(peer)),
+                ))
+                .unwrap(),
+            );
         ready(service.rename(&through, one.token.id(), name)).unwrap();
         ready(service.revoke(&session("ann").from_address(peer), one.token.id(), Reason::Owner))
             .unwrap();
-        assert!(ready(service.verify(one.plaintext.expose_secret(), Some(peer))).is_err());
+        assert!(
+            ready(
+                service.verify(
+                    Credential::text(one.plaintext.expose_secret()).from_address(Some(peer))
+                )
+            )
+            .is_err()
+        );
         let told = world.heard.take();
         assert_eq!(told.len(), 3, "{told:?}");
         assert!(told.iter().all(|event| event.address == Some(plain)), "{told:?}");
@@ -924,7 +953,7 @@ fn nodes_with_different_primary_keys_do_not_move_a_record_to_and_fro() {
         for service in [&old, &new] {
             for issued in [&made_by_old, &made_by_new] {
                 world.advance(TimeDelta::seconds(60));
-                ready(service.verify(issued.plaintext.expose_secret(), None)).unwrap();
+                ready(service.verify(Credential::text(issued.plaintext.expose_secret()))).unwrap();
                 ready(service.flush()).unwrap();
             }
         }

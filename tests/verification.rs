@@ -20,7 +20,7 @@ use patkit::service::{RejectReason, Rejected, Unavailable, VerifyError};
 use patkit::store::{ChangeBatch, KeyChecks, ListQuery, Page, Touch};
 use patkit::token::{ActorRef, Brand, ForeignDigest, KeyId, StoredDigest, TokenFormat};
 use patkit::{
-    Actor, Clock, Directory, DirectoryError, Grant, IssuedToken, Keyring, ManualClock,
+    Actor, Clock, Credential, Directory, DirectoryError, Grant, IssuedToken, Keyring, ManualClock,
     MemoryDirectory, MemoryStore, NewToken, Owner, OwnerId, OwnerKind, Permission,
     PermissionDenied, Realm, Reason, RoleCatalog, Scope, StoreError, Token, TokenId, TokenKind,
     TokenService, TokenState, TokenStore, Verified,
@@ -116,7 +116,7 @@ fn reason<T>(result: Result<T, VerifyError>) -> RejectReason {
 }
 
 fn verify(world: &World, text: &str) -> Result<Verified, VerifyError> {
-    ready(world.service.verify(text, None))
+    ready(world.service.verify(Credential::text(text)))
 }
 
 fn header(issued: &IssuedToken) -> String {
@@ -169,8 +169,8 @@ fn each_reason_is_given_exactly_where_it_applies_and_all_look_alike_to_the_clien
             seen.push(expected);
         };
     let of = |issued: &IssuedToken| Some(issued.token.id());
-    check(R::NoCredential, None, ready(service.verify_header(None, None)));
-    check(R::InvalidRequest, None, ready(service.verify_header(Some("Bearer a b"), None)));
+    check(R::NoCredential, None, ready(service.verify(Credential::headers(None::<&str>))));
+    check(R::InvalidRequest, None, ready(service.verify(Credential::headers(Some("Bearer a b")))));
     check(R::Malformed, None, verify(&world, "acme_pat_0"));
     check(R::Unknown, Some(nowhere()), verify(&world, &unknown));
     check(R::WrongSecret, of(&good), verify(&world, &wrong(&good)));
@@ -178,9 +178,9 @@ fn each_reason_is_given_exactly_where_it_applies_and_all_look_alike_to_the_clien
     check(R::Expired, of(&expired), verify(&world, text(&expired)));
     check(R::AddressNotAllowed, of(&inside), verify(&world, text(&inside)));
     let late = bob("late");
-    world.put("bob", |bob| bob.valid_after(world.now() + MICRO));
+    world.put("bob", |bob| bob.with_tokens_valid_after(world.now() + MICRO));
     check(R::BeforeValidAfter, of(&late), verify(&world, text(&late)));
-    world.put("bob", |bob| bob.enabled(false));
+    world.put("bob", |bob| bob.with_enabled(false));
     check(R::OwnerDisabled, of(&late), verify(&world, text(&late)));
     world.directory.put(Owner::new(id("bob"), OwnerKind::Service));
     check(R::OwnerKind, of(&late), verify(&world, text(&late)));
@@ -202,12 +202,14 @@ fn each_refusal_of_a_known_token_is_audited_with_its_owner_and_its_reason() {
             ready(world.service.revoke(&Actor::system(), id, Reason::System)).unwrap();
         }),
         (R::Expired, &|world, _| world.advance(TimeDelta::days(91))),
-        (R::OwnerDisabled, &|world, _| world.put("ann", |ann| ann.enabled(false))),
+        (R::OwnerDisabled, &|world, _| world.put("ann", |ann| ann.with_enabled(false))),
         (R::OwnerUnknown, &|world, _| {
             world.directory.remove(&home(), &id("ann"));
         }),
         (R::OwnerKind, &|world, _| world.directory.put(Owner::new(id("ann"), OwnerKind::Internal))),
-        (R::BeforeValidAfter, &|world, _| world.put("ann", |ann| ann.valid_after(start() + MICRO))),
+        (R::BeforeValidAfter, &|world, _| {
+            world.put("ann", |ann| ann.with_tokens_valid_after(start() + MICRO))
+        }),
         (R::AddressNotAllowed, &|world, id| {
             world.force(id, |token| {
                 token.networks = Some(patkit::token::Networks::parse(["192.0.2.0/24"]).unwrap());
@@ -227,7 +229,10 @@ fn each_refusal_of_a_known_token_is_audited_with_its_owner_and_its_reason() {
             // A caller without the secret of the token is not named as the token.
             (wrong(&issued), ActorRef::Unproven, R::WrongSecret),
         ] {
-            let error = ready(world.service.verify(&text, address("10.0.0.1"))).unwrap_err();
+            let error = ready(
+                world.service.verify(Credential::text(&text).from_address(address("10.0.0.1"))),
+            )
+            .unwrap_err();
             assert_eq!(error.reject_reason(), Some(reason));
             let events = world.heard.take();
             let [event] = &events[..] else { panic!("{reason}: {events:?}") };
@@ -249,7 +254,7 @@ fn only_the_holder_of_the_secret_learns_what_became_of_a_token() {
         }),
         ("expired", RejectReason::Expired, &|world, _| world.advance(TimeDelta::days(91))),
         ("disabled", RejectReason::OwnerDisabled, &|world, _| {
-            world.put("ann", |ann| ann.enabled(false));
+            world.put("ann", |ann| ann.with_enabled(false));
         }),
         ("gone", RejectReason::OwnerUnknown, &|world, _| {
             world.directory.remove(&home(), &id("ann"));
@@ -258,7 +263,7 @@ fn only_the_holder_of_the_secret_learns_what_became_of_a_token() {
             world.directory.put(Owner::new(id("ann"), OwnerKind::Internal));
         }),
         ("reused id", RejectReason::BeforeValidAfter, &|world, _| {
-            world.put("ann", |ann| ann.valid_after(start() + TimeDelta::days(1)));
+            world.put("ann", |ann| ann.with_tokens_valid_after(start() + TimeDelta::days(1)));
         }),
         ("elsewhere", RejectReason::AddressNotAllowed, &|world, id| {
             world.force(id, |token| {
@@ -306,7 +311,10 @@ fn a_digest_under_the_number_of_another_key_opens_nothing() {
     let issued = world.issue("ann", named("one"));
     for keys in [&[KEY_2_AS_1][..], &[KEY_1_AS_2, KEY_2_AS_1]] {
         let service = with_keys(&world, keys);
-        assert_eq!(reason(ready(service.verify(text(&issued), None))), RejectReason::WrongSecret);
+        assert_eq!(
+            reason(ready(service.verify(Credential::text(text(&issued))))),
+            RejectReason::WrongSecret
+        );
     }
 }
 
@@ -343,7 +351,7 @@ fn a_token_whose_key_is_missing_is_unavailable_whatever_secret_is_presented() {
     ready(world.service.revoke(&Actor::system(), other.token.id(), Reason::System)).unwrap();
     let service = with_keys(&world, &[KEY_2]);
     for text in [text(&issued).to_owned(), wrong(&issued), text(&other).to_owned()] {
-        let error = ready(service.verify(&text, None)).unwrap_err();
+        let error = ready(service.verify(Credential::text(&text))).unwrap_err();
         assert_eq!(error.reject_reason(), None);
         let VerifyError::Unavailable(Unavailable::KeyMissing(key)) = error else {
             panic!("{error}")
@@ -352,10 +360,10 @@ fn a_token_whose_key_is_missing_is_unavailable_whatever_secret_is_presented() {
     }
     // Without a record, no key can be missing.
     let unknown = forged(text(&issued), |text| text.replace_range(ID, &nowhere().to_string()));
-    assert_eq!(reason(ready(service.verify(&unknown, None))), RejectReason::Unknown);
+    assert_eq!(reason(ready(service.verify(Credential::text(&unknown)))), RejectReason::Unknown);
     ready(service.flush()).unwrap();
     assert_eq!(service.usage().pending, 0);
-    ready(with_keys(&world, &[KEY_2, KEY_1]).verify(text(&issued), None)).unwrap();
+    ready(with_keys(&world, &[KEY_2, KEY_1]).verify(Credential::text(text(&issued)))).unwrap();
 }
 
 #[test]
@@ -370,9 +378,12 @@ fn a_verification_moves_a_token_to_the_primary_key_and_the_old_one_may_go() {
     let (one, two) = (KeyId::new(1), KeyId::new(2));
     let service = with_keys(&world, &[KEY_2, KEY_1]);
     assert_eq!(counts(), [(one, 2)]);
-    ready(service.verify(text(&used), None)).unwrap();
+    ready(service.verify(Credential::text(text(&used)))).unwrap();
     assert_eq!(counts(), [(one, 2)], "the request itself writes nothing");
-    assert_eq!(reason(ready(service.verify(&wrong(&idle), None))), RejectReason::WrongSecret);
+    assert_eq!(
+        reason(ready(service.verify(Credential::text(&wrong(&idle))))),
+        RejectReason::WrongSecret
+    );
     world.heard.take();
     ready(service.flush()).unwrap();
     assert_eq!(counts(), [(one, 1), (two, 1)]);
@@ -383,7 +394,7 @@ fn a_verification_moves_a_token_to_the_primary_key_and_the_old_one_may_go() {
     };
     assert_eq!(redigested(world.heard.take()), [used.token.id()]);
     assert_eq!(redigested(world.events()), [used.token.id()]);
-    ready(service.verify(text(&used), None)).unwrap();
+    ready(service.verify(Credential::text(text(&used)))).unwrap();
     ready(service.flush()).unwrap();
     assert_eq!(redigested(world.events()), [used.token.id()], "once");
     let (before, after) = (&used.token, world.stored(used.token.id()));
@@ -391,16 +402,19 @@ fn a_verification_moves_a_token_to_the_primary_key_and_the_old_one_may_go() {
     assert_eq!((after.facts.expires_at, &after.name), (before.expires_at(), before.name()));
 
     let later = with_keys(&world, &[KEY_2]);
-    ready(later.verify(text(&used), None)).unwrap();
-    assert_eq!(reason(ready(later.verify(&wrong(&used), None))), RejectReason::WrongSecret);
+    ready(later.verify(Credential::text(text(&used)))).unwrap();
+    assert_eq!(
+        reason(ready(later.verify(Credential::text(&wrong(&used))))),
+        RejectReason::WrongSecret
+    );
     assert!(matches!(
-        ready(later.verify(text(&idle), None)),
+        ready(later.verify(Credential::text(text(&idle)))),
         Err(VerifyError::Unavailable(Unavailable::KeyMissing(key))) if key == one
     ));
     // The old node does not know the new key yet, so that it fails closed with an operational
     // error.
     assert!(matches!(
-        ready(world.service.verify(text(&used), None)),
+        ready(world.service.verify(Credential::text(text(&used)))),
         Err(VerifyError::Unavailable(Unavailable::KeyMissing(key))) if key == two
     ));
 }
@@ -411,26 +425,29 @@ fn a_change_between_a_verification_and_the_move_of_its_digest_is_not_undone() {
     let issued = world.issue("ann", named("one"));
     let token = issued.token.id();
     let service = with_keys(&world, &[KEY_2, KEY_1]);
-    ready(service.verify(text(&issued), None)).unwrap();
+    ready(service.verify(Credential::text(text(&issued)))).unwrap();
     ready(service.revoke(&Actor::system(), token, Reason::System)).unwrap();
     let revoked = world.stored(token);
     ready(service.flush()).unwrap();
     let after = world.stored(token);
     assert_eq!((&after.facts, after.version), (&revoked.facts, revoked.version));
     assert_eq!(after.digest, revoked.digest);
-    assert_eq!(reason(ready(service.verify(text(&issued), None))), RejectReason::Revoked);
+    assert_eq!(
+        reason(ready(service.verify(Credential::text(text(&issued))))),
+        RejectReason::Revoked
+    );
 
     ready(service.restore(&Actor::system(), token)).unwrap();
-    ready(service.verify(text(&issued), None)).unwrap();
+    ready(service.verify(Credential::text(text(&issued)))).unwrap();
     ready(service.rename(&session("ann"), token, "other")).unwrap();
     ready(service.flush()).unwrap();
     assert_eq!(world.stored(token).name.as_str(), "other");
     assert_eq!(ready(world.store.tokens_per_key()).unwrap(), [(KeyId::new(1), 1)]);
-    ready(service.verify(text(&issued), None)).unwrap();
+    ready(service.verify(Credential::text(text(&issued)))).unwrap();
     ready(service.flush()).unwrap();
     assert_eq!(ready(world.store.tokens_per_key()).unwrap(), [(KeyId::new(2), 1)]);
 
-    ready(with_keys(&world, &[KEY_1, KEY_2]).verify(text(&issued), None)).unwrap();
+    ready(with_keys(&world, &[KEY_1, KEY_2]).verify(Credential::text(text(&issued)))).unwrap();
     ready(service.revoke(&Actor::system(), token, Reason::System)).unwrap();
     ready(service.delete(&session("ann"), token)).unwrap();
     ready(service.flush()).unwrap();
@@ -444,11 +461,11 @@ fn refusals_move_no_digest() {
     let disabled = world.issue("bob", named("disabled"));
     let elsewhere = world.issue("ann", named("elsewhere").networks(["10.0.0.0/8"]));
     ready(world.service.revoke(&Actor::system(), revoked.token.id(), Reason::System)).unwrap();
-    world.put("bob", |bob| bob.enabled(false));
+    world.put("bob", |bob| bob.with_enabled(false));
     let service = with_keys(&world, &[KEY_2, KEY_1]);
     for issued in [&revoked, &disabled, &elsewhere] {
-        rejected(ready(service.verify(text(issued), None)));
-        rejected(ready(service.verify(&wrong(issued), None)));
+        rejected(ready(service.verify(Credential::text(text(issued)))));
+        rejected(ready(service.verify(Credential::text(&wrong(issued)))));
     }
     let before = world.snapshot();
     ready(service.flush()).unwrap();
@@ -490,7 +507,7 @@ fn a_disabled_owner_stops_every_token_at_once_and_enabling_starts_them_again() {
     let world = World::new();
     let (one, two) = (world.issue("ann", named("one")), world.issue("ann", named("two")));
     for _ in 0..3 {
-        world.put("ann", |ann| ann.enabled(false));
+        world.put("ann", |ann| ann.with_enabled(false));
         assert_eq!(world.refusal(&one), Some(RejectReason::OwnerDisabled));
         assert_eq!(world.refusal(&two), Some(RejectReason::OwnerDisabled));
         world.put("ann", |ann| ann);
@@ -529,10 +546,10 @@ fn valid_after_refuses_what_was_made_before_it_to_the_microsecond() {
         (DateTime::<Utc>::MIN_UTC, None),
         (DateTime::<Utc>::MAX_UTC, Some(RejectReason::BeforeValidAfter)),
     ] {
-        world.put("ann", |ann| ann.valid_after(after));
+        world.put("ann", |ann| ann.with_tokens_valid_after(after));
         assert_eq!(world.refusal(&issued), expected, "{after}");
     }
-    world.put("ann", |ann| ann.valid_after(start() + MICRO));
+    world.put("ann", |ann| ann.with_tokens_valid_after(start() + MICRO));
     world.advance(MICRO);
     let new = world.issue("ann", named("new"));
     assert_eq!(world.refusal(&new), None, "a new token works");
@@ -561,8 +578,9 @@ const LAG: TimeDelta = TimeDelta::milliseconds(10);
 fn a_coarse_clock_delays_an_expiry_and_nothing_else() {
     let clock = Arc::new(ManualClock::at(start()));
     let world = World::built(|builder| builder.clock(Behind(clock.clone()))).unwrap();
-    let refusal =
-        |issued: &IssuedToken| ready(world.service.verify(text(issued), None)).map(drop).err();
+    let refusal = |issued: &IssuedToken| {
+        ready(world.service.verify(Credential::text(text(issued)))).map(drop).err()
+    };
     let refusal = |issued: &IssuedToken| refusal(issued).and_then(|error| error.reject_reason());
     let make = |name: &str| {
         ready(world.service.generate(&session("ann"), named(name).expires_in_days(1))).unwrap()
@@ -570,7 +588,7 @@ fn a_coarse_clock_delays_an_expiry_and_nothing_else() {
 
     let issued = make("new");
     assert_eq!(refusal(&issued), None, "a new token works at once");
-    world.put("ann", |ann| ann.valid_after(start()).role("member"));
+    world.put("ann", |ann| ann.with_tokens_valid_after(start()).with_role("member"));
     assert_eq!(refusal(&issued), None, "also where no earlier one does");
 
     let rotated = make("rotated");
@@ -611,7 +629,7 @@ fn a_token_follows_the_roles_of_its_owner_at_once() {
     ];
     for (roles, direct, expected) in table {
         world.put("mia", |mia| {
-            roles.iter().fold(mia, |mia, role| mia.role(role)).grants(grants(direct))
+            roles.iter().fold(mia, |mia, role| mia.with_role(role)).with_grants(grants(direct))
         });
         let seen = ["tokens:manage", "service-tokens:manage", "datastores:read"].map(able);
         assert_eq!(seen, expected, "{roles:?} {direct:?}");
@@ -631,12 +649,13 @@ fn what_was_verified_keeps_what_it_allowed_then() {
 fn an_owner_shared_by_services_with_two_catalogues_is_judged_by_each_by_its_own() {
     let world = World::new();
     let issued = world.issue("mia", named("one"));
-    let roles = RoleCatalog::builder().role("manager", &[], &["other:read"]).build().unwrap();
+    let roles =
+        RoleCatalog::builder().role("manager").grant("manager", ["other:read"]).build().unwrap();
     let other = builder(world.store.clone(), world.directory.clone(), world.clock.clone());
     let other = other.roles(roles).build().unwrap();
     for _ in 0..2 {
         let here = world.verify(&issued).unwrap();
-        let there = ready(other.verify(text(&issued), None)).unwrap();
+        let there = ready(other.verify(Credential::text(text(&issued)))).unwrap();
         assert!(here.require("tokens:manage").is_ok() && here.require("other:read").is_err());
         assert!(there.require("tokens:manage").is_err() && there.require("other:read").is_ok());
         assert!(!there.effective_permissions().allows_str("tokens:manage").unwrap());
@@ -667,9 +686,11 @@ fn networks_admit_the_addresses_in_them_and_no_missing_one() {
         ("::", false),
     ];
     for (peer, fits) in table {
-        let result = ready(world.service.verify(text(&issued), address(peer)));
+        let result = ready(
+            world.service.verify(Credential::text(text(&issued)).from_address(address(peer))),
+        );
         let verified = match result {
-            Ok(verified) => Some(verified.peer()),
+            Ok(verified) => Some(verified.address()),
             Err(error) => {
                 assert_eq!(error.reject_reason(), Some(RejectReason::AddressNotAllowed), "{peer}");
                 None
@@ -677,7 +698,8 @@ fn networks_admit_the_addresses_in_them_and_no_missing_one() {
         };
         let canonical = || address(peer).map(|address| address.to_canonical());
         assert_eq!(verified, fits.then(canonical), "{peer}");
-        ready(world.service.verify(text(&free), address(peer))).unwrap();
+        ready(world.service.verify(Credential::text(text(&free)).from_address(address(peer))))
+            .unwrap();
     }
     assert_eq!(world.refusal(&issued), Some(RejectReason::AddressNotAllowed), "no address");
     assert_eq!(world.refusal(&free), None);
@@ -686,7 +708,7 @@ fn networks_admit_the_addresses_in_them_and_no_missing_one() {
 #[test]
 fn permissions_that_are_none_are_denied_to_everybody() {
     let world = World::new();
-    world.put("ada", |ada| ada.grants(grants(&["*"])));
+    world.put("ada", |ada| ada.with_grants(grants(&["*"])));
     let all = world.verify(&world.issue("ada", named("all"))).unwrap();
     all.require("datastores:read").unwrap();
     for text in [
@@ -762,12 +784,12 @@ proptest! {
         scope in prop::option::of(prop::collection::vec(grant_text(), 0..4)),
     ) {
         let world = World::built(|builder| {
-            builder.roles(RoleCatalog::standard().role("host", &[], &[]).grant("host", &role).build().unwrap())
+            builder.roles(RoleCatalog::standard_builder().role("host").grant("host", &role).build().unwrap())
         }).unwrap();
         let new = scope.iter().fold(named("one"), |new, scope| new.scope(scope.clone()));
         let issued = world.issue("ada", new);
         let parse = |texts: &[String]| texts.iter().map(|text| Grant::parse(text).unwrap()).collect::<Vec<_>>();
-        world.put("ada", |ada| ada.role("host").grants(parse(&direct)));
+        world.put("ada", |ada| ada.with_role("host").with_grants(parse(&direct)));
         let verified = world.verify(&issued).unwrap();
         let effective = verified.effective_permissions();
         let owned = parse(&direct.iter().chain(&role).cloned().collect::<Vec<_>>());
@@ -788,15 +810,18 @@ fn a_recheck_refuses_what_no_longer_works_and_sees_what_works_again() {
     let issue = || {
         let name = format!("token {}", world.tokens().len());
         let issued = world.issue("ann", named(&name).expires_in_days(30).networks(["10.0.0.0/8"]));
-        ready(world.service.verify(text(&issued), address("10.0.0.1"))).unwrap()
+        ready(
+            world.service.verify(Credential::text(text(&issued)).from_address(address("10.0.0.1"))),
+        )
+        .unwrap()
     };
     let recheck = |verified: &Verified| ready(world.service.recheck(verified));
     let verified = issue();
     let token = verified.token().id();
     let again = recheck(&verified).unwrap();
     assert_eq!(
-        (again.token().id(), again.peer(), again.owner().id()),
-        (token, verified.peer(), &id("ann"))
+        (again.token().id(), again.address(), again.owner().id()),
+        (token, verified.address(), &id("ann"))
     );
 
     ready(world.service.revoke(&session("ann"), token, Reason::Owner)).unwrap();
@@ -806,15 +831,15 @@ fn a_recheck_refuses_what_no_longer_works_and_sees_what_works_again() {
     ready(world.service.restore(&session("ann"), token)).unwrap();
     recheck(&verified).unwrap();
 
-    world.put("ann", |ann| ann.enabled(false));
+    world.put("ann", |ann| ann.with_enabled(false));
     assert_eq!(reason(recheck(&verified)), RejectReason::OwnerDisabled);
     world.directory.remove(&home(), &id("ann"));
     assert_eq!(reason(recheck(&verified)), RejectReason::OwnerUnknown);
     world.directory.put(Owner::new(id("ann"), OwnerKind::Service));
     assert_eq!(reason(recheck(&verified)), RejectReason::OwnerKind);
-    world.put("ann", |ann| ann.valid_after(start() + MICRO));
+    world.put("ann", |ann| ann.with_tokens_valid_after(start() + MICRO));
     assert_eq!(reason(recheck(&verified)), RejectReason::BeforeValidAfter);
-    world.put("ann", |ann| ann.role("member"));
+    world.put("ann", |ann| ann.with_role("member"));
     recheck(&verified).unwrap();
 
     world.force(token, |token| {
@@ -833,7 +858,7 @@ fn a_recheck_refuses_what_no_longer_works_and_sees_what_works_again() {
     assert_eq!(late.verified_at(), world.now());
     ready(world.service.flush()).unwrap();
     let used = world.stored(expiring.token().id()).last_used.unwrap();
-    assert_eq!((used.at, used.address), (world.now(), verified.peer()), "it counts as a use");
+    assert_eq!((used.at, used.address), (world.now(), verified.address()), "it counts as a use");
     world.advance(MICRO);
     assert_eq!(reason(recheck(&expiring)), RejectReason::Expired);
     assert_eq!(reason(recheck(&late)), RejectReason::Expired);
@@ -845,37 +870,42 @@ fn a_token_of_another_realm_is_unknown_whatever_its_secret_and_state() {
     let service = &world.service;
     let issued = world.issue_in(&beta(), "ann", named("one"));
     for text in [text(&issued).to_owned(), wrong(&issued)] {
-        let refusal = rejected(ready(service.verify_in(&home(), &text, None)));
+        let refusal = rejected(ready(service.verify(Credential::text(&text).in_realm(&home()))));
         assert_eq!(
             (refusal.reason, refusal.token),
             (RejectReason::Unknown, Some(issued.token.id()))
         );
         let header = format!("Bearer {text}");
         assert_eq!(
-            reason(ready(service.verify_header_in(&home(), Some(&header), None))),
+            reason(ready(service.verify(Credential::headers(Some(&header)).in_realm(&home())))),
             RejectReason::Unknown
         );
     }
-    assert_eq!(ready(service.verify_in(&beta(), text(&issued), None)).unwrap().realm(), &beta());
-    assert_eq!(ready(service.verify(text(&issued), None)).unwrap().realm(), &beta());
-    let header = header(&issued);
-    ready(service.verify_header_in(&beta(), Some(&header), None)).unwrap();
     assert_eq!(
-        reason(ready(service.verify_header_in(&beta(), None, None))),
+        ready(service.verify(Credential::text(text(&issued)).in_realm(&beta()))).unwrap().realm(),
+        &beta()
+    );
+    assert_eq!(ready(service.verify(Credential::text(text(&issued)))).unwrap().realm(), &beta());
+    let header = header(&issued);
+    ready(service.verify(Credential::headers(Some(&header)).in_realm(&beta()))).unwrap();
+    assert_eq!(
+        reason(ready(service.verify(Credential::headers(None::<&str>).in_realm(&beta())))),
         RejectReason::NoCredential
     );
     assert_eq!(
-        reason(ready(service.verify_in(&Realm::new("gamma").unwrap(), text(&issued), None))),
+        reason(ready(
+            service.verify(Credential::text(text(&issued)).in_realm(&Realm::new("gamma").unwrap()))
+        )),
         RejectReason::Unknown
     );
 
     ready(service.revoke(&Actor::system_in(beta()), issued.token.id(), Reason::System)).unwrap();
     assert_eq!(
-        reason(ready(service.verify_in(&home(), text(&issued), None))),
+        reason(ready(service.verify(Credential::text(text(&issued)).in_realm(&home())))),
         RejectReason::Unknown
     );
     assert_eq!(
-        reason(ready(service.verify_in(&beta(), text(&issued), None))),
+        reason(ready(service.verify(Credential::text(text(&issued)).in_realm(&beta())))),
         RejectReason::Revoked
     );
     ready(service.flush()).unwrap();
@@ -888,7 +918,7 @@ fn a_missing_key_of_another_realm_is_not_told() {
     let issued = world.issue_in(&beta(), "ann", named("one"));
     let service = with_keys(&world, &[KEY_2]);
     assert_eq!(
-        reason(ready(service.verify_in(&home(), text(&issued), None))),
+        reason(ready(service.verify(Credential::text(text(&issued)).in_realm(&home())))),
         RejectReason::Unknown
     );
 }
@@ -900,8 +930,9 @@ fn a_request_has_one_header_or_is_refused() {
     let header = header(&issued);
     let good = header.as_bytes();
     let with = |more: &[u8]| [good, more].concat();
-    let verify =
-        |headers: &[&[u8]]| ready(world.service.verify_headers(headers.iter().copied(), None));
+    let verify = |headers: &[&[u8]]| {
+        ready(world.service.verify(Credential::headers(headers.iter().copied())))
+    };
     verify(&[good]).unwrap();
     assert_eq!(reason(verify(&[])), RejectReason::NoCredential);
     assert_eq!(reason(verify(&[b"Basic YTpi"])), RejectReason::NoCredential);
@@ -992,7 +1023,7 @@ impl Directory for Asked {
 
 fn counted() -> (TokenService<Counted, Asked>, IssuedToken) {
     let directory = Asked::default();
-    directory.inner.put(Owner::new(id("ann"), OwnerKind::Human).role("member"));
+    directory.inner.put(Owner::new(id("ann"), OwnerKind::Human).with_role("member"));
     let builder = TokenService::builder(Counted::default(), directory)
         .brand("acme")
         .keyring(keyring(&[KEY_1]));
@@ -1083,14 +1114,14 @@ fn hostile_headers_are_refused_by_their_text_alone() {
         ),
     ];
     for (name, header, expected) in table {
-        let refusal = rejected(ready(service.verify_header(Some(&header), None)));
+        let refusal = rejected(ready(service.verify(Credential::headers(Some(&header)))));
         assert_eq!((refusal.reason, refusal.token), (expected, None), "{name}");
     }
     for header in
         ["bearer", "BEARER", "BeArEr", "Bearer  "].map(|scheme| format!("{scheme} {text}  "))
     {
         assert_eq!(service.store().finds.swap(0, Ordering::Relaxed), 0, "the store was not asked");
-        ready(service.verify_header(Some(&header), None)).unwrap();
+        ready(service.verify(Credential::headers(Some(&header)))).unwrap();
         assert_eq!(service.store().finds.swap(0, Ordering::Relaxed), 1);
     }
     assert_eq!(
@@ -1107,7 +1138,7 @@ fn a_long_header_costs_no_more_than_a_short_one() {
     // Scanning every byte of each header would take many minutes.
     for _ in 0..100_000 {
         assert_eq!(
-            reason(ready(service.verify_header(Some(&long), None))),
+            reason(ready(service.verify(Credential::headers(Some(&long))))),
             RejectReason::InvalidRequest
         );
     }
@@ -1120,17 +1151,20 @@ fn a_verification_asks_the_store_once_and_the_directory_only_about_what_is_prove
         let store = service.store().finds.swap(0, Ordering::Relaxed);
         (store, service.directory().finds.swap(0, Ordering::Relaxed))
     };
-    ready(service.verify(text(&issued), None)).unwrap();
+    ready(service.verify(Credential::text(text(&issued)))).unwrap();
     assert_eq!(asked(), (1, 1));
-    rejected(ready(service.verify(&wrong(&issued), None)));
+    rejected(ready(service.verify(Credential::text(&wrong(&issued)))));
     assert_eq!(asked(), (1, 0));
     let unknown = forged(text(&issued), |text| text.replace_range(ID, &nowhere().to_string()));
-    rejected(ready(service.verify(&unknown, None)));
+    rejected(ready(service.verify(Credential::text(&unknown))));
     assert_eq!(asked(), (1, 0));
     service.directory().down.store(true, Ordering::Relaxed);
-    let error = ready(service.verify(text(&issued), None)).unwrap_err();
+    let error = ready(service.verify(Credential::text(text(&issued)))).unwrap_err();
     assert!(matches!(error, VerifyError::Unavailable(Unavailable::Directory(_))));
-    assert_eq!(reason(ready(service.verify(&wrong(&issued), None))), RejectReason::WrongSecret);
+    assert_eq!(
+        reason(ready(service.verify(Credential::text(&wrong(&issued))))),
+        RejectReason::WrongSecret
+    );
     assert_eq!(service.usage().pending, 1, "the one success");
 }
 
@@ -1197,13 +1231,13 @@ fn two_services_over_one_store_see_each_others_changes_at_once() {
         ready(there.revoke(&session("ann"), token, Reason::Owner)).unwrap();
         assert_eq!(refusal(), Some(RejectReason::Revoked));
         ready(here.restore(&session("ann"), token)).unwrap();
-        ready(there.verify(text(&issued), None)).unwrap();
+        ready(there.verify(Credential::text(text(&issued)))).unwrap();
     }
     ready(there.rename(&session("ann"), token, "renamed")).unwrap();
     assert_eq!(world.verify(&issued).unwrap().token().name().as_str(), "renamed");
     let next = ready(here.rotate(&session("ann"), token, Duration::ZERO)).unwrap();
-    assert_eq!(reason(ready(there.verify(text(&issued), None))), RejectReason::Revoked);
-    ready(there.verify(text(&next), None)).unwrap();
+    assert_eq!(reason(ready(there.verify(Credential::text(text(&issued))))), RejectReason::Revoked);
+    ready(there.verify(Credential::text(text(&next)))).unwrap();
     ready(there.revoke(&session("ann"), next.token.id(), Reason::Owner)).unwrap();
     ready(there.delete(&session("ann"), next.token.id())).unwrap();
     assert_eq!(world.refusal(&next), Some(RejectReason::Unknown));
@@ -1215,8 +1249,11 @@ fn former_brands_work_and_their_kind_and_id_are_bound_as_well() {
     let issued = world.issue("ann", named("one"));
     let renamed = builder(world.store.clone(), world.directory.clone(), world.clock.clone());
     let renamed = renamed.brand("other").former_brand("acme").build().unwrap();
-    ready(renamed.verify(text(&issued), None)).unwrap();
-    assert_eq!(reason(ready(renamed.verify(&wrong(&issued), None))), RejectReason::WrongSecret);
+    ready(renamed.verify(Credential::text(text(&issued)))).unwrap();
+    assert_eq!(
+        reason(ready(renamed.verify(Credential::text(&wrong(&issued))))),
+        RejectReason::WrongSecret
+    );
     let new = ready(renamed.generate(&session("ann"), named("two"))).unwrap();
     assert!(text(&new).starts_with("other_pat_"));
     assert_eq!(reason(verify(&world, text(&new))), RejectReason::Malformed);
@@ -1301,7 +1338,7 @@ fn one_changed_character_is_refused_by_the_text_alone() {
     assert_eq!(good.len(), 81);
     let refused = |text: &str| {
         assert!(service.format().check(text).is_err(), "{text:?}");
-        let refusal = rejected(ready(service.verify(text, None)));
+        let refusal = rejected(ready(service.verify(Credential::text(text))));
         assert_eq!((refusal.reason, refusal.token), (RejectReason::Malformed, None), "{text:?}");
     };
     for place in 0..good.len() {
@@ -1336,7 +1373,7 @@ fn one_changed_character_is_refused_by_the_text_alone() {
         refused(&whole);
     }
     assert_eq!(service.store().finds.load(Ordering::Relaxed), 0, "the store was not asked");
-    ready(service.verify(good, None)).unwrap();
+    ready(service.verify(Credential::text(good))).unwrap();
 }
 
 /// Returns the tokens that a scanner finds in a text by the format's `expression` and the checksum.
@@ -1456,12 +1493,15 @@ fn a_verified_tells_what_was_verified() {
     let new = named("nightly").scope(["datastores:*"]).description("for the backup");
     let issued = world.issue("ann", new);
     world.advance(TimeDelta::seconds(5));
-    let verified = ready(world.service.verify(text(&issued), address("192.0.2.1"))).unwrap();
+    let verified = ready(
+        world.service.verify(Credential::text(text(&issued)).from_address(address("192.0.2.1"))),
+    )
+    .unwrap();
     assert_eq!(verified.token().id(), issued.token.id());
     assert_eq!(verified.token().name().as_str(), "nightly");
     assert_eq!((verified.owner().id(), verified.owner().kind()), (&id("ann"), OwnerKind::Human));
     assert_eq!(verified.token().owner_id(), verified.owner().id());
-    assert_eq!((verified.realm(), verified.peer()), (&home(), address("192.0.2.1")));
+    assert_eq!((verified.realm(), verified.address()), (&home(), address("192.0.2.1")));
     assert_eq!(verified.verified_at(), start() + TimeDelta::seconds(5));
     assert_eq!(verified.token().scope(), &Scope::only(["datastores:*"]).unwrap());
     let effective = verified.effective_permissions();

@@ -143,7 +143,7 @@ fn template() -> Token {
     let ids = ids(1);
     let tokens = builder(MemoryStore::new(), &ids).build().unwrap();
     let issued =
-        ready(tokens.generate(&Actor::session(ids[0].clone()), NewToken::named("template")))
+        ready(tokens.generate(&Actor::signed_in(ids[0].clone()), NewToken::named("template")))
             .unwrap();
     Token::clone(&ready(tokens.store().find(issued.token.id())).unwrap().unwrap())
 }

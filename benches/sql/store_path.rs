@@ -29,7 +29,7 @@ use bench_tables::places;
 use chrono::{DateTime, TimeDelta};
 use patkit::store::record::TOKEN_COLUMNS;
 use patkit::{
-    Actor, Keyring, ManualClock, MemoryDirectory, NewToken, Owner, OwnerId, OwnerKind,
+    Actor, Credential, Keyring, ManualClock, MemoryDirectory, NewToken, Owner, OwnerId, OwnerKind,
     PostgresStore, SqliteStore, TokenId, TokenPolicy, TokenService, TokenStore,
 };
 use sqlx::AssertSqlSafe;
@@ -85,7 +85,8 @@ fn service<S: TokenStore>(
     store: S,
     clock: Option<Arc<ManualClock>>,
 ) -> TokenService<S, MemoryDirectory> {
-    let users = (0..1_000).map(|number| Owner::new(owner(number), OwnerKind::Human).role("member"));
+    let users =
+        (0..1_000).map(|number| Owner::new(owner(number), OwnerKind::Human).with_role("member"));
     let builder = TokenService::builder(store, users.collect())
         .brand("acme")
         .keyring(Keyring::from_text("1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=").unwrap())
@@ -109,7 +110,8 @@ impl<S: Bare> Bench<S> {
         for (number, place) in (0..VERIFIED).zip(places(SIZE)) {
             clock.set(DateTime::from_timestamp_millis(place.cast_signed()).unwrap());
             let new = NewToken::named(&format!("ci pipeline {number}")).never_expires();
-            let issued = maker.generate(&Actor::session(owner(number % 1_000)), new).await.unwrap();
+            let issued =
+                maker.generate(&Actor::signed_in(owner(number % 1_000)), new).await.unwrap();
             tokens
                 .push((issued.token.id(), format!("Bearer {}", issued.plaintext.expose_secret())));
         }
@@ -146,7 +148,7 @@ impl<S: Bare> Bench<S> {
             Way::Bare => assert!(self.service.store().look_up(self.sql.clone(), id).await),
             Way::Find => assert!(self.service.store().find(id).await.unwrap().is_some()),
             Way::Verify => {
-                self.service.verify_header(Some(header), None).await.unwrap();
+                self.service.verify(Credential::headers(Some(header))).await.unwrap();
             }
         }
     }
@@ -188,7 +190,7 @@ impl<S: Bare> Bench<S> {
         for round in 0..20 {
             clock.advance(TimeDelta::minutes(2));
             for (_, header) in self.tokens.iter().cycle().skip(round * 1_000).take(1_000) {
-                service.verify_header(Some(header), None).await.unwrap();
+                service.verify(Credential::headers(Some(header))).await.unwrap();
             }
             let began = Instant::now();
             service.flush().await.unwrap();

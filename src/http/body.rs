@@ -5,7 +5,7 @@ use super::fields::{Fields, Refused};
 use super::{FieldError, Problem};
 use crate::OwnerId;
 use crate::permission::{Grant, MAX_SCOPE_ENTRIES, ScopeError};
-use crate::policy::LifetimeError;
+use crate::policy::{LifetimeError, whole_days};
 use crate::service::{InvalidInput, NewToken, TokenEdit, TokenPage};
 use crate::token::{
     ActorRef, Description, MAX_NETWORKS, NameError, Network, NetworkError, NetworksError, Reason,
@@ -547,7 +547,7 @@ pub(super) fn refused_by_service(input: &InvalidInput) -> (Vec<FieldError>, Stri
             of(&["allowed_networks", &place.to_string()], of_network(*source))
         }
         InvalidInput::Overlap { most } => {
-            of(&["overlap_seconds"], format!("choose {} seconds at most", most.num_seconds()))
+            of(&["overlap_seconds"], format!("choose {} seconds at most", most.as_secs()))
         }
         InvalidInput::OwnerUnknown => of(&["user_id"], "there is no such user".to_owned()),
         InvalidInput::OwnerDisabled => of(&["user_id"], "this user is disabled".to_owned()),
@@ -564,10 +564,10 @@ pub(super) fn refused_by_service(input: &InvalidInput) -> (Vec<FieldError>, Stri
 fn of_lifetime(error: LifetimeError) -> String {
     match error {
         LifetimeError::TooShort => "choose 1 day or more".to_owned(),
-        LifetimeError::TooLong { most } if most.num_days() == 0 => {
+        LifetimeError::TooLong { most } if whole_days(most) == 0 => {
             "leave the field out: no token may live as long as a day".to_owned()
         }
-        LifetimeError::TooLong { most } => format!("choose {} days at most", most.num_days()),
+        LifetimeError::TooLong { most } => format!("choose {} days at most", whole_days(most)),
         LifetimeError::NeverNotAllowed => "choose a day on which the token expires".to_owned(),
         LifetimeError::OutlivesCreator => {
             "choose an earlier day: the token cannot outlive the one that makes it".to_owned()
@@ -621,8 +621,8 @@ impl From<&ActorRef> for RevokedByBody {
     fn from(actor: &ActorRef) -> Self {
         Self {
             kind: actor.kind().to_owned(),
-            owner: actor.owner().map(|owner| owner.as_str().to_owned()),
-            token: actor.token().map(|id| id.to_string()),
+            owner: actor.owner_id().map(|owner| owner.as_str().to_owned()),
+            token: actor.token_id().map(|id| id.to_string()),
         }
     }
 }

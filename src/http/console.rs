@@ -5,6 +5,7 @@ use super::{ManagementApi, Problem, Sessions, user};
 use crate::owner::{Directory, OwnerId};
 use crate::permission::{Grant, PermissionError, PermissionSet};
 use crate::policy::TokenPolicy;
+use crate::policy::whole_days;
 use crate::store::TokenStore;
 use crate::token::Lifetime;
 use axum::Router;
@@ -238,10 +239,10 @@ struct May {
 #[derive(Serialize)]
 struct Policy {
     lifetimes: Vec<Option<i64>>,
-    default_days: Option<i64>,
-    longest_days: Option<i64>,
+    default_days: Option<u64>,
+    longest_days: Option<u64>,
     never: bool,
-    longest_overlap_seconds: i64,
+    longest_overlap_seconds: u64,
 }
 
 impl Policy {
@@ -254,10 +255,10 @@ impl Policy {
         };
         Self {
             lifetimes: policy.shown_lifetimes().iter().filter_map(days).collect(),
-            default_days: Some(policy.default_lifetime().num_days()),
-            longest_days: policy.longest_lifetime().map(|longest| longest.num_days()),
+            default_days: Some(whole_days(policy.default_lifetime())),
+            longest_days: policy.longest_lifetime().map(whole_days),
             never: policy.is_never_allowed(),
-            longest_overlap_seconds: policy.longest_overlap().num_seconds(),
+            longest_overlap_seconds: policy.longest_overlap().as_secs(),
         }
     }
 }

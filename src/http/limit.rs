@@ -129,7 +129,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn credential(number: usize) -> ActorCredential {
-        Actor::session(OwnerId::new(&format!("user {number}")).unwrap()).credential()
+        Actor::signed_in(OwnerId::new(&format!("user {number}")).unwrap()).credential()
     }
 
     fn windows(limits: &Limits) -> usize {

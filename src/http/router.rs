@@ -45,7 +45,7 @@ const MOST_DROPPED: usize = 1024 * 1024;
 ///
 /// A function is enough: `|request: &Parts| -> Option<Actor> { … }`.
 pub trait Sessions: Send + Sync + 'static {
-    /// Returns the actor of the session that a request belongs to ([`Actor::session`]). `None` if
+    /// Returns the actor of the session that a request belongs to ([`Actor::signed_in`]). `None` if
     /// nobody is signed in.
     ///
     /// It is not called for a request with a bearer token, unless that token is [foreign and

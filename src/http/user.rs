@@ -78,7 +78,7 @@ mod tests {
         let of = |realm: &str, owner: &str| {
             let realm =
                 if realm.is_empty() { Realm::default() } else { Realm::new(realm).unwrap() };
-            marker(&Actor::session_in(realm, OwnerId::new(owner).unwrap())).unwrap()
+            marker(&Actor::signed_in_to(realm, OwnerId::new(owner).unwrap())).unwrap()
         };
         let all = [
             ("", "mel"),
@@ -99,7 +99,7 @@ mod tests {
             }
         }
         let address =
-            Actor::session(OwnerId::new("mel").unwrap()).from_address([127, 0, 0, 1].into());
+            Actor::signed_in(OwnerId::new("mel").unwrap()).from_address([127, 0, 0, 1].into());
         assert_eq!(marker(&address).unwrap(), of("", "mel"));
         assert_eq!(marker(&Actor::system()), None);
     }

@@ -1,12 +1,13 @@
 //! Actors, and what an actor may do to which token.
 
 use super::error::{Attenuation, ManageError, PolicyRule, RejectReason, Rejected, Unavailable};
-use super::permissions::{SERVICE_TOKENS_MANAGE, TOKENS_MANAGE, TOKENS_OVERSEE, TOKENS_SCIM};
 use super::verified::Verified;
 use super::{InvalidInput, TokenService};
 use crate::audit::{AuditAction, AuditEvent, EventId};
 use crate::owner::{Directory, Owner, OwnerId, Realm};
-use crate::permission::{Grant, PermissionSet, Scope};
+use crate::permission::{
+    Grant, PermissionSet, SERVICE_TOKENS_MANAGE, Scope, TOKENS_MANAGE, TOKENS_OVERSEE, TOKENS_SCIM,
+};
 use crate::policy::{Oversight, TokenManagement};
 use crate::store::TokenStore;
 use crate::token::id::IdSource;
@@ -47,12 +48,12 @@ enum Who {
 
 impl Actor {
     /// Creates the actor for an owner that the host has signed in, in the default realm.
-    pub fn session(owner: OwnerId) -> Self {
-        Self::session_in(Realm::default(), owner)
+    pub fn signed_in(owner: OwnerId) -> Self {
+        Self::signed_in_to(Realm::default(), owner)
     }
 
     /// Creates the actor for an owner that the host has signed in, in this realm.
-    pub fn session_in(realm: Realm, owner: OwnerId) -> Self {
+    pub fn signed_in_to(realm: Realm, owner: OwnerId) -> Self {
         Self { who: Who::Session { realm, owner }, address: None, is_proven_by_header: false }
     }
 
@@ -64,7 +65,7 @@ impl Actor {
             owner: token.owner_id().clone(),
             id: token.id(),
         };
-        Self { who, address: verified.peer(), is_proven_by_header: false }
+        Self { who, address: verified.address(), is_proven_by_header: false }
     }
 
     /// Creates the actor for the host itself, in the default realm.

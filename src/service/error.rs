@@ -7,8 +7,8 @@ use crate::policy::LifetimeError;
 use crate::random::RandomError;
 use crate::store::{Conflict, StoreError};
 use crate::token::{KeyId, NameError, NetworksError, Reason, TokenId};
-use chrono::TimeDelta;
 use std::fmt;
+use std::time::Duration;
 
 /// Why a token was not verified.
 #[derive(Debug, thiserror::Error)]
@@ -163,7 +163,7 @@ pub enum ManageError {
     #[error("the policy forbids the operation: {0}")]
     ForbiddenByPolicy(PolicyRule),
     /// The operation is for owners, and the actor is the host itself.
-    #[error("the host itself cannot do this to a token; act as an owner, with Actor::session")]
+    #[error("the host itself cannot do this to a token; act as an owner, with Actor::signed_in")]
     NotForHost,
     /// There is no such token that the actor may see.
     #[error("there is no such token")]
@@ -326,10 +326,10 @@ pub enum InvalidInput {
     #[error(transparent)]
     Networks(NetworksError),
     /// The overlap is longer than the policy allows.
-    #[error("the overlap is too long; ask for {} s at most", most.num_seconds())]
+    #[error("the overlap is too long; ask for {} s at most", most.as_secs())]
     Overlap {
         /// The longest overlap.
-        most: TimeDelta,
+        most: Duration,
     },
     /// The directory does not know the owner.
     #[error("the directory knows no owner with this id; check the id of the owner")]

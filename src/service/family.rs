@@ -329,7 +329,7 @@ fn nearest(
 fn surviving_maker(maker: &ActorRef, gone: &HashMap<TokenId, Arc<Token>>) -> ActorRef {
     let mut maker = maker;
     for _ in 0..=gone.len() {
-        match maker.token().and_then(|id| gone.get(&id)) {
+        match maker.token_id().and_then(|id| gone.get(&id)) {
             Some(token) => maker = &token.created_by,
             None => break,
         }

@@ -3,13 +3,13 @@
 use super::actor::{Acting, Actor, Operation, Relation, check_owner, is_former};
 use super::error::{Attenuation, ManageError, store_error};
 use super::family::removal;
-use super::permissions::{SERVICE_TOKENS_MANAGE, TOKENS_MANAGE};
 use super::request::{CheckedToken, NewToken, TokenEdit};
 use super::system::host_event;
 use super::{MAX_REVOKE_TRIES, MAX_TRIES, TokenService};
 use crate::audit::AuditAction;
 use crate::lifecycle;
 use crate::owner::{Directory, Owner, OwnerId};
+use crate::permission::{SERVICE_TOKENS_MANAGE, TOKENS_MANAGE};
 use crate::policy::UnknownScopes;
 use crate::store::{
     Change, ChangeBatch, Conflict, CorruptRecord, ListBy, ListQuery, MAX_PAGE, Page, StoreError,

@@ -45,7 +45,6 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         id: TokenId,
         overlap: Duration,
     ) -> Result<IssuedToken, ManageError> {
-        let overlap = to_delta(overlap);
         for _ in 0..MAX_TRIES {
             let acting = self.acting(actor).await?;
             let (token, relation) = self.target(&acting, Operation::Rotate, id).await?;
@@ -182,7 +181,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         now: DateTime<Utc>,
     ) -> Result<(), ManageError> {
         let age = token.facts.succession.map(|succession| now.signed_duration_since(succession.at));
-        let within = age.is_some_and(|age| age <= days(self.policy.reuse_window_days()));
+        let within = age.is_some_and(|age| age <= to_delta(days(self.policy.reuse_window_days())));
         if self.policy.reuse() != ReuseSignal::RevokeFamily || !within {
             return Ok(());
         }

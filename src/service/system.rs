@@ -11,7 +11,7 @@ use crate::store::{
 };
 use crate::token::id::IdSource;
 use crate::token::{ActorRef, Authority, Reason, Revocation, Token, TokenId};
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,11 +53,11 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         };
         // Writes this node's own pending uses, so that they count.
         self.flush().await?;
-        let slack = self.policy.last_used_granularity().checked_add(&to_delta(self.flush_interval));
-        let limit =
-            slack.and_then(|slack| days(limit).checked_add(&slack)).unwrap_or(TimeDelta::MAX);
+        let slack = self.policy.last_used_granularity().saturating_add(self.flush_interval);
         let now = self.now();
-        let Some(unused_since) = now.checked_sub_signed(limit) else {
+        let Some(unused_since) =
+            now.checked_sub_signed(to_delta(days(limit).saturating_add(slack)))
+        else {
             return Ok(0);
         };
         let still = |token: &Token| token.is_idle(unused_since, Some(now));
@@ -162,7 +162,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             };
             for change in &mut batch.changes {
                 if let Change::Update(token) = change
-                    && token.created_by.owner() == Some(owner)
+                    && token.created_by.owner_id() == Some(owner)
                 {
                     Arc::make_mut(token).created_by = ActorRef::Erased;
                 }

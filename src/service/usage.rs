@@ -12,7 +12,7 @@ use crate::clock::{MAX_CLOCK_ERROR, at_micros};
 use crate::owner::{Directory, OwnerId, Realm};
 use crate::store::{Change, ChangeBatch, StoreError, StoredToken, TokenStore, Touch};
 use crate::token::{ActorRef, KeyedDigest, LastUse, StoredDigest, Token, TokenId};
-use chrono::{DateTime, TimeDelta, Utc};
+use chrono::{DateTime, Utc};
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::future::poll_fn;
@@ -75,10 +75,10 @@ pub struct UsageStats {
 }
 
 impl Usage {
-    pub(super) fn new(granularity: TimeDelta, cap: usize, refusals_audited: u32) -> Self {
+    pub(super) fn new(granularity: Duration, cap: usize, refusals_audited: u32) -> Self {
         Self {
             // The policy bounds the granularity to a day.
-            granularity_micros: granularity.num_microseconds().unwrap_or(i64::MAX),
+            granularity_micros: granularity.as_micros().try_into().unwrap_or(i64::MAX),
             filter: std::iter::repeat_with(AtomicU64::default).take(FILTER).collect(),
             pending: std::array::from_fn(|_| Mutex::default()),
             pending_len: AtomicUsize::new(0),
@@ -96,7 +96,11 @@ impl Usage {
 
     /// Creates an empty `Usage` with the same bounds.
     pub(super) fn anew(&self) -> Self {
-        Self::new(TimeDelta::microseconds(self.granularity_micros), self.cap, self.refusals_audited)
+        Self::new(
+            Duration::from_micros(self.granularity_micros.unsigned_abs()),
+            self.cap,
+            self.refusals_audited,
+        )
     }
 
     /// Records a use, unless the last use that the store knows is recent enough.

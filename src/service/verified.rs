@@ -94,7 +94,7 @@ impl Verified {
     /// Returns the address that the request came from, or `None` if the host passed none.
     ///
     /// An IPv4-mapped IPv6 address is returned as the IPv4 address in it.
-    pub fn peer(&self) -> Option<IpAddr> {
+    pub fn address(&self) -> Option<IpAddr> {
         self.peer.address()
     }
 
@@ -161,7 +161,7 @@ impl fmt::Debug for Verified {
         f.debug_struct("Verified")
             .field("token", &self.token)
             .field("owner", self.owner())
-            .field("peer", &self.peer())
+            .field("address", &self.address())
             .field("at", &self.verified_at())
             .finish_non_exhaustive()
     }

@@ -12,7 +12,7 @@ use std::sync::{Mutex, PoisonError};
 ///
 /// The host may still roll them back. [`TokenService::into_uncommitted`] returns them.
 #[derive(Debug, Default)]
-#[must_use = "after the commit, hand it to `TokenService::committed`"]
+#[must_use = "after the commit, pass it to `TokenService::after_commit`"]
 pub struct Uncommitted {
     batches: Vec<ChangeBatch>,
 }
@@ -25,7 +25,7 @@ impl Uncommitted {
 
     /// Returns the ids of the records that change with the host's commit.
     ///
-    /// A cache must invalidate them after the commit.
+    /// [`TokenService::after_commit`] invalidates them in the service's own cache.
     pub fn ids(&self) -> impl Iterator<Item = TokenId> {
         self.batches.iter().flat_map(|batch| &batch.changes).map(Change::id)
     }
@@ -42,12 +42,10 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     ///
     /// * The **audit sink** is not notified, because the change may still be rolled back.
     ///   [`into_uncommitted`](Self::into_uncommitted) returns the events, and
-    ///   [`committed`](Self::committed) notifies the sink after the commit. After a rollback, drop
-    ///   them.
-    /// * A **cache** in front of the store does not see the changes. After the commit, invalidate
-    ///   [`Uncommitted::ids`] in it (`CachedStore::invalidate`). Until then, and without the
-    ///   invalidation, it returns the old records, at most for its lifetime. Nodes that follow the
-    ///   changes are notified by the commit.
+    ///   [`after_commit`](Self::after_commit) notifies the sink. After a rollback, drop them.
+    /// * A **cache** in front of the store does not see the changes until
+    ///   [`after_commit`](Self::after_commit) invalidates them. Nodes that follow the changes are
+    ///   notified by the commit.
     /// * **Last uses** that are recorded through it are its own. Its [`flush`](Self::flush) writes
     ///   them within the transaction; without a flush they are lost. The last uses of this service
     ///   are not affected.
@@ -82,8 +80,16 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         uncommitted.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notifies the audit sink of changes that the host has committed.
-    pub fn committed(&self, uncommitted: &Uncommitted) {
+    /// Completes changes that the host has committed: invalidates them in the service's cache, and
+    /// notifies the audit sink.
+    ///
+    /// Call it on the service that [`within`](Self::within) was called on. The cache is found if the
+    /// service's store is a `CachedStore`, or a pointer to one. If a store of the host's wraps a
+    /// `CachedStore`, the host must invalidate [`Uncommitted::ids`] in it. Until then, the cache
+    /// returns the old records, at most for its lifetime.
+    pub fn after_commit(&self, uncommitted: &Uncommitted) {
+        let cache = self.store.shortcut();
+        uncommitted.ids().for_each(|id| cache.invalidate(id));
         for batch in &uncommitted.batches {
             if let Some((realm, owner)) = &batch.erase {
                 self.usage.erase(realm, owner);

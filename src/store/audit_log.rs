@@ -43,7 +43,7 @@ pub trait AuditLog: Send + Sync {
     /// empty page means that there is currently nothing to export. A store may hold back an event
     /// until every transaction that was open at its commit has ended.
     ///
-    /// Events that [`purge_events`](Self::purge_events) removed are no longer exported. Erasing an
+    /// Events that [`prune_events`](Self::prune_events) removed are no longer exported. Erasing an
     /// owner changes stored events, but not copies that were exported before.
     ///
     /// # Errors
@@ -61,7 +61,7 @@ pub trait AuditLog: Send + Sync {
     ///
     /// # Errors
     /// [`StoreError`] if the store fails.
-    fn purge_events(
+    fn prune_events(
         &self,
         before: DateTime<Utc>,
         limit: usize,

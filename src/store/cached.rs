@@ -5,7 +5,7 @@ mod lookup;
 
 use follow::Follower;
 pub(super) use lookup::Lookup;
-use lookup::{Asked, taken_apart};
+use lookup::{Asked, Epochs, Landed, lock, taken_apart};
 
 use super::{
     AuditLog, ChangeBatch, ChangeFeed, EventPage, EventQuery, ExportCursor, ExportPage, FeedEvent,
@@ -19,16 +19,12 @@ use crate::token::{KeyCheck, KeyId, Token, TokenId, TokenState};
 use arc_swap::Guard;
 use async_lock::{Mutex as AsyncMutex, MutexGuardArc, Semaphore};
 use chrono::{DateTime, Utc};
-use std::collections::HashMap;
 use std::convert::Infallible;
 use std::fmt;
-use std::hash::{BuildHasher, RandomState};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
-/// The number of epoch stripes. Two ids in one stripe occasionally cause a discarded fill.
-const STRIPES: usize = 1_024;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 /// A cache in front of any store.
 ///
@@ -58,20 +54,11 @@ const STRIPES: usize = 1_024;
 pub struct CachedStore<S> {
     store: S,
     lookup: Lookup,
-    hasher: RandomState,
-    /// Counts the invalidations in each stripe. Only the holder of a stripe's lock may fill or
-    /// invalidate its ids.
-    epochs: Box<[Mutex<u64>; STRIPES]>,
-    /// The reads under way.
-    flights: Mutex<HashMap<TokenId, Arc<AsyncMutex<Landed>>>>,
     reads: Semaphore,
     reads_begun: AtomicU64,
     is_following: AtomicBool,
     is_polling_instead: AtomicBool,
 }
-
-/// The result of a read; `None` while it is under way, or if it failed or was dropped.
-type Landed = Option<Option<Packed>>;
 
 /// Selects which answers of the store behind the cache are acceptable.
 #[derive(Clone, Copy)]
@@ -151,25 +138,19 @@ impl<S: TokenStore> CachedStore<S> {
     ///
     /// For hosts that learn of changes made elsewhere.
     pub fn invalidate(&self, id: TokenId) {
-        let mut epoch = self.epoch(id);
-        *epoch = epoch.wrapping_add(1);
-        self.lookup.found.remove(id.words());
-        self.lookup.missing.remove(id.words());
-        drop(epoch);
-        // Lookups that start from here on do not join the old read.
-        lock(&self.flights).remove(&id);
+        self.lookup.invalidate(id);
     }
 
     /// Invalidates all records. For hosts that may have missed changes made elsewhere.
     pub fn invalidate_all(&self) {
         // Every read that starts from here on has a greater number.
         self.lookup.forgotten.fetch_max(self.reads_begun.load(Ordering::SeqCst), Ordering::SeqCst);
-        lock(&self.flights).clear();
+        lock(&self.lookup.flights).clear();
     }
 
     /// Records a use in the cached record, which therefore need not be read again.
     fn note(&self, touch: Touch) {
-        let mut epoch = self.epoch(touch.id);
+        let mut epoch = self.lookup.epoch(touch.id);
         // A fill that is under way has read the previous use and must be discarded.
         *epoch = epoch.wrapping_add(1);
         if let Some(entry) = self.lookup.found.get(None, touch.id.words()) {
@@ -222,7 +203,7 @@ impl<S: TokenStore> CachedStore<S> {
 
     /// Returns the read of this id that is under way, or a new one that the caller must do.
     fn board(&self, id: TokenId) -> (Arc<AsyncMutex<Landed>>, Option<Landing<'_, S>>) {
-        let mut flights = lock(&self.flights);
+        let mut flights = lock(&self.lookup.flights);
         if let Some(flight) = flights.get(&id) {
             return (flight.clone(), None);
         }
@@ -234,7 +215,7 @@ impl<S: TokenStore> CachedStore<S> {
 
     async fn read(&self, id: TokenId, source: Source) -> Result<Option<Packed>, StoreError> {
         let _permit = self.reads.acquire().await;
-        let epoch = *self.epoch(id);
+        let epoch = *self.lookup.epoch(id);
         let number = self.reads_begun.fetch_add(1, Ordering::SeqCst).saturating_add(1);
         let asked = Asked { at: self.lookup.now().at, number };
         let found = match source {
@@ -242,7 +223,7 @@ impl<S: TokenStore> CachedStore<S> {
             Source::Current => self.store.find_current(id).await?,
         };
         let found = found.map(|token| Packed::of(&token));
-        let mut epoch_now = self.epoch(id);
+        let mut epoch_now = self.lookup.epoch(id);
         // The result is discarded if the record was changed meanwhile or if a later read was
         // cached.
         if *epoch_now == epoch && !self.lookup.has_later(id, asked) {
@@ -266,12 +247,6 @@ impl<S: TokenStore> CachedStore<S> {
         }
         drop(epoch_now);
         Ok(found)
-    }
-
-    fn epoch(&self, id: TokenId) -> MutexGuard<'_, u64> {
-        let [first, ..] = &*self.epochs;
-        let place = usize::try_from(self.hasher.hash_one(id) % 1_024).unwrap_or_default();
-        lock(self.epochs.get(place).unwrap_or(first))
     }
 }
 
@@ -352,7 +327,7 @@ struct Landing<'a, S: TokenStore> {
 
 impl<S: TokenStore> Drop for Landing<'_, S> {
     fn drop(&mut self) {
-        let mut flights = lock(&self.cache.flights);
+        let mut flights = lock(&self.cache.lookup.flights);
         // After an invalidation, another read of this id may be under way.
         let is_own = flights
             .get(&self.id)
@@ -427,8 +402,8 @@ impl<S: TokenStore + AuditLog> AuditLog for CachedStore<S> {
         self.store.export(after, limit).await
     }
 
-    async fn purge_events(&self, before: DateTime<Utc>, limit: usize) -> Result<usize, StoreError> {
-        self.store.purge_events(before, limit).await
+    async fn prune_events(&self, before: DateTime<Utc>, limit: usize) -> Result<usize, StoreError> {
+        self.store.prune_events(before, limit).await
     }
 }
 
@@ -543,19 +518,14 @@ impl<S: TokenStore> CachedStoreBuilder<S> {
                 built_at: self.clock.monotonic(),
                 clock: self.clock,
                 forgotten: AtomicU64::new(0),
+                epochs: Epochs::new(),
+                flights: Mutex::default(),
             },
             store: self.store,
-            hasher: RandomState::new(),
-            epochs: Box::new(std::array::from_fn(|_| Mutex::new(0))),
-            flights: Mutex::default(),
             reads: Semaphore::new(self.reads),
             reads_begun: AtomicU64::new(0),
             is_following: AtomicBool::new(false),
             is_polling_instead: AtomicBool::new(false),
         })
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

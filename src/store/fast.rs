@@ -59,6 +59,15 @@ impl<'a> StoreShortcut<'a> {
         }
     }
 
+    /// Invalidates a record in the crate's own cache, if this is one.
+    pub(crate) fn invalidate(self, id: TokenId) {
+        match self.0 {
+            Kind::None | Kind::Memory(_) => {}
+            #[cfg(feature = "cache")]
+            Kind::Cache(lookup) => lookup.invalidate(id),
+        }
+    }
+
     /// Returns the record, `Some(None)` if there is none, or `None` if the store must be asked.
     ///
     /// `place` is the result of [`prefetch`](Self::prefetch) for this id, or `None`.

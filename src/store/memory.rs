@@ -34,7 +34,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// A store in memory. All its contents are lost when it is dropped.
 ///
-/// Audit events stay until [`AuditLog::purge_events`] removes them. The id of every owner who ever
+/// Audit events stay until [`AuditLog::prune_events`] removes them. The id of every owner who ever
 /// had a token stays as long as the store, and so do the first 10,000 different scopes.
 pub struct MemoryStore {
     /// Boxed because it is large and a store is moved as part of a service or of a future.
@@ -225,8 +225,8 @@ impl AuditLog for MemoryStore {
         Ok(self.indexes().events.export(after, limit)?)
     }
 
-    async fn purge_events(&self, before: DateTime<Utc>, limit: usize) -> Result<usize, StoreError> {
-        Ok(self.indexes().events.purge(before, limit))
+    async fn prune_events(&self, before: DateTime<Utc>, limit: usize) -> Result<usize, StoreError> {
+        Ok(self.indexes().events.prune(before, limit))
     }
 }
 
@@ -483,7 +483,7 @@ impl Records {
             list.remove(key, |place| self.key_at(place));
         }
         self.take_out(&mut indexes.by_kind, &(details.realm().clone(), access.kind()), key);
-        if let Some(creator) = details.created_by().token() {
+        if let Some(creator) = details.created_by().token_id() {
             self.take_out(&mut indexes.by_creator, &creator, key);
         }
         if let Some(restorer) = details.restored_by() {

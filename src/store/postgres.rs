@@ -29,7 +29,7 @@
 //! let uncommitted = within.into_uncommitted();
 //! transaction.commit().await?;
 //! // The change is committed, so notify the audit sink.
-//! tokens.committed(&uncommitted);
+//! tokens.after_commit(&uncommitted);
 //! # Ok(issued.plaintext)
 //! # }
 //! ```

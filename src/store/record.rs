@@ -243,8 +243,8 @@ pub fn event_values(event: &AuditEvent) -> Vec<Value> {
 fn actor_values(actor: Option<&ActorRef>) -> [Value; 3] {
     [
         Value::Text(actor.map(|actor| actor.kind().to_owned())),
-        Value::Text(actor.and_then(ActorRef::owner).map(ToString::to_string)),
-        opt_id(actor.and_then(ActorRef::token)),
+        Value::Text(actor.and_then(ActorRef::owner_id).map(ToString::to_string)),
+        opt_id(actor.and_then(ActorRef::token_id)),
     ]
 }
 
@@ -650,7 +650,7 @@ mod tests {
             token.rename(name);
             let read = read_token(&*token_values(&token), "tokens").unwrap();
             assert_eq!((&read.owner, &read.created_by), (&token.owner, &token.created_by));
-            let maker = read.created_by.owner().unwrap().as_str();
+            let maker = read.created_by.owner_id().unwrap().as_str();
             assert_eq!(std::ptr::eq(maker, read.owner.as_str()), is_shared);
         }
     }

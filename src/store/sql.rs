@@ -511,7 +511,7 @@ impl Statements {
         )
     }
 
-    fn purge_events(&self, skip_locked: &str, before: i64, limit: usize) -> String {
+    fn prune_events(&self, skip_locked: &str, before: i64, limit: usize) -> String {
         let events = &self.events;
         format!(
             "DELETE FROM {events} WHERE seq IN (SELECT seq FROM {events} WHERE at < {before} \
@@ -1133,9 +1133,9 @@ impl<E: Engine> AuditLog for SqlStore<E> {
         Ok(ExportPage::new(events, corrupt, next))
     }
 
-    async fn purge_events(&self, before: DateTime<Utc>, limit: usize) -> Result<usize, StoreError> {
+    async fn prune_events(&self, before: DateTime<Utc>, limit: usize) -> Result<usize, StoreError> {
         let limit = limit.min(MAX_ROWS);
-        let sql = self.statements.purge_events(E::DIALECT.skip_locked, micros(before), limit);
+        let sql = self.statements.prune_events(E::DIALECT.skip_locked, micros(before), limit);
         let mut session = Session::<E>::acquire(&self.pool).await.map_err(unavailable)?;
         let mut transaction = session.begin(E::DIALECT.begin).await.map_err(unavailable)?;
         let removed = E::execute(&mut transaction, false, sql.into(), Vec::new())

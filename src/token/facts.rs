@@ -265,7 +265,7 @@ impl ActorRef {
     }
 
     /// Returns the owner. `None` if the actor is the host, erased or unproven.
-    pub const fn owner(&self) -> Option<&OwnerId> {
+    pub const fn owner_id(&self) -> Option<&OwnerId> {
         match self {
             Self::Owner(owner) | Self::Token { owner, .. } => Some(owner),
             Self::System | Self::Erased | Self::Unproven => None,
@@ -273,7 +273,7 @@ impl ActorRef {
     }
 
     /// Returns the token through which the actor acted. `None` if there is none.
-    pub const fn token(&self) -> Option<TokenId> {
+    pub const fn token_id(&self) -> Option<TokenId> {
         match self {
             Self::Token { id, .. } => Some(*id),
             Self::System | Self::Owner(_) | Self::Erased | Self::Unproven => None,
@@ -286,8 +286,8 @@ impl Serialize for ActorRef {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut actor = serializer.serialize_struct("Actor", 3)?;
         actor.serialize_field("kind", self.kind())?;
-        actor.serialize_field("owner", &self.owner())?;
-        actor.serialize_field("token", &self.token())?;
+        actor.serialize_field("owner", &self.owner_id())?;
+        actor.serialize_field("token", &self.token_id())?;
         actor.end()
     }
 }

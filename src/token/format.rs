@@ -226,8 +226,8 @@ impl TokenFormat {
 
     /// Returns whether a text starts with an accepted brand and a kind, like this host's tokens.
     #[cfg(feature = "tower")]
-    pub(crate) fn has_prefix(&self, text: &str) -> bool {
-        self.prefixes.iter().any(|prefix| text.starts_with(&*prefix.text))
+    pub(crate) fn has_prefix(&self, text: &[u8]) -> bool {
+        self.prefixes.iter().any(|prefix| text.starts_with(prefix.text.as_bytes()))
     }
 
     /// Returns a regular expression that finds this host's tokens in any text.
@@ -253,7 +253,8 @@ impl TokenFormat {
     /// # Errors
     /// [`MalformedToken`] if the text is not such a token.
     pub fn check(&self, text: &str) -> Result<(TokenKind, TokenId), MalformedToken> {
-        let presented = self.parse(text, &mut Message::room()).map_err(|_| MalformedToken)?;
+        let presented =
+            self.parse(text.as_bytes(), &mut Message::room()).map_err(|_| MalformedToken)?;
         Ok((presented.kind, presented.id))
     }
 
@@ -267,10 +268,10 @@ impl TokenFormat {
     )]
     pub(crate) fn parse<'a>(
         &self,
-        text: &'a str,
+        text: &'a [u8],
         message: &mut Message,
     ) -> Result<Presented<'a>, Unreadable> {
-        let (prefix, body) = self.split(text.as_bytes()).ok_or(Unreadable::Form)?;
+        let (prefix, body) = self.split(text).ok_or(Unreadable::Form)?;
         let (Some((checked, _)), Some(last)) =
             (body.split_last_chunk::<{ base62::CRC_DIGITS }>(), body.last_chunk())
         else {
@@ -382,7 +383,7 @@ mod tests {
             "acme_pat_08Jf7vJUPGOAzL8n0Y58m9000000000010000000000200000000003LygHa16AHYF4D0MJZ"
         );
         let mut message = Message::room();
-        let presented = format().parse(text, &mut message).unwrap();
+        let presented = format().parse(text.as_bytes(), &mut message).unwrap();
         assert_eq!((presented.kind, presented.id), (TokenKind::Personal, id()));
         let [high, low] = id().words();
         assert!(message.words().eq([high, low, 1, 2, 3, u64::MAX]));

@@ -24,8 +24,9 @@ use patkit::http::{
 use patkit::owner::DirectoryError;
 use patkit::store::{AuditLog, EventQuery};
 use patkit::{
-    Actor, Directory, Keyring, ManualClock, MemoryDirectory, MemoryStore, NewToken, Owner, OwnerId,
-    OwnerKind, Realm, Reason, RoleCatalog, TokenEdit, TokenId, TokenService, Verified,
+    Actor, Credential, Directory, Keyring, ManualClock, MemoryDirectory, MemoryStore, NewToken,
+    Owner, OwnerId, OwnerKind, Realm, Reason, RoleCatalog, TokenEdit, TokenId, TokenService,
+    Verified,
 };
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -90,7 +91,7 @@ fn id(text: &str) -> OwnerId {
 }
 
 fn session(text: &str) -> Actor {
-    Actor::session(id(text))
+    Actor::signed_in(id(text))
 }
 
 /// Signs in the user named in the cookie.
@@ -125,21 +126,23 @@ impl Host {
     }
 
     async fn wanted(wanted: Wanted) -> Self {
-        let human = |name: &str, role: &str| Owner::new(id(name), OwnerKind::Human).role(role);
+        let human = |name: &str, role: &str| Owner::new(id(name), OwnerKind::Human).with_role(role);
         let users: MemoryDirectory = [
-            human("mel", "member").named("Mel"),
+            human("mel", "member").with_name("Mel"),
             human("other", "member"),
             human("max", "manager"),
             human("ada", "admin"),
             human("guest", "guest"),
-            Owner::new(id("ci-bot"), OwnerKind::Service).role("robot"),
+            Owner::new(id("ci-bot"), OwnerKind::Service).with_role("robot"),
         ]
         .into_iter()
         .collect();
         let users = Arc::new(Users { users, is_down: AtomicBool::new(false) });
-        let roles = RoleCatalog::standard()
-            .role("guest", &[], &["data:read"])
-            .role("robot", &[], &["data:*", "service-tokens:manage"])
+        let roles = RoleCatalog::standard_builder()
+            .role("guest")
+            .grant("guest", ["data:read"])
+            .role("robot")
+            .grant("robot", ["data:*", "service-tokens:manage"])
             .grant("member", ["data:read"])
             .build()
             .unwrap();
@@ -620,7 +623,7 @@ async fn check_effect(
         let issued: IssuedBody = answer.json();
         assert_eq!(answer.header("location").unwrap(), format!("../{}", issued.token.id), "{case}");
         assert_eq!(now.successor().unwrap().to_string(), issued.token.id, "{case}");
-        host.tokens.verify(&issued.bearer_token, None).await.unwrap();
+        host.tokens.verify(Credential::text(&issued.bearer_token)).await.unwrap();
     }
 }
 
@@ -654,7 +657,7 @@ async fn lists_generation_and_the_token_in_use_answer_every_actor_by_the_tables(
                     answer.header("location").unwrap(),
                     format!("user-tokens/{}", issued.token.id)
                 );
-                host.tokens.verify(&issued.bearer_token, None).await.unwrap();
+                host.tokens.verify(Credential::text(&issued.bearer_token)).await.unwrap();
             }
             if answer.status == 200 {
                 let page: PageBody = answer.json();
@@ -1065,12 +1068,14 @@ async fn all_refused_tokens_get_one_answer_byte_for_byte() {
     let (_, elsewhere) =
         host.issue(&mel, NewToken::named("bound").networks(["192.0.2.0/24"])).await;
     let (_, disabled) = host.issue(&session("max"), NewToken::named("disabled")).await;
-    host.users.users.put(Owner::new(id("max"), OwnerKind::Human).role("manager").enabled(false));
+    host.users
+        .users
+        .put(Owner::new(id("max"), OwnerKind::Human).with_role("manager").with_enabled(false));
     let (_, gone) = host.issue(&session("other"), NewToken::named("gone")).await;
     host.users.users.remove(&Realm::default(), &id("other"));
     let (_, old) = host.issue(&session("ada"), NewToken::named("old")).await;
-    let reused = Owner::new(id("ada"), OwnerKind::Human).role("admin");
-    host.users.users.put(reused.valid_after(start() + TimeDelta::seconds(1)));
+    let reused = Owner::new(id("ada"), OwnerKind::Human).with_role("admin");
+    host.users.users.put(reused.with_tokens_valid_after(start() + TimeDelta::seconds(1)));
 
     let cases = [
         ("malformed", "acme_pat_x".to_owned()),
@@ -1434,12 +1439,12 @@ async fn a_host_of_one_tenant_takes_no_token_of_another() {
     let host = Host::new().await;
     let (here, there) = (Realm::new("here").unwrap(), Realm::new("there").unwrap());
     let mel = |realm: &Realm| {
-        Owner::new(id("mel"), OwnerKind::Human).role("member").in_realm(realm.clone())
+        Owner::new(id("mel"), OwnerKind::Human).with_role("member").in_realm(realm.clone())
     };
     let mut tokens = vec![];
     for realm in [&here, &there] {
         host.users.users.put(mel(realm));
-        let actor = Actor::session_in(realm.clone(), id("mel"));
+        let actor = Actor::signed_in_to(realm.clone(), id("mel"));
         tokens.push(host.issue(&actor, NewToken::named("one")).await.1);
     }
     let bound = Authenticator::new(host.tokens.clone()).only_realm(here);
@@ -1461,7 +1466,9 @@ async fn a_host_of_one_tenant_takes_no_token_of_another() {
 async fn a_field_that_a_call_does_not_have_is_not_named() {
     let host = Host::new().await;
     let target = host.token(Target::Service, "active").await;
-    host.users.users.put(Owner::new(id("ci-bot"), OwnerKind::Service).role("robot").enabled(false));
+    host.users
+        .users
+        .put(Owner::new(id("ci-bot"), OwnerKind::Service).with_role("robot").with_enabled(false));
     let path = format!("/user-tokens/{target}/rotate");
     let answer = host.call(&Who::Session("ada"), Method::POST, &path, Some(json!({}))).await;
     assert_eq!((answer.status, answer.pointers()), (422, vec![]), "{answer:?}");
@@ -1931,8 +1938,8 @@ async fn a_token_that_was_ended_for_its_owner_is_not_shown_as_active() {
     let id = host.token(Target::Personal, "active").await;
     let mel = Who::Session("mel");
     host.clock.advance(TimeDelta::hours(1));
-    let signed_out = Owner::new(self::id("mel"), OwnerKind::Human).role("member");
-    host.users.users.put(signed_out.valid_after(start() + TimeDelta::hours(1)));
+    let signed_out = Owner::new(self::id("mel"), OwnerKind::Human).with_role("member");
+    host.users.users.put(signed_out.with_tokens_valid_after(start() + TimeDelta::hours(1)));
     let path = format!("/user-tokens/{id}");
     let shown: Value = host.call(&mel, Method::GET, &path, None).await.json();
     assert_eq!((shown["state"].as_str(), shown["active"].as_bool()), (Some("ended"), Some(false)));
@@ -2034,7 +2041,7 @@ async fn a_change_is_bound_to_the_version_that_was_read() {
 async fn a_permission_is_not_demanded_of_a_request_that_no_layer_has_seen() {
     let host = Host::new().await;
     let (_, token) = host.issue(&session("mel"), NewToken::named("good")).await;
-    let verified = host.tokens.verify(&token, None).await.unwrap();
+    let verified = host.tokens.verify(Credential::text(&token)).await.unwrap();
     let demand = RequirePermission::new("data:read").unwrap();
     let call = async |request: Request<Body>| {
         let app: Router = Router::new()
@@ -2064,7 +2071,7 @@ async fn a_request_without_a_credential_has_no_token_whatever_was_left_in_its_ex
     let host = Host::new().await;
     let (_, token) = host.issue(&session("mel"), NewToken::named("good")).await;
     let (_, other) = host.issue(&session("other"), NewToken::named("good")).await;
-    let left = host.tokens.verify(&token, None).await.unwrap();
+    let left = host.tokens.verify(Credential::text(&token)).await.unwrap();
     for (credential, expected) in [(None, "nobody"), (Some(&other), "token of other")] {
         let mut request = Request::get("/maybe").body(Body::empty()).unwrap();
         request.extensions_mut().insert(left.clone());

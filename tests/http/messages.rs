@@ -233,7 +233,7 @@ fn a_main_that_returns_an_error_prints_the_sentence_and_its_causes() {
     // installation.
     let policy = TokenPolicy::builder().idle_limit_days(0).build().unwrap_err();
     assert_eq!(format!("{policy:?}"), policy.to_string());
-    let roles = RoleCatalog::standard().role("", &[], &[]).build().unwrap_err();
+    let roles = RoleCatalog::standard_builder().role("").build().unwrap_err();
     assert!(format!("{roles:?}").starts_with(&roles.to_string()));
     let world = World::new();
     let taken = NewToken::named("one").for_service(id("bot"));

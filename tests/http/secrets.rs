@@ -16,8 +16,8 @@ use patkit::service::BuildError;
 use patkit::store::{ListBy, ListQuery};
 use patkit::token::{ForeignDigest, KeyId, KeyedDigest, Seal, StoredDigest};
 use patkit::{
-    Actor, Directory, DirectoryError, IssuedToken, Keyring, ManageError, NewToken, Owner, OwnerId,
-    Realm, Reason, TokenEdit, TokenId, TokenService, TokenStore, VerifyError,
+    Actor, Credential, Directory, DirectoryError, IssuedToken, Keyring, ManageError, NewToken,
+    Owner, OwnerId, Realm, Reason, TokenEdit, TokenId, TokenService, TokenStore, VerifyError,
 };
 use std::error::Error;
 use std::fmt::Debug;
@@ -192,7 +192,9 @@ fn a_whole_life_shows_no_secret_no_key_and_no_digest_anywhere() {
         shown.debug(&Seal::new(KeyedDigest::new(KeyId::new(1), *digest.mac())));
         shown.debug(&StoredDigest::Foreign(ForeignDigest::new("sha256", digest.mac())));
     }
-    let verified = ready(service.verify(text, Some([10, 0, 0, 1].into()))).unwrap();
+    let verified =
+        ready(service.verify(Credential::text(text).from_address(Some([10, 0, 0, 1].into()))))
+            .unwrap();
     shown.debug(&verified);
     shown.json(verified.token());
     shown.debug(verified.owner());
@@ -207,17 +209,16 @@ fn a_whole_life_shows_no_secret_no_key_and_no_digest_anywhere() {
     let reversed: String = text.chars().rev().collect();
     for bad in [body, &text[1..], &reversed, &text[5..], &text[SECRET], &text.to_ascii_lowercase()]
     {
-        shown.result(ready(service.verify(bad, None)));
+        shown.result(ready(service.verify(Credential::text(bad))));
         shown.result(service.format().check(bad));
         shown.result(TokenId::from_str(bad));
         shown.result(patkit::token::Brand::new(bad));
         for header in
             [format!("Bearer {bad}"), bad.to_owned(), format!("Bearer {bad}, Bearer {text}")]
         {
-            shown.result(ready(service.verify_header(Some(&header), None)));
-            shown.result(patkit::bearer::credential(&header).map(str::len));
+            shown.result(ready(service.verify(Credential::headers(Some(&header)))));
             shown.result(ready(
-                service.verify_headers([header.as_bytes(), header.as_bytes()], None),
+                service.verify(Credential::headers([header.as_bytes(), header.as_bytes()])),
             ));
         }
     }
@@ -250,30 +251,30 @@ fn a_whole_life_shows_no_secret_no_key_and_no_digest_anywhere() {
     let rotated = ready(service.rotate(&ann, token, Duration::ZERO)).unwrap();
     canaries.issued(&world, &rotated);
     shown.debug(&rotated);
-    shown.result(ready(service.verify(text, None)));
-    shown.result(ready(service.verify(rotated.plaintext.expose_secret(), None)));
+    shown.result(ready(service.verify(Credential::text(text))));
+    shown.result(ready(service.verify(Credential::text(rotated.plaintext.expose_secret()))));
     shown.result(ready(service.list(&through, None, 50)));
     ready(service.revoke(&Actor::system(), rotated.token.id(), Reason::Compromised)).unwrap();
-    shown.result(ready(service.verify(rotated.plaintext.expose_secret(), None)));
+    shown.result(ready(service.verify(Credential::text(rotated.plaintext.expose_secret()))));
     shown.result(ready(service.restore(&ann, rotated.token.id())));
     shown.result(ready(service.recheck(&verified)));
     world.advance(chrono::TimeDelta::days(100));
-    shown.result(ready(service.verify(other.plaintext.expose_secret(), None)));
-    world.put("ann", |ann| ann.enabled(false));
+    shown.result(ready(service.verify(Credential::text(other.plaintext.expose_secret()))));
+    world.put("ann", |ann| ann.with_enabled(false));
     shown.result(ready(service.rename(&ann, other.token.id(), "x")));
 
     // The services that it depends on fail.
     let other_keys = Keyring::new(KeyId::new(8), b"another key, which no record needs").unwrap();
     let plain = || builder(world.store.clone(), world.directory.clone(), world.clock.clone());
     let missing = plain().keyring(other_keys).build().unwrap();
-    shown.result(ready(missing.verify(text, None)));
+    shown.result(ready(missing.verify(Credential::text(text))));
     let down = TokenService::builder(world.store.clone(), Down).brand("acme").keyring(keyring());
     let down = down.clock(world.clock.clone()).build().unwrap();
     shown.debug(&down);
-    world.put("bob", |bob| bob.role("member"));
+    world.put("bob", |bob| bob.with_role("member"));
     let living = world.generate(&session("bob"), NewToken::named("living")).unwrap();
     canaries.issued(&world, &living);
-    shown.result(ready(down.verify(living.plaintext.expose_secret(), None)));
+    shown.result(ready(down.verify(Credential::text(living.plaintext.expose_secret()))));
     shown.result(ready(down.generate(&session("bob"), NewToken::named("x"))));
     ready(service.flush()).unwrap();
     shown.debug(&service.usage());
@@ -347,7 +348,8 @@ fn a_credential_is_rejected_without_a_word_of_it() {
     let world = World::new();
     let issued = world.issue("ann", NewToken::named("one"));
     let text = issued.plaintext.expose_secret();
-    let Err(VerifyError::Rejected(rejected)) = ready(world.service.verify(&text[..80], None))
+    let Err(VerifyError::Rejected(rejected)) =
+        ready(world.service.verify(Credential::text(&text[..80])))
     else {
         panic!("accepted");
     };
@@ -365,8 +367,8 @@ mod memory {
 
     use patkit::random::{RandomError, SecureRandom};
     use patkit::{
-        Keyring, MemoryDirectory, MemoryStore, NewToken, Owner, OwnerKind, TokenService,
-        token::KeyId,
+        Credential, Keyring, MemoryDirectory, MemoryStore, NewToken, Owner, OwnerKind,
+        TokenService, token::KeyId,
     };
     use std::fs::File;
     use std::os::unix::fs::FileExt;
@@ -503,7 +505,7 @@ mod memory {
     fn live() -> Vec<Pattern> {
         let ada = support::id("ada");
         let directory: MemoryDirectory =
-            [Owner::new(ada.clone(), OwnerKind::Human).role("member")].into_iter().collect();
+            [Owner::new(ada.clone(), OwnerKind::Human).with_role("member")].into_iter().collect();
         let mut key = Zeroizing::new([0; 32]);
         unmask(&KEY, &mut *key);
         let keyring = Keyring::new(KeyId::new(1), &*key).unwrap();
@@ -521,18 +523,18 @@ mod memory {
                 "the search finds nothing of what lives: {name}"
             );
         }
-        support::ready(service.verify(text, None)).unwrap();
+        support::ready(service.verify(Credential::text(text))).unwrap();
         let mut header = Zeroizing::new(String::with_capacity(256));
         header.push_str("Bearer ");
         header.push_str(text);
-        support::ready(service.verify_header(Some(&header), None)).unwrap();
-        support::ready(service.verify(&text[..80], None)).unwrap_err();
+        support::ready(service.verify(Credential::headers(Some(&header)))).unwrap();
+        support::ready(service.verify(Credential::text(&text[..80]))).unwrap_err();
         let token = issued.token.id();
         let next = support::ready(service.rotate(&session("ada"), token, Duration::ZERO)).unwrap();
-        support::ready(service.verify(text, None)).unwrap_err();
+        support::ready(service.verify(Credential::text(text))).unwrap_err();
         support::ready(service.flush()).unwrap();
         // The last call, so that nothing overwrites what it leaves.
-        support::ready(service.verify(next.plaintext.expose_secret(), None)).unwrap();
+        support::ready(service.verify(Credential::text(next.plaintext.expose_secret()))).unwrap();
         patterns
     }
 
@@ -545,7 +547,7 @@ mod memory {
 
         let ada = support::id("ada");
         let directory: MemoryDirectory =
-            [Owner::new(ada, OwnerKind::Human).role("member")].into_iter().collect();
+            [Owner::new(ada, OwnerKind::Human).with_role("member")].into_iter().collect();
         let mut key = Zeroizing::new([0; 32]);
         unmask(&KEY, &mut *key);
         let keyring = Keyring::new(KeyId::new(1), &*key).unwrap();

@@ -49,14 +49,14 @@ impl Service<Request<Body>> for Greeter {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_grpc_service_behind_the_layer_hears_of_verified_callers_alone() {
-    let ada = Owner::new(OwnerId::new("ada").unwrap(), OwnerKind::Human).role("member");
+    let ada = Owner::new(OwnerId::new("ada").unwrap(), OwnerKind::Human).with_role("member");
     let tokens = TokenService::builder(MemoryStore::new(), MemoryDirectory::from_iter([ada]))
         .brand("acme")
         .keyring(Keyring::ephemeral().unwrap())
         .build()
         .unwrap();
     let tokens = Arc::new(tokens);
-    let actor = Actor::session(OwnerId::new("ada").unwrap());
+    let actor = Actor::signed_in(OwnerId::new("ada").unwrap());
     let issued = tokens.generate(&actor, NewToken::named("grpc")).await.unwrap();
     let narrow = tokens.generate(&actor, NewToken::named("narrow").scope([""; 0])).await.unwrap();
 

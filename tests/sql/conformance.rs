@@ -12,7 +12,8 @@ use patkit::CachedStore;
 use patkit::conformance::Suite;
 use patkit::store::DynTokenStore;
 use patkit::{
-    Actor, IssuedToken, MemoryStore, NewToken, PostgresStore, Reason, SqliteStore, TokenStore,
+    Actor, Credential, IssuedToken, MemoryStore, NewToken, PostgresStore, Reason, SqliteStore,
+    TokenStore,
 };
 use std::sync::Arc;
 use std::time::Duration;
@@ -103,7 +104,9 @@ async fn databases_behind_the_cache_are_right() {
 async fn pruning_keeps_the_family_of<S: TokenStore>(store: S) {
     let service = service(store);
     let through = async |issued: &IssuedToken| {
-        Actor::token(&service.verify(issued.plaintext.expose_secret(), None).await.unwrap())
+        Actor::token(
+            &service.verify(Credential::text(issued.plaintext.expose_secret())).await.unwrap(),
+        )
     };
     let root = service.generate(&ada(), NewToken::named("root")).await.unwrap();
     let maker = service.generate(&through(&root).await, NewToken::named("maker")).await.unwrap();
@@ -113,7 +116,7 @@ async fn pruning_keeps_the_family_of<S: TokenStore>(store: S) {
     service.revoke(&ada(), maker.token.id(), Reason::Owner).await.unwrap();
     assert_eq!(service.prune(Duration::ZERO).await.unwrap(), 2, "the maker and the predecessor");
     let kept = service.get(&ada(), successor.token.id()).await.unwrap();
-    assert_eq!(kept.created_by().token(), Some(root.token.id()));
+    assert_eq!(kept.created_by().token_id(), Some(root.token.id()));
     service.revoke(&ada(), root.token.id(), Reason::Compromised).await.unwrap();
     let kept = service.get(&ada(), successor.token.id()).await.unwrap();
     assert_eq!(kept.revocation().map(|revocation| revocation.reason), Some(Reason::Compromised));

@@ -16,8 +16,8 @@
 use patkit::audit::AuditAction;
 use patkit::store::{AuditLog, EventQuery};
 use patkit::{
-    IssuedToken, ManageError, MemoryDirectory, NewToken, PostgresStore, Realm, Reason, TokenId,
-    TokenService, TokenState, TokenStore, VerifyError,
+    Credential, IssuedToken, ManageError, MemoryDirectory, NewToken, PostgresStore, Realm, Reason,
+    TokenId, TokenService, TokenState, TokenStore, VerifyError,
 };
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use std::collections::HashMap;
@@ -150,7 +150,7 @@ async fn check<S: TokenStore + AuditLog>(service: &Service<S>, said: &HashMap<To
         );
         let is_revoked = if done == said.done { said.is_revoked } else { !said.is_revoked };
         assert_eq!(state == TokenState::Revoked, is_revoked, "{id}: {said:?}");
-        let verified = service.verify(&said.text, None).await;
+        let verified = service.verify(Credential::text(&said.text)).await;
         assert_eq!(verified.is_err(), is_revoked, "{id}: {said:?}");
     }
 }
@@ -287,7 +287,7 @@ async fn load<S: TokenStore + AuditLog>(
             tally.unknown.fetch_add(1, Ordering::Relaxed);
             return (issued.token.id(), done, unknown);
         }
-        match service.verify(issued.plaintext.expose_secret(), None).await {
+        match service.verify(Credential::text(issued.plaintext.expose_secret())).await {
             Ok(_) => assert_eq!(done % 2, 0, "a revoked token was verified"),
             Err(VerifyError::Rejected(_)) => {
                 assert_eq!(done % 2, 1, "a token that works was rejected");

@@ -258,7 +258,7 @@ async fn a_cursor_of_another_store_or_database_is_refused() {
     }
     // A table whose events were all purged is still the same database.
     let before = chrono::DateTime::from_timestamp(2_000_000_000, 0).unwrap();
-    assert_eq!(sqlite.purge_events(before, 10).await.unwrap(), 1);
+    assert_eq!(sqlite.prune_events(before, 10).await.unwrap(), 1);
     assert!(sqlite.export(&of_sqlite, 1).await.unwrap().is_empty());
 }
 

@@ -16,8 +16,8 @@ use patkit::store::{
     ChangeBatch, ChangeFeed, Feed, FeedEvent, FollowError, ListQuery, Page, StoreError, Touch,
 };
 use patkit::{
-    CachedStore, MemoryDirectory, NewToken, OwnerId, PostgresStore, Realm, Reason, RejectReason,
-    SqliteStore, Token, TokenId, TokenService, TokenStore, VerifyError,
+    CachedStore, Credential, MemoryDirectory, NewToken, OwnerId, PostgresStore, Realm, Reason,
+    RejectReason, SqliteStore, Token, TokenId, TokenService, TokenStore, VerifyError,
 };
 use sqlx::Row;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgSslMode};
@@ -204,12 +204,12 @@ async fn seen_after<S: TokenStore, T: TokenStore>(
     let text = issued.plaintext.expose_secret();
     // Until the notification of the new token arrives, cached records are evicted again.
     for _ in 0..3 {
-        here.verify(text, None).await.unwrap();
+        here.verify(Credential::text(text)).await.unwrap();
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     elsewhere.revoke(&ada(), issued.token.id(), Reason::Owner).await.unwrap();
     let start = Instant::now();
-    while here.verify(text, None).await.is_ok() {
+    while here.verify(Credential::text(text)).await.is_ok() {
         assert!(start.elapsed() < Duration::from_secs(60), "it is never seen");
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
@@ -270,15 +270,15 @@ async fn a_cache_whose_listener_was_killed_forgets_everything_and_follows_when_i
     let text = issued.plaintext.expose_secret();
     // Waits until the notification of its own change has arrived.
     tokio::time::sleep(Duration::from_millis(200)).await;
-    here.verify(text, None).await.unwrap();
+    here.verify(Credential::text(text)).await.unwrap();
     let reads = cache.stats().reads;
-    here.verify(text, None).await.unwrap();
+    here.verify(Credential::text(text)).await.unwrap();
     assert_eq!(cache.stats().reads, reads, "it is kept");
     let listeners = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
          WHERE query LIKE 'LISTEN%' AND pid <> pg_backend_pid()";
     sqlx::raw_sql(listeners).execute(&pool).await.unwrap();
     until("the loss is not noticed", || !cache.stats().is_following).await;
-    here.verify(text, None).await.unwrap();
+    here.verify(Credential::text(text)).await.unwrap();
     assert!(cache.stats().reads > reads, "everything was forgotten");
     until("it does not follow again", || cache.stats().is_following).await;
     let seen = seen_after(&here, &service(store)).await;
@@ -305,11 +305,11 @@ async fn a_notification_of_more_changes_than_it_can_name_forgets_everything() {
     }
     tokio::time::sleep(Duration::from_millis(200)).await;
     let last = issued.last().unwrap().plaintext.expose_secret();
-    here.verify(last, None).await.unwrap();
+    here.verify(Credential::text(last)).await.unwrap();
     // One batch, and so one notification.
     elsewhere.erase_owner(&Realm::default(), &OwnerId::new("ada").unwrap()).await.unwrap();
     let start = Instant::now();
-    while here.verify(last, None).await.is_ok() {
+    while here.verify(Credential::text(last)).await.is_ok() {
         assert!(start.elapsed() < Duration::from_secs(4), "it was not heard");
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
@@ -345,7 +345,7 @@ async fn a_pool_that_is_too_small_to_follow_is_refused() {
     });
     until("it does not follow", || cache.stats().is_following).await;
     let issued = here.generate(&ada(), NewToken::named("a")).await.unwrap();
-    here.verify(issued.plaintext.expose_secret(), None).await.unwrap();
+    here.verify(Credential::text(issued.plaintext.expose_secret())).await.unwrap();
     runner.abort();
 }
 
@@ -440,11 +440,11 @@ async fn a_connection_that_fell_silent_is_noticed_and_nothing_stale_is_left() {
     while !cache.stats().is_following {
         tokio::task::yield_now().await;
     }
-    here.verify(text, None).await.unwrap();
+    here.verify(Credential::text(text)).await.unwrap();
     silenced.store(count.load(Ordering::SeqCst), Ordering::SeqCst);
     elsewhere.revoke(&ada(), issued.token.id(), Reason::Owner).await.unwrap();
     for _ in 0..10_000 {
-        match here.verify(text, None).await {
+        match here.verify(Credential::text(text)).await {
             // The silence is not noticed yet, or the pool still holds other dead connections.
             Ok(_) | Err(VerifyError::Unavailable(_)) => {
                 tokio::time::sleep(Duration::from_millis(1)).await;

@@ -14,7 +14,9 @@
 )]
 
 use patkit::store::ChangeFeed;
-use patkit::{CachedStore, Clock, NewToken, PostgresStore, Reason, SystemClock, TokenStore};
+use patkit::{
+    CachedStore, Clock, Credential, NewToken, PostgresStore, Reason, SystemClock, TokenStore,
+};
 use std::io::{BufRead, BufReader, Lines, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
@@ -55,9 +57,9 @@ async fn be_a_node<S: TokenStore + ChangeFeed + 'static>(store: S) {
             return;
         }
         let text = text.trim();
-        service.verify(text, None).await.unwrap();
+        service.verify(Credential::text(text)).await.unwrap();
         say("verified");
-        while service.verify(text, None).await.is_ok() {
+        while service.verify(Credential::text(text)).await.is_ok() {
             tokio::time::sleep(Duration::from_micros(200)).await;
         }
         say(&now().to_string());
@@ -208,7 +210,7 @@ async fn a_channel_that_is_lost_and_found_leaves_nothing_stale() {
     for _ in 0..5 {
         let issued = elsewhere.generate(&ada(), NewToken::named(&unique("token"))).await.unwrap();
         let text = issued.plaintext.expose_secret();
-        here.verify(text, None).await.unwrap();
+        here.verify(Credential::text(text)).await.unwrap();
         // Cuts every listening connection, so that the revocation happens while nobody listens.
         sqlx::raw_sql(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity \
@@ -220,7 +222,7 @@ async fn a_channel_that_is_lost_and_found_leaves_nothing_stale() {
         elsewhere.revoke(&ada(), issued.token.id(), Reason::Owner).await.unwrap();
         let mut refused = false;
         for _ in 0..5_000 {
-            if here.verify(text, None).await.is_err() {
+            if here.verify(Credential::text(text)).await.is_err() {
                 refused = true;
                 break;
             }

@@ -13,7 +13,7 @@ use patkit::store::{
     AuditLog, ChangeFeed, EventQuery, ExportCursor, Feed, FeedEvent, KeyChecks, ListBy, ListQuery,
     NameError, SetupError,
 };
-use patkit::{NewToken, OwnerId, PostgresStore, Realm, SqliteStore, TokenStore};
+use patkit::{Credential, NewToken, OwnerId, PostgresStore, Realm, SqliteStore, TokenStore};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, raw_sql};
 use support_sql::{Folder, ada, postgres_pool, schema, service, sqlite_pool};
@@ -63,7 +63,7 @@ where
     assert_eq!(heard, FeedEvent::Changed(vec![issued.token.id()]), "{what}");
     let refused = tokens.generate(&ada(), NewToken::named("A")).await;
     assert!(matches!(refused, Err(ManageError::NameTaken)), "{what}: {refused:?}");
-    tokens.verify(issued.plaintext.expose_secret(), None).await.unwrap();
+    tokens.verify(Credential::text(issued.plaintext.expose_secret())).await.unwrap();
     tokens.flush().await.unwrap();
     tokens.rotate(&ada(), issued.token.id(), std::time::Duration::ZERO).await.unwrap();
     let by =
@@ -75,7 +75,7 @@ where
     assert_eq!(events.len(), 3, "{what}");
     store.export(&ExportCursor::start(), 10).await.unwrap();
     let later = events.first().unwrap().at + chrono::TimeDelta::seconds(1);
-    assert_eq!(store.purge_events(later, 10).await.unwrap(), 3, "{what}");
+    assert_eq!(store.prune_events(later, 10).await.unwrap(), 3, "{what}");
     store.export(&ExportCursor::start(), 10).await.unwrap();
     assert_eq!(tokens.prune(std::time::Duration::ZERO).await.unwrap(), 1, "{what}");
 }

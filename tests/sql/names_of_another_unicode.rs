@@ -4,7 +4,8 @@
 
 use patkit::token::{Reason, TokenName};
 use patkit::{
-    ManageError, NewToken, OwnerId, PostgresStore, Realm, SqliteStore, TokenEdit, TokenStore,
+    Credential, ManageError, NewToken, OwnerId, PostgresStore, Realm, SqliteStore, TokenEdit,
+    TokenStore,
 };
 use std::time::Duration;
 use support_sql::{ada, postgres_pool, schema, service, sqlite_memory_pool};
@@ -21,7 +22,7 @@ async fn works<S: TokenStore>(store: S, key: &str, table: &str, change: impl Asy
     let two = service.generate(&ada(), NewToken::named("two")).await.unwrap();
     change(CHANGES.replace("KEY", key).replace("TABLE", table)).await;
 
-    let verified = service.verify(one.plaintext.expose_secret(), None).await.unwrap();
+    let verified = service.verify(Credential::text(one.plaintext.expose_secret())).await.unwrap();
     assert_eq!(verified.token().name().as_str(), NAME);
     assert_eq!(verified.token().description().unwrap().as_str(), "\u{2028}\u{2800}");
     let listed = service.list(&ada(), None, 50).await.unwrap();
@@ -48,7 +49,7 @@ async fn works<S: TokenStore>(store: S, key: &str, table: &str, change: impl Asy
     assert_eq!(key_of(current).await, before);
     service.revoke_all(&Realm::default(), &OwnerId::new("ada").unwrap()).await.unwrap();
     for text in [&one.plaintext, &two.plaintext] {
-        service.verify(text.expose_secret(), None).await.unwrap_err();
+        service.verify(Credential::text(text.expose_secret())).await.unwrap_err();
     }
     // A valid new name gets a key under the current rules.
     service.rename(&ada(), two.token.id(), "two").await.unwrap();

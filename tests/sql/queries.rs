@@ -16,7 +16,7 @@ use patkit::service::TokenEdit;
 use patkit::store::{AuditLog, KeyChecks, ListBy, ListQuery, TokenCounts};
 use patkit::token::KeyId;
 use patkit::{
-    Actor, Keyring, ManualClock, MemoryDirectory, NewToken, Owner, OwnerId, OwnerKind,
+    Actor, Credential, Keyring, ManualClock, MemoryDirectory, NewToken, Owner, OwnerId, OwnerKind,
     PostgresStore, Realm, Reason, SqliteStore, TokenPolicy, TokenService, TokenStore,
 };
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
@@ -127,8 +127,8 @@ type Service = TokenService<PostgresStore, MemoryDirectory>;
 
 fn service(store: PostgresStore, clock: Arc<ManualClock>) -> Service {
     let users = [
-        Owner::new(owner("ada"), OwnerKind::Human).role("admin"),
-        Owner::new(owner("eve"), OwnerKind::Human).role("member"),
+        Owner::new(owner("ada"), OwnerKind::Human).with_role("admin"),
+        Owner::new(owner("eve"), OwnerKind::Human).with_role("member"),
         Owner::new(owner("robot"), OwnerKind::Service),
     ];
     let policy = TokenPolicy::builder()
@@ -152,7 +152,7 @@ async fn each_operation_costs_as_many_statements_as_it_must() {
     let clock =
         Arc::new(ManualClock::at(chrono::DateTime::from_timestamp(1_800_000_000, 0).unwrap()));
     let service = service(store, clock.clone());
-    let ada = Actor::session(owner("ada"));
+    let ada = Actor::signed_in(owner("ada"));
     macro_rules! costs {
         ($what:literal, $count:literal, $operation:expr) => {{
             let result;
@@ -165,9 +165,9 @@ async fn each_operation_costs_as_many_statements_as_it_must() {
     // BEGIN, the record, the event, COMMIT.
     let issued = costs!("generate", 4, service.generate(&ada, NewToken::named("a"))).unwrap();
     let (id, text) = (issued.token.id(), issued.plaintext.expose_secret());
-    let verified = costs!("verify", 1, service.verify(text, None)).unwrap();
+    let verified = costs!("verify", 1, service.verify(Credential::text(text))).unwrap();
     costs!("recheck", 1, service.recheck(&verified)).unwrap();
-    costs!("refused by its text", 0, service.verify(&text[..80], None)).unwrap_err();
+    costs!("refused by its text", 0, service.verify(Credential::text(&text[..80]))).unwrap_err();
     let through = Actor::token(&verified);
     costs!("get", 1, service.get(&ada, id)).unwrap();
     costs!("get itself", 2, service.get(&through, id)).unwrap();
@@ -183,8 +183,12 @@ async fn each_operation_costs_as_many_statements_as_it_must() {
     let next = costs!("rotate", 6, service.rotate(&ada, id, Duration::from_secs(60))).unwrap();
     let next_id = next.token.id();
     costs!("revoke", 5, service.revoke(&ada, next_id, Reason::Owner)).unwrap();
-    costs!("refused as revoked", 1, service.verify(next.plaintext.expose_secret(), None))
-        .unwrap_err();
+    costs!(
+        "refused as revoked",
+        1,
+        service.verify(Credential::text(next.plaintext.expose_secret()))
+    )
+    .unwrap_err();
     costs!("restore", 5, service.restore(&ada, next_id)).unwrap();
     // Also lists the tokens that it made and those that were restored through it.
     costs!("revoke as compromised", 7, service.revoke(&ada, next_id, Reason::Compromised)).unwrap();
@@ -209,7 +213,7 @@ async fn each_operation_costs_as_many_statements_as_it_must() {
     costs!("count_by_state", 1, service.store().count_by_state(patkit::Clock::now(&*clock)))
         .unwrap();
     costs!("health", 1, service.store().health()).unwrap();
-    let eve = Actor::session(owner("eve"));
+    let eve = Actor::signed_in(owner("eve"));
     service.generate(&eve, NewToken::named("a")).await.unwrap();
     // The owner's tokens; the lists of the descendants of each (made, restored, through removed
     // tokens); and a transaction of three statements: the removal, the owner's traces in all
@@ -225,7 +229,7 @@ async fn each_operation_costs_as_many_statements_as_it_must() {
         (0..1_000).map(|number| NewToken::named(&format!("many {number}"))).collect();
     for new in many {
         let issued = service.generate(&ada, new).await.unwrap();
-        service.verify(issued.plaintext.expose_secret(), None).await.unwrap();
+        service.verify(Credential::text(issued.plaintext.expose_secret())).await.unwrap();
     }
     costs!("flush of a thousand", 1, service.flush()).unwrap();
     let all =
@@ -254,11 +258,12 @@ async fn no_statement_reads_a_whole_table_but_the_counts_and_the_sweep() {
     let clock =
         Arc::new(ManualClock::at(chrono::DateTime::from_timestamp(1_800_000_000, 0).unwrap()));
     let service = service(store, clock);
-    let ada = Actor::session(owner("ada"));
+    let ada = Actor::signed_in(owner("ada"));
     let robot = NewToken::named("robot").for_service(owner("robot"));
     service.generate(&ada, robot).await.unwrap();
     let issued = service.generate(&ada, NewToken::named("a")).await.unwrap();
-    let verified = service.verify(issued.plaintext.expose_secret(), None).await.unwrap();
+    let verified =
+        service.verify(Credential::text(issued.plaintext.expose_secret())).await.unwrap();
     service.generate(&Actor::token(&verified), NewToken::named("b")).await.unwrap();
     service.flush().await.unwrap();
     for page in [
@@ -280,7 +285,7 @@ async fn no_statement_reads_a_whole_table_but_the_counts_and_the_sweep() {
     let pruned = 1_799_999_999_000_000_i64;
     service
         .store()
-        .purge_events(chrono::DateTime::from_timestamp_micros(100).unwrap(), 1_000)
+        .prune_events(chrono::DateTime::from_timestamp_micros(100).unwrap(), 1_000)
         .await
         .unwrap();
     service.erase_owner(&Realm::default(), &owner("ada")).await.unwrap();

@@ -10,8 +10,8 @@ use patkit::service::TokenEdit;
 use patkit::store::{KeyChecks, TokenCounts};
 use patkit::token::KeyId;
 use patkit::{
-    Actor, Keyring, ManualClock, MemoryDirectory, NewToken, Owner, OwnerId, OwnerKind, Realm,
-    Reason, SqliteStore, TokenPolicy, TokenService,
+    Actor, Credential, Keyring, ManualClock, MemoryDirectory, NewToken, Owner, OwnerId, OwnerKind,
+    Realm, Reason, SqliteStore, TokenPolicy, TokenService,
 };
 use sqlx::raw_sql;
 use sqlx::sqlite::{SqlitePool, SqlitePoolOptions};
@@ -102,7 +102,7 @@ async fn count_statements(log: Log) {
     let clock =
         Arc::new(ManualClock::at(chrono::DateTime::from_timestamp(1_800_000_000, 0).unwrap()));
     let users = [
-        Owner::new(owner("ada"), OwnerKind::Human).role("admin"),
+        Owner::new(owner("ada"), OwnerKind::Human).with_role("admin"),
         Owner::new(owner("robot"), OwnerKind::Service),
     ];
     let policy = TokenPolicy::builder()
@@ -116,7 +116,7 @@ async fn count_statements(log: Log) {
         .audit_refusals(1)
         .build()
         .unwrap();
-    let (ada, home) = (Actor::session(owner("ada")), Realm::default());
+    let (ada, home) = (Actor::signed_in(owner("ada")), Realm::default());
     assert!(engine.count().await.0 > 0, "nothing is counted");
     macro_rules! costs {
         ($what:literal, $statements:literal, $commits:literal, $operation:expr) => {{
@@ -128,9 +128,9 @@ async fn count_statements(log: Log) {
     // The record and its event.
     let issued = costs!("generate", 2, 1, service.generate(&ada, NewToken::named("a"))).unwrap();
     let (id, text) = (issued.token.id(), issued.plaintext.expose_secret());
-    let verified = costs!("verify", 1, 0, service.verify(text, None)).unwrap();
+    let verified = costs!("verify", 1, 0, service.verify(Credential::text(text))).unwrap();
     costs!("recheck", 1, 0, service.recheck(&verified)).unwrap();
-    costs!("refused by its text", 0, 0, service.verify(&text[..80], None)).unwrap_err();
+    costs!("refused by its text", 0, 0, service.verify(Credential::text(&text[..80]))).unwrap_err();
     let through = Actor::token(&verified);
     costs!("get", 1, 0, service.get(&ada, id)).unwrap();
     costs!("get itself", 2, 0, service.get(&through, id)).unwrap();
@@ -149,8 +149,13 @@ async fn count_statements(log: Log) {
     let next = costs!("rotate", 4, 1, service.rotate(&ada, id, Duration::from_secs(60))).unwrap();
     let next_id = next.token.id();
     costs!("revoke", 3, 1, service.revoke(&ada, next_id, Reason::Owner)).unwrap();
-    costs!("refused as revoked", 1, 0, service.verify(next.plaintext.expose_secret(), None))
-        .unwrap_err();
+    costs!(
+        "refused as revoked",
+        1,
+        0,
+        service.verify(Credential::text(next.plaintext.expose_secret()))
+    )
+    .unwrap_err();
     costs!("restore", 3, 1, service.restore(&ada, next_id)).unwrap();
     // Also lists the tokens that it made and those that were restored through it.
     costs!("revoke as compromised", 5, 1, service.revoke(&ada, next_id, Reason::Compromised))
@@ -161,14 +166,14 @@ async fn count_statements(log: Log) {
     for number in 0..1_000 {
         let robot = NewToken::named(&format!("robot {number}")).for_service(owner("robot"));
         let issued = service.generate(&ada, robot).await.unwrap();
-        service.verify(issued.plaintext.expose_secret(), None).await.unwrap();
+        service.verify(Credential::text(issued.plaintext.expose_secret())).await.unwrap();
     }
     engine.count().await;
     costs!("flush of a thousand", 1, 1, service.flush()).unwrap();
     clock.advance(chrono::TimeDelta::minutes(2));
     // Presented after its overlap: the record, a second read that bypasses caches, and the event.
-    costs!("reuse", 4, 1, service.verify(text, None)).unwrap_err();
-    costs!("reuse within the hour", 1, 0, service.verify(text, None)).unwrap_err();
+    costs!("reuse", 4, 1, service.verify(Credential::text(text))).unwrap_err();
+    costs!("reuse within the hour", 1, 0, service.verify(Credential::text(text))).unwrap_err();
     // The record; the tokens made or restored through it, and its descendants through removed
     // tokens; its predecessor; the removal; the cleared link of the predecessor; and the event.
     costs!("delete", 8, 1, service.delete(&ada, next_id)).unwrap();
@@ -199,7 +204,8 @@ async fn count_statements(log: Log) {
     // The owner's tokens; the lists of the descendants of each (made, restored, through removed
     // tokens); the removal, its event, the owner's traces in all other events; and all of it again.
     costs!("erase_owner", 9, 2, service.erase_owner(&home, &owner("ada"))).unwrap();
-    costs!("unknown", 1, 0, service.verify(issued.plaintext.expose_secret(), None)).unwrap_err();
+    costs!("unknown", 1, 0, service.verify(Credential::text(issued.plaintext.expose_secret())))
+        .unwrap_err();
 }
 
 fn clock_now(clock: &ManualClock) -> chrono::DateTime<chrono::Utc> {

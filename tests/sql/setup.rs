@@ -16,7 +16,8 @@ use patkit::store::{
 };
 use patkit::token::{KeyId, LastUse};
 use patkit::{
-    Keyring, NewToken, OwnerId, PostgresStore, Realm, SqliteStore, StoreError, TokenStore,
+    Credential, Keyring, NewToken, OwnerId, PostgresStore, Realm, SqliteStore, StoreError,
+    TokenStore,
 };
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::sqlite::{
@@ -40,7 +41,7 @@ async fn works<S: TokenStore>(store: S) {
     let service = service(store);
     let new = NewToken::named(&unique("token"));
     let issued = service.generate(&ada(), new).await.unwrap();
-    service.verify(issued.plaintext.expose_secret(), None).await.unwrap();
+    service.verify(Credential::text(issued.plaintext.expose_secret())).await.unwrap();
     service.flush().await.unwrap();
     let found = service.store().find(issued.token.id()).await.unwrap().unwrap();
     assert!(found.last_used.is_some());
@@ -257,7 +258,7 @@ async fn a_database_that_is_read_only_verifies_and_reports_what_it_cannot_write(
     for (writable, reading) in pairs {
         let issued = build(writable).generate(&ada(), NewToken::named("a")).await.unwrap();
         let service = build(reading.clone());
-        service.verify(issued.plaintext.expose_secret(), None).await.unwrap();
+        service.verify(Credential::text(issued.plaintext.expose_secret())).await.unwrap();
         service.flush().await.unwrap_err();
         assert_eq!(service.usage().failed_flushes, 1);
         assert_eq!(service.usage().pending, 1, "kept for when it can be written");

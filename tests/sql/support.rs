@@ -45,7 +45,7 @@ pub fn postgres_url() -> String {
 
 /// Returns the actor `ada`, in a session.
 pub fn ada() -> Actor {
-    Actor::session(OwnerId::new("ada").unwrap())
+    Actor::signed_in(OwnerId::new("ada").unwrap())
 }
 
 /// Creates a service whose only user is `ada`. All processes share one key.
@@ -54,7 +54,7 @@ pub fn service<S: TokenStore>(store: S) -> TokenService<S, MemoryDirectory> {
 }
 
 pub fn builder<S: TokenStore>(store: S) -> TokenServiceBuilder<S, MemoryDirectory> {
-    let ada = Owner::new(OwnerId::new("ada").unwrap(), OwnerKind::Human).role("member");
+    let ada = Owner::new(OwnerId::new("ada").unwrap(), OwnerKind::Human).with_role("member");
     let keyring = Keyring::from_text("1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=").unwrap();
     let users = [ada].into_iter().collect();
     TokenService::builder(store, users).brand("acme").keyring(keyring)

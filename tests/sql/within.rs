@@ -16,8 +16,8 @@ use patkit::store::{
 };
 use patkit::token::LastUse;
 use patkit::{
-    CachedStore, ManageError, NewToken, OwnerId, PostgresStore, Realm, Reason, RejectReason,
-    StoreError, Token, TokenState, TokenStore, TokenView,
+    CachedStore, Credential, ManageError, NewToken, OwnerId, PostgresStore, Realm, Reason,
+    RejectReason, StoreError, Token, TokenState, TokenStore, TokenView,
 };
 
 use sqlx::{AssertSqlSafe, Executor, Row, raw_sql};
@@ -101,12 +101,12 @@ where
         let issued = within.generate(&ada(), NewToken::named("apollo")).await.unwrap();
         let text = issued.plaintext.expose_secret();
         // Within the transaction, the token exists.
-        within.verify(text, None).await.unwrap();
+        within.verify(Credential::text(text)).await.unwrap();
         within.flush().await.unwrap();
         let renamed = within.rename(&ada(), issued.token.id(), "apollo deploys").await.unwrap();
         assert_eq!(renamed.name().as_str(), "apollo deploys");
         // Outside the transaction, nothing has happened yet.
-        let refused = tokens.verify(text, None).await.unwrap_err();
+        let refused = tokens.verify(Credential::text(text)).await.unwrap_err();
         assert_eq!(refused.reject_reason(), Some(RejectReason::Unknown));
         assert_eq!((rows(&store, table).await, told.take()), (0, vec![]));
         let uncommitted = within.into_uncommitted();
@@ -115,14 +115,14 @@ where
         assert!(uncommitted.ids().all(|id| id == issued.token.id()));
         if !commits {
             transaction.rollback().await.unwrap();
-            assert!(tokens.verify(text, None).await.is_err());
+            assert!(tokens.verify(Credential::text(text)).await.is_err());
             assert!(names(&store).await.is_empty());
             assert!(actions(&store, &issued.token).await.is_empty());
             assert_eq!((rows(&store, table).await, told.take()), (0, vec![]));
             continue;
         }
         transaction.commit().await.unwrap();
-        tokens.committed(&uncommitted);
+        tokens.after_commit(&uncommitted);
         assert_eq!(told.take(), expected);
         assert_eq!(actions(&store, &issued.token).await, expected);
         assert_eq!(
@@ -131,7 +131,7 @@ where
         );
         // Its use within the transaction was written with it.
         assert!(store.find(issued.token.id()).await.unwrap().unwrap().last_used.is_some());
-        tokens.verify(text, None).await.unwrap();
+        tokens.verify(Credential::text(text)).await.unwrap();
     }
 }
 
@@ -157,8 +157,9 @@ async fn does_everything<E: Engine>(store: SqlStore<E>, begin: &'static str) {
     for ended in [restored, deleted] {
         tokens.revoke(&ada(), ended.token.id(), Reason::Owner).await.unwrap();
     }
-    let through =
-        patkit::Actor::token(&tokens.verify(family.plaintext.expose_secret(), None).await.unwrap());
+    let through = patkit::Actor::token(
+        &tokens.verify(Credential::text(family.plaintext.expose_secret())).await.unwrap(),
+    );
     let child = tokens.generate(&through, NewToken::named("child")).await.unwrap();
     let before = store.list(&all()).await.unwrap().tokens;
     for commits in [false, true] {
@@ -179,7 +180,7 @@ async fn does_everything<E: Engine>(store: SqlStore<E>, begin: &'static str) {
         }
         transaction.commit().await.unwrap();
         let works = async |issued: &patkit::IssuedToken| {
-            tokens.verify(issued.plaintext.expose_secret(), None).await.is_ok()
+            tokens.verify(Credential::text(issued.plaintext.expose_secret())).await.is_ok()
         };
         assert!(!works(revoked).await && !works(rotated).await && !works(deleted).await);
         assert!(works(restored).await && works(&next).await);
@@ -509,19 +510,19 @@ async fn a_cache_forgets_what_a_transaction_changed() {
     let tokens = service(CachedStore::builder(store.clone()).build().unwrap());
     let issued = tokens.generate(&ada(), NewToken::named("a")).await.unwrap();
     let text = issued.plaintext.expose_secret();
-    tokens.verify(text, None).await.unwrap();
+    tokens.verify(Credential::text(text)).await.unwrap();
     let mut transaction = pool.begin().await.unwrap();
     let within = tokens.within(store.within(&mut transaction));
     within.revoke(&ada(), issued.token.id(), Reason::Owner).await.unwrap();
     let uncommitted = within.into_uncommitted();
-    tokens.verify(text, None).await.expect("it is not revoked yet");
+    tokens.verify(Credential::text(text)).await.expect("it is not revoked yet");
     transaction.commit().await.unwrap();
-    tokens.verify(text, None).await.expect("it is in the cache");
+    tokens.verify(Credential::text(text)).await.expect("it is in the cache");
     for id in uncommitted.ids() {
         tokens.store().invalidate(id);
     }
     assert_eq!(
-        tokens.verify(text, None).await.unwrap_err().reject_reason(),
+        tokens.verify(Credential::text(text)).await.unwrap_err().reject_reason(),
         Some(RejectReason::Revoked)
     );
 }

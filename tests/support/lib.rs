@@ -23,9 +23,9 @@ use patkit::service::{BuildError, ManageError, TokenServiceBuilder};
 use patkit::store::{AuditLog, Change, ChangeBatch, EventQuery, ListBy, ListQuery};
 use patkit::token::Facts;
 use patkit::{
-    Actor, AuditEvent, AuditSink, Grant, IssuedToken, Keyring, ManualClock, MemoryDirectory,
-    MemoryStore, NewToken, Owner, OwnerId, OwnerKind, Realm, RoleCatalog, Token, TokenId,
-    TokenPolicy, TokenService, TokenStore, Verified,
+    Actor, AuditEvent, AuditSink, Credential, Grant, IssuedToken, Keyring, ManualClock,
+    MemoryDirectory, MemoryStore, NewToken, Owner, OwnerId, OwnerKind, Realm, RoleCatalog, Token,
+    TokenId, TokenPolicy, TokenService, TokenStore, Verified,
 };
 use std::pin::pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -88,12 +88,12 @@ fn owners(everybody_is_admin: bool) -> impl Iterator<Item = Owner> {
         OWNERS.map(|(name, kind, role, direct, enabled)| {
             let owner = Owner::new(id(name), kind)
                 .in_realm(realm.clone())
-                .named(name)
-                .grants(grants(direct));
+                .with_name(name)
+                .with_grants(grants(direct));
             if everybody_is_admin {
-                owner.role("admin")
+                owner.with_role("admin")
             } else {
-                role.into_iter().fold(owner, Owner::role).enabled(enabled)
+                role.into_iter().fold(owner, Owner::with_role).with_enabled(enabled)
             }
         })
     })
@@ -201,10 +201,10 @@ impl World {
     pub fn issue_in(&self, realm: &Realm, owner: &str, new: NewToken) -> IssuedToken {
         let kind = OWNERS.iter().find(|each| each.0 == owner).unwrap().1;
         let issued = if kind == OwnerKind::Service {
-            let ada = Actor::session_in(realm.clone(), id("ada"));
+            let ada = Actor::signed_in_to(realm.clone(), id("ada"));
             ready(self.issuer.generate(&ada, new.for_service(id(owner))))
         } else {
-            ready(self.issuer.generate(&Actor::session_in(realm.clone(), id(owner)), new))
+            ready(self.issuer.generate(&Actor::signed_in_to(realm.clone(), id(owner)), new))
         };
         issued.unwrap()
     }
@@ -220,11 +220,13 @@ impl World {
 
     /// Returns an actor through this token, whoever its owner is.
     pub fn through(&self, issued: &IssuedToken) -> Actor {
-        Actor::token(&ready(self.issuer.verify(issued.plaintext.expose_secret(), None)).unwrap())
+        Actor::token(
+            &ready(self.issuer.verify(Credential::text(issued.plaintext.expose_secret()))).unwrap(),
+        )
     }
 
     pub fn verify(&self, issued: &IssuedToken) -> Result<Verified, patkit::VerifyError> {
-        ready(self.service.verify(issued.plaintext.expose_secret(), None))
+        ready(self.service.verify(Credential::text(issued.plaintext.expose_secret())))
     }
 
     /// Returns why a token is refused, or `None` if it works.
@@ -306,7 +308,7 @@ impl World {
 
 /// Returns an owner of the default realm in a session.
 pub fn session(owner: &str) -> Actor {
-    Actor::session(id(owner))
+    Actor::signed_in(id(owner))
 }
 
 /// Returns an id that no store has.
@@ -331,7 +333,7 @@ pub fn catalog() -> RoleCatalog {
     ];
     permissions
         .into_iter()
-        .fold(RoleCatalog::standard(), RoleCatalogBuilder::permission)
+        .fold(RoleCatalog::standard_builder(), RoleCatalogBuilder::permission)
         .build()
         .unwrap()
 }

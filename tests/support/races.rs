@@ -28,8 +28,8 @@ pub fn owner_id(text: &str) -> OwnerId {
 
 /// Returns a directory with the admin `ada` and the service user `bot`.
 pub fn directory() -> Arc<MemoryDirectory> {
-    let ada = Owner::new(owner_id("ada"), OwnerKind::Human).role("admin");
-    let bot = Owner::new(owner_id("bot"), OwnerKind::Service).role("admin");
+    let ada = Owner::new(owner_id("ada"), OwnerKind::Human).with_role("admin");
+    let bot = Owner::new(owner_id("bot"), OwnerKind::Service).with_role("admin");
     Arc::new([ada, bot].into_iter().collect())
 }
 
@@ -42,7 +42,7 @@ pub fn builder<S: TokenStore>(store: S) -> TokenServiceBuilder<S, Arc<MemoryDire
 
 /// Returns `ada` in a session.
 pub fn ada() -> Actor {
-    Actor::session(owner_id("ada"))
+    Actor::signed_in(owner_id("ada"))
 }
 
 /// Returns an actor through this token.

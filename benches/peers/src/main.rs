@@ -28,6 +28,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation, decode, encode};
 use patkit::clock::CoarseClock;
 use patkit::{
+    Credential,
     Actor, Clock, Keyring, MemoryDirectory, MemoryStore, NewToken, Owner, OwnerId, OwnerKind, RoleCatalog,
     SystemClock, TokenPolicy, TokenService, Verified,
 };
@@ -191,7 +192,7 @@ fn patkit(size: usize) -> Vec<Peer> {
     let coarse = service(store, &ids, CoarseClock::new(), 2 * size);
     let headers: Vec<String> = (0..size)
         .map(|n| {
-            let actor = Actor::session(ids[n % ids.len()].clone());
+            let actor = Actor::signed_in(ids[n % ids.len()].clone());
             let issued = ready(exact.generate(&actor, NewToken::named(&format!("token-{n}")))).unwrap();
             format!("Bearer {}", issued.plaintext.expose_secret())
         })
@@ -217,13 +218,13 @@ fn service(
     pending_cap: usize,
 ) -> Service {
     let directory: MemoryDirectory =
-        ids.iter().map(|id| Owner::new(id.clone(), OwnerKind::Human).role("member")).collect();
+        ids.iter().map(|id| Owner::new(id.clone(), OwnerKind::Human).with_role("member")).collect();
     // Uses are noted at most once a day, so that none is noted while this measures.
     let policy = TokenPolicy::builder().last_used_granularity(Duration::from_secs(86_400)).build().unwrap();
     let service = TokenService::builder(store, directory)
         .brand("acme")
         .keyring(Keyring::from_text("1:AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=").unwrap())
-        .roles(RoleCatalog::standard().grant("member", [PERMISSION]).build().unwrap())
+        .roles(RoleCatalog::standard_builder().grant("member", [PERMISSION]).build().unwrap())
         .policy(policy)
         .clock(clock)
         .pending_cap(pending_cap)
@@ -233,7 +234,7 @@ fn service(
 }
 
 fn verified(service: &Service, header: &str) -> Verified {
-    ready(service.verify_header(Some(header), None)).unwrap()
+    ready(service.verify(Credential::headers(Some(header)))).unwrap()
 }
 
 fn verify(service: &Service) -> Verify {
@@ -353,7 +354,7 @@ fn simplified() -> (Vec<String>, Verify) {
     let verify: Verify = Box::new(move |text| {
         let key = SecureString::from(text.to_owned());
         let hash = &hashes[&manager.extract_key_id(&key)];
-        assert!(matches!(manager.verify(&key, hash).unwrap(), KeyStatus::Valid));
+        assert!(matches!(manager.verify(Credential::text(&key).from_address(hash)).unwrap(), KeyStatus::Valid));
     });
     (keys, verify)
 }

@@ -26,7 +26,7 @@ impl Directory for Users {
         let row: Option<(String, bool)> =
             query.fetch_optional(&self.0).await.map_err(DirectoryError::new)?;
         Ok(row.map(|(role, on)| {
-            Owner::new(id.clone(), OwnerKind::Human).role(&role).enabled(on).into()
+            Owner::new(id.clone(), OwnerKind::Human).with_role(&role).with_enabled(on).into()
         }))
     }
 }
@@ -35,7 +35,7 @@ impl Directory for Users {
 fn signed_in(parts: &Parts) -> Option<Actor> {
     OwnerId::new(parts.headers.get(COOKIE)?.to_str().ok()?.strip_prefix("session=")?)
         .ok()
-        .map(Actor::session)
+        .map(Actor::signed_in)
 }
 
 #[tokio::main]

@@ -31,7 +31,7 @@ async fn answer(request: Request<Incoming>) -> Result<Response<Full<Bytes>>, Inf
 async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let ada = OwnerId::new("ada")?;
     let users: MemoryDirectory =
-        [Owner::new(ada.clone(), OwnerKind::Human).role("member")].into_iter().collect();
+        [Owner::new(ada.clone(), OwnerKind::Human).with_role("member")].into_iter().collect();
     let tokens = TokenService::builder(MemoryStore::new(), users)
         .brand("acme")
         .keyring(Keyring::ephemeral()?)
@@ -40,7 +40,7 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     tokens.check().await?;
     let flusher = tokens.clone();
     tokio::spawn(async move { flusher.run_flusher(tokio::time::sleep).await });
-    let issued = tokens.generate(&Actor::session(ada), NewToken::named("try me")).await?;
+    let issued = tokens.generate(&Actor::signed_in(ada), NewToken::named("try me")).await?;
 
     let port = std::env::args().skip_while(|argument| argument != "--port").nth(1);
     let listener =

@@ -190,17 +190,18 @@ where
 
 fn directory() -> Result<MemoryDirectory, Failure> {
     let users = USERS.iter().map(|(id, name, kind, role)| {
-        Ok::<_, Failure>(Owner::new(OwnerId::new(id)?, *kind).named(name).role(role))
+        Ok::<_, Failure>(Owner::new(OwnerId::new(id)?, *kind).with_name(name).with_role(role))
     });
     users.collect()
 }
 
 fn roles() -> Result<RoleCatalog, Failure> {
-    let roles = RoleCatalog::standard()
+    let roles = RoleCatalog::standard_builder()
         .grant("member", ["datastores:read"])
         .grant("manager", ["datastores:write"])
         .grant("admin", ["scim:*"])
-        .role("robot", &[], &["datastores:read", "datastores:write"]);
+        .role("robot")
+        .grant("robot", ["datastores:read", "datastores:write"]);
     Ok(roles.build()?)
 }
 
@@ -295,7 +296,7 @@ fn signed_in_user(sessions: &Sessions, request: &Parts) -> Option<Actor> {
     let mut pairs = cookies.flat_map(|value| value.split(';')).map(str::trim);
     let sessions = sessions.lock().ok()?;
     let user = pairs.find_map(|pair| sessions.get(pair.strip_prefix("session=")?))?;
-    Some(Actor::session(user.clone()))
+    Some(Actor::signed_in(user.clone()))
 }
 
 struct Options {

@@ -7,8 +7,8 @@
 
 use patkit::store::{AuditLog, TokenCounts};
 use patkit::{
-    Actor, CachedStore, Clock, Keyring, MemoryDirectory, NewToken, Owner, OwnerId, OwnerKind,
-    SqliteStore, SystemClock, TokenPolicy, TokenService,
+    Actor, CachedStore, Clock, Credential, Keyring, MemoryDirectory, NewToken, Owner, OwnerId,
+    OwnerKind, SqliteStore, SystemClock, TokenPolicy, TokenService,
 };
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions};
 use std::error::Error;
@@ -53,7 +53,7 @@ async fn prune(tokens: Arc<Tokens>, schedule: Schedule) {
             Err(error) => println!("prune: {error}"),
         }
         let before = SystemClock::new().now() - schedule.keep_events;
-        match tokens.store().purge_events(before, 10_000).await {
+        match tokens.store().prune_events(before, 10_000).await {
             Ok(removed) => println!("prune: {removed} audit events removed"),
             Err(error) => println!("prune: {error}"),
         }
@@ -105,7 +105,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let pool = SqlitePoolOptions::new().connect_with(options).await?;
     let store = SqliteStore::builder(pool).migrate().await?;
     let cache = Arc::new(CachedStore::builder(store).build()?);
-    let ada = Owner::new(OwnerId::new("ada")?, OwnerKind::Human).role("member");
+    let ada = Owner::new(OwnerId::new("ada")?, OwnerKind::Human).with_role("member");
     let tokens =
         TokenService::builder(cache.clone(), [ada].into_iter().collect::<MemoryDirectory>())
             .brand("acme")
@@ -135,10 +135,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
     ];
 
     // The host's requests.
-    let actor = Actor::session(OwnerId::new("ada")?);
+    let actor = Actor::signed_in(OwnerId::new("ada")?);
     let issued = tokens.generate(&actor, NewToken::named("nightly")).await?;
     for _ in 0..1_000 {
-        tokens.verify(issued.plaintext.expose_secret(), None).await?;
+        tokens.verify(Credential::text(issued.plaintext.expose_secret())).await?;
     }
     tokio::select! {
         () = sleep(Duration::from_secs(2)) => {}

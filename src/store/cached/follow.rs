@@ -114,7 +114,8 @@ where
     /// Changes that the feed delivers meanwhile are applied.
     async fn prove(&self, feed: &mut S::Feed) -> Proof {
         // Random, because other nodes probe on the same channel.
-        let nonce = self.cache.hasher.hash_one(self.probes.fetch_add(1, Ordering::Relaxed));
+        let nonce =
+            self.cache.lookup.epochs.hasher.hash_one(self.probes.fetch_add(1, Ordering::Relaxed));
         let mut is_sent = false;
         let heard = {
             let mut sending = pin!(self.cache.store.probe(nonce));

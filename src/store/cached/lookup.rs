@@ -12,9 +12,18 @@ use crate::table::{BoundedTable, Place};
 use crate::token::TokenId;
 use crate::token::access::Access;
 use crate::token::details::{Details, Packed};
-use std::sync::Arc;
+use async_lock::Mutex as AsyncMutex;
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+/// The number of epoch stripes. Two ids in one stripe occasionally cause a discarded fill.
+const STRIPES: usize = 1_024;
+
+/// The result of a read; `None` while it is under way, or if it failed or was dropped.
+pub(super) type Landed = Option<Option<Packed>>;
 
 pub(in crate::store) struct Lookup {
     /// The records, with their [`Access`] and the time and number of their reads.
@@ -28,6 +37,22 @@ pub(in crate::store) struct Lookup {
     pub(super) built_at: Duration,
     /// Results of reads up to this number are invalid.
     pub(super) forgotten: AtomicU64,
+    pub(super) epochs: Epochs,
+    /// The reads under way.
+    pub(super) flights: Mutex<HashMap<TokenId, Arc<AsyncMutex<Landed>>>>,
+}
+
+/// Counts the invalidations in each stripe of ids.
+pub(super) struct Epochs {
+    pub(super) hasher: RandomState,
+    stripes: Box<[Mutex<u64>; STRIPES]>,
+}
+
+impl Epochs {
+    pub(super) fn new() -> Self {
+        let stripes = Box::new(std::array::from_fn(|_| Mutex::new(0)));
+        Self { hasher: RandomState::new(), stripes }
+    }
 }
 
 impl Lookup {
@@ -78,6 +103,24 @@ impl Lookup {
         let at = self.clock.monotonic().saturating_sub(self.built_at).as_nanos();
         let at = u64::try_from(at).unwrap_or(u64::MAX);
         Now { at, forgotten: self.forgotten.load(Ordering::SeqCst) }
+    }
+
+    /// Invalidates a record, so that the next lookup reads it again.
+    pub(in crate::store) fn invalidate(&self, id: TokenId) {
+        let mut epoch = self.epoch(id);
+        *epoch = epoch.wrapping_add(1);
+        self.found.remove(id.words());
+        self.missing.remove(id.words());
+        drop(epoch);
+        // Lookups that start from here on do not join the old read.
+        lock(&self.flights).remove(&id);
+    }
+
+    /// Locks the epoch of an id. Only the holder of the lock may fill or invalidate the id.
+    pub(super) fn epoch(&self, id: TokenId) -> MutexGuard<'_, u64> {
+        let [first, ..] = &*self.epochs.stripes;
+        let place = usize::try_from(self.epochs.hasher.hash_one(id) % 1_024).unwrap_or_default();
+        lock(self.epochs.stripes.get(place).unwrap_or(first))
     }
 
     /// Whether the cached answer for an id comes from a later read.
@@ -147,4 +190,8 @@ impl Asked {
 #[inline]
 pub(super) fn taken_apart([of_access @ .., at, number]: [u64; 10]) -> (Access, Asked) {
     (Access::from_words(of_access), Asked { at, number })
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

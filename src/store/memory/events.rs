@@ -89,7 +89,7 @@ impl Events {
         Ok(ExportPage::new(events, Vec::new(), ExportCursor::at(KIND, &[last])))
     }
 
-    pub(super) fn purge(&mut self, before: DateTime<Utc>, limit: usize) -> usize {
+    pub(super) fn prune(&mut self, before: DateTime<Utc>, limit: usize) -> usize {
         let before = EventCursor::new(micros(before), [0; 16]);
         let gone: Vec<(EventCursor, i64)> = self
             .by_place

@@ -15,9 +15,9 @@ use patkit::random::{RandomError, SecureRandom};
 use patkit::service::{Attenuation, InvalidInput, NewToken, TokenEdit, TokenPage};
 use patkit::store::{ChangeBatch, ListBy, ListQuery, Page, Touch};
 use patkit::{
-    Actor, Grant, IssuedToken, Keyring, ManageError, MemoryDirectory, Owner, OwnerId, OwnerKind,
-    Realm, RoleCatalog, StoreError, Token, TokenId, TokenKind, TokenPolicy, TokenService,
-    TokenStore, TokenView, Verified, VerifyError,
+    Actor, Credential, Grant, IssuedToken, Keyring, ManageError, MemoryDirectory, Owner, OwnerId,
+    OwnerKind, Realm, RoleCatalog, StoreError, Token, TokenId, TokenKind, TokenPolicy,
+    TokenService, TokenStore, TokenView, Verified, VerifyError,
 };
 use std::collections::BTreeMap;
 use std::future::poll_fn;
@@ -196,7 +196,7 @@ fn policy(of: &Policy) -> TokenPolicy {
 }
 
 fn catalog() -> RoleCatalog {
-    RoleCatalog::standard().grant("member", ["data:read", "data:write"]).build().unwrap()
+    RoleCatalog::standard_builder().grant("member", ["data:read", "data:write"]).build().unwrap()
 }
 
 impl<S: TokenStore> World<S> {
@@ -244,12 +244,12 @@ impl<S: TokenStore> World<S> {
         let kind = if person.is_service() { OwnerKind::Service } else { OwnerKind::Human };
         let grants = standing.grants.iter().map(|grant| Grant::parse(grant).unwrap());
         let mut owner =
-            Owner::new(id, kind).in_realm(realm).grants(grants).enabled(standing.enabled);
+            Owner::new(id, kind).in_realm(realm).with_grants(grants).with_enabled(standing.enabled);
         if let Some(role) = standing.role {
-            owner = owner.role(role);
+            owner = owner.with_role(role);
         }
         if let Some(after) = standing.valid_after {
-            owner = owner.valid_after(instant(after));
+            owner = owner.with_tokens_valid_after(instant(after));
         }
         self.directory.put(owner);
     }
@@ -262,7 +262,7 @@ impl<S: TokenStore> World<S> {
     fn actor(&self, by: By) -> Actor {
         match by {
             By::System => Actor::system(),
-            By::Session(person) => Actor::session_in(realm(person), owner_id(person)),
+            By::Session(person) => Actor::signed_in_to(realm(person), owner_id(person)),
             By::Token(label) => Actor::token(&self.made().verified[&label]),
         }
     }
@@ -439,7 +439,10 @@ impl<S: TokenStore> World<S> {
             Operation::Verify { token, address } => {
                 let text = self.made().texts[token].clone();
                 let address = address.map(|address| address.parse::<IpAddr>().unwrap());
-                self.verified(*token, service.verify(&text, address).await)
+                self.verified(
+                    *token,
+                    service.verify(Credential::text(&text).from_address(address)).await,
+                )
             }
             Operation::Recheck { token } => {
                 let verified = Arc::clone(&self.made().verified[token]);
