@@ -4,6 +4,7 @@
 //! authoritative. The sink is called after the commit, once and best effort. A crash between the
 //! two loses the call, but not the event.
 
+use crate::named::named_enum;
 use crate::owner::{OwnerId, Realm};
 use crate::role::UnknownName;
 use crate::token::id::IdSource;
@@ -15,72 +16,29 @@ use std::net::IpAddr;
 use std::str::FromStr;
 use std::sync::Arc;
 
-/// The kind of an audit event of a token.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum AuditAction {
-    /// The token was made.
-    Generated,
-    /// The token was put back into use.
-    Restored,
-    /// The token was taken out of use.
-    Revoked,
-    /// The token's name or description was changed.
-    Renamed,
-    /// The token was replaced by a successor.
-    Rotated,
-    /// The token's record was removed.
-    Deleted,
-    /// The token's right secret was presented after the token had been rotated.
-    Reuse,
-    /// The token's text was found where it should not be.
-    Leak,
-    /// The token's digest was moved to the primary key.
-    Redigested,
-    /// The token was presented and refused.
-    Refused,
-}
-
-impl AuditAction {
-    /// All actions.
-    pub const ALL: [Self; 10] = [
-        Self::Generated,
-        Self::Restored,
-        Self::Revoked,
-        Self::Renamed,
-        Self::Rotated,
-        Self::Deleted,
-        Self::Reuse,
-        Self::Leak,
-        Self::Redigested,
-        Self::Refused,
-    ];
-
-    /// Returns the action's name, such as `generated`.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Generated => "generated",
-            Self::Restored => "restored",
-            Self::Revoked => "revoked",
-            Self::Renamed => "renamed",
-            Self::Rotated => "rotated",
-            Self::Deleted => "deleted",
-            Self::Reuse => "reuse",
-            Self::Leak => "leak",
-            Self::Redigested => "redigested",
-            Self::Refused => "refused",
-        }
-    }
-
-    /// Returns the action with this name.
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|action| action.as_str() == name)
-    }
-}
-
-impl fmt::Display for AuditAction {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
+named_enum! {
+    /// The kind of an audit event of a token.
+    pub enum AuditAction {
+        /// The token was made.
+        Generated = "generated",
+        /// The token was put back into use.
+        Restored = "restored",
+        /// The token was taken out of use.
+        Revoked = "revoked",
+        /// The token's name or description was changed.
+        Renamed = "renamed",
+        /// The token was replaced by a successor.
+        Rotated = "rotated",
+        /// The token's record was removed.
+        Deleted = "deleted",
+        /// The token's right secret was presented after the token had been rotated.
+        Reuse = "reuse",
+        /// The token's text was found where it should not be.
+        Leak = "leak",
+        /// The token's digest was moved to the primary key.
+        Redigested = "redigested",
+        /// The token was presented and refused.
+        Refused = "refused",
     }
 }
 

@@ -16,6 +16,7 @@ mod errors;
 pub mod http;
 pub mod lifecycle;
 mod likely;
+mod named;
 pub mod owner;
 pub mod permission;
 pub mod policy;

@@ -17,49 +17,26 @@
 //! compromised.
 
 use crate::clock::cut;
+use crate::named::named_enum;
 use crate::token::{
     ActorRef, Authority, Facts, Reason, Revocation, Succession, TokenId, TokenState,
 };
 use chrono::{DateTime, TimeDelta, Utc};
-use std::fmt;
 use std::time::Duration;
 
-/// An action on a token.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Action {
-    /// Take it out of use.
-    Revoke,
-    /// Put it back into use.
-    Restore,
-    /// Replace it with a successor.
-    Rotate,
-    /// Change its name or its description.
-    Rename,
-    /// Remove the record.
-    Delete,
-}
-
-impl Action {
-    /// All actions.
-    pub const ALL: [Self; 5] =
-        [Self::Revoke, Self::Restore, Self::Rotate, Self::Rename, Self::Delete];
-
-    /// Returns `revoke`, `restore`, `rotate`, `rename` or `delete`.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Revoke => "revoke",
-            Self::Restore => "restore",
-            Self::Rotate => "rotate",
-            Self::Rename => "rename",
-            Self::Delete => "delete",
-        }
-    }
-}
-
-impl fmt::Display for Action {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
+named_enum! {
+    /// An action on a token.
+    pub enum Action {
+        /// Take it out of use.
+        Revoke = "revoke",
+        /// Put it back into use.
+        Restore = "restore",
+        /// Replace it with a successor.
+        Rotate = "rotate",
+        /// Change its name or its description.
+        Rename = "rename",
+        /// Remove the record.
+        Delete = "delete",
     }
 }
 

@@ -6,6 +6,7 @@ mod fast;
 pub(crate) use fast::DirectoryShortcut;
 
 use crate::BoxedFuture;
+use crate::named::named_enum;
 use crate::permission::{Grant, PermissionSet};
 use crate::role::RoleCatalog;
 use crate::snapshot::Snapshot;
@@ -233,32 +234,15 @@ impl fmt::Debug for Realm {
     }
 }
 
-/// The kind of an owner.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum OwnerKind {
-    /// A person, who has personal tokens.
-    Human,
-    /// A service user, which has service tokens that admins manage.
-    Service,
-    /// A part of the host itself, which has no tokens.
-    Internal,
-}
-
-impl OwnerKind {
-    /// Returns `human`, `service` or `internal`.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Human => "human",
-            Self::Service => "service",
-            Self::Internal => "internal",
-        }
-    }
-}
-
-impl fmt::Display for OwnerKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
+named_enum! {
+    /// The kind of an owner.
+    pub enum OwnerKind {
+        /// A person, who has personal tokens.
+        Human = "human",
+        /// A service user, which has service tokens that admins manage.
+        Service = "service",
+        /// A part of the host itself, which has no tokens.
+        Internal = "internal",
     }
 }
 

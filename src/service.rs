@@ -12,6 +12,7 @@ mod error;
 mod family;
 mod manage;
 mod request;
+mod retry;
 mod rotate;
 mod system;
 mod usage;
@@ -51,12 +52,6 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use usage::Usage;
-
-/// The maximum number of tries of a change that conflicts with concurrent changes.
-const MAX_TRIES: usize = 64;
-/// The maximum number of tries of a revocation, because somebody may keep changing a token to keep
-/// it alive.
-const MAX_REVOKE_TRIES: usize = 2_048;
 
 /// Creates, manages and verifies the tokens of a host.
 ///

@@ -27,6 +27,7 @@ pub use secret::PlaintextToken;
 pub use unicode::UNICODE_VERSION;
 
 use crate::clock::{at_micros, plausible_until};
+use crate::named::named_enum;
 use crate::owner::{Owner, OwnerId, OwnerKind, Realm};
 use crate::permission::Scope;
 use crate::snapshot::Snapshot;
@@ -40,25 +41,18 @@ use std::net::IpAddr;
 use std::sync::{Arc, LazyLock};
 use subtle::ConstantTimeEq;
 
-/// Says whose a token is, and so who manages it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[non_exhaustive]
-pub enum TokenKind {
-    /// The owner is a human, who manages the token.
-    Personal,
-    /// The owner is a service user. Admins manage the token.
-    Service,
+named_enum! {
+    /// Says whose a token is, and so who manages it.
+    #[derive(PartialOrd, Ord)]
+    pub enum TokenKind {
+        /// The owner is a human, who manages the token.
+        Personal = "personal",
+        /// The owner is a service user. Admins manage the token.
+        Service = "service",
+    }
 }
 
 impl TokenKind {
-    /// Returns `personal` or `service`.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Personal => "personal",
-            Self::Service => "service",
-        }
-    }
-
     /// Returns the code of the kind in a token's text: `pat` or `svc`.
     pub const fn code(self) -> &'static str {
         match self {
@@ -89,12 +83,6 @@ impl TokenKind {
             Self::Personal => 1,
             Self::Service => 2,
         }
-    }
-}
-
-impl fmt::Display for TokenKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
     }
 }
 

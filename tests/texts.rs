@@ -171,7 +171,7 @@ fn texts_of_management() {
             &["policy", "overseer"],
         ),
         of(ManageError::ForbiddenByPolicy(PolicyRule::TokensManagingTokens), &["policy", "scope"]),
-        of(ManageError::NotForHost, &["host", "Actor::session"]),
+        of(ManageError::NotForHost, &["host", "Actor::signed_in"]),
         of(ManageError::NotFound, &["token"]),
         of(ManageError::ReasonNotAllowed(Reason::Idle), &["actor", "idle", "leave"]),
         of(ManageError::NameTaken, &["name", "choose another"]),

@@ -7,7 +7,7 @@ use crate::permission::{Grant, PermissionError, PermissionSet};
 use crate::policy::TokenPolicy;
 use crate::policy::whole_days;
 use crate::store::TokenStore;
-use crate::token::Lifetime;
+use crate::token::{Lifetime, Reason};
 use axum::Router;
 use axum::extract::{OriginalUri, Request, State};
 use axum::middleware::from_fn;
@@ -226,6 +226,8 @@ struct Settings<'a> {
     holds: Vec<String>,
     service_users: &'a [Hint],
     policy: Policy,
+    /// The reasons after which no token is restored.
+    final_reasons: Vec<&'static str>,
 }
 
 #[derive(Serialize)]
@@ -263,6 +265,10 @@ impl Policy {
     }
 }
 
+fn final_reasons() -> Vec<&'static str> {
+    Reason::ALL.into_iter().filter(|reason| reason.is_final()).map(Reason::as_str).collect()
+}
+
 async fn settings<S: TokenStore, D: Directory, A: Sessions>(
     State(console): State<Arc<Console<S, D, A>>>,
     request: Request,
@@ -291,6 +297,7 @@ async fn settings<S: TokenStore, D: Directory, A: Sessions>(
         holds: standing.permissions.iter().map(ToString::to_string).collect(),
         service_users: if standing.manages_service_tokens { &console.service_users } else { &[] },
         policy: Policy::of(tokens.policy()),
+        final_reasons: final_reasons(),
     };
     Ok(json(StatusCode::OK, &settings))
 }
@@ -324,19 +331,21 @@ fn offered(wanted: Option<&[Grant]>, held: &PermissionSet, grants_scim: bool) ->
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::token::Reason;
 
     #[test]
-    fn the_page_has_a_text_for_each_reason_and_knows_the_final_ones() {
+    fn the_page_has_a_text_for_each_reason() {
         let script = include_str!("console/script.js");
         let (_, rest) = script.split_once("const REASONS = {").unwrap();
         let (texts, _) = rest.split_once("};").unwrap();
-        let (_, rest) = script.split_once("const FINAL = [").unwrap();
-        let (last, _) = rest.split_once(']').unwrap();
         for reason in Reason::ALL {
             assert!(texts.contains(&format!("\t{reason}: \"")), "{reason}");
-            assert_eq!(last.contains(&format!("\"{reason}\"")), reason.is_final(), "{reason}");
         }
+    }
+
+    #[test]
+    fn the_page_is_told_which_reasons_are_final() {
+        assert_eq!(final_reasons(), ["rotated", "reuse", "compromised"]);
+        assert!(include_str!("console/script.js").contains("settings.final_reasons.includes("));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The errors of the service.
 
 use crate::lifecycle::Refusal;
+use crate::named::named_enum;
 use crate::owner::{DirectoryError, OwnerKind};
 use crate::permission::ScopeError;
 use crate::policy::LifetimeError;
@@ -47,79 +48,33 @@ pub struct Rejected {
     pub token: Option<TokenId>,
 }
 
-/// Why a credential was rejected.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-// As wide as the words of a `Verified`, which has the same place in a `Result`. If this were a
-// byte, the compiler would store that word in pieces, and a read of the word would wait for all of
-// them.
-#[repr(u64)]
-pub enum RejectReason {
-    /// The header has no bearer credential.
-    NoCredential,
-    /// The header is malformed (RFC 6750 section 3.1, `invalid_request`).
-    InvalidRequest,
-    /// The text is not a token of this host.
-    Malformed,
-    /// There is no such token.
-    Unknown,
-    /// The secret is not the token's.
-    WrongSecret,
-    /// The token is revoked.
-    Revoked,
-    /// The token is expired.
-    Expired,
-    /// The owner is disabled.
-    OwnerDisabled,
-    /// The directory does not know the owner.
-    OwnerUnknown,
-    /// The owner's kind has no tokens of this kind.
-    OwnerKind,
-    /// The token was made before the owner's *valid after*.
-    BeforeValidAfter,
-    /// The address is not in the token's networks, or is unknown.
-    AddressNotAllowed,
-}
-
-impl RejectReason {
-    /// All reasons.
-    pub const ALL: [Self; 12] = [
-        Self::NoCredential,
-        Self::InvalidRequest,
-        Self::Malformed,
-        Self::Unknown,
-        Self::WrongSecret,
-        Self::Revoked,
-        Self::Expired,
-        Self::OwnerDisabled,
-        Self::OwnerUnknown,
-        Self::OwnerKind,
-        Self::BeforeValidAfter,
-        Self::AddressNotAllowed,
-    ];
-
-    /// Returns the reason's name, such as `wrong_secret`.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::NoCredential => "no_credential",
-            Self::InvalidRequest => "invalid_request",
-            Self::Malformed => "malformed",
-            Self::Unknown => "unknown",
-            Self::WrongSecret => "wrong_secret",
-            Self::Revoked => "revoked",
-            Self::Expired => "expired",
-            Self::OwnerDisabled => "owner_disabled",
-            Self::OwnerUnknown => "owner_unknown",
-            Self::OwnerKind => "owner_kind",
-            Self::BeforeValidAfter => "before_valid_after",
-            Self::AddressNotAllowed => "address_not_allowed",
-        }
-    }
-}
-
-impl fmt::Display for RejectReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
+named_enum! {
+    /// Why a credential was rejected.
+    pub enum RejectReason {
+        /// The header has no bearer credential.
+        NoCredential = "no_credential",
+        /// The header is malformed (RFC 6750 section 3.1, `invalid_request`).
+        InvalidRequest = "invalid_request",
+        /// The text is not a token of this host.
+        Malformed = "malformed",
+        /// There is no such token.
+        Unknown = "unknown",
+        /// The secret is not the token's.
+        WrongSecret = "wrong_secret",
+        /// The token is revoked.
+        Revoked = "revoked",
+        /// The token is expired.
+        Expired = "expired",
+        /// The owner is disabled.
+        OwnerDisabled = "owner_disabled",
+        /// The directory does not know the owner.
+        OwnerUnknown = "owner_unknown",
+        /// The owner's kind has no tokens of this kind.
+        OwnerKind = "owner_kind",
+        /// The token was made before the owner's *valid after*.
+        BeforeValidAfter = "before_valid_after",
+        /// The address is not in the token's networks, or is unknown.
+        AddressNotAllowed = "address_not_allowed",
     }
 }
 

@@ -2,16 +2,15 @@
 //!
 //! The descendants of a token are the tokens that it made or restored, and their descendants.
 
-use super::error::{ManageError, Unavailable, store_error};
+use super::TokenService;
+use super::error::{ManageError, Unavailable};
 use super::manage::changed;
+use super::retry::{Commit, Tries};
 use super::system::host_event;
-use super::{MAX_REVOKE_TRIES, TokenService};
 use crate::audit::{AuditAction, AuditEvent, EventId};
 use crate::lifecycle;
 use crate::owner::{Directory, OwnerId};
-use crate::store::{
-    Change, ChangeBatch, Conflict, CorruptRecord, ListBy, ListQuery, StoreError, TokenStore,
-};
+use crate::store::{Change, ChangeBatch, CorruptRecord, ListBy, ListQuery, StoreError, TokenStore};
 use crate::token::id::IdSource;
 use crate::token::{ActorRef, Authority, Reason, Revocation, Token, TokenId};
 use chrono::{DateTime, Utc};
@@ -106,7 +105,9 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     ) -> Result<Option<Arc<Token>>, ManageError> {
         let id = token.id;
         let mut token = token;
-        for _ in 0..MAX_REVOKE_TRIES {
+        let mut tries = Tries::of_revocation();
+        loop {
+            tries.start()?;
             // If somebody else revoked the token meanwhile, or it expired, nothing is left to do.
             let Ok(Some(facts)) =
                 lifecycle::revoke(&token.facts, revocation.clone(), revocation.at)
@@ -131,18 +132,14 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             let batch = ChangeBatch::new()
                 .change(Change::Update(after.clone()))
                 .event(event.because(revocation.reason));
-            match self.commit(batch).await {
-                Ok(()) => return Ok(Some(after)),
-                Err(StoreError::Conflict(Conflict::Version(_))) => {
-                    match self.find_current(id).await? {
-                        Some(found) => token = found,
-                        None => return Ok(None),
-                    }
-                }
-                Err(error) => return Err(store_error(error, id)),
+            if self.try_commit(batch, id).await? == Commit::Done {
+                return Ok(Some(after));
+            }
+            match self.find_current(id).await? {
+                Some(found) => token = found,
+                None => return Ok(None),
             }
         }
-        Err(ManageError::Contended)
     }
 
     /// Reads all pages of a list.

@@ -1,19 +1,19 @@
 //! Creates and manages tokens, and checks what each actor may do.
 
+use super::TokenService;
 use super::actor::{Acting, Actor, Operation, Relation, check_owner, is_former};
-use super::error::{Attenuation, ManageError, store_error};
+use super::error::{Attenuation, ManageError};
 use super::family::removal;
 use super::request::{CheckedToken, NewToken, TokenEdit};
+use super::retry::{Commit, Tries};
 use super::system::host_event;
-use super::{MAX_REVOKE_TRIES, MAX_TRIES, TokenService};
-use crate::audit::AuditAction;
+use crate::audit::{AuditAction, AuditEvent};
 use crate::lifecycle;
 use crate::owner::{Directory, Owner, OwnerId};
 use crate::permission::{SERVICE_TOKENS_MANAGE, TOKENS_MANAGE};
 use crate::policy::UnknownScopes;
 use crate::store::{
-    Change, ChangeBatch, Conflict, CorruptRecord, ListBy, ListQuery, MAX_PAGE, Page, StoreError,
-    TokenStore,
+    Change, ChangeBatch, CorruptRecord, ListBy, ListQuery, MAX_PAGE, Page, TokenStore,
 };
 use crate::token::digest::Message;
 use crate::token::id::IdSource;
@@ -79,7 +79,9 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     /// the owner has the maximum number of tokens, or the operation failed.
     pub async fn generate(&self, actor: &Actor, new: NewToken) -> Result<IssuedToken, ManageError> {
         let mut former = None;
-        for _ in 0..MAX_TRIES {
+        let mut tries = Tries::of_change();
+        loop {
+            tries.start()?;
             let acting = self.acting(actor).await?;
             let kind = match new.service_owner {
                 None => TokenKind::Personal,
@@ -112,20 +114,18 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             let batch = displacing(&self.ids, former.take(), &acting)
                 .change(Change::Insert(token.clone()))
                 .event(acting.event(AuditAction::Generated, &token));
-            match self.commit(with_creator(batch, &acting, None)).await {
-                Ok(()) => {
+            match self.try_commit(with_creator(batch, &acting, None), token.id).await? {
+                Commit::Done => {
                     let token = TokenView::new(&token, Some(owner), acting.now);
                     return Ok(IssuedToken { token, plaintext });
                 }
-                Err(StoreError::Conflict(Conflict::Id(_) | Conflict::Version(_))) => {}
-                Err(StoreError::Conflict(Conflict::Name(_))) => {
+                Commit::Outdated => {}
+                Commit::NameTaken => {
                     let owner = OwnerAnswer::Known(owner);
                     former = Some(self.former_of_name(&acting, &token, &owner).await?);
                 }
-                Err(error) => return Err(store_error(error, token.id)),
             }
         }
-        Err(ManageError::Contended)
     }
 
     /// Lists the actor's own personal tokens, newest first.
@@ -342,7 +342,9 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     /// [`ManageError`]: forbidden, not found, refused because the token is active, or the operation
     /// failed.
     pub async fn delete(&self, actor: &Actor, id: TokenId) -> Result<(), ManageError> {
-        for _ in 0..MAX_TRIES {
+        let mut tries = Tries::of_change();
+        loop {
+            tries.start()?;
             let acting = self.acting(actor).await?;
             let (token, _) = self.target(&acting, Operation::Delete, id).await?;
             lifecycle::may_delete(&token.facts, acting.now)?;
@@ -355,12 +357,10 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             let gone = HashMap::from([(id, token)]);
             let restorers = self.restorers(&gone).await?;
             let batch = removal(&self.ids, &gone, kin, &restorers, acting.now).event(event);
-            match self.commit(batch).await {
-                Err(StoreError::Conflict(Conflict::Version(_))) => {}
-                result => return result.map_err(|error| store_error(error, id)),
+            if self.try_commit(batch, id).await? == Commit::Done {
+                return Ok(());
             }
         }
-        Err(ManageError::Contended)
     }
 
     /// Changes one token, and retries after a conflict with a concurrent change.
@@ -373,113 +373,144 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         edit: &TokenEdit,
         strict: bool,
     ) -> Result<TokenView, ManageError> {
-        let tries = if edit.active == Some(false) { MAX_REVOKE_TRIES } else { MAX_TRIES };
         let mut former = None;
-        for _ in 0..tries {
+        let mut tries = match edit.active {
+            Some(false) => Tries::of_revocation(),
+            Some(true) | None => Tries::of_change(),
+        };
+        loop {
+            tries.start()?;
             let acting = self.acting(actor).await?;
-            let operations = operations_of(edit);
-            for operation in operations.iter().flatten() {
-                acting.demand_any(*operation, id)?;
-            }
-            if edit.is_empty() {
-                return Err(super::InvalidInput::NothingToChange.into());
-            }
-            // Invalid fields give the same error for a token that the actor may not see as for a
-            // missing one.
-            let unseen = |error| edit.judged().err().map_or(error, ManageError::from);
-            let Some(token) = self.find_current(id).await? else {
-                return Err(unseen(ManageError::NotFound));
-            };
-            let mut relation = None;
-            for operation in operations.iter().flatten() {
-                relation = Some(acting.relation(*operation, &token).map_err(unseen)?);
-            }
-            let Some(relation) = relation else {
-                return Err(ManageError::NotFound);
-            };
-            if !edit.is_for_version(token.version) {
-                return Err(ManageError::Outdated);
-            }
-
-            let mut events = Vec::new();
-            let mut after = Token::clone(&token);
-            let (mut compromised, mut restores) = (false, false);
-            match edit.active {
-                Some(false) => {
-                    let reason = edit.reason.unwrap_or(relation.reason());
-                    let present =
-                        token.facts.revocation.as_ref().map(|revocation| revocation.reason);
-                    if !relation.may_give(reason) && present != Some(reason) {
-                        return Err(ManageError::ReasonNotAllowed(reason));
-                    }
-                    compromised = reason == Reason::Compromised;
-                    let is_so = !strict && self.is_not_active(&acting, edit, &token).await;
-                    let revocation = acting.revocation(relation, reason);
-                    let facts = if is_so {
-                        None
-                    } else {
-                        lifecycle::revoke(&token.facts, revocation, acting.now)?
-                    };
-                    if let Some(facts) = facts {
-                        after.facts = facts;
-                        events.push(acting.event(AuditAction::Revoked, &token).because(reason));
-                    }
-                }
-                Some(true) if strict || token.state(acting.now) != TokenState::Active => {
-                    after.facts = self.restored(&acting, relation, &token).await?;
-                    after.idle_from = acting.now;
-                    after.restored_by = acting.via.as_ref().map(|via| via.id);
-                    restores = true;
-                    events.push(acting.event(AuditAction::Restored, &token));
-                }
-                Some(true) | None => {}
-            }
-            let renamed = edit.new_name(&token.name)?;
-            let described = edit.new_description(token.description.as_ref())?;
-            if renamed.is_some() || described.is_some() {
-                events.push(acting.event(AuditAction::Renamed, &token));
-            }
-            if let Some(name) = renamed {
-                after.rename(name);
-            }
-            after.description = described.unwrap_or(after.description);
-
+            let (token, relation) = self.find_editable(&acting, id, edit).await?;
+            let edited = self.edited(&acting, relation, &token, edit, strict).await?;
+            let mut shown = token;
             let mut batch = ChangeBatch::new();
-            let displaced: Option<Arc<Token>> = former.take();
-            let mut shown = token.clone();
-            if !events.is_empty() {
-                after.version = after.version.saturating_add(1);
+            if let Some((after, events)) = edited {
                 shown = Arc::new(after);
-                batch =
-                    displacing(&self.ids, displaced, &acting).change(Change::Update(shown.clone()));
+                batch = displacing(&self.ids, former.take(), &acting)
+                    .change(Change::Update(shown.clone()));
+                batch.events.extend(events);
             }
-            batch.events.extend(events);
-            if restores {
+            let is_restored =
+                batch.events.iter().any(|event| event.action == AuditAction::Restored);
+            if is_restored {
                 batch = with_creator(batch, &acting, None);
             }
-            let committed =
-                if batch.changes.is_empty() { Ok(()) } else { self.commit(batch).await };
-            match committed {
-                Ok(()) => {
-                    if restores {
+            let commit = match batch.changes.is_empty() {
+                true => Commit::Done,
+                false => self.try_commit(batch, id).await?,
+            };
+            match commit {
+                Commit::Done => {
+                    if is_restored {
                         self.reuse.forget();
                     }
-                    if compromised {
+                    if edit.active == Some(false)
+                        && reason_of(edit, relation) == Reason::Compromised
+                    {
                         let revocation =
                             |member: &Token| acting.revocation_of_descendant(relation, member);
                         self.revoke_descendants(&shown, false, revocation, acting.address).await?;
                     }
                     return self.view(&acting, shown).await;
                 }
-                Err(StoreError::Conflict(Conflict::Version(_))) => {}
-                Err(StoreError::Conflict(Conflict::Name(_))) => {
+                Commit::Outdated => {}
+                Commit::NameTaken => {
                     let owner = self.owner_answer(&acting, &shown.owner).await;
                     former = Some(self.former_of_name(&acting, &shown, &owner).await?);
                 }
-                Err(error) => return Err(store_error(error, id)),
             }
         }
-        Err(ManageError::Contended)
+    }
+
+    /// Returns the token that an edit is for, and the actor's relation to it.
+    ///
+    /// # Errors
+    /// Forbidden before the token is read. Not found, or the error of an invalid field, which is
+    /// the same for a token that the actor may not see as for a missing one.
+    async fn find_editable(
+        &self,
+        acting: &Acting,
+        id: TokenId,
+        edit: &TokenEdit,
+    ) -> Result<(Arc<Token>, Relation), ManageError> {
+        let operations = operations_of(edit);
+        for operation in operations.iter().flatten() {
+            acting.demand_any(*operation, id)?;
+        }
+        if edit.is_empty() {
+            return Err(super::InvalidInput::NothingToChange.into());
+        }
+        let unseen = |error| edit.judged().err().map_or(error, ManageError::from);
+        let Some(token) = self.find_current(id).await? else {
+            return Err(unseen(ManageError::NotFound));
+        };
+        let mut relation = None;
+        for operation in operations.iter().flatten() {
+            relation = Some(acting.relation(*operation, &token).map_err(unseen)?);
+        }
+        let Some(relation) = relation else {
+            return Err(ManageError::NotFound);
+        };
+        if !edit.is_for_version(token.version) {
+            return Err(ManageError::Outdated);
+        }
+        Ok((token, relation))
+    }
+
+    /// Returns the record after an edit and the events of the edit, or `None` if it changes nothing.
+    ///
+    /// # Errors
+    /// A refusal of the token's state, a reason that the actor may not give, or an invalid field.
+    async fn edited(
+        &self,
+        acting: &Acting,
+        relation: Relation,
+        token: &Token,
+        edit: &TokenEdit,
+        strict: bool,
+    ) -> Result<Option<(Token, Vec<AuditEvent>)>, ManageError> {
+        let mut events = Vec::new();
+        let mut after = token.clone();
+        match edit.active {
+            Some(false) => {
+                let reason = reason_of(edit, relation);
+                let present = token.facts.revocation.as_ref().map(|revocation| revocation.reason);
+                if !relation.may_give(reason) && present != Some(reason) {
+                    return Err(ManageError::ReasonNotAllowed(reason));
+                }
+                let is_so = !strict && self.is_not_active(acting, edit, token).await;
+                let facts = match is_so {
+                    true => None,
+                    false => {
+                        let revocation = acting.revocation(relation, reason);
+                        lifecycle::revoke(&token.facts, revocation, acting.now)?
+                    }
+                };
+                if let Some(facts) = facts {
+                    after.facts = facts;
+                    events.push(acting.event(AuditAction::Revoked, token).because(reason));
+                }
+            }
+            Some(true) if strict || token.state(acting.now) != TokenState::Active => {
+                after.facts = self.restored(acting, relation, token).await?;
+                after.idle_from = acting.now;
+                after.restored_by = acting.via.as_ref().map(|via| via.id);
+                events.push(acting.event(AuditAction::Restored, token));
+            }
+            Some(true) | None => {}
+        }
+        let renamed = edit.new_name(&token.name)?;
+        let described = edit.new_description(token.description.as_ref())?;
+        if renamed.is_some() || described.is_some() {
+            events.push(acting.event(AuditAction::Renamed, token));
+        }
+        if let Some(name) = renamed {
+            after.rename(name);
+        }
+        after.description = described.unwrap_or(after.description);
+        after.version = after.version.saturating_add(1);
+        Ok((!events.is_empty()).then_some((after, events)))
     }
 
     /// Returns whether a token is already shown as not active, so that `active: false` changes
@@ -762,6 +793,11 @@ fn displacing(ids: &IdSource, former: Option<Arc<Token>>, acting: &Acting) -> Ch
         &former,
         acting.now,
     ))
+}
+
+/// Returns the reason of a revocation: that of the edit, or else that of the actor's relation.
+fn reason_of(edit: &TokenEdit, relation: Relation) -> Reason {
+    edit.reason.unwrap_or(relation.reason())
 }
 
 /// Returns the operations that an edit performs, for the permission checks.

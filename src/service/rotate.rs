@@ -1,15 +1,16 @@
 //! Rotation of a token to a successor, and the signal when the old token is presented again.
 
 use super::actor::{Actor, Operation, Relation, check_owner};
-use super::error::{InvalidInput, ManageError, store_error};
+use super::error::{InvalidInput, ManageError};
 use super::manage::{IssuedToken, changed, with_creator};
-use super::{MAX_TRIES, TokenService, lock, to_delta};
+use super::retry::{Commit, Tries};
+use super::{TokenService, lock, to_delta};
 use crate::audit::{AuditAction, AuditEvent, EventId};
 use crate::clock::plausible_until;
 use crate::lifecycle;
 use crate::owner::Directory;
 use crate::policy::{ReuseSignal, days};
-use crate::store::{Change, ChangeBatch, Conflict, StoreError, TokenStore};
+use crate::store::{Change, ChangeBatch, TokenStore};
 use crate::token::{ActorRef, Authority, Facts, Reason, Revocation, Token, TokenId, TokenView};
 use chrono::{DateTime, TimeDelta, Utc};
 use std::collections::HashMap;
@@ -45,7 +46,9 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         id: TokenId,
         overlap: Duration,
     ) -> Result<IssuedToken, ManageError> {
-        for _ in 0..MAX_TRIES {
+        let mut tries = Tries::of_change();
+        loop {
+            tries.start()?;
             let acting = self.acting(actor).await?;
             let (token, relation) = self.target(&acting, Operation::Rotate, id).await?;
             let most = self.policy.longest_overlap();
@@ -99,16 +102,16 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
                 .change(Change::Insert(successor.clone()))
                 .event(acting.event(AuditAction::Rotated, &token))
                 .event(acting.event(AuditAction::Generated, &successor));
-            match self.commit(with_creator(batch, &acting, Some(id).filter(|_| itself))).await {
-                Ok(()) => {
+            let batch = with_creator(batch, &acting, Some(id).filter(|_| itself));
+            match self.try_commit(batch, successor.id).await? {
+                Commit::Done => {
                     let token = TokenView::new(&successor, owner, acting.now);
                     return Ok(IssuedToken { token, plaintext });
                 }
-                Err(StoreError::Conflict(Conflict::Id(_) | Conflict::Version(_))) => {}
-                Err(error) => return Err(store_error(error, successor.id)),
+                Commit::Outdated => {}
+                Commit::NameTaken => return Err(ManageError::NameTaken),
             }
         }
-        Err(ManageError::Contended)
     }
 
     /// Reports that the secret of a rotated token was presented after its overlap and rejected.
@@ -131,7 +134,9 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             return Ok(());
         }
         let mut current = Some(presented);
-        for _ in 0..MAX_TRIES {
+        let mut tries = Tries::of_change();
+        loop {
+            tries.start()?;
             let Some(token) = current.filter(|token| self.is_reuse(token, now)) else {
                 return Ok(());
             };
@@ -152,26 +157,18 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
                 reason: None,
                 address: peer,
             };
-            match self
-                .commit(ChangeBatch::new().change(Change::Update(told.clone())).event(event))
-                .await
-            {
-                Ok(()) => {
-                    self.revoke_replaced(&told, peer, now).await?;
-                    self.reuse.note(token.id, self.dealt_with_until(now, now), now);
-                    // Fills a cache, from which the commit has just removed the record, so that the
-                    // next presentation costs no query. If this fails, the next presentation reads
-                    // the record.
-                    drop(self.store.find(token.id).await);
-                    return Ok(());
-                }
-                Err(StoreError::Conflict(Conflict::Version(_))) => {
-                    current = self.find_current(token.id).await?;
-                }
-                Err(error) => return Err(store_error(error, token.id)),
+            let batch = ChangeBatch::new().change(Change::Update(told.clone())).event(event);
+            if self.try_commit(batch, token.id).await? == Commit::Done {
+                self.revoke_replaced(&told, peer, now).await?;
+                self.reuse.note(token.id, self.dealt_with_until(now, now), now);
+                // Fills a cache, from which the commit has just removed the record, so that the
+                // next presentation costs no query. If this fails, the next presentation reads the
+                // record.
+                drop(self.store.find(token.id).await);
+                return Ok(());
             }
+            current = self.find_current(token.id).await?;
         }
-        Err(ManageError::Contended)
     }
 
     async fn revoke_replaced(

@@ -2,7 +2,8 @@
 
 use super::error::{ManageError, Unavailable, store_error};
 use super::family::{Listed, removal, report};
-use super::{MAX_TRIES, TokenService, to_delta};
+use super::retry::{Commit, Tries};
+use super::{TokenService, to_delta};
 use crate::audit::{AuditAction, AuditEvent, EventId};
 use crate::owner::{Directory, OwnerId, Realm};
 use crate::policy::days;
@@ -81,7 +82,8 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         let Some(before) = self.now().checked_sub_signed(to_delta(older_than)) else {
             return Ok(0);
         };
-        let (mut removed, mut tries): (u64, usize) = (0, 0);
+        let mut removed: u64 = 0;
+        let mut tries = Tries::of_change();
         // Records that cannot be removed, because a record that names them cannot be read.
         let mut left: HashSet<TokenId> = HashSet::new();
         let mut corrupt: Option<CorruptRecord> = None;
@@ -119,15 +121,10 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             batch.events.extend(
                 gone.values().map(|token| host_event(&self.ids, AuditAction::Deleted, token, now)),
             );
-            match self.commit(batch).await {
-                Ok(()) => {
-                    removed = removed.saturating_add(u64::try_from(gone.len()).unwrap_or(u64::MAX));
-                    tries = 0;
-                }
-                Err(StoreError::Conflict(Conflict::Version(_))) if tries < MAX_TRIES => {
-                    tries = tries.saturating_add(1);
-                }
-                Err(error) => return Err(store_error(error, witness)),
+            tries.start()?;
+            if self.try_commit(batch, witness).await? == Commit::Done {
+                removed = removed.saturating_add(u64::try_from(gone.len()).unwrap_or(u64::MAX));
+                tries = Tries::of_change();
             }
         }
     }
@@ -146,7 +143,9 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     /// this again continues.
     pub async fn erase_owner(&self, realm: &Realm, owner: &OwnerId) -> Result<u64, ManageError> {
         let mut erased: u64 = 0;
-        for _ in 0..MAX_TRIES {
+        let mut tries = Tries::of_change();
+        loop {
+            tries.start()?;
             let now = self.now();
             let by = ListBy::Owner { realm: realm.clone(), owner: owner.clone(), kind: None };
             let tokens = self.all(ListQuery::new(by)).await?.complete()?;
@@ -189,7 +188,6 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
                 (Err(error), None) => return Err(Unavailable::Store(error).into()),
             }
         }
-        Err(ManageError::Contended)
     }
 
     /// Revokes the active tokens of a list one by one, and returns how many.
@@ -204,7 +202,9 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         still: impl Fn(&Token) -> bool + Send + Sync,
     ) -> Result<u64, ManageError> {
         let mut revoked: u64 = 0;
-        for _ in 0..MAX_TRIES {
+        let mut tries = Tries::of_change();
+        loop {
+            tries.start()?;
             let now = self.now();
             let revocation =
                 Revocation { at: now, by: ActorRef::System, authority: Authority::System, reason };
@@ -225,7 +225,6 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
                 return Ok(revoked);
             }
         }
-        Err(ManageError::Contended)
     }
 }
 

@@ -6,7 +6,7 @@
 use super::error::{ManageError, RejectReason, Unavailable, store_error};
 use super::manage::changed;
 use super::verify::Peer;
-use super::{MAX_TRIES, TokenService, lock};
+use super::{TokenService, lock};
 use crate::audit::{AuditAction, AuditEvent, EventId};
 use crate::clock::{MAX_CLOCK_ERROR, at_micros};
 use crate::owner::{Directory, OwnerId, Realm};
@@ -23,6 +23,8 @@ use std::sync::{Mutex, MutexGuard};
 use std::task::{Poll, Waker};
 use std::time::Duration;
 
+/// The maximum number of flushes in a shutdown, for a host that still verifies.
+const MAX_LAST_FLUSHES: usize = 64;
 /// The maximum number of last uses in one call of [`TokenStore::touch`].
 const TOUCH_BATCH: usize = 1_000;
 /// The maximum number of digests that wait to be moved. Any other token moves at a later
@@ -443,7 +445,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         let is_idle = |usage: &Usage| usage.flushing.load(Ordering::Acquire) == 0;
         // A flush that was running may have failed and put its data back. The bound on the tries is
         // for a host that still verifies.
-        for _ in 0..MAX_TRIES {
+        for _ in 0..MAX_LAST_FLUSHES {
             self.usage.wait(is_idle).await;
             self.flush().await?;
             if is_idle(&self.usage)

@@ -282,9 +282,8 @@ pub fn read_token(row: &(impl Row + ?Sized), table: &str) -> Result<Token, Corru
     cells.row = Some(id);
     let realm = cells.realm()?;
     let owner = cells.required(Cells::owner)?;
-    let owner_kind = cells
-        .one_of([OwnerKind::Human, OwnerKind::Service, OwnerKind::Internal], OwnerKind::as_str)?;
-    let kind = cells.one_of([TokenKind::Personal, TokenKind::Service], TokenKind::as_str)?;
+    let owner_kind = cells.parsed(OwnerKind::from_name)?;
+    let kind = cells.parsed(TokenKind::from_name)?;
     // Names and descriptions are only displayed, so a stored one is accepted whatever the current
     // rules for new ones are.
     let name = cells.parsed(|text| Some(TokenName::stored(text)))?;
@@ -394,11 +393,7 @@ impl<'a, R: Row + ?Sized> Cells<'a, R> {
         let revoked_at = self.time()?;
         let reason = self.opt_parsed(Reason::from_name)?;
         let revoked_by = self.actor()?;
-        let authority = self.opt_parsed(|text| {
-            [Authority::Owner, Authority::Admin, Authority::System]
-                .into_iter()
-                .find(|each| each.as_str() == text)
-        })?;
+        let authority = self.opt_parsed(Authority::from_name)?;
         match (revoked_at, reason, revoked_by, authority) {
             (None, None, None, None) => Ok(None),
             (Some(at), Some(reason), Some(by), Some(authority)) => {
@@ -539,14 +534,6 @@ impl<'a, R: Row + ?Sized> Cells<'a, R> {
 
     fn parsed<T>(&mut self, parse: impl FnOnce(&str) -> Option<T>) -> Result<T, CorruptRecord> {
         self.required(|cells| cells.opt_parsed(parse))
-    }
-
-    fn one_of<T: Copy, const N: usize>(
-        &mut self,
-        values: [T; N],
-        as_str: fn(T) -> &'static str,
-    ) -> Result<T, CorruptRecord> {
-        self.parsed(|text| values.into_iter().find(|value| as_str(*value) == text))
     }
 
     fn number<T: TryFrom<i64>>(&mut self) -> Result<Option<T>, CorruptRecord> {

@@ -3,44 +3,26 @@
 
 use super::{Rfc3339, TokenId};
 use crate::clock::micros;
+use crate::named::named_enum;
 use crate::owner::OwnerId;
 use chrono::{DateTime, Utc};
 use serde::ser::SerializeStruct;
 use serde::{Serialize, Serializer};
-use std::fmt;
 
-/// The state of a token at one instant.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum TokenState {
-    /// The token works.
-    Active,
-    /// The token was revoked and has not reached its expiry.
-    Revoked,
-    /// The token has reached its expiry, whether it was revoked or not.
-    Expired,
-}
-
-impl TokenState {
-    /// Returns `active`, `revoked` or `expired`.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Active => "active",
-            Self::Revoked => "revoked",
-            Self::Expired => "expired",
-        }
-    }
-}
-
-impl fmt::Display for TokenState {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
+named_enum! {
+    /// The state of a token at one instant.
+    pub enum TokenState {
+        /// The token works.
+        Active = "active",
+        /// The token was revoked and has not reached its expiry.
+        Revoked = "revoked",
+        /// The token has reached its expiry, whether it was revoked or not.
+        Expired = "expired",
     }
 }
 
 /// The stored facts from which a token's state is derived.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-#[repr(C)]
 #[allow(clippy::exhaustive_structs, reason = "a store must not be able to forget a field")]
 pub struct Facts {
     /// When the token expires. `None` if it never does.
@@ -129,105 +111,56 @@ pub struct Succession {
     pub until: DateTime<Utc>,
 }
 
-/// Why a token was revoked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Reason {
-    /// The owner revoked the token.
-    Owner,
-    /// An admin revoked the token.
-    Admin,
-    /// The host revoked the token.
-    System,
-    /// All tokens of the owner were revoked.
-    Offboarding,
-    /// The token was unused for longer than the policy allows.
-    Idle,
-    /// A successor replaced the token.
-    Rotated,
-    /// An ancestor of the token was presented after its rotation.
-    Reuse,
-    /// The token descends from a compromised token, but the actor who reported that token has no
-    /// authority over this one. An admin may restore it.
-    Suspected,
-    /// Others know the token's secret.
-    Compromised,
+named_enum! {
+    /// Why a token was revoked.
+    pub enum Reason {
+        /// The owner revoked the token.
+        Owner = "owner",
+        /// An admin revoked the token.
+        Admin = "admin",
+        /// The host revoked the token.
+        System = "system",
+        /// All tokens of the owner were revoked.
+        Offboarding = "offboarding",
+        /// The token was unused for longer than the policy allows.
+        Idle = "idle",
+        /// A successor replaced the token.
+        Rotated = "rotated",
+        /// An ancestor of the token was presented after its rotation.
+        Reuse = "reuse",
+        /// The token descends from a compromised token, but the actor who reported that token has no
+        /// authority over this one. An admin may restore it.
+        Suspected = "suspected",
+        /// Others know the token's secret.
+        Compromised = "compromised",
+    }
 }
 
 impl Reason {
-    /// All reasons.
-    pub const ALL: [Self; 9] = [
-        Self::Owner,
-        Self::Admin,
-        Self::System,
-        Self::Offboarding,
-        Self::Idle,
-        Self::Rotated,
-        Self::Reuse,
-        Self::Suspected,
-        Self::Compromised,
-    ];
-
-    /// Returns `owner`, `admin`, `system`, `offboarding`, `idle`, `rotated`, `reuse`, `suspected`
-    /// or `compromised`.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Owner => "owner",
-            Self::Admin => "admin",
-            Self::System => "system",
-            Self::Offboarding => "offboarding",
-            Self::Idle => "idle",
-            Self::Rotated => "rotated",
-            Self::Reuse => "reuse",
-            Self::Suspected => "suspected",
-            Self::Compromised => "compromised",
-        }
-    }
-
-    /// Returns the reason with this name, as [`as_str`](Self::as_str) writes it. `None` if there is
-    /// none.
-    pub fn from_name(name: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|reason| reason.as_str() == name)
-    }
-
     /// Returns whether no authority restores a token that was revoked for this reason.
     pub const fn is_final(self) -> bool {
-        matches!(self, Self::Rotated | Self::Reuse | Self::Compromised)
-    }
-}
-
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
-    }
-}
-
-/// The capacity in which somebody acts. Later variants have more weight.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[non_exhaustive]
-pub enum Authority {
-    /// The token's own owner, or the token itself.
-    Owner,
-    /// Somebody who may manage other owners' tokens.
-    Admin,
-    /// The host.
-    System,
-}
-
-impl Authority {
-    /// Returns `owner`, `admin` or `system`.
-    pub const fn as_str(self) -> &'static str {
         match self {
-            Self::Owner => "owner",
-            Self::Admin => "admin",
-            Self::System => "system",
+            Self::Rotated | Self::Reuse | Self::Compromised => true,
+            Self::Owner
+            | Self::Admin
+            | Self::System
+            | Self::Offboarding
+            | Self::Idle
+            | Self::Suspected => false,
         }
     }
 }
 
-impl fmt::Display for Authority {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.as_str())
+named_enum! {
+    /// The capacity in which somebody acts. Later variants have more weight.
+    #[derive(PartialOrd, Ord)]
+    pub enum Authority {
+        /// The token's own owner, or the token itself.
+        Owner = "owner",
+        /// Somebody who may manage other owners' tokens.
+        Admin = "admin",
+        /// The host.
+        System = "system",
     }
 }
 

@@ -213,9 +213,8 @@ impl TokenFormat {
                 return Err(TokenFormatError::RepeatedBrand(Brand::clone(each)));
             }
         }
-        let kinds = [TokenKind::Personal, TokenKind::Service];
-        let prefixes =
-            brands.iter().flat_map(|brand| kinds.map(|kind| Prefix::new(brand, kind))).collect();
+        let of_brand = |brand: &&Brand| TokenKind::ALL.map(|kind| Prefix::new(brand, kind));
+        let prefixes = brands.iter().flat_map(of_brand).collect();
         Ok(Self { brand, prefixes })
     }
 

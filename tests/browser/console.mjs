@@ -508,6 +508,7 @@ async function trouble(site, { page, cookie }) {
       body: JSON.stringify({
         user: { id: "mel", name: HOSTILE }, may: { personal: true, service: false, scim: false }, scopes: [], service_users: [],
         policy: { lifetimes: [30, 60, 90, 365, null], default_days: 45, longest_days: 60, never: true, longest_overlap_seconds: 3600 },
+        final_reasons: ["rotated", "reuse", "compromised"],
       }),
     }));
     await page.open();
@@ -1063,6 +1064,7 @@ async function offers(site) {
       body: JSON.stringify({
         user: { id: "mel", name: "Mel" }, may: { personal: true, service: false, scim: false }, scopes: ["a:*", "b"], holds: ["a:*", "b"], service_users: [],
         policy: { lifetimes: [30, null], default_days: 30, longest_days: null, never: true, longest_overlap_seconds: 0 },
+        final_reasons: ["rotated", "reuse", "compromised"],
       }),
     }));
     await page.click("#generate");

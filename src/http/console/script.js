@@ -8,7 +8,6 @@ const MOST = 200; // the API's limit for one page
 const MOST_DAYS = 365;
 const SOON = 7; // days before its expiry from which on a token is highlighted
 const SHOWN_SCOPES = 6;
-const FINAL = ["compromised", "reuse", "rotated"]; // reasons after which a token cannot be restored
 
 const $ = (id) => document.getElementById(id);
 const dialogs = { generate: $("d-generate"), edit: $("d-edit"), confirm: $("d-confirm"), once: $("d-once") };
@@ -380,7 +379,7 @@ function returnFocus() {
 }
 
 function actionsOf(token) {
-	const lasting = token.successor || FINAL.includes(token.revoked?.reason);
+	const lasting = token.successor || settings.final_reasons.includes(token.revoked?.reason);
 	const all = {
 		active: [!token.successor && "rotate", "edit", "revoke"],
 		ended: ["edit", "revoke"],

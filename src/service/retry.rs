@@ -1,0 +1,70 @@
+//! The loop of compare-and-set: a change reads, decides and commits, and starts again if another
+//! change came between its reading and its commit.
+//!
+//! It is not one function that calls a closure, because the compiler cannot tell that the future of
+//! such a function is `Send`.
+
+use super::TokenService;
+use super::error::{ManageError, store_error};
+use crate::owner::Directory;
+use crate::store::{ChangeBatch, Conflict, StoreError, TokenStore};
+use crate::token::TokenId;
+
+/// The number of tries that an operation has left.
+#[derive(Debug)]
+pub(super) struct Tries(usize);
+
+/// The outcome of a commit that decides whether an operation starts again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Commit {
+    /// The batch is stored.
+    Done,
+    /// Another change of one of the records came first, so the operation must decide again.
+    Outdated,
+    /// Another token of the owner has the name.
+    NameTaken,
+}
+
+impl Tries {
+    /// Returns the tries of a change: 64.
+    pub(super) const fn of_change() -> Self {
+        Self(64)
+    }
+
+    /// Returns the tries of a revocation: 2,048, because somebody may keep changing a token to keep
+    /// it alive.
+    pub(super) const fn of_revocation() -> Self {
+        Self(2_048)
+    }
+
+    /// Starts the next try.
+    ///
+    /// # Errors
+    /// [`ManageError::Contended`] if no try is left.
+    pub(super) fn start(&mut self) -> Result<(), ManageError> {
+        self.0 = self.0.checked_sub(1).ok_or(ManageError::Contended)?;
+        Ok(())
+    }
+}
+
+impl<S: TokenStore, D: Directory> TokenService<S, D> {
+    /// Commits the batch of one try, and notifies the sink.
+    ///
+    /// # Errors
+    /// Any error but a conflict. `witness` is the record by which the host can find out whether a
+    /// commit happened if its outcome is unknown.
+    pub(super) async fn try_commit(
+        &self,
+        batch: ChangeBatch,
+        witness: TokenId,
+    ) -> Result<Commit, ManageError> {
+        match self.commit(batch).await {
+            Ok(()) => Ok(Commit::Done),
+            Err(StoreError::Conflict(Conflict::Id(_) | Conflict::Version(_))) => {
+                Ok(Commit::Outdated)
+            }
+            Err(StoreError::Conflict(Conflict::Name(_))) => Ok(Commit::NameTaken),
+            Err(error) => Err(store_error(error, witness)),
+        }
+    }
+}
