@@ -52,7 +52,7 @@ pub struct EventId(TokenId);
 
 /// The error if a text or bytes are not an event id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("an event id is 22 characters of 0-9A-Za-z that hold a UUIDv7")]
+#[error("the text is not an event id; write all 22 characters of the id, which are 0-9A-Za-z")]
 #[non_exhaustive]
 pub struct EventIdError;
 

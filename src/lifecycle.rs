@@ -71,7 +71,7 @@ pub enum RefusalReason {
     #[error("revoke the token first, or wait for its expiry")]
     StillActive,
     /// The token is not revoked, and only a revoked token can be restored.
-    #[error("only a revoked token is restored")]
+    #[error("only a revoked token can be restored")]
     NotRevoked,
     /// The token is revoked.
     #[error("restore the token first")]
@@ -80,13 +80,13 @@ pub enum RefusalReason {
     #[error("an expiry is final; generate a new token")]
     Expired,
     /// The token was rotated and has a successor.
-    #[error("the token has a successor; use that one")]
+    #[error("the token has a successor; use the successor")]
     HasSuccessor,
     /// The token was revoked for a reason that no authority can undo.
     #[error("a revocation for the reason {0} is final; generate a new token")]
     Final(Reason),
     /// The action requires at least the authority that revoked the token.
-    #[error("a revocation with the authority of the {0} takes as much authority to undo")]
+    #[error("the authority of the {0} revoked the token; undo it with the same or more authority")]
     Authority(Authority),
 }
 

@@ -66,10 +66,10 @@ impl fmt::Display for Identifier {
 #[non_exhaustive]
 pub enum IdError {
     /// The text is empty.
-    #[error("the {0} is empty; it needs 1 to {MAX_ID_BYTES} bytes")]
+    #[error("the {0} is empty; use 1 to {MAX_ID_BYTES} bytes")]
     Empty(Identifier),
     /// The text has more than [`MAX_ID_BYTES`] bytes.
-    #[error("the {what} has {bytes} bytes; it may have at most {MAX_ID_BYTES}")]
+    #[error("the {what} has {bytes} bytes; use at most {MAX_ID_BYTES}")]
     TooLong {
         /// The identifier.
         what: Identifier,
@@ -481,7 +481,7 @@ pub trait Directory: Send + Sync {
 
 /// The error if the directory cannot say who the owner is.
 #[derive(Clone, thiserror::Error)]
-#[error("the directory of owners cannot tell who the owner is")]
+#[error("the directory of owners could not look up the owner")]
 pub struct DirectoryError {
     source: Arc<dyn std::error::Error + Send + Sync>,
 }

@@ -157,7 +157,8 @@ pub enum ScopeError {
     TooManyEntries,
     /// An entry is not a grant. For example, it is longer than [`MAX_PERMISSION_BYTES`].
     #[error(
-        "entry {index} of the scope is not a grant; write one such as datastores:read or datastores:*"
+        "entry {index} of the scope is not a grant; write one such as datastores:read or \
+         datastores:* (entries are counted from 0)"
     )]
     BadEntry {
         /// The index of the entry, counted from 0.

@@ -169,12 +169,10 @@ pub enum LifetimeError {
         most: Duration,
     },
     /// The policy requires an expiry.
-    #[error("a lifetime without end is not allowed; ask for a number of days or seconds")]
+    #[error("a token without an expiry is not allowed; ask for a lifetime in days or seconds")]
     NeverNotAllowed,
     /// The token would outlive the token through which it is made.
-    #[error(
-        "the lifetime ends after that of the token through which the new token is made; ask for a shorter one"
-    )]
+    #[error("the new token would outlive the token that makes it; ask for a shorter lifetime")]
     OutlivesCreator,
     /// The expiry is beyond the last date that can be represented.
     #[error("the lifetime ends after the last date that can be represented; ask for a shorter one")]
@@ -580,7 +578,7 @@ impl TokenPolicyBuilder {
         let mut shown = shown_lifetimes.iter().flatten();
         let window = match policy.reuse {
             ReuseSignal::RevokeFamily => {
-                (1, "a window of 1 to 365000 days, to revoke the family within")
+                (1, "a window of 1 to 365000 days, within which reuse revokes the family")
             }
             ReuseSignal::Off | ReuseSignal::Alert => (0, "a window of 0 to 365000 days"),
         };
@@ -626,7 +624,8 @@ impl TokenPolicyBuilder {
             (
                 "never_allowed",
                 "longest_lifetime",
-                "leave out one of the two, because a token without end outlives every longest lifetime",
+                "leave out one of the two, because a token that never expires exceeds every \
+                 lifetime",
                 *never_allowed == Some(true) && policy.longest_lifetime.is_some(),
             ),
             (
@@ -645,19 +644,20 @@ impl TokenPolicyBuilder {
             (
                 "shown_lifetimes",
                 "never_allowed",
-                "show no lifetime without end, or allow it",
+                "show no lifetime without an expiry, or allow tokens that never expire",
                 shows_never && *never_allowed == Some(false),
             ),
             (
                 "longest_overlap",
                 "longest_lifetime",
-                "set an overlap that is not above the longest lifetime, because no token lives longer than that",
+                "set an overlap that is not above the longest lifetime, because no token lives \
+                 longer",
                 longest_overlap.is_some_and(exceeds_longest),
             ),
             (
                 "reuse",
                 "longest_overlap",
-                "set a window that is longer than the overlap, because reuse begins when the overlap is over",
+                "set a window that is longer than the overlap, because reuse counts only after it",
                 longest_overlap
                     .zip(revokes_within)
                     .is_some_and(|(overlap, window)| overlap >= window),
@@ -665,7 +665,8 @@ impl TokenPolicyBuilder {
             (
                 "idle_limit_days",
                 "last_used_granularity",
-                "set a granularity that is not above the idle limit, because a token in use would count as idle",
+                "set a granularity that is not above the idle limit, because otherwise a token in \
+                 use would count as idle",
                 idle_limit.is_some_and(|limit| policy.last_used_granularity > limit),
             ),
         ];

@@ -86,8 +86,8 @@ pub enum RoleNameError {
 /// A catalogue is immutable. It knows the permissions that its roles grant,
 /// [declared](RoleCatalogBuilder::permission) permissions, the permissions of this crate and
 /// everything below `scim:`. A grant such as `datastores:*` makes everything below `datastores:`
-/// known; a grant of `*` makes nothing known. A scope entry that covers no known permission is most
-/// often a typing error; [`UnknownScopes`](crate::policy::UnknownScopes) sets its handling.
+/// known; a grant of `*` makes no permission known. A scope entry that covers no known permission
+/// is most often a typing error; [`UnknownScopes`](crate::policy::UnknownScopes) sets its handling.
 #[derive(Debug, Clone)]
 pub struct RoleCatalog {
     roles: BTreeMap<RoleName, PermissionSet>,
@@ -179,7 +179,7 @@ pub enum RoleError {
         parent: String,
     },
     /// Roles inherit each other in a cycle.
-    #[error("roles inherit in a ring, which must be broken: {}", Ring(.roles))]
+    #[error("roles inherit in a ring; remove one of these inheritances: {}", Ring(.roles))]
     Cycle {
         /// The roles of the cycle: each inherits the next, the last the first.
         roles: Vec<RoleName>,
@@ -898,10 +898,13 @@ mod tests {
         let error = RoleError::Cycle { roles };
         assert_eq!(
             error.to_string(),
-            "roles inherit in a ring, which must be broken: a -> b -> c -> a"
+            "roles inherit in a ring; remove one of these inheritances: a -> b -> c -> a"
         );
 
         let itself = RoleCatalog::builder().role("a").inherits("a", "a").build().unwrap_err();
-        assert_eq!(itself.to_string(), "roles inherit in a ring, which must be broken: a -> a");
+        assert_eq!(
+            itself.to_string(),
+            "roles inherit in a ring; remove one of these inheritances: a -> a"
+        );
     }
 }

@@ -528,22 +528,27 @@ impl StoreError {
 #[non_exhaustive]
 pub enum Conflict {
     /// A record with this id already exists.
-    #[error("the id {0} is taken")]
+    #[error("the token id {0} is taken; generate another id")]
     Id(TokenId),
     /// Another record already has the name of this one.
-    #[error("the name of {0} is taken")]
+    #[error("the name of the token {0} is taken; choose another name")]
     Name(TokenId),
     /// The record was changed or removed since it was read.
-    #[error("{0} was changed meanwhile")]
+    #[error("the token {0} was changed or removed in the meantime; read the token again")]
     Version(TokenId),
     /// The kind of the record does not fit its owner's kind.
-    #[error("the kind of {0} does not fit its owner")]
+    #[error(
+        "the kind of the token {0} does not fit its owner; give personal tokens to people, and \
+         service tokens to service users"
+    )]
     OwnerKind(TokenId),
 }
 
 /// The location of a record that cannot be read.
 #[derive(Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{table}.{column} of the row {row:?}")]
+#[error(
+    "the column {table}.{column} of the row {row:?} cannot be read; restore the row from a backup"
+)]
 #[non_exhaustive]
 pub struct CorruptRecord {
     /// The table.

@@ -30,7 +30,7 @@ const _: () = assert!(
 /// Changes a request as an [`AuthLayer`](crate::http::AuthLayer) does that accepts this token.
 ///
 /// Extractors and [`RequirePermission`](crate::http::RequirePermission) then find the token. `None`
-/// stands for a request without a credential behind an optional layer.
+/// is a request without a credential behind an optional layer.
 #[cfg(feature = "tower")]
 pub fn let_through(extensions: &mut http::Extensions, verified: Option<Verified>) {
     crate::http::let_through(extensions, verified);

@@ -91,7 +91,7 @@ fn texts_of_names_scopes_and_networks() {
             RoleError::UnknownParent { role: role(), parent: "x".into() },
             &["role member", "\"x\"", "define"],
         ),
-        of(RoleError::Cycle { roles: vec![role()] }, &["ring", "broken", "member -> member"]),
+        of(RoleError::Cycle { roles: vec![role()] }, &["ring", "remove", "member -> member"]),
         of(
             RoleError::BadGrant { role: role(), grant: "A".into(), source: PermissionError::Empty },
             &["role member", "\"A\"", "write"],

@@ -326,7 +326,9 @@ fn a_text_that_is_no_permission_is_refused_as_such() {
             assert!(denied.to_string().contains(&format!("{text:?}")), "{denied}");
         }
         let denied = verified.require("deployments:delete").map_err(|denied| denied.to_string());
-        let expected = "the token does not have the permission deployments:delete".to_owned();
+        let expected = "the token does not have the permission deployments:delete; use a token \
+                        whose scope and whose owner have it"
+            .to_owned();
         assert_eq!(denied, if owner == "ann" { Err(expected) } else { Ok(()) });
     }
     assert_eq!(unknown.permissions().len(), 7);

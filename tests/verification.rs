@@ -739,7 +739,10 @@ fn permissions_that_are_none_are_denied_to_everybody() {
         assert!(matches!(&denied, PermissionDenied::NotAPermission { text: of, .. } if of == text));
         assert_eq!(
             denied.to_string(),
-            format!("the text {text:?}, which a route demands, is not a permission")
+            format!(
+                "the text {text:?}, which a route demands, is not a permission; write one such as \
+                 datastores:read"
+            )
         );
         assert!(!denied.to_string().contains(['\n', '\0', '\u{202e}']), "shown escaped");
     }

@@ -290,7 +290,7 @@ impl NewTokenBody {
         };
         let mut refused = fields.finish();
         if is_missing {
-            refused.refuse(&["name"], "the field is missing");
+            refused.refuse(&["name"], "the name is missing; send 1 to 255 characters");
         }
         new.check(&mut refused);
         refused.finish().map(|()| new)
@@ -334,16 +334,17 @@ impl NewTokenBody {
         if self.expires_in_days.flatten().is_some_and(|days| !(1..=MAX_DAYS).contains(&days)) {
             refused.refuse(
                 &["expires_in_days"],
-                "choose 1 to 365 days, or null for a token that never expires",
+                "the lifetime is out of bounds; choose 1 to 365 days, or null for a token that \
+                 never expires",
             );
         }
         if self.scopes.is_some() && self.scim_endpoints_only == Some(true) {
-            let detail = "a token for SCIM endpoints has a scope of its own: leave scopes out";
+            let detail = "scim_endpoints_only sets the scope to scim:*; leave scopes out";
             refused.refuse(&["scim_endpoints_only"], detail);
         }
         let scopes = self.scopes.as_deref().unwrap_or_default();
         if scopes.len() > MAX_SCOPE_ENTRIES {
-            refused.refuse(&["scopes"], format!("choose {MAX_SCOPE_ENTRIES} permissions at most"));
+            refused.refuse(&["scopes"], too_many("permissions", MAX_SCOPE_ENTRIES));
         } else if !refused.has("scopes") {
             for (place, _) in
                 scopes.iter().enumerate().filter(|(_, text)| Grant::parse(text).is_err())
@@ -356,8 +357,7 @@ impl NewTokenBody {
             Some(_) if refused.has("allowed_networks") => {}
             Some([]) => refused.refuse(&["allowed_networks"], NO_NETWORKS),
             Some(networks) if networks.len() > MAX_NETWORKS => {
-                refused
-                    .refuse(&["allowed_networks"], format!("name {MAX_NETWORKS} networks at most"));
+                refused.refuse(&["allowed_networks"], too_many("networks", MAX_NETWORKS));
             }
             Some(networks) => {
                 for (place, text) in networks.iter().enumerate() {
@@ -371,7 +371,7 @@ impl NewTokenBody {
         if self.user_id.as_deref().is_some_and(|user| OwnerId::new(user).is_err()) {
             refused.refuse(
                 &["user_id"],
-                "this is no id of a user: 1 to 255 bytes without control characters",
+                "the id of the user is malformed; send 1 to 255 bytes without control characters",
             );
         }
     }
@@ -428,9 +428,11 @@ impl EditBody {
             && !refused.has("active")
         {
             if self.active != Some(false) {
-                refused.refuse(&["reason"], "a reason goes with active: false alone");
+                let detail = "a reason is only for active: false; send both, or neither";
+                refused.refuse(&["reason"], detail);
             } else if Reason::from_name(reason).is_none() {
-                refused.refuse(&["reason"], "choose owner, admin or compromised");
+                let detail = "the reason is unknown; choose owner, admin or compromised";
+                refused.refuse(&["reason"], detail);
             }
         }
     }
@@ -447,7 +449,7 @@ impl RotateBody {
         let overlap_seconds = seconds.and_then(|seconds| u32::try_from(seconds).ok());
         let mut refused = fields.finish();
         if seconds.is_some() && overlap_seconds.is_none() {
-            let detail = format!("choose 0 to {} seconds", u32::MAX);
+            let detail = format!("the overlap is out of bounds; choose 0 to {} s", u32::MAX);
             refused.refuse(&["overlap_seconds"], detail);
         }
         refused.finish().map(|()| Self { overlap_seconds })
@@ -459,46 +461,56 @@ impl RotateBody {
     }
 }
 
-const NO_GRANT: &str = "this is no permission: write small letters, digits, - and _ between colons, such as datastores:read or \
-                        datastores:*";
-const NO_NETWORKS: &str =
-    "name at least one network, or leave the field out for a token that works from everywhere";
+const NO_GRANT: &str = "the permission is malformed; write small letters, digits, - and _ between \
+                        colons, such as datastores:read or datastores:*";
+const NO_NETWORKS: &str = "the list of networks is empty; name at least one network, or leave the \
+                           field out for a token that works from everywhere";
+
+fn too_many(what: &str, most: usize) -> String {
+    format!("there are more than {most} {what}; choose {most} at most")
+}
 
 fn check_name(name: &str, refused: &mut Refused) {
     if !refused.has("name")
         && let Err(error) = TokenName::new(name)
     {
-        refused.refuse(
-            &["name"],
-            of_text(error, "write a name with at least one character that shows"),
-        );
+        refused.refuse(&["name"], of_text(error, "name"));
     }
 }
 
 fn check_description(description: Option<&str>, refused: &mut Refused) {
     if let Some(Err(error)) = description.map(Description::new) {
-        refused.refuse(&["description"], of_text(error, "write at least one character that shows"));
+        refused.refuse(&["description"], of_text(error, "description"));
     }
 }
 
-fn of_text(error: NameError, empty: &'static str) -> String {
+fn of_text(error: NameError, what: &str) -> String {
     match error {
-        NameError::Empty => empty.to_owned(),
-        NameError::TooLong { most } => format!("write {most} characters at most"),
-        NameError::Character(character) => {
-            format!("leave out the character U+{:04X}, which is not allowed", u32::from(character))
+        NameError::Empty => {
+            format!("the {what} shows nothing; write at least one visible character")
         }
+        NameError::TooLong { most } => {
+            format!("the {what} is too long; write {most} characters at most")
+        }
+        NameError::Character(character) => format!(
+            "the {what} has the character U+{:04X}, which is not allowed; leave the character out",
+            u32::from(character)
+        ),
     }
 }
 
 fn of_network(error: NetworkError) -> String {
     match error {
         NetworkError::NotANetwork => {
-            "this is no network: write an address, or one with the length of its prefix, such as 10.0.0.0/8".to_owned()
+            "the network is malformed; write an address, alone or with a prefix length, such as \
+             10.0.0.0/8"
+                .to_owned()
         }
-        NetworkError::PrefixTooLong { most } => format!("write {most} after the slash at most"),
+        NetworkError::PrefixTooLong { most } => {
+            format!("the prefix length of the network is too large; write {most} at most")
+        }
         NetworkError::HostBitsSet => {
-            "the address has more digits than the length after the slash leaves room for: write 10.0.0.0/8, not 10.0.0.1/8"
+            "the network has digits after its prefix length; write 10.0.0.0/8, not 10.0.0.1/8"
                 .to_owned()
         }
     }
@@ -509,15 +521,11 @@ fn of_network(error: NetworkError) -> String {
 pub(super) fn refused_by_service(input: &InvalidInput) -> (Vec<FieldError>, String) {
     let of = |path: &[&str], detail: String| (vec![FieldError::new(path, detail.clone())], detail);
     match input {
-        InvalidInput::Name(error) => {
-            of(&["name"], of_text(*error, "write a name with at least one character that shows"))
-        }
-        InvalidInput::Description(error) => {
-            of(&["description"], of_text(*error, "write at least one character that shows"))
-        }
+        InvalidInput::Name(error) => of(&["name"], of_text(*error, "name")),
+        InvalidInput::Description(error) => of(&["description"], of_text(*error, "description")),
         InvalidInput::Lifetime(error) => of(&["expires_in_days"], of_lifetime(*error)),
         InvalidInput::Scope(ScopeError::TooManyEntries) => {
-            of(&["scopes"], format!("choose {MAX_SCOPE_ENTRIES} permissions at most"))
+            of(&["scopes"], too_many("permissions", MAX_SCOPE_ENTRIES))
         }
         InvalidInput::Scope(ScopeError::BadEntry { index, .. }) => {
             of(&["scopes", &index.to_string()], NO_GRANT.to_owned())
@@ -527,52 +535,67 @@ pub(super) fn refused_by_service(input: &InvalidInput) -> (Vec<FieldError>, Stri
                 let detail = match &unknown.likely {
                     Some(likely) => {
                         format!(
-                            "there is no permission {}: write {likely} if that was meant",
+                            "there is no permission {}; write {likely} if that was meant",
                             unknown.entry
                         )
                     }
-                    None => format!("there is no permission {}", unknown.entry),
+                    None => format!(
+                        "there is no permission {}; correct the permission or leave it out",
+                        unknown.entry
+                    ),
                 };
                 FieldError::new(&["scopes", &unknown.index.to_string()], detail)
             });
-            (errors.collect(), "there are no such permissions".to_owned())
+            (errors.collect(), "the scopes name unknown permissions; correct them".to_owned())
         }
         InvalidInput::Networks(NetworksError::Empty) => {
             of(&["allowed_networks"], NO_NETWORKS.to_owned())
         }
         InvalidInput::Networks(NetworksError::TooMany) => {
-            of(&["allowed_networks"], format!("name {MAX_NETWORKS} networks at most"))
+            of(&["allowed_networks"], too_many("networks", MAX_NETWORKS))
         }
         InvalidInput::Networks(NetworksError::Entry { place, source }) => {
             of(&["allowed_networks", &place.to_string()], of_network(*source))
         }
         InvalidInput::Overlap { most } => {
-            of(&["overlap_seconds"], format!("choose {} seconds at most", most.as_secs()))
+            let detail = format!("the overlap is too long; choose {} s at most", most.as_secs());
+            of(&["overlap_seconds"], detail)
         }
-        InvalidInput::OwnerUnknown => of(&["user_id"], "there is no such user".to_owned()),
-        InvalidInput::OwnerDisabled => of(&["user_id"], "this user is disabled".to_owned()),
+        InvalidInput::OwnerUnknown => {
+            of(&["user_id"], "there is no user with this id; check the id".to_owned())
+        }
+        InvalidInput::OwnerDisabled => {
+            of(&["user_id"], "the user is disabled; enable the user first".to_owned())
+        }
         InvalidInput::OwnerKind(_) => {
-            of(&["user_id"], "this user cannot have such a token".to_owned())
+            let detail = "the user cannot have a token of this kind; service tokens are for \
+                          service users, and personal tokens for people";
+            of(&["user_id"], detail.to_owned())
         }
-        InvalidInput::NothingToChange => (
-            Vec::new(),
-            "name at least one field to change: active, name or description".to_owned(),
-        ),
+        InvalidInput::NothingToChange => {
+            (Vec::new(), "the request changes nothing; send active, name or description".to_owned())
+        }
     }
 }
 
 fn of_lifetime(error: LifetimeError) -> String {
     match error {
-        LifetimeError::TooShort => "choose 1 day or more".to_owned(),
+        LifetimeError::TooShort => "the lifetime is too short; choose 1 day or more".to_owned(),
         LifetimeError::TooLong { most } if whole_days(most) == 0 => {
-            "leave the field out: no token may live as long as a day".to_owned()
+            "no token may live for a whole day; leave expires_in_days out".to_owned()
         }
-        LifetimeError::TooLong { most } => format!("choose {} days at most", whole_days(most)),
-        LifetimeError::NeverNotAllowed => "choose a day on which the token expires".to_owned(),
+        LifetimeError::TooLong { most } => {
+            format!("the lifetime is too long; choose {} days at most", whole_days(most))
+        }
+        LifetimeError::NeverNotAllowed => {
+            "a token that never expires is not allowed; choose a number of days".to_owned()
+        }
         LifetimeError::OutlivesCreator => {
-            "choose an earlier day: the token cannot outlive the one that makes it".to_owned()
+            "the token would outlive the token that makes it; choose fewer days".to_owned()
         }
-        LifetimeError::Overflow => "choose an earlier day".to_owned(),
+        LifetimeError::Overflow => {
+            "the lifetime ends after the last possible date; choose fewer days".to_owned()
+        }
     }
 }
 

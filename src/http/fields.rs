@@ -44,14 +44,14 @@ impl<'a> Fields<'a> {
     /// [`Problem`]: 400 if the body is not well-formed JSON, 422 if it is not an object.
     pub(super) fn new(body: &'a [u8]) -> Result<Self, Problem> {
         let broken = |_| {
-            let detail = "the body is not well-formed JSON";
+            let detail = "the body is not well-formed JSON; send the fields as a JSON object";
             Problem::new(StatusCode::BAD_REQUEST, "invalid_json", detail)
         };
         // Parses the whole body first, so that broken JSON is reported before a wrong type.
         let body: &RawValue = serde_json::from_slice(body).map_err(broken)?;
         let object = serde_json::from_str(body.get()).map(|Object(fields)| fields);
         let fields = object.map_err(|_| {
-            let detail = "the body is not a JSON object";
+            let detail = "the body is not a JSON object; send the fields as a JSON object";
             Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", detail)
         })?;
         let mut refused = Refused::default();
@@ -62,7 +62,7 @@ impl<'a> Fields<'a> {
             if is_first {
                 seen.push(name.clone());
             } else if !refused.has(name) {
-                refused.refuse(&[name], "the field is given twice");
+                refused.refuse(&[name], "the body has a field twice; send each field once");
             }
             is_first
         });
@@ -78,24 +78,27 @@ impl<'a> Fields<'a> {
 
     fn typed<T: Deserialize<'a>>(&mut self, name: &str, expected: &'static str) -> Option<T> {
         let value = serde_json::from_str(self.take(name)?.get());
-        value.map_err(|_| self.refused.refuse(&[name], expected)).ok()
+        value.map_err(|_| self.refused.refuse(&[name], of_type(name, expected))).ok()
     }
 
     pub(super) fn text(&mut self, name: &str) -> Option<String> {
-        self.typed(name, "a text is expected")
+        self.typed(name, "a text")
     }
 
     pub(super) fn flag(&mut self, name: &str) -> Option<bool> {
-        self.typed(name, "true or false is expected")
+        self.typed(name, "true or false")
     }
 
     pub(super) fn texts(&mut self, name: &str) -> Option<Vec<String>> {
-        let entries: Vec<&RawValue> = self.typed(name, "a list of texts is expected")?;
+        let entries: Vec<&RawValue> = self.typed(name, "a list of texts")?;
         let mut texts = Vec::with_capacity(entries.len());
         for (place, entry) in entries.into_iter().enumerate() {
             match serde_json::from_str(entry.get()) {
                 Ok(text) => texts.push(text),
-                Err(_) => self.refused.refuse(&[name, &place.to_string()], "a text is expected"),
+                Err(_) => self.refused.refuse(
+                    &[name, &place.to_string()],
+                    format!("the field {name} lists a value that is not a text; send only texts"),
+                ),
             }
         }
         Some(texts)
@@ -122,7 +125,7 @@ impl<'a> Fields<'a> {
     pub(super) fn integer(&mut self, name: &str) -> Option<i64> {
         let integer = integer(self.take(name)?.get());
         if integer.is_none() {
-            self.refused.refuse(&[name], "a whole number is expected");
+            self.refused.refuse(&[name], of_type(name, "a whole number"));
         }
         integer
     }
@@ -131,11 +134,18 @@ impl<'a> Fields<'a> {
     pub(super) fn finish(mut self) -> Refused {
         for (name, _) in self.fields {
             if !self.refused.has(&name) {
-                self.refused.refuse(&[&name], "there is no such field");
+                // Does not repeat the name, which may be a secret that was sent by mistake.
+                let detail =
+                    "the body has an unknown field; correct its name or leave the field out";
+                self.refused.refuse(&[&name], detail);
             }
         }
         self.refused
     }
+}
+
+fn of_type(name: &str, expected: &str) -> String {
+    format!("the field {name} has a value of the wrong type; send {expected}")
 }
 
 /// An object with its fields in the order of the text, including repeated fields.

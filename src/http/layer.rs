@@ -239,7 +239,8 @@ pub(super) fn without_layer() -> Problem {
         "a route asks for a verified token, but no AuthLayer has seen the request: put Authenticator::required() or optional() around \
          the route"
     );
-    let detail = "the server does not authenticate this route";
+    let detail =
+        "the server does not authenticate this route; the operator has to add the layer that does";
     Problem::new(http::StatusCode::INTERNAL_SERVER_ERROR, "not_authenticated", detail)
 }
 

@@ -262,7 +262,7 @@ fn problem(status: u16) -> Response {
         415 => "The body is not application/json.",
         422 => "A field is unknown or refused.",
         429 => "Too many tokens were made in a short time.",
-        _ => "It cannot be found out at the moment.",
+        _ => "The service is unavailable at the moment.",
     };
     ResponseBuilder::new()
         .description(description)

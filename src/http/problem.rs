@@ -74,7 +74,8 @@ impl Problem {
     pub(super) fn invalid(errors: Vec<FieldError>) -> Self {
         let detail = match &errors[..] {
             [error] => error.detail.clone(),
-            _ => format!("{} fields are refused", errors.len()).into(),
+            _ => format!("{} fields are refused; correct each field in `errors`", errors.len())
+                .into(),
         };
         let mut problem = Self::new(StatusCode::UNPROCESSABLE_ENTITY, "invalid", detail);
         problem.0.errors = errors;
@@ -129,12 +130,14 @@ impl Problem {
     }
 
     pub(super) fn no_credential(challenge: &Challenge) -> Self {
-        Self::new(StatusCode::UNAUTHORIZED, "no_credential", "the request has no bearer credential")
-            .challenged(challenge.plain())
+        let detail =
+            "the request has no bearer credential; send the header `Authorization: Bearer <token>`";
+        Self::new(StatusCode::UNAUTHORIZED, "no_credential", detail).challenged(challenge.plain())
     }
 
     pub(super) fn invalid_token(challenge: &Challenge) -> Self {
-        Self::new(StatusCode::UNAUTHORIZED, "invalid_token", "the token is refused")
+        let detail = "the token is refused; send the whole text of a token that is active";
+        Self::new(StatusCode::UNAUTHORIZED, "invalid_token", detail)
             .challenged(challenge.error("invalid_token"))
     }
 
@@ -143,10 +146,16 @@ impl Problem {
         Self::new(StatusCode::SERVICE_UNAVAILABLE, "unavailable", detail).retried()
     }
 
-    /// Returns a refusal for a missing permission. `None` stands for a permission that the client
-    /// must not learn.
+    /// Returns a refusal for a missing permission. The permission is `None` if the client must not
+    /// learn it.
     pub(super) fn insufficient_scope(challenge: &Challenge, permission: Option<&str>) -> Self {
-        let detail = "the token does not have the permission";
+        let detail: Cow<'static, str> = match permission {
+            Some(permission) => format!(
+                "the token does not have the permission {permission}; use a token that has it"
+            )
+            .into(),
+            None => "the token may not do this; use a token that may do more, or sign in".into(),
+        };
         Self::new(StatusCode::FORBIDDEN, "insufficient_scope", detail)
             .challenged(challenge.insufficient(permission))
     }
@@ -156,7 +165,8 @@ impl Problem {
             None => Self::unavailable(),
             Some(RejectReason::NoCredential) => Self::no_credential(challenge),
             Some(RejectReason::InvalidRequest) => {
-                let detail = "the request does not have exactly one well-formed bearer credential";
+                let detail = "the request does not have exactly one well-formed bearer credential; \
+                              send the header `Authorization: Bearer <token>` once";
                 Self::new(StatusCode::BAD_REQUEST, "invalid_request", detail)
                     .challenged(challenge.error("invalid_request"))
             }
@@ -214,7 +224,8 @@ pub(super) struct Challenge(HeaderValue);
 /// The error for a `realm` that no challenge can have.
 #[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the realm of a challenge has 1 to 128 visible ASCII characters or spaces, such as \"acme\""
+    "the realm of a challenge is refused; use 1 to 128 visible ASCII characters or spaces, such as \
+     \"acme\""
 )]
 #[non_exhaustive]
 pub struct RealmError;
@@ -287,7 +298,7 @@ mod tests {
             response.headers()["www-authenticate"],
             r#"Bearer realm="acme", error="invalid_token""#
         );
-        let expected = r#"{"type":"about:blank","title":"Unauthorized","status":401,"detail":"the token is refused","code":"invalid_token"}"#;
+        let expected = r#"{"type":"about:blank","title":"Unauthorized","status":401,"detail":"the token is refused; send the whole text of a token that is active","code":"invalid_token"}"#;
         assert_eq!(response.body(), expected);
     }
 }

@@ -485,7 +485,7 @@ impl<S: TokenStore, D: Directory, A: Sessions> Api<S, D, A> {
     fn demand_recent_sign_in(&self, parts: &Parts, caller: &Caller) -> Result<(), Problem> {
         match (&self.is_recent, caller.token) {
             (Some(is_recent), None) if !is_recent(parts, &caller.actor) => {
-                let detail = "sign in again: the last sign-in is too long ago for this";
+                let detail = "the last sign-in is too long ago for this; sign in again";
                 Err(Problem::new(StatusCode::FORBIDDEN, "recent_sign_in_required", detail))
             }
             _ => Ok(()),
@@ -521,7 +521,10 @@ impl<S: TokenStore, D: Directory, A: Sessions> Api<S, D, A> {
         if quota.is_admitted {
             return Ok(Some(quota));
         }
-        let detail = "too many tokens were made in a short time; wait for as many seconds as Retry-After says";
+        let detail = format!(
+            "too many tokens were made in a short time; try again in {} s",
+            quota.retry_after()
+        );
         let problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", detail)
             .with_header(RETRY_AFTER, quota.retry_after().into());
         let fields = quota.fields().into_iter().flatten();
@@ -605,14 +608,16 @@ fn id_of(path: PathOf) -> TokenId {
 }
 
 fn no_token_in_use() -> Problem {
-    Problem::new(StatusCode::NOT_FOUND, "not_found", "the request has no bearer token")
+    let detail = "the request has no bearer token; send the token that the request is about, or \
+                  use the token's id in the path";
+    Problem::new(StatusCode::NOT_FOUND, "not_found", detail)
 }
 
 pub(super) fn no_such_path() -> Problem {
     Problem::new(
         StatusCode::NOT_FOUND,
         "no_such_path",
-        "there is nothing at this path; look for a slash too many",
+        "the path does not exist; correct it, and look for an extra slash",
     )
 }
 
@@ -626,7 +631,7 @@ fn query_of(parts: &Parts, fields: &[&str]) -> Result<Vec<(String, String)>, Pro
         return Err(Problem::new(
             StatusCode::BAD_REQUEST,
             "invalid_query",
-            "the query is not well-formed",
+            "the query is not well-formed; send `name=value` pairs, percent-encoded",
         ));
     };
     let mut refused = Refused::default();
@@ -635,9 +640,13 @@ fn query_of(parts: &Parts, fields: &[&str]) -> Result<Vec<(String, String)>, Pro
             continue;
         }
         if !fields.contains(&name.as_str()) {
-            refused.refuse(&[name], "there is no such field in the query");
+            let detail = match fields {
+                [] => "the request takes no query; leave the query out".to_owned(),
+                _ => format!("the query takes only {}; leave the rest out", fields.join(" and ")),
+            };
+            refused.refuse(&[name], detail);
         } else if pairs.iter().take(place).any(|(earlier, _)| earlier == name) {
-            refused.refuse(&[name], "the field is given twice");
+            refused.refuse(&[name], format!("the query has {name} twice; send {name} once"));
         }
     }
     refused.finish().map(|()| pairs)
@@ -649,12 +658,14 @@ fn page_of(query: &[(String, String)]) -> Result<(Option<TokenId>, usize), Probl
     let limit = value("limit")
         .map(|text| text.parse().ok().filter(|number| (1..=MAX_PAGE).contains(number)));
     if limit == Some(None) {
-        refused.refuse(&["limit"], format!("a limit is 1 to {MAX_PAGE}"));
+        let detail = format!("the limit is not a number from 1 to {MAX_PAGE}; choose one of those");
+        refused.refuse(&["limit"], detail);
     }
     let after = value("cursor").map(|text| text.parse().ok());
     if after == Some(None) {
-        refused
-            .refuse(&["cursor"], "there is no such page; leave the cursor out for the first one");
+        let detail = "the cursor is malformed; send `next` of the page before, or leave the cursor \
+                      out for the first page";
+        refused.refuse(&["cursor"], detail);
     }
     refused.finish()?;
     Ok((after.flatten(), limit.flatten().unwrap_or(DEFAULT_PAGE)))
@@ -684,7 +695,7 @@ fn expected_versions(headers: &HeaderMap) -> Option<Vec<u64>> {
 }
 
 fn not_json() -> Problem {
-    let detail = "the body has to be application/json";
+    let detail = "the body is not declared as JSON; send `Content-Type: application/json`";
     Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail)
 }
 
@@ -703,7 +714,7 @@ async fn json_body(parts: &Parts, body: Body) -> Result<Bytes, Problem> {
 /// client is still sending, the client would see only the closed connection, not the reason.
 async fn limited(parts: &Parts, mut body: Body) -> Result<Bytes, Problem> {
     let too_large = || {
-        let detail = "the body is 64 KiB at most";
+        let detail = "the body is larger than 64 KiB; send fewer or shorter fields";
         Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", detail)
     };
     let announced =
@@ -717,7 +728,8 @@ async fn limited(parts: &Parts, mut body: Body) -> Result<Bytes, Problem> {
             let is_over =
                 error.source().is_some_and(<dyn Error>::is::<http_body_util::LengthLimitError>);
             let broken = || {
-                Problem::new(StatusCode::BAD_REQUEST, "invalid_body", "the body could not be read")
+                let detail = "the body could not be read to its end; send the request again";
+                Problem::new(StatusCode::BAD_REQUEST, "invalid_body", detail)
             };
             if is_over { too_large() } else { broken() }
         })?;
@@ -763,7 +775,7 @@ fn token_answer(token: &TokenView) -> Response {
 fn etag(token: &TokenView) -> HeaderValue {
     #[allow(clippy::expect_used, reason = "digits and quotes are visible ASCII")]
     HeaderValue::try_from(format!("\"{}\"", token.version()))
-        .expect("digits and quotes are a header's value")
+        .expect("digits and quotes are valid in a header value")
 }
 
 pub(super) fn json<T: Serialize>(status: StatusCode, body: &T) -> Response {
@@ -792,7 +804,7 @@ fn no_content() -> Response {
 /// Refuses every other method. axum adds the `Allow` header.
 fn no_other<T: Clone + Send + Sync + 'static>(methods: MethodRouter<T>) -> MethodRouter<T> {
     methods.fallback(async |_: Method| {
-        let detail = "the method is none of those in Allow";
+        let detail = "the method is not allowed at this path; use one that the Allow header lists";
         Problem::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail)
     })
 }

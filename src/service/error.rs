@@ -15,7 +15,7 @@ use std::time::Duration;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum VerifyError {
-    /// The credential was rejected. All clients get the same answer, whatever the reason.
+    /// The credential was rejected. All clients get the same answer for every reason.
     #[error(transparent)]
     Rejected(#[from] Rejected),
     /// The verification failed, so access is denied.
@@ -109,7 +109,10 @@ pub enum ManageError {
     #[error("the actor was rejected, because the owner or the token no longer works")]
     ActorRejected(#[source] Rejected),
     /// The actor lacks the permission.
-    #[error("the operation needs the permission {permission}, which the actor lacks")]
+    #[error(
+        "the operation needs the permission {permission}, which the actor lacks; grant it to a \
+         role of the owner, or use a token whose scope has it"
+    )]
     Forbidden {
         /// The missing permission.
         permission: &'static str,
@@ -121,7 +124,7 @@ pub enum ManageError {
     #[error("the host itself cannot do this to a token; act as an owner, with Actor::signed_in")]
     NotForHost,
     /// There is no such token that the actor may see.
-    #[error("there is no such token")]
+    #[error("the token does not exist, or the actor may not see it; check the id of the token")]
     NotFound,
     /// The token's state does not allow the operation.
     #[error(transparent)]
@@ -217,12 +220,17 @@ pub enum PolicyRule {
 impl fmt::Display for PolicyRule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::OversightHidden => "personal tokens are hidden from everybody but their owner",
+            Self::OversightHidden => {
+                "personal tokens are hidden from everybody but their owner; set `.oversight(…)` on \
+                 the policy to show them"
+            }
             Self::OversightRevokeOnly => {
-                "an overseer may list and revoke the personal tokens of others, and nothing else"
+                "an overseer may only list and revoke the personal tokens of others; set \
+                 `.oversight(…)` on the policy to allow more"
             }
             Self::TokensManagingTokens => {
-                "a token manages tokens only if the policy allows it and, where it says so, the token's scope names the permission"
+                "no token may manage tokens, or only a token whose scope names the permission; \
+                 sign in, or set `.tokens_managing_tokens(…)` on the policy to allow more"
             }
         })
     }
@@ -255,7 +263,8 @@ impl fmt::Display for Attenuation {
                 "the expiry is later than that of the token through which the operation is done; choose an earlier expiry"
             }
             Self::Family => {
-                "a token that made or replaced others is not deleted through a token; delete the token as a signed-in owner"
+                "a token that made or replaced others cannot be deleted through a token; delete \
+                 the token as a signed-in owner"
             }
         })
     }

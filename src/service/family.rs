@@ -23,7 +23,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     ///
     /// The descendants are the tokens that were made or restored through it, those that were made
     /// or restored through them, and so on. With `successors`, they include the tokens that
-    /// replaced a member, whoever rotated it. `revocation` returns how each member is revoked.
+    /// replaced a member by any rotation. `revocation` returns how each member is revoked.
     ///
     /// The walk goes from the top down and revokes each member by a compare-and-set before it looks
     /// up the member's descendants. A revoked token makes no further tokens, so nobody can outrun

@@ -42,14 +42,20 @@ pub struct Verified {
 #[non_exhaustive]
 pub enum PermissionDenied {
     /// The owner lacks the permission, or the token's scope does not include it.
-    #[error("the token does not have the permission {permission}")]
+    #[error(
+        "the token does not have the permission {permission}; use a token whose scope and whose \
+         owner have it"
+    )]
     NotGranted {
         /// The requested permission.
         permission: String,
     },
     /// The text is not a concrete permission, so nobody ever has it. This is an error in the host's
     /// code.
-    #[error("the text {text:?}, which a route demands, is not a permission")]
+    #[error(
+        "the text {text:?}, which a route demands, is not a permission; write one such as \
+         datastores:read"
+    )]
     NotAPermission {
         /// The requested text.
         text: String,

@@ -175,8 +175,8 @@ impl EventQuery {
 
 /// The place of an event among all events: the time at which it happened, then its id.
 ///
-/// Its text is safe in a URL and holds only these two. A query applies all its filters whatever the
-/// cursor is, so that a forged cursor reveals nothing that the query does not.
+/// Its text is safe in a URL and holds only these two. A query applies all its filters with every
+/// cursor, so that a forged cursor reveals nothing that the query does not.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EventCursor {
     micros: i64,
@@ -313,8 +313,8 @@ pub enum CursorError {
     /// The cursor is from another database, or the database was restored from a copy into a new
     /// server.
     #[error(
-        "the cursor is ahead of the database, which another server made; begin the export again with \
-         `ExportCursor::start()`"
+        "the cursor is ahead of this database, so another database made the cursor; begin the \
+         export again with `ExportCursor::start()`"
     )]
     OtherDatabase,
 }

@@ -206,7 +206,12 @@ impl MemoryStore {
             }
         }
         let most = indexes.len.max(indexes.owners.len()).saturating_add(batch.changes.len());
-        if most > MOST { Err(StoreError::unavailable("the store is full")) } else { Ok(()) }
+        if most > MOST {
+            let full =
+                format!("the memory store is full at {MOST} tokens or owners; remove tokens");
+            return Err(StoreError::unavailable(full));
+        }
+        Ok(())
     }
 }
 

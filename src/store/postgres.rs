@@ -7,7 +7,7 @@
 //! * `server_encoding` UTF8, because names may be in any script;
 //! * `synchronous_commit` other than off, so that an acknowledged revocation survives a crash.
 //!
-//! Reads go wherever the pool connects. Connect it to the primary; otherwise an acknowledged
+//! Reads go to the server of the pool. Connect the pool to the primary; otherwise an acknowledged
 //! revocation is seen late by the lag of the replica.
 //!
 //! # In a transaction of your own
@@ -273,7 +273,7 @@ impl Feed for PostgresFeed {
         };
         // `None` if the connection was lost. The follower then starts again.
         let notification = listener.try_recv().await.map_err(unavailable)?;
-        let lost = || StoreError::unavailable("the connection that listens was lost");
+        let lost = || StoreError::unavailable("the connection that listens for changes was lost");
         Ok(read_notification(notification.ok_or_else(lost)?.payload()))
     }
 }
@@ -344,7 +344,7 @@ async fn begin_to_poll(store: &PostgresStore) -> Result<Seen, StoreError> {
         (Some(first), Some(open), Some(newest)) => {
             Ok(Seen { newest, gaps: Vec::new(), first, open })
         }
-        _ => Err(StoreError::unavailable("the database tells no snapshot")),
+        _ => Err(StoreError::unavailable("the database returned no snapshot")),
     }
 }
 
@@ -362,7 +362,7 @@ async fn poll(store: &PostgresStore, seen: &mut Seen) -> Result<FeedEvent, Store
         // `None` for a row that holds only the snapshot.
         told.extend(read_changed::<Postgres>(row, 3, &store.statements.events_shown)?);
     }
-    let open = open.ok_or_else(|| StoreError::unavailable("the database tells no snapshot"))?;
+    let open = open.ok_or_else(|| StoreError::unavailable("the database returned no snapshot"))?;
     seen.hear(open, &told)
 }
 
@@ -400,7 +400,10 @@ impl Seen {
         let gaps = self.gaps.iter().copied().chain([new]).filter(may_come);
         self.gaps = gaps.flat_map(|gap| gap.without(&came)).collect();
         if self.gaps.len() > MAX_GAPS {
-            return Err(StoreError::unavailable("too many events are numbered and not committed"));
+            return Err(StoreError::unavailable(format!(
+                "more than {MAX_GAPS} ranges of event numbers are uncommitted; end long \
+                 transactions"
+            )));
         }
         let has_ended = open.before < self.open;
         self.open = open.before;

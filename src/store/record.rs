@@ -284,8 +284,8 @@ pub fn read_token(row: &(impl Row + ?Sized), table: &str) -> Result<Token, Corru
     let owner = cells.required(Cells::owner)?;
     let owner_kind = cells.parsed(OwnerKind::from_name)?;
     let kind = cells.parsed(TokenKind::from_name)?;
-    // Names and descriptions are only displayed, so a stored one is accepted whatever the current
-    // rules for new ones are.
+    // Names and descriptions are only displayed, so a stored one is accepted even if the
+    // current rules would refuse a new one.
     let name = cells.parsed(|text| Some(TokenName::stored(text)))?;
     let name_key = cells.array()?.map(NameKey::from_bytes);
     let description = cells.opt_parsed(|text| Some(Description::stored(text)))?;

@@ -652,7 +652,7 @@ struct Writer<'a, E: Engine> {
     statements: &'a Statements,
 }
 
-/// The maximum number of rows that one statement reads or removes, whatever its limit is.
+/// The maximum number of rows that one statement reads or removes, even if its limit is higher.
 const MAX_ROWS: usize = 1_000_000;
 /// The maximum number of values in one statement.
 ///
@@ -1119,7 +1119,7 @@ impl<E: Engine> AuditLog for SqlStore<E> {
         };
         let newest = rows.first().and_then(|row| cell(row, 2));
         let newest =
-            newest.ok_or_else(|| StoreError::unavailable("the database tells no snapshot"))?;
+            newest.ok_or_else(|| StoreError::unavailable("the database returned no snapshot"))?;
         let is_own =
             if E::DIALECT.has_transaction_ids { transaction < newest } else { number <= newest };
         if !is_own {

@@ -17,7 +17,7 @@
 //! # Several processes that start at once
 //!
 //! Only one connection can switch a new file's journal to WAL. The others do not wait but fail at
-//! once with `SQLITE_BUSY`, whatever the timeout is. A file in WAL mode stays in WAL mode. If
+//! once with `SQLITE_BUSY`, even with a long timeout. A file in WAL mode stays in WAL mode. If
 //! several processes or connections may be the first to open the file, let one connection open it
 //! before the others, for example in a deployment step.
 //!
@@ -160,7 +160,7 @@ impl Engine for Sqlite {
         let journal = setting("journal_mode").await?;
         let synchronous = setting("synchronous").await?;
         let timeout = setting("busy_timeout").await?;
-        // The file of `main`; empty for an in-memory database, whatever its journal is.
+        // The file of `main`; empty for an in-memory database with any journal.
         let sql = "SELECT COALESCE(MAX(file), '') FROM pragma_database_list WHERE name = 'main'";
         let rows = Self::fetch(&mut connection, false, sql.into(), Vec::new()).await?;
         let is_in_memory = rows

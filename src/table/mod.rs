@@ -301,7 +301,7 @@ impl<T, const WORDS: usize> Table<T, WORDS> {
 
     /// Makes room in the index of a shard. The caller holds the lock.
     fn make_room(&self, hash: u64, shard: &Shard, counts: &mut Counts) {
-        // Reads all keys first, which takes longest, because readers are not held up yet.
+        // Reads all keys first, which takes longest, because readers need not wait yet.
         let keys: Vec<(u64, Place)> = (1..=counts.last)
             .map(|position| Place::new(hash, position))
             .map(|place| (self.key_at(place), place))

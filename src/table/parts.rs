@@ -22,7 +22,7 @@ pub(super) type Shared<T> = ArcSwap<T>;
 /// A shared value on loan from the table. Reading one writes no counter that other readers write.
 pub(crate) type Lent<T> = Guard<Arc<T>>;
 
-/// More shards shorten the time that the growth of one index holds up readers. Fewer shards leave
+/// More shards shorten the time for which readers wait while one index grows. Fewer shards leave
 /// fewer slots unused, because the fullest shard decides how many slots there are.
 pub(super) const SHARD_BITS: u32 = 4;
 

@@ -36,7 +36,8 @@ pub struct Brand(Box<str>);
 /// The error for a text that is not a [`Brand`].
 #[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "a brand has 2 to 16 characters, a letter of a-z first and then a-z or 0-9, such as \"acme\""
+    "a brand must have 2 to 16 characters, a letter of a-z first and then a-z or 0-9, such as \
+     \"acme\""
 )]
 #[non_exhaustive]
 pub struct BrandError;
@@ -85,7 +86,7 @@ impl fmt::Debug for Brand {
 /// The error for a text that is not one of this host's tokens. It has no details, because only the
 /// text was checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not a token of this host")]
+#[error("the text is not a token of this host; send the whole text of a token")]
 #[non_exhaustive]
 pub struct MalformedToken;
 
@@ -319,7 +320,8 @@ impl TokenFormat {
 pub enum TokenFormatError {
     /// There are more than eight former brands.
     #[error(
-        "the service has too many former brands; it may have at most {MAX_FORMER_BRANDS}: drop those that no token has any more"
+        "the service has too many former brands; keep at most {MAX_FORMER_BRANDS}, and drop brands \
+         that no token has any more"
     )]
     TooManyBrands,
     /// A brand is given twice.

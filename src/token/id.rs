@@ -25,7 +25,7 @@ pub struct TokenId {
 
 /// The error for a text or bytes that are not a token id.
 #[derive(Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a token id is 22 characters of 0-9A-Za-z that hold a UUIDv7")]
+#[error("the text is not a token id; write all 22 characters of the id, which are 0-9A-Za-z")]
 #[non_exhaustive]
 pub struct TokenIdError;
 

@@ -292,7 +292,7 @@ impl fmt::Debug for Keyring {
 #[non_exhaustive]
 pub enum KeyringError {
     /// The text is empty.
-    #[error("the keyring is empty; it needs at least one key, `1:<base64 of 32 bytes or more>`")]
+    #[error("the keyring is empty; give at least one key, `1:<base64 of 32 bytes or more>`")]
     Empty,
     /// An entry does not begin with a number and a colon.
     #[error(
@@ -309,7 +309,8 @@ pub enum KeyringError {
     NotBase64(KeyId),
     /// A key has fewer than [`MIN_KEY_BYTES`] bytes.
     #[error(
-        "key {key} of the keyring has {bytes} bytes; it needs at least {MIN_KEY_BYTES}: make one with `openssl rand -base64 32`"
+        "key {key} of the keyring has {bytes} bytes; use at least {MIN_KEY_BYTES}: make a key with \
+         `openssl rand -base64 32`"
     )]
     TooShort {
         /// The id of the key.
@@ -319,7 +320,8 @@ pub enum KeyringError {
     },
     /// A key has more than [`MAX_KEY_BYTES`] bytes.
     #[error(
-        "key {key} of the keyring has {bytes} bytes; it may have at most {MAX_KEY_BYTES}: make one with `openssl rand -base64 32`"
+        "key {key} of the keyring has {bytes} bytes; use at most {MAX_KEY_BYTES}: make a key with \
+         `openssl rand -base64 32`"
     )]
     TooLong {
         /// The id of the key.
@@ -341,9 +343,7 @@ pub enum KeyringError {
     )]
     EqualKeys(KeyId, KeyId),
     /// There are more than [`MAX_KEYS`] keys.
-    #[error(
-        "the keyring has too many keys; it may have at most {MAX_KEYS}: drop those that no record needs"
-    )]
+    #[error("the keyring has more than {MAX_KEYS} keys; remove keys that no stored token needs")]
     TooMany,
 }
 
@@ -378,7 +378,7 @@ impl fmt::Display for KeyringEnvError {
                     "{name} is {state}; create a key with `openssl rand -base64 32` and set {name} to `1:<that>`"
                 )
             }
-            Some(cause) => write!(f, "{name} holds no keyring: {cause}"),
+            Some(cause) => write!(f, "{name} is not a valid keyring: {cause}"),
         }
     }
 }
@@ -473,7 +473,7 @@ mod tests {
             ("CARGO_PKG_NAME", Some(KeyringError::NoId { entry: 1 }))
         );
         assert!(
-            wrong.to_string().starts_with("CARGO_PKG_NAME holds no keyring: entry 1 "),
+            wrong.to_string().starts_with("CARGO_PKG_NAME is not a valid keyring: entry 1 "),
             "{wrong}"
         );
         let missing = Keyring::from_env("PATKIT_TEST_NEVER_SET").unwrap_err();

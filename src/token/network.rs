@@ -27,12 +27,14 @@ pub struct Network {
 pub enum NetworkError {
     /// The text is neither an address nor an address and a prefix length.
     #[error(
-        "a network is an IPv4 or IPv6 address, or an address with a prefix length, such as 10.0.0.0/8"
+        "the text is not a network; write an IPv4 or IPv6 address, alone or with a prefix length, \
+         such as 10.0.0.0/8"
     )]
     NotANetwork,
-    /// The prefix length is over the 32 or 128 bits of the address.
+    /// The prefix length is greater than the 32 or 128 bits of the address.
     #[error(
-        "the prefix length of a network is over {most}, the bits of its address; write 10.0.0.0/8 or 2001:db8::/32"
+        "the prefix length of a network is greater than {most}, the number of bits of the address; \
+         write {most} or less"
     )]
     PrefixTooLong {
         /// The number of bits of the address.
@@ -153,7 +155,9 @@ pub enum NetworksError {
     )]
     TooMany,
     /// An entry is not a network.
-    #[error("entry {place} of the networks is refused")]
+    #[error(
+        "entry {place} of the networks, counted from 0, is refused; write one such as 10.0.0.0/8"
+    )]
     Entry {
         /// The index of the entry, from 0.
         place: usize,

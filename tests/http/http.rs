@@ -1901,8 +1901,8 @@ async fn every_refused_field_is_told_at_once_by_its_pointer_and_unknown_query_fi
     let details: Vec<String> =
         answer.problem().errors.into_iter().map(|error| error.detail).collect();
     let expected = [
-        "there is no permission dta:read: write data:read if that was meant",
-        "there is no permission other:thing",
+        "there is no permission dta:read; write data:read if that was meant",
+        "there is no permission other:thing; correct the permission or leave it out",
     ];
     assert_eq!(details, expected);
     let many = json!({"name": "a", "scopes": vec![1; 20_000]});

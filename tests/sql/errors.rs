@@ -70,7 +70,8 @@ async fn a_database_of_postgres_that_is_not_ready() {
 
     let taken = |fault: &str| {
         format!(
-            "a name that the token tables need is taken by something else: {fault}; choose another with `.prefix(…)`"
+            "a name that the token tables need is taken by something else: {fault}; choose another \
+             prefix with `.prefix(…)`"
         )
     };
     run_postgres(&pool, format!("CREATE TABLE {own}.patkit_tokens (mine text)")).await;
@@ -97,8 +98,8 @@ async fn a_database_of_postgres_that_is_not_ready() {
     store().prefix("new_").migrate().await.unwrap();
     run_postgres(&pool, format!("INSERT INTO {own}.new_migrations VALUES (9, 8, 'later', 0)"))
         .await;
-    let newer = "the token tables are of version 9 and need a program that knows version 8; this one knows 1: deploy a newer \
-                 version of patkit";
+    let newer = "the token tables are of version 9 and need a program that knows version 8; this \
+                 program knows 1: deploy a newer version of patkit";
     said.add(store().prefix("new_").open().await, newer);
     said.add(store().prefix("new_").migrate().await, newer);
 
@@ -138,7 +139,7 @@ async fn a_database_of_postgres_that_is_not_ready() {
     said.add(
         PostgresStore::builder(build(options.options([("synchronous_commit", "off")]))).open().await,
         "synchronous_commit is \"off\"; patkit needs any value but off: set it for the pool's role with `ALTER ROLE … SET \
-         synchronous_commit = on`, or an acknowledged revocation is lost in a crash",
+         synchronous_commit = on`; otherwise an acknowledged revocation is lost in a crash",
     );
     said.check();
 }
@@ -155,28 +156,32 @@ async fn a_database_of_sqlite_that_is_not_ready() {
     let settings = [
         (
             file("1").journal_mode(SqliteJournalMode::Delete),
-            "journal_mode is \"delete\"; patkit needs WAL: set `.journal_mode(SqliteJournalMode::Wal)`, or verifications and \
-             changes wait for each other",
+            "journal_mode is \"delete\"; patkit needs WAL: set \
+             `.journal_mode(SqliteJournalMode::Wal)`; otherwise verifications and changes wait for \
+             each other",
         ),
         (
             file("2").synchronous(SqliteSynchronous::Normal),
-            "synchronous is \"normal\"; patkit needs FULL or EXTRA: set `.synchronous(SqliteSynchronous::Full)`, or an \
-             acknowledged revocation is lost with the power",
+            "synchronous is \"normal\"; patkit needs FULL or EXTRA: set \
+             `.synchronous(SqliteSynchronous::Full)`; otherwise an acknowledged revocation is lost \
+             with the power",
         ),
         (
             file("3").synchronous(SqliteSynchronous::Off),
-            "synchronous is \"off\"; patkit needs FULL or EXTRA: set `.synchronous(SqliteSynchronous::Full)`, or an \
-             acknowledged revocation is lost with the power",
+            "synchronous is \"off\"; patkit needs FULL or EXTRA: set \
+             `.synchronous(SqliteSynchronous::Full)`; otherwise an acknowledged revocation is lost \
+             with the power",
         ),
         (
             file("4").busy_timeout(Duration::from_millis(10)),
-            "busy_timeout is \"10 ms\"; patkit needs 1 s or more: set `.busy_timeout(Duration::from_secs(5))`, or changes of \
-             two connections fail instead of waiting for each other",
+            "busy_timeout is \"10 ms\"; patkit needs 1 s or more: set \
+             `.busy_timeout(Duration::from_secs(5))`; otherwise changes of two connections fail \
+             instead of waiting for each other",
         ),
         (
             SqliteConnectOptions::new().filename(":memory:"),
             "the database in memory is \"one for each connection\"; patkit needs one database for all connections: set \
-             `.max_connections(1)`, or use a file, or each connection has tokens of its own",
+             `.max_connections(1)`, or use a file; otherwise each connection has tokens of its own",
         ),
     ];
     for (options, expected) in settings {
@@ -200,7 +205,8 @@ async fn a_database_of_sqlite_that_is_not_ready() {
     );
     let taken = |fault: &str| {
         format!(
-            "a name that the token tables need is taken by something else: {fault}; choose another with `.prefix(…)`"
+            "a name that the token tables need is taken by something else: {fault}; choose another \
+             prefix with `.prefix(…)`"
         )
     };
     raw_sql(
@@ -220,8 +226,8 @@ async fn a_database_of_sqlite_that_is_not_ready() {
     raw_sql("INSERT INTO new_migrations VALUES (9, 8, 'later', 0)").execute(&pool).await.unwrap();
     said.add(
         store().prefix("new_").open().await,
-        "the token tables are of version 9 and need a program that knows version 8; this one knows 1: deploy a newer version \
-         of patkit",
+        "the token tables are of version 9 and need a program that knows version 8; this program \
+         knows 1: deploy a newer version of patkit",
     );
     let read_only = file("6").pragma("query_only", "1");
     said.add(
@@ -237,16 +243,22 @@ fn what_no_database_of_today_says() {
     let name = |reason| Err::<(), _>(SetupError::Name { field: "prefix", reason });
     said.add(
         name(NameError::Empty),
-        "the prefix is empty: leave the setting out for the default, or name at least one character",
+        "the prefix is refused: the name is empty; leave the setting out for the default, or write \
+         at least 1 character",
     );
-    said.add(name(NameError::Nul), "the prefix contains a NUL character: remove it");
+    said.add(
+        name(NameError::Nul),
+        "the prefix is refused: the name has a NUL character; remove that character",
+    );
     said.add(
         name(NameError::TooLong { found: 49, most: 48 }),
-        "the prefix has 49 bytes, and the database would cut names made of it: use at most 48 bytes",
+        "the prefix is refused: the name has 49 bytes, and the database would cut names made of \
+         it; use at most 48 bytes",
     );
     said.add(
         name(NameError::Reserved("sqlite_")),
-        "the prefix begins with \"sqlite_\", which the database keeps for itself: choose another",
+        "the prefix is refused: the name begins with \"sqlite_\", which is reserved for the \
+         database; choose another beginning",
     );
     said.add(
         Err::<(), _>(SetupError::TooOld { found: 1, needed: 2 }),

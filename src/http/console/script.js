@@ -38,7 +38,7 @@ class Problem extends Error {
 const OTHER_USER = "Somebody else has signed in since this page was loaded. Nothing of theirs is shown here, and nothing was changed for them.";
 const SIGNED_OUT = "You are signed out.";
 const AGAIN = "Please try again in a moment.";
-const MAY_BE_DONE = "It may have been done all the same: look at the list before you try again.";
+const MAY_BE_DONE = "It may still have been done. Look at the list before you try again.";
 
 /**
  * Texts of problems by code, or else by status. The server's own texts are for authors of clients,
@@ -53,22 +53,22 @@ const SENTENCES = {
 	contended: `Somebody else changed this token at the same moment. ${AGAIN}`,
 	outcome_unknown: `The server could not find out whether this was done. ${MAY_BE_DONE}`,
 	invalid: "Something that was entered is not accepted. Check it and try again.",
-	403: "You may not do this.",
+	403: "You may not do this. Ask an administrator if you need to.",
 	404: "This token is gone. Somebody may have deleted it.",
-	409: "This does not go together with what is there already.",
-	412: "This token has changed since the list was loaded.",
-	413: "This is too much text.",
+	409: "This conflicts with an earlier change. Look at the list again.",
+	412: "This token has changed since the list was loaded. Look at it again first.",
+	413: "This is too much text. Shorten it.",
 	429: `This was tried too often in a short time. ${AGAIN}`,
 	503: `The server is busy. ${AGAIN}`,
 };
 const FIELDS = {
 	name: "This name is not accepted. Use 1 to 255 characters, at least one that shows, and none that is invisible.",
 	description: "This description is not accepted. Use at most 1,000 characters, and none that is invisible.",
-	expires_in_days: "This lifetime is not allowed.",
+	expires_in_days: "This lifetime is not allowed. Choose another.",
 	scopes: "These permissions are not accepted. Check how they are spelled.",
-	allowed_networks: "These are not all networks such as 203.0.113.0/24.",
-	user_id: "No service user with this id may have tokens.",
-	overlap_seconds: "The old token may not go on working for so long.",
+	allowed_networks: "Not every line is a network. Write each one like 203.0.113.0/24.",
+	user_id: "No service user with this id may have tokens. Check the id.",
+	overlap_seconds: "The old token may not work for so long. Choose a shorter time.",
 };
 const SAME_FIELD = { expires_at: "expires_in_days", expires_in_seconds: "expires_in_days", scim_endpoints_only: "scopes" };
 
@@ -136,7 +136,7 @@ async function call(method, url, body) {
 		return said;
 	} catch (error) {
 		if (error instanceof Problem) throw error;
-		throw new Problem(0, navigator.onLine ? `The server did not answer. ${changes ? MAY_BE_DONE : AGAIN}` : `The connection is lost. ${changes ? MAY_BE_DONE : ""}`);
+		throw new Problem(0, navigator.onLine ? `The server did not answer. ${changes ? MAY_BE_DONE : AGAIN}` : `The connection is lost. ${changes ? MAY_BE_DONE : "Try again once you are connected."}`);
 	} finally {
 		changing -= changes;
 	}
@@ -717,8 +717,8 @@ const refusal = (name, text) => new Problem(422, text, "invalid", [{ name, text 
 
 function checkedName(text) {
 	const name = text.trim();
-	if (!name) throw refusal("name", "Give it a name.");
-	if ([...name].length > 255) throw refusal("name", "A name has at most 255 characters.");
+	if (!name) throw refusal("name", "The name is missing. Give the token a name.");
+	if ([...name].length > 255) throw refusal("name", "This name is too long. Use at most 255 characters.");
 	return name;
 }
 
@@ -739,7 +739,7 @@ onSubmit(dialogs.generate, async (form) => {
 	const lifetime = form.lifetime.value;
 	body.expires_in_days = lifetime === "never" ? null : lifetime === "custom" ? form.days.valueAsNumber : Number(lifetime);
 	if (lifetime === "custom" && !(Number.isInteger(body.expires_in_days) && form.days.validity.valid)) {
-		throw refusal("expires_in_days", `Whole days, from 1 to ${form.days.max}.`);
+		throw refusal("expires_in_days", `This lifetime is not allowed. Enter whole days, from 1 to ${form.days.max}.`);
 	}
 	if (form.scope.value === "scim") body.scim_endpoints_only = true;
 	if (form.scope.value === "only") {
@@ -996,7 +996,7 @@ async function start() {
 		const { user, may } = settings;
 		$("user").querySelector("strong").textContent = user.name || user.id;
 		$("user").hidden = false;
-		if (!may.personal && !may.service) return complain(new Problem(403, "You may not manage tokens."), reload);
+		if (!may.personal && !may.service) return complain(new Problem(403, "You may not manage tokens. Ask an administrator if you need to."), reload);
 		$("tabs").hidden = !(may.personal && may.service);
 		$("console").hidden = false;
 		choose(may.personal ? "personal" : "service");

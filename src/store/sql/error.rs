@@ -9,7 +9,7 @@ use std::fmt;
 #[non_exhaustive]
 pub enum SetupError {
     /// The prefix or the schema was refused.
-    #[error("the {field} {reason}")]
+    #[error("the {field} is refused: {reason}")]
     Name {
         /// `prefix` or `schema`.
         field: &'static str,
@@ -36,7 +36,8 @@ pub enum SetupError {
     },
     /// A table, an index or a constraint of someone else has a name that the store needs.
     #[error(
-        "a name that the token tables need is taken by something else: {0}; choose another with `.prefix(…)`"
+        "a name that the token tables need is taken by something else: {0}; choose another prefix \
+         with `.prefix(…)`"
     )]
     NameTaken(SqlFault),
     /// The tables are of an earlier version.
@@ -52,8 +53,8 @@ pub enum SetupError {
     },
     /// The tables have a later version, which this program is not compatible with.
     #[error(
-        "the token tables are of version {found} and need a program that knows version {needed}; this one knows {own}: \
-         deploy a newer version of patkit"
+        "the token tables are of version {found} and need a program that knows version {needed}; \
+         this program knows {own}: deploy a newer version of patkit"
     )]
     TooNew {
         /// The version of the tables.
@@ -64,7 +65,7 @@ pub enum SetupError {
         own: i64,
     },
     /// The database or the pool has a setting that would break the guarantees of the store.
-    #[error("{setting} is {found:?}; patkit needs {needed}: {cure}, or {harm}")]
+    #[error("{setting} is {found:?}; patkit needs {needed}: {cure}; otherwise {harm}")]
     Setting {
         /// The name of the setting.
         setting: &'static str,
@@ -99,15 +100,18 @@ pub enum SetupError {
 #[non_exhaustive]
 pub enum NameError {
     /// The name is empty.
-    #[error("is empty: leave the setting out for the default, or name at least one character")]
+    #[error(
+        "the name is empty; leave the setting out for the default, or write at least 1 character"
+    )]
     Empty,
     /// The name has a NUL character, which no database accepts.
-    #[error("contains a NUL character: remove it")]
+    #[error("the name has a NUL character; remove that character")]
     Nul,
     /// The database would truncate the name, or a longer name made of it, so that two names could
     /// become equal.
     #[error(
-        "has {found} bytes, and the database would cut names made of it: use at most {most} bytes"
+        "the name has {found} bytes, and the database would cut names made of it; use at most \
+         {most} bytes"
     )]
     TooLong {
         /// The length of the name in bytes.
@@ -116,7 +120,9 @@ pub enum NameError {
         most: usize,
     },
     /// The database reserves names that begin with this.
-    #[error("begins with {0:?}, which the database keeps for itself: choose another")]
+    #[error(
+        "the name begins with {0:?}, which is reserved for the database; choose another beginning"
+    )]
     Reserved(&'static str),
 }
 
