@@ -9,6 +9,18 @@ pub mod threat_model {}
 #[doc = include_str!("docs/performance.md")]
 pub mod performance {}
 
+#[cfg(all(
+    feature = "axum",
+    feature = "cache",
+    feature = "conformance",
+    feature = "console",
+    feature = "openapi",
+    feature = "postgres",
+    feature = "sqlite",
+    feature = "testkit"
+))]
+pub mod guides;
+
 #[cfg(test)]
 mod tests {
     use std::collections::HashMap;

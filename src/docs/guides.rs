@@ -1,0 +1,37 @@
+//! Recipes: one job each, with code to copy.
+
+#[doc = include_str!("guides/first_token.md")]
+pub mod first_token {}
+
+#[doc = include_str!("guides/permissions.md")]
+pub mod permissions {}
+
+#[doc = include_str!("guides/service_users.md")]
+pub mod service_users {}
+
+#[doc = include_str!("guides/tenants.md")]
+pub mod tenants {}
+
+#[doc = include_str!("guides/rotation.md")]
+pub mod rotation {}
+
+#[doc = include_str!("guides/keys.md")]
+pub mod keys {}
+
+#[doc = include_str!("guides/backups.md")]
+pub mod backups {}
+
+#[doc = include_str!("guides/several_nodes.md")]
+pub mod several_nodes {}
+
+#[doc = include_str!("guides/shutdown.md")]
+pub mod shutdown {}
+
+#[doc = include_str!("guides/cors.md")]
+pub mod cors {}
+
+#[doc = include_str!("guides/testing.md")]
+pub mod testing {}
+
+#[doc = include_str!("guides/own_store.md")]
+pub mod own_store {}
