@@ -1,4 +1,7 @@
-//! Pages about the crate as a whole: how it is built, what it withstands, and what it costs.
+//! Pages about the crate as a whole: a guide for each job, how it is built, what it withstands, and
+//! what it costs.
+//!
+//! The guides are in the documentation with all features.
 
 #[doc = include_str!("docs/design.md")]
 pub mod design {}

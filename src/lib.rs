@@ -1,9 +1,18 @@
-//! Personal access tokens for Rust backends.
+#![cfg_attr(docsrs, feature(doc_cfg))]
+// Its code is compiled by `tests/hosts`, which has the dependencies that it needs.
+#![cfg_attr(not(doctest), doc = include_str!("../README.md"))]
 //!
-//! The host supplies persistence (a [`TokenStore`]) and describes its users (a [`Directory`]). A
-//! [`TokenService`] does the rest: it generates tokens, stores keyed digests of them, verifies them
-//! in constant time, decides who may manage which token, and limits every token to its owner's
-//! current permissions.
+//! # Where to find what
+//!
+//! | to | look at |
+//! |---|---|
+//! | make and verify tokens | [`TokenService`], [`Actor`], [`NewToken`], [`Credential`], [`Verified`] |
+//! | describe your users | [`Directory`], [`Owner`], [`OwnerCache`] |
+//! | define roles, permissions and limits | [`RoleCatalog`], [`Scope`], [`TokenPolicy`] |
+//! | keep tokens | [`TokenStore`], [`MemoryStore`], [`store`] |
+//! | hear of what happens | [`AuditSink`], [`AuditLog`] |
+//! | do one job | [`docs::guides`](docs) |
+//! | know how it is built, what it withstands, what it costs | [`docs::design`], [`docs::threat_model`], [`docs::performance`] |
 
 pub mod audit;
 mod bearer;

@@ -6,10 +6,10 @@ use super::{FieldError, Problem};
 use crate::OwnerId;
 use crate::permission::{Grant, MAX_SCOPE_ENTRIES, ScopeError};
 use crate::policy::{LifetimeError, whole_days};
-use crate::service::{InvalidInput, NewToken, TokenEdit, TokenPage};
+use crate::service::{InvalidInput, NewToken, TokenEdit};
 use crate::token::{
-    ActorRef, Description, MAX_NETWORKS, NameError, Network, NetworkError, NetworksError, Reason,
-    Rfc3339, TokenName, TokenView,
+    Description, MAX_NETWORKS, NameError, Network, NetworkError, NetworksError, Reason, TokenId,
+    TokenName, TokenView,
 };
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -225,7 +225,14 @@ pub struct IssuedBody {
 pub(super) struct IssuedAnswer<'a> {
     pub(super) bearer_token: &'a str,
     #[serde(flatten)]
-    pub(super) token: TokenBody,
+    pub(super) token: &'a TokenView,
+}
+
+/// A [`PageBody`] for writing.
+#[derive(Serialize)]
+pub(super) struct PageAnswer<'a> {
+    pub(super) items: &'a [TokenView],
+    pub(super) next: Option<TokenId>,
 }
 
 /// The answer to a refused or failed request (RFC 9457).
@@ -595,66 +602,6 @@ fn of_lifetime(error: LifetimeError) -> String {
         }
         LifetimeError::Overflow => {
             "the lifetime ends after the last possible date; choose fewer days".to_owned()
-        }
-    }
-}
-
-impl From<&TokenView> for TokenBody {
-    fn from(token: &TokenView) -> Self {
-        let owner = token.owner();
-        let last_used = token.last_used();
-        let grants = |set: &crate::PermissionSet| set.iter().map(ToString::to_string).collect();
-        Self {
-            id: token.id().to_string(),
-            name: token.name().to_string(),
-            description: token.description().map(ToString::to_string),
-            kind: token.kind().as_str().to_owned(),
-            state: token.shown_state().to_owned(),
-            active: token.is_active(),
-            created: Rfc3339(token.created_at()).to_string(),
-            expiration: token.expires_at().map(|at| Rfc3339(at).to_string()),
-            last_used: last_used.map(|used| Rfc3339(used.at).to_string()),
-            last_used_address: last_used
-                .and_then(|used| used.address)
-                .map(|address| address.to_string()),
-            revoked: token.revocation().map(|revocation| RevokedBody {
-                at: Rfc3339(revocation.at).to_string(),
-                by: RevokedByBody::from(&revocation.by),
-                reason: revocation.reason.as_str().to_owned(),
-            }),
-            scopes: token.scope().as_set().map(grants),
-            allowed_networks: token
-                .networks()
-                .map(|networks| networks.iter().map(ToString::to_string).collect()),
-            successor: token.successor().map(|id| id.to_string()),
-            user: UserBody {
-                id: token.owner_id().as_str().to_owned(),
-                name: owner.and_then(|owner| owner.name()).map(ToOwned::to_owned),
-                kind: owner
-                    .map_or(token.kind().owner_kind(), crate::Owner::kind)
-                    .as_str()
-                    .to_owned(),
-                unavailable: token.owner_unavailable(),
-            },
-        }
-    }
-}
-
-impl From<&ActorRef> for RevokedByBody {
-    fn from(actor: &ActorRef) -> Self {
-        Self {
-            kind: actor.kind().to_owned(),
-            owner: actor.owner_id().map(|owner| owner.as_str().to_owned()),
-            token: actor.token_id().map(|id| id.to_string()),
-        }
-    }
-}
-
-impl From<&TokenPage> for PageBody {
-    fn from(page: &TokenPage) -> Self {
-        Self {
-            items: page.items.iter().map(TokenBody::from).collect(),
-            next: page.next.map(|id| id.to_string()),
         }
     }
 }

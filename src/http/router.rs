@@ -1,7 +1,7 @@
 //! The management API, which the settings page and scripts call.
 
 use super::body::{
-    EditBody, IssuedAnswer, NewTokenBody, PageBody, RotateBody, TokenBody, refused_by_service,
+    EditBody, IssuedAnswer, NewTokenBody, PageAnswer, RotateBody, refused_by_service,
 };
 use super::fields::Refused;
 use super::layer::mark_as_sensitive;
@@ -549,7 +549,7 @@ impl<S: TokenStore, D: Directory, A: Sessions> Api<S, D, A> {
         for record in &page.corrupt {
             self.authenticator.watch.tell(Incident::Corrupt(record));
         }
-        Ok(json(StatusCode::OK, &PageBody::from(&page)))
+        Ok(json(StatusCode::OK, &PageAnswer { items: &page.items, next: page.next }))
     }
 
     /// Returns the answer for a failed operation.
@@ -749,10 +749,8 @@ async fn limited(parts: &Parts, mut body: Body) -> Result<Bytes, Problem> {
 
 /// Returns the only answer with a token's text. Its body is wiped when it is dropped.
 fn issued_answer(issued: &IssuedToken, location: &str, quota: Option<Quota>) -> Response {
-    let body = IssuedAnswer {
-        bearer_token: issued.plaintext.expose_secret(),
-        token: TokenBody::from(&issued.token),
-    };
+    let body =
+        IssuedAnswer { bearer_token: issued.plaintext.expose_secret(), token: &issued.token };
     let mut response = answer(StatusCode::CREATED, secret::json(&body));
     let headers = response.headers_mut();
     if let Ok(location) = HeaderValue::from_str(location) {
@@ -767,7 +765,7 @@ fn issued_answer(issued: &IssuedToken, location: &str, quota: Option<Quota>) -> 
 
 /// Returns an answer with the token, and its version as the `ETag`.
 fn token_answer(token: &TokenView) -> Response {
-    let mut response = json(StatusCode::OK, &TokenBody::from(token));
+    let mut response = json(StatusCode::OK, token);
     response.headers_mut().insert(ETAG, etag(token));
     response
 }

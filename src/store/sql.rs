@@ -351,9 +351,11 @@ impl Statements {
             )
             .into(),
             count_by_state: format!(
-                "SELECT COUNT(*) FILTER (WHERE revoked_at IS NULL AND (expires_at IS NULL OR expires_at > $1)), \
-                 COUNT(*) FILTER (WHERE revoked_at IS NOT NULL AND (expires_at IS NULL OR expires_at > $1)), \
-                 COUNT(*) FILTER (WHERE expires_at <= $1) FROM {tokens}"
+                "SELECT COUNT(*) FILTER (WHERE {}), COUNT(*) FILTER (WHERE {}), \
+                 COUNT(*) FILTER (WHERE {}) FROM {tokens}",
+                in_state(TokenState::Active, "$1"),
+                in_state(TokenState::Revoked, "$1"),
+                in_state(TokenState::Expired, "$1"),
             )
             .into(),
             tokens_per_key: format!(
@@ -428,8 +430,7 @@ impl Statements {
         }
         if let Some(now) = query.active_at {
             let now = bind(Value::time(now));
-            conditions
-                .push(format!("revoked_at IS NULL AND (expires_at IS NULL OR expires_at > {now})"));
+            conditions.push(in_state(TokenState::Active, &now.to_string()));
         }
         conditions.extend(after.map(|after| format!("id < {}", bind(after))));
         // Reads one row more than requested, to know whether there is a next page.
@@ -1198,5 +1199,18 @@ impl<E: Engine> KeyChecks for SqlStore<E> {
             Some((key, number(row, 1)?.try_into().ok()?))
         });
         Ok(counts.collect())
+    }
+}
+/// Returns the condition of the records that are in a state at `now`, as
+/// [`Facts::state`](crate::token::Facts::state) derives it.
+fn in_state(state: TokenState, now: &str) -> String {
+    match state {
+        TokenState::Active => {
+            format!("revoked_at IS NULL AND (expires_at IS NULL OR expires_at > {now})")
+        }
+        TokenState::Revoked => {
+            format!("revoked_at IS NOT NULL AND (expires_at IS NULL OR expires_at > {now})")
+        }
+        TokenState::Expired => format!("expires_at <= {now}"),
     }
 }

@@ -437,7 +437,10 @@ fn the_host_of_the_readme_runs_on_postgresql() {
         .unwrap()
         .1;
     assert!(include_str!("../../README.md").contains(&format!("```rust,no_run\n{source}```\n")));
-    let is_code = |line: &&str| !line.trim().is_empty() && !line.trim().starts_with("//");
+    let is_code = |line: &&str| {
+        let line = line.trim();
+        !line.is_empty() && !line.starts_with("//") && !line.starts_with("use ")
+    };
     assert!(source.lines().filter(is_code).count() < 40);
 
     let url = std::env::var("PATKIT_TEST_POSTGRES_URL")

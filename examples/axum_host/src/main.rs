@@ -11,56 +11,52 @@ use axum::{Router, http::header::COOKIE, http::request::Parts, routing::get};
 use patkit::http::{Authenticator, Console, ManagementApi};
 use patkit::owner::{Directory, DirectoryError, Owner, OwnerId, OwnerKind, Realm};
 use patkit::{Actor, CachedStore, Keyring, PostgresStore, TokenService, Verified};
-use std::{error::Error, net::SocketAddr, sync::Arc, time::Duration};
-use tokio::{
-    join, select, signal::ctrl_c, signal::unix::SignalKind, signal::unix::signal, time::sleep,
-};
+use sqlx::PgPool;
+use std::{env, error::Error, net::SocketAddr, sync::Arc, time::Duration};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::{select, signal::ctrl_c, time::sleep};
 
 /// Your users.
-struct Users(sqlx::PgPool);
+struct Users(PgPool);
 
 impl Directory for Users {
     async fn find(&self, _: &Realm, id: &OwnerId) -> Result<Option<Arc<Owner>>, DirectoryError> {
-        let query =
-            sqlx::query_as("SELECT role, enabled FROM users WHERE id = $1").bind(id.as_str());
-        let row: Option<(String, bool)> =
-            query.fetch_optional(&self.0).await.map_err(DirectoryError::new)?;
-        Ok(row.map(|(role, on)| {
-            Owner::new(id.clone(), OwnerKind::Human).with_role(&role).with_enabled(on).into()
-        }))
+        let query = sqlx::query_as("SELECT role, enabled FROM users WHERE id = $1");
+        let row = query.bind(id.as_str()).fetch_optional(&self.0).await;
+        let row: Option<(String, bool)> = row.map_err(DirectoryError::new)?;
+        let owner = Owner::new(id.clone(), OwnerKind::Human);
+        Ok(row.map(|(role, enabled)| owner.with_role(&role).with_enabled(enabled).into()))
     }
 }
 
-/// Your sessions: here, whoever the cookie names. Yours looks the cookie up.
+/// Your sessions. This example trusts the cookie; yours looks it up.
 fn signed_in(parts: &Parts) -> Option<Actor> {
-    OwnerId::new(parts.headers.get(COOKIE)?.to_str().ok()?.strip_prefix("session=")?)
-        .ok()
-        .map(Actor::signed_in)
+    let cookie = parts.headers.get(COOKIE)?.to_str().ok()?;
+    OwnerId::new(cookie.strip_prefix("session=")?).ok().map(Actor::signed_in)
 }
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let pool = sqlx::PgPool::connect(&std::env::var("DATABASE_URL")?).await?;
-    let store =
-        CachedStore::builder(PostgresStore::builder(pool.clone()).migrate().await?).build()?;
-    let keyring = Keyring::from_env("ACME_TOKEN_KEYS")?;
-    let tokens =
-        Arc::new(TokenService::builder(store, Users(pool)).brand("acme").keyring(keyring).build()?);
-    tokens.check().await?; // wrong and missing keys are found here, not by your users
-    let (jobs, mut terminated) = (tokens.clone(), signal(SignalKind::terminate())?);
+    let db = PgPool::connect(&env::var("DATABASE_URL")?).await?;
+    let store = PostgresStore::builder(db.clone()).migrate().await?;
+    let store = CachedStore::builder(store).build()?;
+    let tokens = TokenService::builder(store, Users(db)).brand("acme");
+    let tokens = Arc::new(tokens.keyring(Keyring::from_env("ACME_TOKEN_KEYS")?).build()?);
+    tokens.check().await?; // finds wrong and missing keys before your users do
+    let (flusher, follower) = (tokens.clone(), tokens.clone());
+    tokio::spawn(async move { flusher.run_flusher(sleep).await });
     let second = Duration::from_secs(1);
-    tokio::spawn(async move {
-        join!(jobs.run_flusher(sleep), jobs.store().run_following(second, sleep))
-    });
+    tokio::spawn(async move { follower.store().run_following(second, sleep).await });
 
     let api = ManagementApi::new(Authenticator::new(tokens.clone()), signed_in);
     let app = Router::new()
         .route("/whoami", get(async |token: Verified| token.owner().id().to_string()))
-        .route_layer(api.authenticator().required()) // what stands above needs a token
+        .route_layer(api.authenticator().required()) // the routes above need a token
         .nest_service("/settings/tokens", Console::new(&api, "/api").router::<()>())
         .nest_service("/api", api.router::<()>())
         .into_make_service_with_connect_info::<SocketAddr>();
-    let listener = tokio::net::TcpListener::bind(std::env::var("LISTEN")?).await?;
+    let listener = tokio::net::TcpListener::bind(env::var("LISTEN")?).await?;
+    let mut terminated = signal(SignalKind::terminate())?;
     let stopped = async move { select!(_ = ctrl_c() => (), _ = terminated.recv() => ()) };
     axum::serve(listener, app).with_graceful_shutdown(stopped).await?;
     Ok(tokens.shutdown().await?)
