@@ -157,7 +157,7 @@ impl<S: TokenStore, D: Directory> Authenticator<S, D> {
     ///
     /// # Errors
     /// [`RealmError`] unless the realm is 1 to 128 visible ASCII characters or spaces.
-    pub fn realm(mut self, realm: &str) -> Result<Self, RealmError> {
+    pub fn challenge_realm(mut self, realm: &str) -> Result<Self, RealmError> {
         self.challenge = Challenge::new(realm)?;
         Ok(self)
     }

@@ -255,10 +255,15 @@ named_enum! {
 /// # Ok::<(), patkit::owner::IdError>(())
 /// ```
 #[derive(Clone)]
-// Aligned to a cache line because the counts of its `Arc` are written all the time, while the rest
-// is only read. The fields that a verification reads come first, in two lines.
+pub struct Owner(Fields);
+
+/// The fields of an owner.
+///
+/// Aligned to a cache line because the counts of its `Arc` are written all the time, while the rest
+/// is only read. The fields that a verification reads come first, in two lines.
+#[derive(Clone)]
 #[repr(C, align(64))]
-pub struct Owner {
+struct Fields {
     id: OwnerId,
     realm: Realm,
     /// The permissions under the first catalogue that asked. Computed once per owner value.
@@ -276,7 +281,7 @@ pub struct Owner {
 impl Owner {
     /// Creates an enabled owner in the default realm, without roles or grants.
     pub fn new(id: OwnerId, kind: OwnerKind) -> Self {
-        Self {
+        Self(Fields {
             id,
             realm: Realm::default(),
             kind,
@@ -287,32 +292,32 @@ impl Owner {
             valid_after: None,
             held_since: None,
             resolved: OnceLock::new(),
-        }
+        })
     }
 
     /// Sets the realm.
     pub fn in_realm(mut self, realm: Realm) -> Self {
-        self.realm = realm;
+        self.0.realm = realm;
         self
     }
 
     /// Sets the name to show.
     pub fn with_name(mut self, name: &str) -> Self {
-        self.name = Some(name.into());
+        self.0.name = Some(name.into());
         self
     }
 
     /// Adds a role. A role that the service's catalogue does not know grants nothing.
     pub fn with_role(mut self, role: &str) -> Self {
-        self.roles.push(role.into());
-        self.resolved = OnceLock::new();
+        self.0.roles.push(role.into());
+        self.0.resolved = OnceLock::new();
         self
     }
 
     /// Adds grants beside those of the roles.
     pub fn with_grants(mut self, grants: impl IntoIterator<Item = Grant>) -> Self {
-        self.grants = self.grants.union(&grants.into_iter().collect());
-        self.resolved = OnceLock::new();
+        self.0.grants = self.0.grants.union(&grants.into_iter().collect());
+        self.0.resolved = OnceLock::new();
         self
     }
 
@@ -320,13 +325,13 @@ impl Owner {
     ///
     /// All tokens of a disabled owner are refused. They work again once the owner is enabled again.
     pub fn with_enabled(mut self, enabled: bool) -> Self {
-        self.enabled = enabled;
+        self.0.enabled = enabled;
         self
     }
 
     /// Refuses tokens made before `instant`: "sign out everywhere". Their owner still sees them.
     pub fn with_tokens_valid_after(mut self, instant: DateTime<Utc>) -> Self {
-        self.valid_after = Some(crate::clock::cut(instant)).max(self.held_since);
+        self.0.valid_after = Some(crate::clock::cut(instant)).max(self.0.held_since);
         self
     }
 
@@ -335,56 +340,56 @@ impl Owner {
     /// Tokens made before `instant` are refused. This owner does not see them; they do not count
     /// for its limit or reserve their names. Admins, overseers and the host still see them.
     pub fn with_id_held_since(mut self, instant: DateTime<Utc>) -> Self {
-        self.held_since = Some(crate::clock::cut(instant));
-        self.valid_after = self.valid_after.max(self.held_since);
+        self.0.held_since = Some(crate::clock::cut(instant));
+        self.0.valid_after = self.0.valid_after.max(self.0.held_since);
         self
     }
 
     /// Returns the owner's id.
     pub fn id(&self) -> &OwnerId {
-        &self.id
+        &self.0.id
     }
 
     /// Returns the owner's realm.
     pub fn realm(&self) -> &Realm {
-        &self.realm
+        &self.0.realm
     }
 
     /// Returns the owner's kind.
     pub fn kind(&self) -> OwnerKind {
-        self.kind
+        self.0.kind
     }
 
     /// Returns whether the owner's tokens work.
     pub fn is_enabled(&self) -> bool {
-        self.enabled
+        self.0.enabled
     }
 
     /// Returns the name to show.
     pub fn name(&self) -> Option<&str> {
-        self.name.as_deref()
+        self.0.name.as_deref()
     }
 
     /// Returns the owner's roles, as the host gave them.
     pub fn roles(&self) -> impl Iterator<Item = &str> {
-        self.roles.iter().map(|role| &**role)
+        self.0.roles.iter().map(|role| &**role)
     }
 
     /// Returns the owner's grants beside those of its roles.
     pub fn grants(&self) -> &PermissionSet {
-        &self.grants
+        &self.0.grants
     }
 
     /// Returns the instant before which tokens of this owner no longer work.
     ///
     /// This is the later of *valid after* and *held since*.
     pub fn tokens_valid_after(&self) -> Option<DateTime<Utc>> {
-        self.valid_after
+        self.0.valid_after
     }
 
     /// Returns since when the id belongs to this owner, if it belonged to another owner before.
     pub fn id_held_since(&self) -> Option<DateTime<Utc>> {
-        self.held_since
+        self.0.held_since
     }
 
     /// Returns the owner's permissions: those of its roles under `catalog`, and its direct grants.
@@ -397,13 +402,13 @@ impl Owner {
     /// Returns `None` if another catalogue asked first.
     pub(crate) fn resolved_by(&self, catalog: &Arc<RoleCatalog>) -> Option<&PermissionSet> {
         let (by, permissions) =
-            self.resolved.get_or_init(|| (catalog.clone(), self.resolve(catalog)));
+            self.0.resolved.get_or_init(|| (catalog.clone(), self.resolve(catalog)));
         Arc::ptr_eq(by, catalog).then_some(permissions)
     }
 
     /// Returns the permissions under the first catalogue that asked, and that catalogue.
     pub(crate) fn resolved(&self) -> Option<&(Arc<RoleCatalog>, PermissionSet)> {
-        self.resolved.get()
+        self.0.resolved.get()
     }
 
     /// Returns an owner without any permission. It serves as a placeholder where an owner is
@@ -418,22 +423,22 @@ impl Owner {
 
     /// Returns whether this is the owner with this realm and id.
     pub(crate) fn is(&self, realm: &Realm, id: &OwnerId) -> bool {
-        self.id == *id && self.realm == *realm
+        self.0.id == *id && self.0.realm == *realm
     }
 
     fn resolve(&self, catalog: &RoleCatalog) -> PermissionSet {
-        catalog.resolve(self.roles(), &self.grants)
+        catalog.resolve(self.roles(), &self.0.grants)
     }
 }
 
 impl fmt::Debug for Owner {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Owner")
-            .field("id", &self.id)
-            .field("realm", &self.realm)
-            .field("kind", &self.kind)
-            .field("enabled", &self.enabled)
-            .field("roles", &self.roles)
+            .field("id", &self.0.id)
+            .field("realm", &self.0.realm)
+            .field("kind", &self.0.kind)
+            .field("enabled", &self.0.enabled)
+            .field("roles", &self.0.roles)
             .finish_non_exhaustive()
     }
 }
@@ -595,9 +600,9 @@ impl MemoryDirectory {
 
     /// Adds an owner, or replaces the owner with the same id and realm.
     pub fn put(&self, owner: Owner) {
-        let key = key_of(&owner.realm, &owner.id);
+        let key = key_of(owner.realm(), owner.id());
         let owner = Arc::new(owner);
-        self.owners.put(key, |found| found.is(&owner.realm, &owner.id), [], owner.clone());
+        self.owners.put(key, |found| found.is(owner.realm(), owner.id()), [], owner.clone());
     }
 
     /// Removes an owner. Returns `false` if the owner was missing.

@@ -72,6 +72,8 @@ pub const MAX_PAGE: usize = 200;
 ///
 /// `&S`, `Arc<S>` and `Box<S>` are stores if `S` is one. `Arc<dyn DynTokenStore>` is a store too,
 /// at the cost of one allocation per call.
+///
+#[doc = include_str!("store/worked.md")]
 pub trait TokenStore: Send + Sync {
     /// Returns the record with this id, in any realm.
     ///

@@ -19,6 +19,7 @@ use patkit::{
     OwnerCache, OwnerId, OwnerKind, Permission, RoleCatalog, Token, TokenId, TokenKind,
     TokenService, TokenStore, TokenView,
 };
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -292,12 +293,8 @@ fn allocations_of_a_record<D: Directory>(service: &TokenService<Waits<MemoryStor
 fn allocations_of_a_verification<S: TokenStore, D: Directory>(service: &TokenService<S, D>) -> u64 {
     let header = headers(service, 1).remove(0);
     let verify = || {
-        drop(
-            ready(service.verify(
-                Credential::headers(Some(&header)).from_address(Some([10, 0, 0, 1].into())),
-            ))
-            .unwrap(),
-        )
+        let credential = Credential::headers([&header]).from_address(IpAddr::from([10, 0, 0, 1]));
+        drop(ready(service.verify(credential)).unwrap());
     };
     verify();
     allocations(verify)

@@ -129,7 +129,7 @@ fn keyrings() {
     assert_eq!(Keyring::new(one, &key(7, 32)).err(), Some(E::RepeatedByte(one)));
     assert_eq!(Keyring::new(one, &key(1, 1025)).err(), Some(E::TooLong { key: one, bytes: 1025 }));
     let two = |second: &[u8], number| {
-        Keyring::new(one, &key(1, 32)).unwrap().with(KeyId::new(number), second)
+        Keyring::new(one, &key(1, 32)).unwrap().with_key(KeyId::new(number), second)
     };
     assert_eq!(two(&key(2, 32), 1).err(), Some(E::RepeatedId(one)));
     assert_eq!(two(&key(1, 32), 2).err(), Some(E::EqualKeys(one, KeyId::new(2))));

@@ -208,7 +208,7 @@ fn each_refusal_of_a_known_token_is_audited_with_its_owner_and_its_reason() {
         }),
         (R::OwnerKind, &|world, _| world.directory.put(Owner::new(id("ann"), OwnerKind::Internal))),
         (R::BeforeValidAfter, &|world, _| {
-            world.put("ann", |ann| ann.with_tokens_valid_after(start() + MICRO))
+            world.put("ann", |ann| ann.with_tokens_valid_after(start() + MICRO));
         }),
         (R::AddressNotAllowed, &|world, id| {
             world.force(id, |token| {

@@ -396,9 +396,10 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             if is_restored {
                 batch = with_creator(batch, &acting, None);
             }
-            let commit = match batch.changes.is_empty() {
-                true => Commit::Done,
-                false => self.try_commit(batch, id).await?,
+            let commit = if batch.changes.is_empty() {
+                Commit::Done
+            } else {
+                self.try_commit(batch, id).await?
             };
             match commit {
                 Commit::Done => {
@@ -480,12 +481,11 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
                     return Err(ManageError::ReasonNotAllowed(reason));
                 }
                 let is_so = !strict && self.is_not_active(acting, edit, token).await;
-                let facts = match is_so {
-                    true => None,
-                    false => {
-                        let revocation = acting.revocation(relation, reason);
-                        lifecycle::revoke(&token.facts, revocation, acting.now)?
-                    }
+                let facts = if is_so {
+                    None
+                } else {
+                    let revocation = acting.revocation(relation, reason);
+                    lifecycle::revoke(&token.facts, revocation, acting.now)?
                 };
                 if let Some(facts) = facts {
                     after.facts = facts;

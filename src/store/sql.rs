@@ -430,7 +430,7 @@ impl Statements {
         }
         if let Some(now) = query.active_at {
             let now = bind(Value::time(now));
-            conditions.push(in_state(TokenState::Active, &now.to_string()));
+            conditions.push(in_state(TokenState::Active, &now));
         }
         conditions.extend(after.map(|after| format!("id < {}", bind(after))));
         // Reads one row more than requested, to know whether there is a next page.

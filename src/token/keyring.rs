@@ -113,7 +113,7 @@ impl Keyring {
     /// # Errors
     /// [`KeyringError`] if the key is too short or too long, or if the keyring already has its id
     /// or the key itself.
-    pub fn with(mut self, id: KeyId, key: &[u8]) -> Result<Self, KeyringError> {
+    pub fn with_key(mut self, id: KeyId, key: &[u8]) -> Result<Self, KeyringError> {
         let key = Key::new(id, key)?;
         for other in self.keys() {
             if other.id == id {
@@ -151,7 +151,7 @@ impl Keyring {
                 .map_err(|_| KeyringError::NotBase64(id))?;
             keyring = Some(match keyring {
                 None => Self::new(id, &key)?,
-                Some(keyring) => keyring.with(id, &key)?,
+                Some(keyring) => keyring.with_key(id, &key)?,
             });
         }
         keyring.ok_or(KeyringError::Empty)
@@ -459,9 +459,9 @@ mod tests {
         };
         let mut full = Keyring::new(KeyId(0), &of(0)).unwrap();
         for number in 1..64 {
-            full = full.with(KeyId(number), &of(number)).unwrap();
+            full = full.with_key(KeyId(number), &of(number)).unwrap();
         }
-        assert_eq!(full.with(KeyId(64), &of(64)).err(), Some(E::TooMany));
+        assert_eq!(full.with_key(KeyId(64), &of(64)).err(), Some(E::TooMany));
     }
 
     #[test]

@@ -524,7 +524,9 @@ fn source_of(test: &str) -> Option<(PathBuf, &str)> {
     let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..");
     let (place, name) = test.rsplit_once("::")?;
     let file = match place.strip_suffix("::tests") {
-        Some("table") => "src/table/tests.rs".to_owned(),
+        Some(module @ ("table" | "service::verify")) => {
+            format!("src/{}/tests.rs", module.replace("::", "/"))
+        }
         Some(module) => format!("src/{}.rs", module.replace("::", "/")),
         None if place == "http" => "tests/http/http.rs".to_owned(),
         None => format!("tests/{}.rs", place.replace("::", "/")),

@@ -159,7 +159,7 @@ impl Host {
         let incidents = Arc::new(Mutex::new(Vec::new()));
         let heard = incidents.clone();
         let mut authenticator =
-            Authenticator::new(tokens.clone()).realm("Acme").unwrap().on_incident(
+            Authenticator::new(tokens.clone()).challenge_realm("Acme").unwrap().on_incident(
                 move |incident: Incident<'_>| heard.lock().unwrap().push(format!("{incident:?}")),
             );
         if let Some(address) = wanted.address {

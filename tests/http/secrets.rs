@@ -305,7 +305,7 @@ fn a_whole_life_shows_no_secret_no_key_and_no_digest_anywhere() {
         shown.result(result);
     }
     shown.result(Keyring::new(KeyId::new(1), &KEY[..31]));
-    shown.result(keyring().with(KeyId::new(8), &KEY));
+    shown.result(keyring().with_key(KeyId::new(8), &KEY));
     let builds: [Result<_, BuildError>; 3] = [
         plain().brand("A").build(),
         plain().former_brand("acme").build(),

@@ -36,6 +36,7 @@ async fn run_postgres(pool: &PgPool, sql: String) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[allow(clippy::too_many_lines, reason = "one case after the other")]
 async fn a_database_of_postgres_that_is_not_ready() {
     let mut said = Said::default();
     let pool = postgres_pool(2).await;

@@ -251,6 +251,7 @@ const ROWS: &str = "INSERT INTO patkit_tokens (id, realm, owner, owner_kind, kin
 const COUNT: usize = 50_000;
 
 #[tokio::test(flavor = "multi_thread")]
+#[allow(clippy::too_many_lines, reason = "one statement after the other")]
 async fn no_statement_reads_a_whole_table_but_the_counts_and_the_sweep() {
     let pool = postgres_pool(1).await;
     let schema = schema(&pool).await;
