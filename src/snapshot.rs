@@ -6,8 +6,9 @@ use std::sync::Arc;
 
 /// A shared value as it was when it was read: an `Arc`, or lent by a table of this crate.
 ///
-/// A lent value is noted in one of the reading thread's eight places instead of in a count that all threads write, so that two
-/// processors that read the same value do not wait for each other. Values beyond the eighth are counted as an `Arc` is.
+/// A lent value is noted in one of the reading thread's eight places instead of in a count that all
+/// threads write, so that two processors that read the same value do not wait for each other.
+/// Values beyond the eighth are counted as an `Arc` is.
 pub(crate) struct Snapshot<T>(Guard<Arc<T>>);
 
 impl<T> Snapshot<T> {

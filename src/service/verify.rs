@@ -5,11 +5,11 @@
 //! 1. *Read* the text, without the store and without a hash.
 //! 2. *Find* the record, and compute one digest whether or not there is a record.
 //! 3. *Prove* that the secret is the token's, in constant time.
-//! 4. *Admit* the token: its state, its owner and the client's address. Only a caller with the right
-//!    secret gets here.
+//! 4. *Admit* the token: its state, its owner and the client's address. Only a caller with the
+//!    right secret gets here.
 //!
-//! The files beside this one hold what makes it fast: [`at_once`] answers without waiting if nothing
-//! must be waited for, and [`peer`] packs the address.
+//! The files beside this one hold what makes it fast: [`at_once`] answers without waiting if
+//! nothing must be waited for, and [`peer`] packs the address.
 
 #![allow(
     clippy::inline_always,

@@ -2,7 +2,7 @@
 //! exactly one text.
 //!
 //! Both directions work on secrets, so neither branches on a digit nor uses a digit as an index.
-//! Any text is read, and a check afterwards shows whether it consisted of digits ([`Amiss`]).
+//! Any text is read, and a check afterwards shows whether it consisted of digits ([`NonDigits`]).
 //! Sixteen characters are read together; the performance page says what that gains over a plain
 //! loop.
 
@@ -35,25 +35,25 @@ pub(crate) fn encode_into<const N: usize>(mut value: u64, text: &mut [u8; N]) {
 ///
 /// They are collected without a branch and checked once, at the end.
 #[derive(Default)]
-pub(crate) struct Amiss {
+pub(crate) struct NonDigits {
     /// The excess of each character over the digits. Zero for a digit.
     characters: [u8; WINDOW],
     is_over: bool,
 }
 
-impl Amiss {
+impl NonDigits {
     /// Checks sixteen characters.
     ///
     /// It uses only operations that exist for vectors, so that the compiler vectorizes it, as it
     /// does [`values`].
     #[inline]
     fn look(&mut self, window: &[u8; WINDOW]) {
-        for (amiss, &character) in self.characters.iter_mut().zip(window) {
+        for (non_digits, &character) in self.characters.iter_mut().zip(window) {
             // The excess over the decimal digits, and over the letters, whose two cases differ only
             // in this bit.
             let number = character.wrapping_sub(b'0').saturating_sub(9);
             let letter = (character | 0x20).wrapping_sub(b'a').saturating_sub(25);
-            *amiss |= number.min(letter);
+            *non_digits |= number.min(letter);
         }
     }
 
@@ -68,9 +68,9 @@ pub(crate) fn are_digits(text: &[u8]) -> bool {
     // The last sixteen cover the remainder, so some characters may be checked twice.
     let (chunks, _) = text.as_chunks();
     let Some(last) = text.last_chunk() else { return false };
-    let mut amiss = Amiss::default();
-    chunks.iter().chain([last]).for_each(|chunk| amiss.look(chunk));
-    amiss.is_nothing()
+    let mut non_digits = NonDigits::default();
+    chunks.iter().chain([last]).for_each(|chunk| non_digits.look(chunk));
+    non_digits.is_nothing()
 }
 
 /// Returns the number of the first eleven of sixteen digits.
@@ -78,15 +78,15 @@ pub(crate) fn are_digits(text: &[u8]) -> bool {
 /// The result is meaningless if the number is over 2^64-1 or any of the sixteen characters is not a
 /// digit.
 #[inline]
-pub(crate) fn word(window: &[u8; WINDOW], amiss: &mut Amiss) -> u64 {
-    let [first, rest] = halves(values(window, amiss));
+pub(crate) fn word(window: &[u8; WINDOW], non_digits: &mut NonDigits) -> u64 {
+    let [first, rest] = halves(values(window, non_digits));
     let low = (rest & 0xFF)
         .wrapping_mul(62 * 62)
         .wrapping_add((rest >> 8 & 0xFF).wrapping_mul(62))
         .wrapping_add(rest >> 16 & 0xFF);
     let (high, is_over) = join(first).overflowing_mul(62 * 62 * 62);
     let (number, is_over_too) = high.overflowing_add(low);
-    amiss.is_over |= is_over | is_over_too;
+    non_digits.is_over |= is_over | is_over_too;
     number
 }
 
@@ -94,8 +94,8 @@ pub(crate) fn word(window: &[u8; WINDOW], amiss: &mut Amiss) -> u64 {
 ///
 /// The result is meaningless if any of the sixteen characters is not a digit.
 #[inline]
-pub(crate) fn crc(window: &[u8; WINDOW], amiss: &mut Amiss) -> u64 {
-    let [_, last] = halves(values(window, amiss));
+pub(crate) fn crc(window: &[u8; WINDOW], non_digits: &mut NonDigits) -> u64 {
+    let [_, last] = halves(values(window, non_digits));
     // The first two of these eight do not belong to the six. They are in the lowest bytes.
     join(last & !0xFFFF)
 }
@@ -109,8 +109,8 @@ fn halves(bytes: [u8; WINDOW]) -> [u64; 2] {
 
 /// Returns the values of sixteen digits. A character that is not a digit gets a meaningless value.
 #[inline]
-fn values(window: &[u8; WINDOW], amiss: &mut Amiss) -> [u8; WINDOW] {
-    amiss.look(window);
+fn values(window: &[u8; WINDOW], non_digits: &mut NonDigits) -> [u8; WINDOW] {
+    non_digits.look(window);
     window.map(|character| {
         // All bits or none. The comparison is signed because vectors have no other; no digit is
         // above 127.
@@ -173,7 +173,7 @@ mod tests {
                 assert_eq!(are_digits(&text), place.is_some(), "{byte} at {at} of {len}");
             }
             if let Some(place) = place {
-                assert_eq!(values(&[byte; 16], &mut Amiss::default()), [place as u8; 16]);
+                assert_eq!(values(&[byte; 16], &mut NonDigits::default()), [place as u8; 16]);
                 assert_eq!(digit(place as u64), byte);
             }
         }
@@ -182,9 +182,9 @@ mod tests {
     fn read(text: &[u8; 11]) -> Option<u64> {
         let mut window = [b'z'; 16];
         window[..11].copy_from_slice(text);
-        let mut amiss = Amiss::default();
-        let number = word(&window, &mut amiss);
-        amiss.is_nothing().then_some(number)
+        let mut non_digits = NonDigits::default();
+        let number = word(&window, &mut non_digits);
+        non_digits.is_nothing().then_some(number)
     }
 
     #[test]
@@ -210,7 +210,7 @@ mod tests {
         for number in [0, 1, u64::from(u32::MAX), 1 << 32] {
             let mut window = [b'z'; 16];
             window[10..].copy_from_slice(&encode::<6>(number));
-            assert_eq!(crc(&window, &mut Amiss::default()), number);
+            assert_eq!(crc(&window, &mut NonDigits::default()), number);
         }
     }
 

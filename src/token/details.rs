@@ -77,7 +77,7 @@ pub(crate) struct Details {
     name_key: NameKey,
     scope: Arc<Scope>,
     account: Arc<Account>,
-    rare: Option<Box<Rare>>,
+    rare: Option<Box<RareFields>>,
     /// The address of the last use if it is an IPv4 address. Zero if the address is in the box or
     /// missing.
     address: u32,
@@ -89,7 +89,7 @@ pub(crate) struct Details {
 
 /// Fields that few records have, or that do not fit elsewhere.
 #[derive(Clone, PartialEq, Default)]
-struct Rare {
+struct RareFields {
     networks: Option<Networks>,
     description: Option<Description>,
     /// The creator, if it is not the owner in a session.
@@ -138,7 +138,7 @@ impl Details {
         };
         let version = u16::try_from(token.version).ok();
         let (address, rare_address) = packed(token.last_used.and_then(|used| used.address));
-        let rare = Rare {
+        let rare = RareFields {
             networks: token.networks.clone(),
             description: token.description.clone(),
             created_by: (token.created_by != account.in_session)
@@ -285,7 +285,11 @@ impl Details {
             return None;
         }
         let rare = self.rare.as_deref().cloned().unwrap_or_default();
-        Some(Self { address, rare: boxed(Rare { address: rare_address, ..rare }), ..self.clone() })
+        Some(Self {
+            address,
+            rare: boxed(RareFields { address: rare_address, ..rare }),
+            ..self.clone()
+        })
     }
 
     pub(crate) fn version(&self) -> u64 {
@@ -295,8 +299,8 @@ impl Details {
 }
 
 /// Boxes the rare fields, if any is set.
-fn boxed(rare: Rare) -> Option<Box<Rare>> {
-    (rare != Rare::default()).then(|| Box::new(rare))
+fn boxed(rare: RareFields) -> Option<Box<RareFields>> {
+    (rare != RareFields::default()).then(|| Box::new(rare))
 }
 
 /// Returns an address as 32 bits that are not zero, or else the address itself.

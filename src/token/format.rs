@@ -11,7 +11,7 @@
 //! The checksum finds typing errors and keeps noise away from the store. It proves nothing, because
 //! anybody who knows the rules can compute it.
 
-use super::base62::Amiss;
+use super::base62::NonDigits;
 use super::digest::Message;
 use super::secret::PlaintextToken;
 use super::{TokenId, TokenKind, base62};
@@ -173,29 +173,29 @@ impl Presented<'_> {
     /// Reads the presented text again.
     pub(crate) fn read(&self, message: &mut Message) {
         // The text was readable when it was presented.
-        read_body(self.body, self.kind, message, Amiss::default());
+        read_body(self.body, self.kind, message, NonDigits::default());
     }
 }
 
 /// Reads the presented text in place, because moving a secret would leave a copy behind.
 ///
-/// Returns `None` if `amiss` has a deviation from an earlier read, a character of the id or the
+/// Returns `None` if `non_digits` has a deviation from an earlier read, a character of the id or the
 /// secret is not a digit, a number is over 2^64-1, or the id is invalid.
 #[inline]
 fn read_body(
     body: &[u8; BODY_LEN],
     kind: TokenKind,
     message: &mut Message,
-    mut amiss: Amiss,
+    mut non_digits: NonDigits,
 ) -> Option<TokenId> {
     message.set_kind(kind);
     for (place, word) in message.words_mut().enumerate() {
         let at = place.wrapping_mul(base62::WORD_DIGITS);
-        *word = base62::word(body.get(at..)?.first_chunk()?, &mut amiss).to_be_bytes();
+        *word = base62::word(body.get(at..)?.first_chunk()?, &mut non_digits).to_be_bytes();
     }
     let mut words = message.words();
     let id = TokenId::from_words([words.next()?, words.next()?])?;
-    amiss.is_nothing().then_some(id)
+    non_digits.is_nothing().then_some(id)
 }
 
 impl TokenFormat {
@@ -277,15 +277,15 @@ impl TokenFormat {
         else {
             return Err(Unreadable::Form);
         };
-        let mut amiss = Amiss::default();
-        if base62::crc(last, &mut amiss) != u64::from(prefix.checksum(checked)) {
+        let mut non_digits = NonDigits::default();
+        if base62::crc(last, &mut non_digits) != u64::from(prefix.checksum(checked)) {
             return Err(if base62::are_digits(body) {
                 Unreadable::Checksum
             } else {
                 Unreadable::Form
             });
         }
-        let id = read_body(body, prefix.kind, message, amiss).ok_or(Unreadable::Form)?;
+        let id = read_body(body, prefix.kind, message, non_digits).ok_or(Unreadable::Form)?;
         Ok(Presented { kind: prefix.kind, id, body })
     }
 

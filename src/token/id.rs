@@ -232,7 +232,7 @@ impl FromStr for TokenId {
 
     fn from_str(text: &str) -> Result<Self, TokenIdError> {
         let digits: &[u8; Self::TEXT_LEN] = text.as_bytes().try_into().map_err(|_| TokenIdError)?;
-        let mut amiss = base62::Amiss::default();
+        let mut non_digits = base62::NonDigits::default();
         let mut words = [0; 2];
         for (word, digits) in words.iter_mut().zip(digits.as_chunks::<{ base62::WORD_DIGITS }>().0)
         {
@@ -240,9 +240,9 @@ impl FromStr for TokenId {
             for (place, digit) in window.iter_mut().zip(digits) {
                 *place = *digit;
             }
-            *word = base62::word(&window, &mut amiss);
+            *word = base62::word(&window, &mut non_digits);
         }
-        Self::from_words(words).filter(|_| amiss.is_nothing()).ok_or(TokenIdError)
+        Self::from_words(words).filter(|_| non_digits.is_nothing()).ok_or(TokenIdError)
     }
 }
 

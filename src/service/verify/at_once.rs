@@ -1,11 +1,11 @@
 //! Verifications that wait for nothing.
 //!
 //! The crate's own memory store, caches and memory directory can answer at once. If both answer so,
-//! the first poll decides in one plain function and allocates nothing. Otherwise the rest is a boxed
-//! future of its own.
+//! the first poll decides in one plain function and allocates nothing. Otherwise the rest is a
+//! boxed future of its own.
 //!
-//! The future is written by hand because a hand-written future writes its result to where the caller
-//! wants it, while an `async` block moves the result there. The page
+//! The future is written by hand because a hand-written future writes its result to where the
+//! caller wants it, while an `async` block moves the result there. The page
 //! [Performance](crate::docs::performance) says what each of these gains.
 
 use super::{Claim, Credential, Decision, Peer, unread};
