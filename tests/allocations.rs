@@ -253,7 +253,11 @@ fn what_is_at_hand_behind_dyn_allocates_nothing_either() {
 
 #[test]
 fn what_a_cache_keeps_allocates_nothing() {
-    let directory = OwnerCache::new(Waits(directory()), Duration::from_secs(3_600), 100).unwrap();
+    let directory = OwnerCache::builder(Waits(directory()))
+        .lifetime(Duration::from_secs(3_600))
+        .capacity(100)
+        .build()
+        .unwrap();
     assert_eq!(allocations_of_a_verification(&service(MemoryStore::new(), directory)), 0);
 }
 

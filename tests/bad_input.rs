@@ -422,7 +422,9 @@ fn lifetimes() {
 
 #[test]
 fn owner_caches() {
-    let cache = |lifetime, capacity| OwnerCache::new((), lifetime, capacity).map(drop);
+    let cache = |lifetime, capacity| {
+        OwnerCache::builder(()).lifetime(lifetime).capacity(capacity).build().map(drop)
+    };
     let day = Duration::from_secs(86_400);
     let nanosecond = Duration::from_nanos(1);
     for (lifetime, capacity, expected) in [

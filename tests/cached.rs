@@ -1073,8 +1073,13 @@ impl Refusing {
         );
         let cache = CachedStore::builder(behind.clone()).clock(clock.clone()).build().unwrap();
         let ada = || Owner::new(OwnerId::new("ada").unwrap(), OwnerKind::Human).with_role("member");
-        let directory = OwnerCache::new(Asked::default(), Duration::from_secs(30), 100).unwrap();
-        let directory = Arc::new(directory.clock(clock.clone()));
+        let directory = OwnerCache::builder(Asked::default())
+            .lifetime(Duration::from_secs(30))
+            .capacity(100)
+            .clock(clock.clone())
+            .build()
+            .unwrap();
+        let directory = Arc::new(directory);
         let users = &directory.directory().inner;
         users.put(ada());
         let signal = match refused {

@@ -73,7 +73,12 @@ fn human(name: &str) -> Owner {
 
 fn cache(capacity: usize) -> (Cache, Arc<ManualClock>) {
     let clock = Arc::new(ManualClock::at(start()));
-    let cache = OwnerCache::new(Slow::default(), LIFETIME, capacity).unwrap().clock(clock.clone());
+    let cache = OwnerCache::builder(Slow::default())
+        .lifetime(LIFETIME)
+        .capacity(capacity)
+        .clock(clock.clone())
+        .build()
+        .unwrap();
     cache.directory().inner.put(human("ann").with_name("old"));
     (cache, clock)
 }
@@ -379,8 +384,13 @@ fn a_time_of_day_that_is_set_back_or_forward_changes_nothing() {
 
 #[test]
 fn bounds() {
-    let new =
-        |lifetime, capacity| OwnerCache::new(MemoryDirectory::new(), lifetime, capacity).map(drop);
+    let new = |lifetime, capacity| {
+        OwnerCache::builder(MemoryDirectory::new())
+            .lifetime(lifetime)
+            .capacity(capacity)
+            .build()
+            .map(drop)
+    };
     let day = Duration::from_secs(86_400);
     assert_eq!(new(day, 1), Ok(()));
     assert_eq!(new(Duration::from_nanos(1), 1), Ok(()));
@@ -395,7 +405,12 @@ fn a_token_follows_its_owner_through_the_cache_within_its_lifetime_or_at_once() 
     let world = World::new();
     let directory = Slow::default();
     directory.inner.put(human("ann").with_role("member"));
-    let cache = OwnerCache::new(directory, LIFETIME, 100).unwrap().clock(world.clock.clone());
+    let cache = OwnerCache::builder(directory)
+        .lifetime(LIFETIME)
+        .capacity(100)
+        .clock(world.clock.clone())
+        .build()
+        .unwrap();
     let cache = Arc::new(cache);
     let service = TokenService::builder(world.store.clone(), cache.clone()).brand("acme");
     let service = service.keyring(patkit::Keyring::ephemeral().unwrap()).clock(world.clock.clone());
@@ -431,7 +446,11 @@ fn a_token_follows_its_owner_through_the_cache_within_its_lifetime_or_at_once() 
 
 #[test]
 fn threads_that_ask_and_invalidate_never_see_an_owner_from_before_an_acknowledged_invalidation() {
-    let cache = OwnerCache::new(MemoryDirectory::new(), Duration::from_secs(3_600), 16).unwrap();
+    let cache = OwnerCache::builder(MemoryDirectory::new())
+        .lifetime(Duration::from_secs(3_600))
+        .capacity(16)
+        .build()
+        .unwrap();
     cache.directory().put(human("ann").with_name("0"));
     let shown = AtomicUsize::new(0);
     let over = AtomicBool::new(false);

@@ -301,7 +301,11 @@ fn an_owner_of_another_realm_or_id_was_not_found() {
     }
     ready(service.list(&Actor::signed_in(id("ann")), None, 1)).unwrap();
     // A cache does not store the wrong answer for the requested owner.
-    let cache = OwnerCache::new(Careless(ann), Duration::from_secs(60), 16).unwrap();
+    let cache = OwnerCache::builder(Careless(ann))
+        .lifetime(Duration::from_secs(60))
+        .capacity(16)
+        .build()
+        .unwrap();
     for _ in 0..2 {
         assert!(ready(cache.find(&beta(), &id("ann"))).unwrap().is_none());
         assert!(ready(cache.find(&home(), &id("bob"))).unwrap().is_none());
@@ -312,9 +316,12 @@ fn an_owner_of_another_realm_or_id_was_not_found() {
 #[test]
 fn a_cache_of_owners_keeps_realms_apart() {
     let world = world();
-    let cache = OwnerCache::new(world.directory.clone(), Duration::from_secs(60), 64)
-        .unwrap()
-        .clock(world.clock.clone());
+    let cache = OwnerCache::builder(world.directory.clone())
+        .lifetime(Duration::from_secs(60))
+        .capacity(64)
+        .clock(world.clock.clone())
+        .build()
+        .unwrap();
     for realm in [home(), beta()] {
         for _ in 0..2 {
             let owner = ready(cache.find(&realm, &id("ann"))).unwrap().unwrap();

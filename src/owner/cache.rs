@@ -26,6 +26,14 @@ pub struct OwnerCache<D> {
     answers: Answers,
 }
 
+/// Builds an [`OwnerCache`].
+pub struct OwnerCacheBuilder<D> {
+    directory: D,
+    lifetime: Duration,
+    capacity: usize,
+    clock: Arc<dyn Clock>,
+}
+
 /// The cached answers.
 pub(super) struct Answers {
     lifetime: Duration,
@@ -56,44 +64,25 @@ struct Entry {
 pub enum OwnerCacheError {
     /// The lifetime is zero or more than 1 day.
     #[error(
-        "the owner cache's lifetime must be over 0 s and at most 1 day; the argument `lifetime` sets it"
+        "the owner cache's lifetime must be over 0 s and at most 1 day; set it by `.lifetime(…)` on the builder"
     )]
     Lifetime,
     /// The capacity is zero.
-    #[error("the owner cache's capacity must be 1 or more; the argument `capacity` sets it")]
+    #[error(
+        "the owner cache's capacity must be 1 or more; set it by `.capacity(…)` on the builder"
+    )]
     Capacity,
 }
 
 impl<D> OwnerCache<D> {
-    /// Creates a cache of up to `capacity` answers, each kept for `lifetime`.
-    ///
-    /// The capacity is rounded up to a multiple of 16.
-    ///
-    /// # Errors
-    /// [`OwnerCacheError`] if the capacity is zero, or if the lifetime is zero or more than 1 day.
-    pub fn new(directory: D, lifetime: Duration, capacity: usize) -> Result<Self, OwnerCacheError> {
-        if lifetime.is_zero() || lifetime > LONGEST {
-            return Err(OwnerCacheError::Lifetime);
-        }
-        if capacity == 0 {
-            return Err(OwnerCacheError::Capacity);
-        }
-        Ok(Self {
+    /// Returns a builder for a cache in front of `directory`.
+    pub fn builder(directory: D) -> OwnerCacheBuilder<D> {
+        OwnerCacheBuilder {
             directory,
-            answers: Answers {
-                lifetime,
-                clock: Arc::new(SystemClock::new()),
-                hasher: RandomState::new(),
-                shards: std::array::from_fn(|_| Mutex::default()),
-                shard_capacity: capacity.div_ceil(SHARDS),
-            },
-        })
-    }
-
-    /// Sets the clock. Defaults to the system's clock.
-    pub fn clock(mut self, clock: impl Clock + 'static) -> Self {
-        self.answers.clock = Arc::new(clock);
-        self
+            lifetime: Duration::from_secs(10),
+            capacity: 10_000,
+            clock: Arc::new(SystemClock::new()),
+        }
     }
 
     /// Returns the directory behind the cache.
@@ -127,6 +116,51 @@ impl<D> OwnerCache<D> {
     /// Returns whether the cache is empty.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+}
+
+impl<D> OwnerCacheBuilder<D> {
+    /// Sets how long an answer is cached. Defaults to 10 s. Must be over 0 s and at most 1 day.
+    pub fn lifetime(mut self, lifetime: Duration) -> Self {
+        self.lifetime = lifetime;
+        self
+    }
+
+    /// Sets how many answers are cached. Defaults to 10,000. Must be 1 or more.
+    ///
+    /// It is rounded up to a multiple of 16.
+    pub fn capacity(mut self, answers: usize) -> Self {
+        self.capacity = answers;
+        self
+    }
+
+    /// Sets the clock, which defaults to the system's. Only its monotonic time is read.
+    pub fn clock(mut self, clock: impl Clock + 'static) -> Self {
+        self.clock = Arc::new(clock);
+        self
+    }
+
+    /// Builds the cache.
+    ///
+    /// # Errors
+    /// [`OwnerCacheError`], which names the setting that is out of bounds.
+    pub fn build(self) -> Result<OwnerCache<D>, OwnerCacheError> {
+        if self.lifetime.is_zero() || self.lifetime > LONGEST {
+            return Err(OwnerCacheError::Lifetime);
+        }
+        if self.capacity == 0 {
+            return Err(OwnerCacheError::Capacity);
+        }
+        Ok(OwnerCache {
+            directory: self.directory,
+            answers: Answers {
+                lifetime: self.lifetime,
+                clock: self.clock,
+                hasher: RandomState::new(),
+                shards: std::array::from_fn(|_| Mutex::default()),
+                shard_capacity: self.capacity.div_ceil(SHARDS),
+            },
+        })
     }
 }
 
@@ -240,6 +274,15 @@ impl<D: Directory> Directory for OwnerCache<D> {
     #[inline]
     fn shortcut(&self) -> DirectoryShortcut<'_> {
         DirectoryShortcut::cache(&self.answers)
+    }
+}
+
+impl<D> fmt::Debug for OwnerCacheBuilder<D> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("OwnerCacheBuilder")
+            .field("lifetime", &self.lifetime)
+            .field("capacity", &self.capacity)
+            .finish_non_exhaustive()
     }
 }
 

@@ -68,8 +68,12 @@ fn met_at_start() -> Vec<(Box<dyn Error>, Vec<&'static str>)> {
             error(CachedStore::builder(MemoryStore::new()));
         err(result)
     };
-    let owners =
-        |lifetime, capacity| err(OwnerCache::new(MemoryDirectory::new(), lifetime, capacity));
+    let owners = |lifetime, capacity| {
+        err(OwnerCache::builder(MemoryDirectory::new())
+            .lifetime(lifetime)
+            .capacity(capacity)
+            .build())
+    };
     let second = Duration::from_secs(1);
     let authenticator =
         || Authenticator::new(Arc::new(plain().brand("acme").keyring(ring()).build().unwrap()));
