@@ -7,12 +7,12 @@
 
 mod actor;
 mod check;
+mod commit;
 mod credential;
 mod error;
 mod family;
 mod manage;
 mod request;
-mod retry;
 mod rotate;
 mod system;
 mod usage;
@@ -37,15 +37,15 @@ pub use verified::{PermissionDenied, Verified};
 pub(crate) use verify::Peer;
 pub use within::Uncommitted;
 
-use crate::audit::{AuditEvent, AuditSink};
+use crate::audit::AuditSink;
 use crate::clock::{Clock, SystemClock, cut};
 use crate::owner::{Directory, Owner, OwnerId, Realm};
 use crate::policy::TokenPolicy;
 use crate::random::{SecureRandom, SystemRandom};
 use crate::role::{RoleCatalog, UnknownName};
-use crate::store::{Change, ChangeBatch, StoreError, TokenStore};
+use crate::store::TokenStore;
 use crate::token::id::IdSource;
-use crate::token::{Brand, BrandError, Keyring, Token, TokenFormat, TokenFormatError};
+use crate::token::{Brand, BrandError, Keyring, TokenFormat, TokenFormatError};
 use chrono::{DateTime, TimeDelta, Utc};
 use rotate::ReuseMemory;
 use std::fmt;
@@ -151,56 +151,6 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         // A directory that answers for another id or realm, such as `bot` for `BOT`, has not found
         // the owner.
         Ok(found.filter(|owner| owner.is(realm, id)))
-    }
-
-    /// Commits a batch and notifies the sink.
-    ///
-    /// If the store does not know the outcome, this looks it up in the record of the batch's first
-    /// insert or, without an insert, of its first change.
-    async fn commit(&self, batch: ChangeBatch) -> Result<(), StoreError> {
-        match self.store.commit(&batch).await {
-            Err(StoreError::OutcomeUnknown(cause)) if !self.is_committed(&batch).await => {
-                return Err(StoreError::OutcomeUnknown(cause));
-            }
-            Ok(()) | Err(StoreError::OutcomeUnknown(_)) => {}
-            Err(error) => return Err(error),
-        }
-        match &self.uncommitted {
-            Some(uncommitted) => within::hold(uncommitted, batch),
-            None => self.tell(&batch.events),
-        }
-        Ok(())
-    }
-
-    async fn is_committed(&self, batch: &ChangeBatch) -> bool {
-        let inserted = batch.changes.iter().find(|change| matches!(change, Change::Insert(_)));
-        match inserted.or(batch.changes.first()) {
-            Some(Change::Insert(token) | Change::Update(token)) => {
-                // The last use may have moved since, and only the store sets the seal.
-                let is_ours = |found: &Token| {
-                    let found = Token {
-                        last_used: token.last_used,
-                        seal: token.seal,
-                        ..Token::clone(found)
-                    };
-                    found == **token && found.name.as_str() == token.name.as_str()
-                };
-                let found = self.store.find_current(token.id).await;
-                found.is_ok_and(|found| found.is_some_and(|found| is_ours(&found)))
-            }
-            Some(Change::Remove { id, .. }) => {
-                matches!(self.store.find_current(*id).await, Ok(None))
-            }
-            None => false,
-        }
-    }
-
-    fn tell(&self, events: &[AuditEvent]) {
-        if let Some(sink) = &self.sink {
-            for event in events {
-                sink.record(event);
-            }
-        }
     }
 }
 

@@ -3,9 +3,9 @@
 //! The descendants of a token are the tokens that it made or restored, and their descendants.
 
 use super::TokenService;
+use super::commit::{Commit, Tries};
 use super::error::{ManageError, Unavailable};
 use super::manage::changed;
-use super::retry::{Commit, Tries};
 use super::system::host_event;
 use crate::audit::{AuditAction, AuditEvent, EventId};
 use crate::lifecycle;

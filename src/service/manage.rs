@@ -2,10 +2,10 @@
 
 use super::TokenService;
 use super::actor::{Acting, Actor, Operation, Relation, check_owner, is_former};
+use super::commit::{Commit, Tries};
 use super::error::{Attenuation, ManageError};
 use super::family::removal;
 use super::request::{CheckedToken, NewToken, TokenEdit};
-use super::retry::{Commit, Tries};
 use super::system::host_event;
 use crate::audit::{AuditAction, AuditEvent};
 use crate::lifecycle;

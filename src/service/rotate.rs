@@ -1,9 +1,9 @@
 //! Rotation of a token to a successor, and the signal when the old token is presented again.
 
 use super::actor::{Actor, Operation, Relation, check_owner};
+use super::commit::{Commit, Tries};
 use super::error::{InvalidInput, ManageError};
 use super::manage::{IssuedToken, changed, with_creator};
-use super::retry::{Commit, Tries};
 use super::{TokenService, lock, to_delta};
 use crate::audit::{AuditAction, AuditEvent, EventId};
 use crate::clock::plausible_until;

@@ -1,8 +1,8 @@
 //! Operations of the host itself: offboarding and erasing owners, sweeping and pruning.
 
+use super::commit::{Commit, Tries};
 use super::error::{ManageError, Unavailable, store_error};
 use super::family::{Listed, removal, report};
-use super::retry::{Commit, Tries};
 use super::{TokenService, to_delta};
 use crate::audit::{AuditAction, AuditEvent, EventId};
 use crate::owner::{Directory, OwnerId, Realm};

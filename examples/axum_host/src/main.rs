@@ -31,8 +31,8 @@ impl Directory for Users {
 
 /// Your sessions. This example trusts the cookie; yours looks it up.
 fn signed_in(parts: &Parts) -> Option<Actor> {
-    let cookie = parts.headers.get(COOKIE)?.to_str().ok()?;
-    OwnerId::new(cookie.strip_prefix("session=")?).ok().map(Actor::signed_in)
+    let mut cookies = parts.headers.get(COOKIE)?.to_str().ok()?.split("; ");
+    OwnerId::new(cookies.find_map(|one| one.strip_prefix("session="))?).ok().map(Actor::signed_in)
 }
 
 #[tokio::main]
