@@ -4,7 +4,7 @@
 //! authoritative. The sink is called after the commit, once and best effort. A crash between the
 //! two loses the call, but not the event.
 
-use crate::named::named_enum;
+use crate::named_enum::named_enum;
 use crate::owner::{OwnerId, Realm};
 use crate::role::UnknownName;
 use crate::token::id::IdSource;

@@ -43,7 +43,7 @@ mod cross_site;
 #[cfg(feature = "axum")]
 mod extract;
 #[cfg(feature = "axum")]
-mod fields;
+mod json_fields;
 #[cfg(feature = "axum")]
 mod limit;
 #[cfg(feature = "openapi")]
@@ -231,7 +231,7 @@ impl<S: TokenStore, D: Directory> Authenticator<S, D> {
         let address = self.address_of(headers, extensions);
         let values = || headers.get_all(AUTHORIZATION).iter().map(HeaderValue::as_bytes);
         let is_foreign = |text| !self.tokens.format().has_prefix(text);
-        if self.ignores_foreign && crate::bearer::token68(values()).is_some_and(is_foreign) {
+        if self.ignores_foreign && crate::authorization::token68(values()).is_some_and(is_foreign) {
             return Ok(None);
         }
         let mut credential = Credential::headers(values()).from_address(address);

@@ -15,7 +15,7 @@
 //! | know how it is built, what it withstands, what it costs | [`docs::design`], [`docs::threat_model`], [`docs::performance`] |
 
 pub mod audit;
-mod bearer;
+mod authorization;
 pub mod clock;
 #[cfg(feature = "conformance")]
 pub mod conformance;
@@ -25,7 +25,7 @@ mod errors;
 pub mod http;
 pub mod lifecycle;
 mod likely;
-mod named;
+mod named_enum;
 pub mod owner;
 pub mod permission;
 pub mod policy;

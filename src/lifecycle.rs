@@ -17,7 +17,7 @@
 //! compromised.
 
 use crate::clock::cut;
-use crate::named::named_enum;
+use crate::named_enum::named_enum;
 use crate::token::{
     ActorRef, Authority, Facts, Reason, Revocation, Succession, TokenId, TokenState,
 };

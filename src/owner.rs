@@ -6,7 +6,7 @@ mod fast;
 pub(crate) use fast::DirectoryShortcut;
 
 use crate::BoxedFuture;
-use crate::named::named_enum;
+use crate::named_enum::named_enum;
 use crate::permission::{Grant, PermissionSet};
 use crate::role::RoleCatalog;
 use crate::snapshot::Snapshot;

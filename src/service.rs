@@ -11,6 +11,7 @@ mod commit;
 mod credential;
 mod error;
 mod family;
+mod host_transaction;
 mod manage;
 mod request;
 mod rotate;
@@ -18,7 +19,6 @@ mod system;
 mod usage;
 mod verified;
 mod verify;
-mod within;
 
 #[cfg(feature = "axum")]
 pub(crate) use actor::ActorCredential;
@@ -29,13 +29,13 @@ pub use error::{
     Attenuation, InvalidInput, ManageError, PolicyRule, RejectReason, Rejected, Unavailable,
     VerifyError,
 };
+pub use host_transaction::Uncommitted;
 pub use manage::{IssuedToken, StateCounts, TokenPage};
 pub use request::{NewToken, TokenEdit};
 pub use usage::UsageStats;
 pub use verified::{PermissionDenied, Verified};
 #[cfg(feature = "testkit")]
 pub(crate) use verify::Peer;
-pub use within::Uncommitted;
 
 use crate::audit::AuditSink;
 use crate::clock::{Clock, SystemClock, cut};

@@ -27,7 +27,7 @@ pub use secret::PlaintextToken;
 pub use unicode::UNICODE_VERSION;
 
 use crate::clock::{at_micros, plausible_until};
-use crate::named::named_enum;
+use crate::named_enum::named_enum;
 use crate::owner::{Owner, OwnerId, OwnerKind, Realm};
 use crate::permission::Scope;
 use crate::snapshot::Snapshot;

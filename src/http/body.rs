@@ -1,7 +1,7 @@
 //! The bodies of the management API's requests and answers, as types that also make the `OpenAPI`
 //! document.
 
-use super::fields::{Fields, Refused};
+use super::json_fields::{Fields, Refused};
 use super::{FieldError, Problem};
 use crate::OwnerId;
 use crate::permission::{Grant, MAX_SCOPE_ENTRIES, ScopeError};

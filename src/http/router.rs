@@ -3,7 +3,7 @@
 use super::body::{
     EditBody, IssuedAnswer, NewTokenBody, PageAnswer, RotateBody, refused_by_service,
 };
-use super::fields::Refused;
+use super::json_fields::Refused;
 use super::layer::mark_as_sensitive;
 use super::limit::{Limits, Quota};
 use super::{Authenticator, Incident, Problem, cross_site, secret, user};

@@ -5,7 +5,7 @@
 //! future of such a function is `Send`.
 
 use super::error::{ManageError, store_error};
-use super::{TokenService, within};
+use super::{TokenService, host_transaction};
 use crate::audit::AuditEvent;
 use crate::owner::Directory;
 use crate::store::{Change, ChangeBatch, Conflict, StoreError, TokenStore};
@@ -82,7 +82,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             Err(error) => return Err(error),
         }
         match &self.uncommitted {
-            Some(uncommitted) => within::hold(uncommitted, batch),
+            Some(uncommitted) => host_transaction::hold(uncommitted, batch),
             None => self.tell(&batch.events),
         }
         Ok(())

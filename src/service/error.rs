@@ -1,7 +1,7 @@
 //! The errors of the service.
 
 use crate::lifecycle::Refusal;
-use crate::named::named_enum;
+use crate::named_enum::named_enum;
 use crate::owner::{DirectoryError, OwnerKind};
 use crate::permission::ScopeError;
 use crate::policy::LifetimeError;

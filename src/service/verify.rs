@@ -28,7 +28,7 @@ use super::TokenService;
 use super::credential::{Credential, Offered};
 use super::error::{RejectReason, Rejected, VerifyError};
 use super::verified::Verified;
-use crate::bearer::{self, BearerError};
+use crate::authorization::{self, BearerError};
 use crate::owner::{Directory, Owner, Realm};
 use crate::snapshot::Snapshot;
 use crate::store::{StoredToken, TokenStore};
@@ -126,14 +126,14 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             Offered::Header(None) => return Err(RejectReason::NoCredential),
             Offered::SeveralHeaders => return Err(RejectReason::InvalidRequest),
             Offered::Header(Some(header)) => {
-                bearer::after_scheme(header).map_err(|error| match error {
+                authorization::after_scheme(header).map_err(|error| match error {
                     BearerError::Missing => RejectReason::NoCredential,
                     BearerError::Malformed => RejectReason::InvalidRequest,
                 })?
             }
         };
         self.format.parse(text, message).map_err(|error| match (offered, error) {
-            (Offered::Header(_), Unreadable::Form) if !bearer::is_token68(text) => {
+            (Offered::Header(_), Unreadable::Form) if !authorization::is_token68(text) => {
                 RejectReason::InvalidRequest
             }
             _ => RejectReason::Malformed,

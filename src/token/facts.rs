@@ -3,7 +3,7 @@
 
 use super::{Rfc3339, TokenId};
 use crate::clock::micros;
-use crate::named::named_enum;
+use crate::named_enum::named_enum;
 use crate::owner::OwnerId;
 use chrono::{DateTime, Utc};
 use serde::ser::SerializeStruct;
