@@ -33,7 +33,8 @@ named_enum! {
         Deleted = "deleted",
         /// The token's right secret was presented after the token had been rotated.
         Reuse = "reuse",
-        /// The token's text was found where it should not be.
+        /// The token's text was found where it should not be. This crate does not record this
+        /// action yet; a store keeps its events unchanged.
         Leak = "leak",
         /// The token's digest was moved to the primary key.
         Redigested = "redigested",
@@ -79,7 +80,7 @@ impl EventId {
         Self(uuid)
     }
 
-    /// Returns the UUID.
+    /// Returns the 128 bits, which have the type of a token id.
     pub(crate) const fn uuid(self) -> TokenId {
         self.0
     }
@@ -159,7 +160,7 @@ impl AuditEvent {
 
 /// Receives every event after it was stored.
 ///
-/// A refusal is received when it happens, because refusals are stored with the next flush.
+/// A refusal is received at once, before the next flush stores it.
 ///
 /// The sink is called on the thread of the operation, so hand the event on and return. A panic in
 /// the sink reaches the caller of the operation, which is committed by then.
@@ -169,9 +170,9 @@ pub trait AuditSink: Send + Sync {
 
     /// Receives a name that the role catalogue does not know.
     ///
-    /// An owner has an unknown role, or a route demands an unknown permission. A service calls this
-    /// once for each name, for up to [`MAX_REPORTED_NAMES`](crate::role::MAX_REPORTED_NAMES) roles
-    /// and as many permissions. The default does nothing.
+    /// Called when an owner has an unknown role or a route demands an unknown permission, once for
+    /// each name, for up to [`MAX_REPORTED_NAMES`](crate::role::MAX_REPORTED_NAMES) roles and as
+    /// many permissions. The default does nothing.
     fn unknown_name(&self, _name: UnknownName<'_>) {}
 }
 

@@ -24,7 +24,7 @@ pub trait Clock: Send + Sync {
 
     /// Returns [`now`](Self::now) in microseconds since 1970, cut towards the past.
     ///
-    /// A verification asks only for this, and nothing else does. A clock that counts in
+    /// A verification judges by this time, and nothing else asks for it. A clock that counts in
     /// microseconds can return its count without building a date. The result may be behind
     /// [`now`](Self::now) by a bounded time; tokens then live that much longer.
     fn now_micros(&self) -> i64 {

@@ -42,7 +42,7 @@
 //! record affects no other record. The tests of the store itself must show these, because they need
 //! access to what is below the store.
 
-// A check that no list names fails to compile.
+// The build fails if no list names a check, because the check's function is then dead code.
 #![deny(dead_code)]
 
 mod audit_log;
@@ -362,7 +362,7 @@ where
 fn race_plans() -> [(Check, Result<Race, Seen>); 5] {
     macro_rules! check {
         ($check:ident, $contract:literal) => {{
-            // A check that is not written fails to compile.
+            // Fails to compile if the check's function does not exist.
             let _ = races::$check::<MemoryStore>;
             Check { name: stringify!($check), contract: $contract }
         }};

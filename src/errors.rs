@@ -3,7 +3,9 @@
 use crate::sentence;
 use std::fmt;
 
-/// Implements `Debug` for errors by [`sentence::write`]. A macro, since no function implements a trait for several types.
+/// Implements `Debug` for errors by [`sentence::write`].
+///
+/// A macro, because no function implements a trait for several types.
 macro_rules! debug_is_a_sentence {
     ($($error:ty),+ $(,)?) => {$(
         impl fmt::Debug for $error {

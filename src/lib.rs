@@ -1,5 +1,6 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
-// Its code is compiled by `tests/hosts`, which has the dependencies that it needs.
+// `tests/hosts` compiles the code of the README, because it has the dependencies that the code
+// needs.
 #![cfg_attr(not(doctest), doc = include_str!("../README.md"))]
 //!
 //! # Where to find what
@@ -40,7 +41,7 @@ mod table;
 pub mod testkit;
 pub mod token;
 
-/// A future behind a pointer, as the traits return it that are behind one themselves.
+/// A boxed future, which the methods of the dyn-compatible traits return.
 pub type BoxedFuture<'a, T> = std::pin::Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 pub use audit::{AuditAction, AuditEvent, AuditSink, EventId};

@@ -1,7 +1,7 @@
 //! Enums whose variants have names.
 
-/// Declares an enum together with the list of its variants, their names and the way back from a
-/// name, so that a variant cannot be missing in one of them.
+/// Declares an enum together with the list of its variants, their names and the lookup by name, so
+/// that none of them can lack a variant.
 ///
 /// This is a macro because a function cannot list the variants of a type.
 macro_rules! named_enum {

@@ -154,7 +154,7 @@ pub(crate) type OwnerMap<V> = HashMap<OwnerId, V, BuildHasherDefault<ByOwnHash>>
 
 impl PartialEq for Realm {
     fn eq(&self, other: &Self) -> bool {
-        // Both sides are nearly always the default realm, which shares one text.
+        // No bytes are compared if both sides are the default realm, as they nearly always are.
         Arc::ptr_eq(&self.0, &other.0) || self.0 == other.0
     }
 }
@@ -337,8 +337,9 @@ impl Owner {
 
     /// Sets since when the id belongs to this owner, if it belonged to another owner before.
     ///
-    /// Tokens made before `instant` are refused. This owner does not see them; they do not count
-    /// for its limit or reserve their names. Admins, overseers and the host still see them.
+    /// Tokens made before `instant` are refused. This owner does not see such tokens, and they
+    /// neither count for the owner's limit nor reserve their names. Admins, overseers and the host
+    /// still see them.
     pub fn with_id_held_since(mut self, instant: DateTime<Utc>) -> Self {
         self.0.held_since = Some(crate::clock::cut(instant));
         self.0.valid_after = self.0.valid_after.max(self.0.held_since);
@@ -477,7 +478,7 @@ pub trait Directory: Send + Sync {
         id: &OwnerId,
     ) -> impl Future<Output = Result<Option<Arc<Owner>>, DirectoryError>> + Send;
 
-    /// Returns owners without waiting. Only this crate's own directories can.
+    /// Returns the lookups of this crate's own directories that do not need to be awaited.
     #[doc(hidden)]
     fn shortcut(&self) -> DirectoryShortcut<'_> {
         DirectoryShortcut::none()

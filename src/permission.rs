@@ -302,7 +302,9 @@ impl Grant {
         self.covers_text(other.as_str())
     }
 
-    /// Serves both methods above, because the asterisk of `other` comes after the colon that a
+    /// Returns whether the grant covers a permission or a grant, given as text.
+    ///
+    /// The asterisk of `other` needs no check of its own, because it comes after the colon that a
     /// wildcard's key ends with.
     fn covers_text(&self, other: &str) -> bool {
         if self.is_wildcard() { other.starts_with(self.key()) } else { other == self.as_str() }
@@ -471,7 +473,7 @@ impl PermissionSet {
     }
 
     fn from_sorted(grants: Vec<Grant>) -> Self {
-        // The bits beyond the last grant belong to no grant, so every word may be full.
+        // Sets whole words, because the bits beyond the last grant belong to no grant.
         let members = vec![u64::MAX; grants.len().div_ceil(64)];
         let everything = grants.first().is_some_and(|grant| grant.key().is_empty());
         Self { table: Arc::new(GrantTable::new(grants)), members: Arc::from(members), everything }
@@ -480,7 +482,7 @@ impl PermissionSet {
     /// Returns whether a wildcard other than `grant` itself covers it.
     fn covers_from_above(&self, grant: &Grant) -> bool {
         let key = grant.key().as_bytes();
-        // The last prefix of a wildcard is its own key.
+        // The last prefix of a wildcard is its own key, which does not count.
         (self.everything && !key.is_empty())
             || prefixes(key).any(|above| above.len() < key.len() && self.has(hash_of(above), above))
     }

@@ -486,8 +486,8 @@ impl TokenPolicyBuilder {
 
     /// Sets the maximum number of active tokens of one owner.
     ///
-    /// Concurrent requests may exceed it by their number. A restored token counts; a rotated token
-    /// in its overlap does not.
+    /// Concurrent requests may exceed the maximum by their number. A restored token counts; a
+    /// rotated token in its overlap does not.
     pub fn live_tokens_per_owner(mut self, most: u32) -> Self {
         self.policy.live_tokens_per_owner = Some(most);
         self

@@ -92,7 +92,7 @@ pub enum RoleNameError {
 pub struct RoleCatalog {
     roles: BTreeMap<RoleName, PermissionSet>,
     declared: Vec<DeclaredPermission>,
-    /// Without `*`.
+    /// The grants that make permissions known, which never include `*`.
     known: PermissionSet,
     reports: Option<Arc<Reports>>,
 }
@@ -115,7 +115,8 @@ pub struct DeclaredPermission {
     description: Option<String>,
 }
 
-/// A name that the catalogue does not know, most often a typing error. It is cut after 128 bytes.
+/// A name that the catalogue does not know, most often a typing error. The name is cut after 128
+/// bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum UnknownName<'a> {
@@ -451,7 +452,7 @@ type Listener = Box<dyn Fn(UnknownName<'_>) + Send + Sync>;
 /// Reports each unknown name once.
 struct Reports {
     listener: Listener,
-    /// Its keys are random, so that nobody can choose a name that hides another.
+    /// The hasher's keys are random, so that nobody can choose a name that hides another.
     hasher: RandomState,
     roles: Seen,
     permissions: Seen,
@@ -511,8 +512,9 @@ impl Seen {
     }
 }
 
-/// Returns the first 128 bytes of a name, because a directory or a route may give one of any
-/// length.
+/// Returns at most the first 128 bytes of a name.
+///
+/// A directory or a route may give a name of any length.
 pub(crate) fn beginning(name: &str) -> &str {
     let end = (0..=name.len().min(128)).rev().find(|end| name.is_char_boundary(*end));
     end.and_then(|end| name.get(..end)).unwrap_or_default()

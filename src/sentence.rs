@@ -1,4 +1,4 @@
-//! Errors as sentences, for `Debug`, by which `main` prints an error.
+//! Writes errors as sentences, for `Debug`, which `main` uses to print an error.
 
 use std::error::Error;
 use std::fmt;

@@ -29,7 +29,7 @@ impl<T> From<Arc<T>> for Snapshot<T> {
     }
 }
 
-/// A clone is counted: it may live long, and in other threads.
+/// A clone is counted, because it may live long, and in other threads.
 impl<T> Clone for Snapshot<T> {
     fn clone(&self) -> Self {
         Self::from(Arc::clone(&self.0))

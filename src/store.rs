@@ -53,7 +53,7 @@ pub const MAX_PAGE: usize = 200;
 ///   unchanged. It is therefore safe to store an event again after a commit whose outcome is
 ///   unknown.
 /// * **Names**: [`Token::name_key`], if present, is unique among the records of one realm, owner
-///   and kind, regardless of the name. The store keeps the key as given and never computes it.
+///   and kind, even if the names differ. The store keeps the key as given and never computes it.
 ///   Uniqueness is checked on the result of a batch, so that a batch may pass a name from one
 ///   record to another.
 /// * **Kinds**: a record is refused if its [`TokenKind::owner_kind`] is not its `owner_kind`.
@@ -119,7 +119,7 @@ pub trait TokenStore: Send + Sync {
     /// not created, and the version does not change. A batch need not be atomic.
     ///
     /// # Errors
-    /// [`StoreError`] if any use may not have been recorded; the caller then sends all of them
+    /// [`StoreError`] if it is possible that a use was not recorded; the caller then sends all uses
     /// again.
     fn touch(&self, uses: &[Touch]) -> impl Future<Output = Result<(), StoreError>> + Send;
 
@@ -128,8 +128,8 @@ pub trait TokenStore: Send + Sync {
     /// Those that ended first come first, because pruning removes them next. The page's `next` is
     /// `None`.
     ///
-    /// The service removes the records with [`commit`](Self::commit), in one batch with their audit
-    /// events and with the records that refer to them, so that no family is split.
+    /// The service removes the records with [`commit`](Self::commit), in one batch that also stores
+    /// their audit events and updates the records that refer to them, so that no family is split.
     ///
     /// # Errors
     /// [`StoreError`] if the store fails. A corrupt record is reported in the page, counts towards
@@ -196,7 +196,7 @@ pub trait ChangeFeed: Send + Sync {
     /// begins.
     ///
     /// # Errors
-    /// [`FollowError`], which names the bound and the cure.
+    /// [`FollowError`], which says which setting is too small and what to set.
     fn check_following(&self) -> Result<(), FollowError>;
 
     /// Starts to listen for notifications. Returns `None` if the store has no notifications.
@@ -296,7 +296,7 @@ impl ListQuery {
         self
     }
 
-    /// Keeps only records that follow this id.
+    /// Keeps only records with a smaller id than this one, because lists are newest first.
     pub fn after(mut self, id: Option<TokenId>) -> Self {
         self.after = id;
         self

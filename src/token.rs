@@ -69,7 +69,7 @@ impl TokenKind {
         }
     }
 
-    /// Returns the kind of token that such an owner has. `None` if the owner is internal.
+    /// Returns the kind of token that an owner of this kind has. `None` if the owner is internal.
     pub const fn for_owner(kind: OwnerKind) -> Option<Self> {
         match kind {
             OwnerKind::Human => Some(Self::Personal),
@@ -144,7 +144,8 @@ pub struct Token {
     pub idle_from: DateTime<Utc>,
     /// When a use of the token after its rotation was last reported.
     pub reuse_reported_at: Option<DateTime<Utc>>,
-    /// The smallest threshold, in days before the expiry, for which a notice was claimed.
+    /// The smallest threshold, in days before the expiry, for which a notice was claimed. This
+    /// crate claims none yet; a store keeps the value unchanged.
     pub notified_days: Option<u16>,
     /// The MAC of a sealing store over all fields above that decide access.
     pub seal: Option<Seal>,
@@ -227,7 +228,7 @@ impl Token {
         is_before(self.idle_from) && self.last_used.is_none_or(|used| is_before(used.at))
     }
 
-    /// Returns the token that created this one. `None` if no token did.
+    /// Returns the id of the token that created this one. `None` if no token did.
     pub fn creator(&self) -> Option<TokenId> {
         self.created_by.token_id()
     }
@@ -244,11 +245,14 @@ pub(crate) fn is_allowed(networks: Option<&Networks>, address: Option<IpAddr>) -
 pub enum StoredDigest {
     /// This crate's own keyed digest.
     Keyed(KeyedDigest),
-    /// A digest imported from another system, for a token that was not yet presented here.
+    /// A digest imported from another system, for a token that was not yet presented here. This
+    /// crate imports none yet.
     Foreign(ForeignDigest),
 }
 
-/// A digest of another system's scheme. Nothing verifies it yet; a store keeps it unchanged.
+/// A digest of another system's scheme.
+///
+/// This crate neither makes nor verifies such digests yet; a store keeps them unchanged.
 #[derive(Clone)]
 #[non_exhaustive]
 pub struct ForeignDigest {
@@ -315,14 +319,16 @@ impl LastUse {
 
     /// Returns whether this use replaces a use at `known`.
     ///
-    /// It does if it is later, or if `known` is after `plausible_until`, because a wrong clock
-    /// recorded it then.
+    /// It does if this use is later, or if `known` is after `plausible_until`, in which case a
+    /// wrong clock wrote `known`.
     pub(crate) fn replaces(&self, known: DateTime<Utc>, plausible_until: DateTime<Utc>) -> bool {
         known < self.at || known > plausible_until
     }
 }
 
 /// The MAC of a sealing store over a record.
+///
+/// This crate makes no seals yet; a store keeps them unchanged.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Seal(KeyedDigest);
 
@@ -522,7 +528,7 @@ impl TokenView {
         self.details.revocation()
     }
 
-    /// Returns the token that replaced this one.
+    /// Returns the id of the token that replaced this one. `None` if there is none.
     pub fn successor(&self) -> Option<TokenId> {
         self.details.succession().map(|succession| succession.successor)
     }

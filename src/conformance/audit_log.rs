@@ -86,7 +86,7 @@ pub(super) async fn events_are_of_one_realm_token_owner_and_period<S: TokenStore
     let ownerless = AuditEvent { owner: None, ..event(2, 3, Revoked)? };
     let abroad = AuditEvent { realm: elsewhere.clone(), ..event(1, 3, Revoked)? };
     let all = [&one, &two, &three, &four, &ownerless, &abroad].map(Clone::clone);
-    // Stored out of order of their time.
+    // Stores the events out of the order of their times.
     bench.store.commit(&events_alone(all.iter().rev().cloned().collect())).await?;
     let home = Realm::default();
     logs(bench, &home, all.get(..5).unwrap_or_default()).await?;
@@ -135,7 +135,7 @@ pub(super) async fn pages_of_events_neither_repeat_nor_skip<S: TokenStore + Audi
         expected.push(event(number, 0, AuditAction::Revoked)?);
     }
     expected.push(event(1, 1, AuditAction::Restored)?);
-    // Stored out of order, half of them in one commit.
+    // Stores the events out of order, half of them in one commit.
     let mut stored = expected.clone();
     stored.reverse();
     stored.rotate_left(5);

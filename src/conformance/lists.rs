@@ -117,7 +117,7 @@ pub(super) async fn a_list_of_a_key_holds_its_digests<S: TokenStore>(
 pub(super) async fn a_list_is_newest_first<S: TokenStore>(
     bench: &Bench<'_, S>,
 ) -> Result<(), Seen> {
-    // Out of order of their ids, many in one millisecond, and older ones last.
+    // Inserts records out of the order of their ids, many of one millisecond, and older ones last.
     let numbers = [17, 3, 25, 4, 12, 5, 11, 24, 16, 13];
     bench.insert(&records(numbers)?).await?;
     bench.settle().await;
@@ -232,8 +232,8 @@ pub(super) async fn only_active_ones_are_listed<S: TokenStore>(
         expires(3, 1_000)?,
         expires(4, 1_001)?,
         revoke(record(5)?, 0)?,
-        // Revoked at a later instant, which makes no difference, because a revocation always
-        // counts.
+        // This record is revoked at a later instant, which makes no difference, because a
+        // revocation always counts.
         revoke(record(6)?, 5_000)?,
         revoke(expires(7, 5_000)?, 0)?,
     ];
@@ -271,7 +271,7 @@ pub(super) async fn idle_ones_are_listed<S: TokenStore>(bench: &Bench<'_, S>) ->
         idle(3, 1_001, None)?,
         idle(4, 0, Some(999))?,
         idle(5, 0, Some(1_000))?,
-        // Restored after its last use.
+        // This token was restored after its last use.
         idle(6, 1_000, Some(500))?,
         Token { realm: Realm::new("elsewhere")?, ..idle(7, 500, Some(0))? },
     ];

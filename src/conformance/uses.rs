@@ -38,7 +38,8 @@ pub(super) async fn a_touch_replaces_what_a_wrong_clock_noted<S: TokenStore>(
 ) -> Result<(), Seen> {
     let token = record(1)?;
     bench.insert(std::slice::from_ref(&token)).await?;
-    // In seconds: when the token was used, when that is written, and the last use known afterwards.
+    // In seconds: when the token was used, when that use is written, and the last use known
+    // afterwards.
     let day = MAX_CLOCK_ERROR.num_seconds();
     let century = day * 36_525;
     let steps = [
@@ -48,7 +49,7 @@ pub(super) async fn a_touch_replaces_what_a_wrong_clock_noted<S: TokenStore>(
         (century - day - 1, century - day - 1, century - day - 1),
         (century, century, century),
         (10 * day, 10 * day, 10 * day),
-        // These are written long after the use.
+        // These uses are written long after they happened.
         (5 * day, 10 * day, 10 * day),
         (5 * day, 9 * day, 10 * day),
         (10 * day + 1, 10 * day + 1, 10 * day + 1),
@@ -74,7 +75,7 @@ pub(super) async fn a_touch_changes_nothing_else<S: TokenStore>(
     bench.store.touch(&uses).await?;
     bench.settle().await;
     for token in &tokens {
-        // Some were used at this very instant.
+        // Some tokens were used at this very instant.
         let last_used = token.last_used.filter(|used| used.at >= last.at).or(Some(last));
         bench.holds(&Token { last_used, ..token.clone() }).await?;
     }

@@ -25,7 +25,9 @@ const PAGE: &str = include_str!("console/page.html");
 const STYLE: &str = include_str!("console/style.css");
 const SCRIPT: &str = include_str!("console/script.js");
 
-/// Allows the page's own two files, same-origin files of a theme, and same-origin calls. No page
+/// The page's content security policy.
+///
+/// It allows the page's own two files, same-origin files of a theme, and same-origin calls. No page
 /// may frame this one, and no script may turn text into markup.
 const POLICY: HeaderValue = HeaderValue::from_static(
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; font-src 'self'; connect-src 'self'; \
@@ -206,7 +208,8 @@ fn base_of(request: &Request) -> String {
 fn file(content_type: &'static str, text: impl IntoResponse) -> Response {
     let headers = [
         (CONTENT_TYPE, HeaderValue::from_static(content_type)),
-        // Another version of the crate has different files under the same names.
+        // Browsers must revalidate, because another version of the crate has different files under
+        // the same names.
         (CACHE_CONTROL, HeaderValue::from_static("no-cache")),
         (CONTENT_SECURITY_POLICY, POLICY),
         (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
@@ -273,7 +276,7 @@ async fn settings<S: TokenStore, D: Directory, A: Sessions>(
     State(console): State<Arc<Console<S, D, A>>>,
     request: Request,
 ) -> Result<Response, Problem> {
-    // A body need not be `Sync`.
+    // Drops the body, because it need not be `Sync` and so cannot be borrowed across a call.
     let (parts, _) = request.into_parts();
     let caller = console.api.caller(&parts).await?;
     let tokens = console.api.tokens();
@@ -302,8 +305,8 @@ async fn settings<S: TokenStore, D: Directory, A: Sessions>(
     Ok(json(StatusCode::OK, &settings))
 }
 
-/// Returns the part of `wanted` that the actor holds, in its order, or all that the actor holds if
-/// `wanted` is `None`.
+/// Returns the part of `wanted` that the actor holds, in the order of `wanted`, or all that the
+/// actor holds if `wanted` is `None`.
 ///
 /// A scope that covers `scim:` needs a separate permission.
 fn offered(wanted: Option<&[Grant]>, held: &PermissionSet, grants_scim: bool) -> Vec<String> {

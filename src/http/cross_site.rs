@@ -51,8 +51,8 @@ pub enum CrossSiteError {
 /// Checks that a page of this site, or of one of the listed origins, sent the request.
 ///
 /// Browsers set `Sec-Fetch-Site` and `Origin`, and no page can set them (Fetch standard, forbidden
-/// request-headers). Browsers send the first only to hosts that are potentially trustworthy: https,
-/// or the machine itself.
+/// request-headers). Browsers send `Sec-Fetch-Site` only to hosts that are potentially trustworthy:
+/// https, or the machine itself.
 pub(super) fn check(parts: &Parts, allowed: &[HeaderValue]) -> Result<(), CrossSiteError> {
     let site = only(&parts.headers, "sec-fetch-site")?;
     if site.is_some_and(|site| site == "same-origin") {
@@ -116,7 +116,7 @@ fn is_of_host(origin: &HeaderValue, host: Option<&str>) -> bool {
 /// path.
 fn host_and_port(text: &str) -> Option<(&str, Option<u16>)> {
     let (host, port) = match text.rsplit_once(':') {
-        // The colon is inside an IPv6 address.
+        // The last colon is inside an IPv6 address, so there is no port.
         Some((_, after)) if after.ends_with(']') => (text, None),
         Some((host, port)) if port.bytes().all(|byte| byte.is_ascii_digit()) => {
             (host, Some(port.parse().ok()?))

@@ -28,7 +28,8 @@ impl<S: Sync> FromRequestParts<S> for Verified {
     }
 }
 
-/// Extracts `None` if an optional layer passed a request without a bearer credential.
+/// Extracts the token that the layer has verified, or `None` if an optional layer passed a request
+/// without a bearer credential.
 ///
 /// The layer has already answered a request with a refused credential.
 impl<S: Sync> OptionalFromRequestParts<S> for Verified {

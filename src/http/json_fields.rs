@@ -26,8 +26,10 @@ impl Refused {
         self.0.iter().any(|error| error.is_of(field))
     }
 
+    /// Checks that no field was refused.
+    ///
     /// # Errors
-    /// [`Problem`], if any field is refused.
+    /// [`Problem`] if any field was refused.
     pub(super) fn finish(self) -> Result<(), Problem> {
         if self.0.is_empty() { Ok(()) } else { Err(Problem::invalid(self.0)) }
     }
@@ -40,6 +42,8 @@ pub(super) struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
+    /// Parses the body as an object.
+    ///
     /// # Errors
     /// [`Problem`]: 400 if the body is not well-formed JSON, 422 if it is not an object.
     pub(super) fn new(body: &'a [u8]) -> Result<Self, Problem> {

@@ -113,7 +113,8 @@ impl Quota {
     }
 }
 
-/// Rounds up, so that a client that waits this long finds that the window has ended.
+/// Returns the seconds of a duration, rounded up, so that a client that waits this long finds that
+/// the window has ended.
 fn whole_seconds(duration: Duration) -> u64 {
     duration.as_secs().saturating_add(u64::from(duration.subsec_nanos() > 0))
 }

@@ -226,8 +226,7 @@ fn created() -> Response {
     with_header(answer, "Location", Type::String)
 }
 
-/// Builds the answer of a reached limit. `RateLimit` and `RateLimit-Policy` are also in answers of
-/// 201 if the host has a limit.
+/// Builds the 429 answer. If the host has a limit, a 201 answer has both `RateLimit` fields too.
 fn limited() -> Response {
     let headers = [
         ("Retry-After", Type::Integer),

@@ -42,8 +42,8 @@ pub struct FieldError {
 
 #[cfg(feature = "axum")]
 impl FieldError {
-    /// Creates an error of the field with these names and indexes, from the outermost on. At most
-    /// 64 characters of each are shown.
+    /// Creates an error of the field at this path (names and indexes, outermost first). At most 64
+    /// characters of each name are shown.
     pub(super) fn new(path: &[&str], detail: impl Into<Cow<'static, str>>) -> Self {
         let escaped = |name: &&str| {
             let name: String = name.chars().take(64).collect();
@@ -92,7 +92,7 @@ impl Problem {
         self.0.code
     }
 
-    /// Returns the description of the problem for humans.
+    /// Returns the description, for humans to read.
     pub fn detail(&self) -> &str {
         &self.0.detail
     }
@@ -240,7 +240,8 @@ impl Challenge {
         if fits { Ok(Self(value)) } else { Err(RealmError) }
     }
 
-    /// A brand has only letters and digits.
+    /// Creates the challenge whose realm is the brand. A brand has only letters and digits, so the
+    /// fallback is never used.
     pub(super) fn of_brand(brand: &Brand) -> Self {
         Self::new(brand.as_str()).unwrap_or(Self(HeaderValue::from_static("Bearer")))
     }
@@ -259,7 +260,8 @@ impl Challenge {
         self.with(&format!(", error=\"{error}\""))
     }
 
-    /// The characters of a permission are those of a scope token (RFC 6749 section 3.3).
+    /// Builds the challenge for a missing permission. The permission needs no escaping, because all
+    /// of its characters are allowed in a scope token (RFC 6749 section 3.3).
     fn insufficient(&self, permission: Option<&str>) -> HeaderValue {
         let scope =
             permission.map(|permission| format!(", scope=\"{permission}\"")).unwrap_or_default();

@@ -37,7 +37,8 @@ const DEFAULT_PAGE: usize = 50;
 /// The most bytes of a request's body. All fields at their longest, with each character escaped,
 /// fit together.
 const MAX_BODY: usize = 64 * 1024;
-/// The most bytes of a body that are read, so that its client can still get the answer.
+/// The most bytes of a body that are read. Those beyond `MAX_BODY` are dropped, and are read only
+/// so that the client can still get the answer.
 const MOST_DROPPED: usize = 1024 * 1024;
 
 /// Looks up the signed-in user of a request, which is all that the management API needs from the
@@ -219,8 +220,8 @@ impl<S, D, A> ManagementApiBuilder<S, D, A> {
     /// The host must answer the browser's preflight requests; see [`ManagementApi`].
     ///
     /// # Errors
-    /// [`OriginError`] if the text is not a scheme, host and port as a browser writes them
-    /// (RFC 6454 section 6.2), which omits the default port of the scheme.
+    /// [`OriginError`] if the text is not a scheme, host and port as a browser writes them: without
+    /// the scheme's default port (RFC 6454 section 6.2).
     pub fn allow_origin(mut self, origin: &str) -> Result<Self, OriginError> {
         let (scheme, host) = origin.split_once("://").unwrap_or_default();
         let is_plain = |text: &str, more: &[u8]| {
@@ -678,7 +679,8 @@ fn page_of(query: &[(String, String)]) -> Result<(Option<TokenId>, usize), Probl
 fn expected_versions(headers: &HeaderMap) -> Option<Vec<u64>> {
     let mut lines = headers.get_all(IF_MATCH).iter().peekable();
     lines.peek()?;
-    // A tag has no comma here: a tag with one is cut into pieces that name no version.
+    // Splits at each comma, because no version's tag has one. A tag with a comma becomes pieces
+    // that name no version.
     let tags: Vec<&[u8]> = lines
         .flat_map(|line| line.as_bytes().split(|byte| *byte == b','))
         .map(<[u8]>::trim_ascii)
@@ -708,9 +710,9 @@ async fn json_body(parts: &Parts, body: Body) -> Result<Bytes, Problem> {
     limited(parts, body).await
 }
 
-/// Reads a body up to the bound.
+/// Reads a body of up to `MAX_BODY` bytes.
 ///
-/// A larger body is read further for a while and dropped. If the connection were closed while the
+/// A larger body is read up to `MOST_DROPPED` and dropped. If the connection were closed while the
 /// client is still sending, the client would see only the closed connection, not the reason.
 async fn limited(parts: &Parts, mut body: Body) -> Result<Bytes, Problem> {
     let too_large = || {

@@ -36,8 +36,8 @@ pub(super) async fn name_user(mut request: Request, next: Next) -> Response {
 /// Refuses a request whose page belongs to a user other than its caller.
 ///
 /// # Errors
-/// 412 `user_changed` (RFC 9110 section 15.5.13): a condition in the header fields of the request
-/// is false.
+/// [`Problem`] with 412 `user_changed` if the request's marker is not the caller's. RFC 9110
+/// section 15.5.13 defines 412 for a false condition in the header fields of the request.
 pub(super) fn check(parts: &Parts, actor: &Actor) -> Result<(), Problem> {
     let marker = marker(actor);
     if let (Some(answered), Some(marker)) = (parts.extensions.get::<Answered>(), &marker) {

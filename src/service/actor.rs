@@ -132,7 +132,7 @@ impl Actor {
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Standing {
-    /// The owner, or `None` for the host itself.
+    /// The owner who acts, or `None` for the host itself.
     pub owner: Option<Arc<Owner>>,
     /// The actor's permissions. If it acts through a token, only those in the token's scope.
     pub permissions: PermissionSet,
@@ -150,7 +150,7 @@ pub(super) struct Acting {
     pub(super) actor: ActorRef,
     pub(super) address: Option<IpAddr>,
     pub(super) now: DateTime<Utc>,
-    /// The owner, or `None` for the host itself.
+    /// The owner who acts, or `None` for the host itself.
     pub(super) owner: Option<Arc<Owner>>,
     /// The token that the actor acts through.
     pub(super) via: Option<Arc<Token>>,
@@ -301,6 +301,8 @@ impl Acting {
         }
     }
 
+    /// Checks that the actor may use a permission.
+    ///
     /// # Errors
     /// Forbidden without the permission. Forbidden by the policy if the actor holds the permission
     /// but the policy does not let it use the permission.
@@ -347,6 +349,8 @@ impl Acting {
         }
     }
 
+    /// Checks that the actor may oversee other owners' personal tokens.
+    ///
     /// # Errors
     /// Forbidden without `tokens:oversee`. Forbidden by the policy if it hides tokens.
     pub(super) fn demand_oversight(&self) -> Result<(), ManageError> {

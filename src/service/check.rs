@@ -93,10 +93,10 @@ impl<S: TokenStore + KeyChecks, D: Directory> TokenService<S, D> {
     ///
     /// Each key of the keyring must be the key that this store knows under its id, and the keyring
     /// must have each key that a record needs. Call this at the start of the process and in the
-    /// health check. It reads the number of tokens under each key, from an index in the shipped
-    /// stores.
+    /// health check. The check reads the number of tokens under each key, from an index in the
+    /// shipped stores.
     ///
-    /// The first check that sees a key id permanently records a check value for it: an HMAC that
+    /// The first check that sees a key id records a check value for it, permanently: an HMAC that
     /// reveals nothing about the key. Later checks, on this node and on others, compare with that
     /// value. **The first check trusts the keyring**, because no digest can be checked without the
     /// token's text. So call it once with keys that are known to be right before you change any.
@@ -106,9 +106,9 @@ impl<S: TokenStore + KeyChecks, D: Directory> TokenService<S, D> {
     /// moved to it.
     ///
     /// # Errors
-    /// [`CheckError::Keys`] if a key is wrong or missing. It has the same report that a good
-    /// keyring gets, and its text names each such key and the cure. If a key is lost for good, the
-    /// host may ignore that it is missing while it removes the tokens under it
+    /// [`CheckError::Keys`] if a key is wrong or missing. This error has the same report that a
+    /// good keyring gets, and its text names each such key and the cure. If a key is lost for good,
+    /// the host may ignore that it is missing while it removes the tokens under it
     /// ([`list_under_key`](Self::list_under_key)). [`CheckError::Store`] if the store did not
     /// answer.
     pub async fn check(&self) -> Result<KeyReport, CheckError> {
@@ -121,7 +121,7 @@ impl<S: TokenStore + KeyChecks, D: Directory> TokenService<S, D> {
             }
         }
         if has_recorded {
-            // Another node may have recorded another key meanwhile.
+            // Reads again, because another node may have recorded another key meanwhile.
             known = self.store.key_checks().await.map_err(CheckError::Store)?;
         }
         let per_key = self.store.tokens_per_key().await.map_err(CheckError::Store)?;
@@ -149,7 +149,7 @@ impl<S: TokenStore + KeyChecks, D: Directory> TokenService<S, D> {
 impl<S: TokenStore, D: Directory> TokenService<S, D> {
     /// Lists the tokens of a realm whose digest was made with this key, newest first.
     ///
-    /// Returns a page of up to `limit` tokens (at most [`MAX_PAGE`]) after `after`. It is for the
+    /// Returns a page of up to `limit` tokens (at most [`MAX_PAGE`]) after `after`. Meant for the
     /// host itself when it retires a key. Notify the owners of these tokens or revoke the tokens,
     /// and remove the key once [`check`](Self::check) counts none.
     ///
@@ -164,7 +164,8 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     ) -> Result<TokenPage, ManageError> {
         let limit = limit.clamp(1, MAX_PAGE);
         let mut page = Page { next: after, ..Page::default() };
-        // A key serves all realms, so a page of the store may hold few tokens of this one.
+        // Reads as many pages of the store as needed, because a key serves all realms, and a page
+        // may hold few tokens of this one.
         loop {
             let query = ListQuery::new(ListBy::Key(key)).after(page.next).limit(limit);
             let found = self.store.list(&query).await.map_err(Unavailable::Store)?;

@@ -1,8 +1,8 @@
 //! Commits, and the loop of compare-and-set: a change reads, decides and commits, and starts again
 //! if another change came between its reading and its commit.
 //!
-//! The loop is not one function that calls a closure, because the compiler cannot tell that the
-//! future of such a function is `Send`.
+//! Each operation writes the loop out instead of passing a closure to one function, because the
+//! compiler cannot tell that the future of such a function is `Send`.
 
 use super::error::{ManageError, store_error};
 use super::{TokenService, host_transaction};
@@ -71,8 +71,8 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
 
     /// Commits a batch and notifies the sink.
     ///
-    /// If the store does not know the outcome, this looks it up in the record of the batch's first
-    /// insert or, without an insert, of its first change.
+    /// If the store does not know the outcome, this looks the outcome up in the record of the
+    /// batch's first insert or, without an insert, of its first change.
     pub(super) async fn commit(&self, batch: ChangeBatch) -> Result<(), StoreError> {
         match self.store.commit(&batch).await {
             Err(StoreError::OutcomeUnknown(cause)) if !self.is_committed(&batch).await => {

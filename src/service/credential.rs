@@ -8,7 +8,7 @@ use std::net::IpAddr;
 /// A credential to verify: the text of a token or the headers of a request, and who presents it.
 ///
 /// Pass all `Authorization` headers of the request, so that a request with two of them is rejected
-/// and not decided by one of them (RFC 9110 section 11.6.2 allows one).
+/// instead of being judged by one of the two (RFC 9110 section 11.6.2 allows one).
 ///
 /// ```
 /// use patkit::Credential;

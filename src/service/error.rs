@@ -104,8 +104,8 @@ pub enum Unavailable {
 #[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum ManageError {
-    /// The actor may not act, or no longer: it is unknown or disabled, or its token was revoked
-    /// meanwhile.
+    /// The actor may not act, or may no longer act, because it is unknown or disabled, or because
+    /// its token was revoked meanwhile.
     #[error("the actor was rejected, because the owner or the token no longer works")]
     ActorRejected(#[source] Rejected),
     /// The actor lacks the permission.
@@ -158,7 +158,8 @@ pub enum ManageError {
     /// Concurrent changes of the token outlasted the retries.
     #[error("the token is changed too often at the moment; try again")]
     Contended,
-    /// The store cannot tell whether the change was committed, and the record did not show it.
+    /// The store cannot tell whether the change was committed, and the record did not show it
+    /// either.
     #[error(
         "the store did not say whether the change of the token {token} was stored; read the token to find out"
     )]

@@ -28,7 +28,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     /// The walk goes from the top down and revokes each member by a compare-and-set before it looks
     /// up the member's descendants. A revoked token makes no further tokens, so nobody can outrun
     /// the walk, or hold it off by changing one member. The walk ends when a round finds nothing
-    /// left to revoke. If it fails before that, calling it again continues it.
+    /// left to revoke. If the walk fails before that, calling this again continues the walk.
     pub(super) async fn revoke_descendants(
         &self,
         root: &Arc<Token>,
@@ -172,7 +172,8 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         Ok(kin)
     }
 
-    /// Returns the owners of the tokens through which these were restored.
+    /// Returns the owners of the tokens through which these were restored, by the ids of those
+    /// tokens.
     pub(super) async fn restorers(
         &self,
         gone: &HashMap<TokenId, Arc<Token>>,
@@ -199,12 +200,12 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
 /// [`Token::restored_by`].
 ///
 /// A record has room for two parents: the token that made it and the one that last restored it. If
-/// removals leave it with more, it is revoked as suspected, because a compromise of the parent
-/// without room could no longer reach it.
+/// removals leave a record with more, the record is revoked as suspected, because a compromise of
+/// the parent without room could no longer reach it.
 ///
 /// Besides its parents and its predecessor, a record names one ancestor whose reuse reaches it. If
-/// removals leave it with more, it names the newest, whose rotation is the most likely to be within
-/// the reuse window.
+/// removals leave a record with more, it names the newest, whose rotation is the most likely to be
+/// within the reuse window.
 pub(super) fn removal(
     ids: &IdSource,
     gone: &HashMap<TokenId, Arc<Token>>,
@@ -256,14 +257,14 @@ fn relink(
         token.predecessor.and_then(|id| surviving(id, gone, |gone| gone.predecessor));
     let named = [token.creator(), token.predecessor, Some(token.id)];
     ancestors.retain(|ancestor| !named.contains(&Some(*ancestor)));
-    // The restorer still reaches the token, so another ancestor goes first.
+    // Prefers an ancestor other than the restorer, because the restorer reaches the token anyway.
     ancestors.sort_by_key(|ancestor| (Some(*ancestor) != token.restored_by, *ancestor));
     token.ancestor = ancestors.pop();
     if !parents.is_empty() {
         let (by, authority, reason) = (ActorRef::System, Authority::Admin, Reason::Suspected);
         let revoked =
             lifecycle::revoke(&token.facts, Revocation { at: now, by, authority, reason }, now);
-        // In the other cases the token is already revoked or expired.
+        // Otherwise the token is already revoked or expired.
         if let Ok(Some(facts)) = revoked {
             token.facts = facts;
         }
@@ -276,7 +277,7 @@ fn relink(
     }
 }
 
-/// Returns the first remaining token of a line.
+/// Returns the id of the first remaining token of a line.
 fn surviving(
     first: TokenId,
     gone: &HashMap<TokenId, Arc<Token>>,
@@ -293,17 +294,17 @@ fn surviving(
     None
 }
 
-/// Returns the tokens whose compromise reaches this one directly.
+/// Returns the ids of the tokens whose compromise reaches this one directly.
 fn parents_of(token: &Token) -> Vec<TokenId> {
     token.creator().into_iter().chain(token.restored_by).collect()
 }
 
-/// Returns the tokens whose reuse reaches this one directly.
+/// Returns the ids of the tokens whose reuse reaches this one directly.
 fn ancestors_of(token: &Token) -> Vec<TokenId> {
     parents_of(token).into_iter().chain(token.predecessor).chain(token.ancestor).collect()
 }
 
-/// Returns the nearest remaining tokens on each way `up` from these, the smallest id first.
+/// Returns the ids of the nearest remaining tokens on each way `up` from these, smallest first.
 fn nearest(
     mut open: Vec<TokenId>,
     gone: &HashMap<TokenId, Arc<Token>>,

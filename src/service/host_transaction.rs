@@ -46,9 +46,9 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     /// * A **cache** in front of the store does not see the changes until
     ///   [`after_commit`](Self::after_commit) invalidates them. Nodes that follow the changes are
     ///   notified by the commit.
-    /// * **Last uses** that are recorded through it are its own. Its [`flush`](Self::flush) writes
-    ///   them within the transaction; without a flush they are lost. The last uses of this service
-    ///   are not affected.
+    /// * **Last uses** that are recorded through the returned service are its own. Its
+    ///   [`flush`](Self::flush) writes them within the transaction; without a flush they are lost.
+    ///   The last uses of this service are not affected.
     /// * A change that **conflicts** is retried within the transaction, as it is outside.
     ///
     /// The text of a new token is valid only after the commit, so show it then.

@@ -72,7 +72,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     ///
     /// If the actor acts through a token, the new token is no wider than that token. Its scope and
     /// its networks must lie within those of that token, and it must not expire later. A token for
-    /// another owner must have a scope of its own.
+    /// another owner must list its scope, not inherit it.
     ///
     /// # Errors
     /// [`ManageError`]: the actor lacks a permission, an input is out of bounds, the name is taken,
@@ -332,7 +332,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
 
     /// Deletes the record of a revoked or expired token.
     ///
-    /// The tokens that it made then count as made by its own maker.
+    /// The tokens that the deleted token made then count as made by the maker of the deleted token.
     ///
     /// An actor that acts through a token cannot delete a token through which others were made or
     /// restored, a token with a successor, or a token that replaced another one. Otherwise the
@@ -427,8 +427,8 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     /// Returns the token that an edit is for, and the actor's relation to it.
     ///
     /// # Errors
-    /// Forbidden before the token is read. Not found, or the error of an invalid field, which is
-    /// the same for a token that the actor may not see as for a missing one.
+    /// Forbidden, before the token is read. Not found, or the error of an invalid field. A token
+    /// that the actor may not see gives the same error as a missing one.
     async fn find_editable(
         &self,
         acting: &Acting,
@@ -459,7 +459,8 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         Ok((token, relation))
     }
 
-    /// Returns the record after an edit and the events of the edit, or `None` if it changes nothing.
+    /// Returns the record after an edit and the events of the edit, or `None` if the edit changes
+    /// nothing.
     ///
     /// # Errors
     /// A refusal of the token's state, a reason that the actor may not give, or an invalid field.
@@ -727,7 +728,8 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             let page = self.store.list(&query).await.map_err(super::Unavailable::Store)?;
             merged.tokens.extend(page.tokens);
             merged.corrupt.extend(page.corrupt);
-            // Below the greater of the two cursors, one list has not been read yet.
+            // The page ends at the greater of the two cursors, because below it one list was not
+            // read yet.
             merged.next = merged.next.max(page.next);
         }
         merged.tokens.sort_unstable_by_key(|token| Reverse(token.id));

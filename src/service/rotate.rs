@@ -204,7 +204,8 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     fn is_reuse(&self, token: &Token, now: DateTime<Utc>) -> bool {
         self.policy.reuse() != ReuseSignal::Off
             && token.facts.succession.is_some_and(|succession| {
-                // If a wrong clock stored the rotation, its overlap would never end.
+                // A rotation that a wrong clock stored in the future also counts, because its
+                // overlap would not end.
                 succession.until <= now || succession.at > plausible_until(now)
             })
     }
@@ -243,7 +244,10 @@ impl ReuseMemory {
         }
     }
 
-    /// Forgets all predecessors, because a restored token may be a member of any family.
+    /// Forgets all predecessors.
+    ///
+    /// Called after a restore, which may bring a family back to life, so that the reuse of any
+    /// remembered predecessor may need work again.
     pub(super) fn forget(&self) {
         lock(&self.0).clear();
     }
@@ -251,7 +255,7 @@ impl ReuseMemory {
 
 /// Returns whether `until` is still ahead, by an hour at most.
 ///
-/// A later `until` was noted by a clock that was ahead.
+/// A later `until` does not count, because a clock that was ahead noted it.
 fn is_before(now: DateTime<Utc>, until: DateTime<Utc>) -> bool {
     now < until && until.signed_duration_since(now) <= REUSE_EVERY
 }

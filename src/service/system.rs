@@ -181,7 +181,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
                         return Ok(erased);
                     }
                 }
-                // If the batch only erases events, it may run twice.
+                // Tries again. A batch without a change only erases events and may run twice.
                 (Err(StoreError::Conflict(Conflict::Version(_))), _)
                 | (Err(StoreError::OutcomeUnknown(_)), None) => {}
                 (Err(error), Some(witness)) => return Err(store_error(error, witness)),
@@ -192,9 +192,9 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
 
     /// Revokes the active tokens of a list one by one, and returns how many.
     ///
-    /// Each has its own compare-and-set. Repeats the list until one that started after the last
-    /// revocation has no token left to revoke. `still` is called again for a record that changed
-    /// meanwhile.
+    /// Each token has its own compare-and-set. Repeats the list until one that started after the
+    /// last revocation has no token left to revoke. `still` is called again for a record that
+    /// changed meanwhile.
     async fn revoke_listed(
         &self,
         by: ListBy,

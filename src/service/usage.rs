@@ -79,7 +79,7 @@ pub struct UsageStats {
 impl Usage {
     pub(super) fn new(granularity: Duration, cap: usize, refusals_audited: u32) -> Self {
         Self {
-            // The policy bounds the granularity to a day.
+            // A granularity beyond the range of `i64` counts as the maximum.
             granularity_micros: granularity.as_micros().try_into().unwrap_or(i64::MAX),
             filter: std::iter::repeat_with(AtomicU64::default).take(FILTER).collect(),
             pending: std::array::from_fn(|_| Mutex::default()),
@@ -221,7 +221,7 @@ impl Usage {
                 waiting.push(context.waker().clone());
             }
             drop(waiting);
-            // It may have become true before the waker was registered.
+            // `is_so` may have become true before the waker was registered.
             if is_so(self) { Poll::Ready(()) } else { Poll::Pending }
         })
     }
@@ -371,8 +371,8 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
                     corrupt = Err(Unavailable::Store(error));
                 }
                 Err(ManageError::Unavailable(unavailable)) => return Err(unavailable),
-                // A conflict means that the token changed meanwhile. The next verification sees the
-                // outcome if it is unknown now.
+                // A conflict means that the token changed meanwhile. If the outcome of the commit
+                // is unknown, the next verification finds it.
                 _ => {}
             }
             lock(&self.usage.redigests).remove(&id);
@@ -382,8 +382,8 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
 
     async fn move_digest(&self, token: &Token, redigest: Redigest) -> Result<(), ManageError> {
         if self.keyring.is_wrong(redigest.digest.key()) {
-            // The digest stays under the key with which it works, and moves after a verification
-            // under the right key.
+            // The primary key is not the one that this store knows. The digest stays under its
+            // present key until a verification finds the right primary key.
             return Ok(());
         }
         let after = changed(token, |token| {
@@ -410,9 +410,16 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
 
     /// Flushes every flush interval until [`shutdown`](Self::shutdown).
     ///
-    /// This needs no particular runtime. Pass the sleep function of yours and spawn the future, for
-    /// example `tokio::spawn({ let tokens = tokens.clone(); async move {
-    /// tokens.run_flusher(tokio::time::sleep).await } })`.
+    /// This needs no particular runtime. Pass the sleep function of yours and spawn the future:
+    ///
+    /// ```
+    /// # use patkit::{MemoryDirectory, MemoryStore, TokenService};
+    /// # use std::sync::Arc;
+    /// # fn spawn(tokens: &Arc<TokenService<MemoryStore, MemoryDirectory>>) {
+    /// let flusher = tokens.clone();
+    /// tokio::spawn(async move { flusher.run_flusher(tokio::time::sleep).await });
+    /// # }
+    /// ```
     ///
     /// A flush that fails is counted ([`usage`](Self::usage)) and retried after the next interval.
     pub async fn run_flusher<F: Future<Output = ()> + Send>(
@@ -443,8 +450,8 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         self.usage.stopping.store(true, Ordering::Release);
         self.usage.wake();
         let is_idle = |usage: &Usage| usage.flushing.load(Ordering::Acquire) == 0;
-        // A flush that was running may have failed and put its data back. The bound on the tries is
-        // for a host that still verifies.
+        // Flushes several times, because a flush that was running may have failed and put its data
+        // back. The number of tries is bounded, because the host may still verify.
         for _ in 0..MAX_LAST_FLUSHES {
             self.usage.wait(is_idle).await;
             self.flush().await?;

@@ -31,7 +31,7 @@ pub struct Verified {
     /// resolved permissions itself.
     permissions: Option<Arc<(Arc<RoleCatalog>, PermissionSet)>>,
     pub(super) peer: Peer,
-    /// In microseconds since 1970.
+    /// The time of the verification, in microseconds since 1970.
     at: i64,
 }
 
@@ -115,7 +115,8 @@ impl Verified {
     pub fn allows(&self, permission: &Permission) -> bool {
         let Some((catalog, granted)) = self.granted() else { return false };
         let is_allowed = granted.allows(permission) && self.token.scope().allows(permission);
-        // An owner with all permissions would not notice a misspelt one.
+        // Checks the name even if everything is granted, because an owner with all permissions
+        // would not notice a misspelt one.
         if (!is_allowed || granted.is_everything()) && !catalog.knows(permission) {
             catalog.report(UnknownName::Permission(permission.as_str()));
         }

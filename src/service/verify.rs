@@ -8,7 +8,7 @@
 //! 4. *Admit* the token: its state, its owner and the client's address. Only a caller with the
 //!    right secret gets here.
 //!
-//! The files beside this one hold what makes it fast: [`at_once`] answers without waiting if
+//! Two files beside this one make verifications fast: [`at_once`] answers without waiting if
 //! nothing must be waited for, and [`peer`] packs the address.
 
 #![allow(
@@ -196,8 +196,8 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         };
         let access = known.access();
         self.usage.record(claim.presented.id, access.last_used_at(), claim.peer, claim.now);
-        // Only to a greater id, because nodes that disagree about the primary key during a deploy
-        // would otherwise move a record back and forth.
+        // Moves only to a key of a greater id, because nodes that disagree about the primary key
+        // during a deploy would otherwise move a record back and forth.
         if access.key(claim.presented.kind) < Some(claim.computed.key()) {
             // The next flush moves the record to the primary key.
             self.usage.redigest(claim.presented.id, known.details().version(), claim.computed);

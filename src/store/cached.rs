@@ -43,9 +43,9 @@ use std::time::Duration;
 /// few expired entries.
 ///
 /// **Fills.** Of several lookups of one uncached id, one reads the store and the others wait for
-/// it. A lookup that starts after an invalidation never waits for a read from before it, and the
-/// result of such a read is discarded. Unknown ids are cached separately, so that a flood of them
-/// evicts no token.
+/// it. A lookup that starts after an invalidation never waits for a read that began before the
+/// invalidation; the result of such a read is discarded. Unknown ids are cached separately, so that
+/// a flood of them evicts no token.
 ///
 /// **What it answers.** Only verifications. Records that will be refused are cached too, so that a
 /// client that keeps presenting a revoked or expired token costs no query. Lists, changes, last
@@ -143,12 +143,12 @@ impl<S: TokenStore> CachedStore<S> {
 
     /// Invalidates all records. For hosts that may have missed changes made elsewhere.
     pub fn invalidate_all(&self) {
-        // Every read that starts from here on has a greater number.
+        // Discards all reads so far. Every read that starts from here on has a greater number.
         self.lookup.forgotten.fetch_max(self.reads_begun.load(Ordering::SeqCst), Ordering::SeqCst);
         lock(&self.lookup.flights).clear();
     }
 
-    /// Records a use in the cached record, which therefore need not be read again.
+    /// Records a use in the cached record, so that the record need not be read again.
     fn note(&self, touch: Touch) {
         let mut epoch = self.lookup.epoch(touch.id);
         // A fill that is under way has read the previous use and must be discarded.
@@ -239,8 +239,8 @@ impl<S: TokenStore> CachedStore<S> {
                 None => {
                     self.lookup.found.remove(id.words());
                     self.lookup.missing.remove(id.words());
-                    // No entry remains that marks an earlier read as older, so the epoch discards
-                    // it.
+                    // No entry remains that marks an earlier read as older, so the new epoch
+                    // discards that read.
                     *epoch_now = epoch.wrapping_add(1);
                 }
             }
@@ -255,11 +255,12 @@ impl<S: TokenStore + ChangeFeed> CachedStore<S> {
     ///
     /// `sleep` must wait for the given time, as `tokio::time::sleep` does.
     ///
-    /// If the store has notifications, the cache listens for them. To prove that they arrive, it
-    /// sends a notification of its own at the start and then every 5 s, which must arrive within
-    /// 5 s. If it does not, for example through an undeclared pooler in transaction mode, changes
-    /// are polled each `interval` instead, [`CacheStats::is_polling_instead`] is set, and listening
-    /// is tried again every 60 s. A store without notifications is polled each `interval`.
+    /// If the store has notifications, the cache listens for them. To prove that notifications
+    /// arrive, the cache sends one of its own at the start and then every 5 s. Each must arrive
+    /// within 5 s. If one does not, for example through an undeclared pooler in transaction mode,
+    /// changes are polled each `interval` instead, [`CacheStats::is_polling_instead`] is set, and
+    /// listening is tried again every 60 s. A store without notifications is polled each
+    /// `interval`.
     ///
     /// All records are invalidated whenever following begins or ends. While no changes are
     /// received, [`stats`](Self::stats) show it, the lifetimes bound staleness, and following is
@@ -286,13 +287,14 @@ impl<S: TokenStore + ChangeFeed> CachedStore<S> {
 impl<S: TokenStore> CachedStore<S> {
     /// Starts following, by notifications if `is_heard`, otherwise by polling instead of them.
     fn begin_following(&self, is_heard: bool) {
-        // Earlier changes are not delivered.
+        // Changes before this moment were not delivered, so any record may be stale.
         self.invalidate_all();
         self.is_following.store(is_heard, Ordering::Relaxed);
         self.is_polling_instead.store(!is_heard, Ordering::Relaxed);
     }
 
-    /// Stops following. Any change may have been missed by now.
+    /// Stops following, and invalidates all records, because any change may have been missed by
+    /// now.
     fn stop_following(&self) {
         let was_following = self.is_following.swap(false, Ordering::Relaxed);
         if self.is_polling_instead.swap(false, Ordering::Relaxed) || was_following {
@@ -328,7 +330,7 @@ struct Landing<'a, S: TokenStore> {
 impl<S: TokenStore> Drop for Landing<'_, S> {
     fn drop(&mut self) {
         let mut flights = lock(&self.cache.lookup.flights);
-        // After an invalidation, another read of this id may be under way.
+        // Leaves another read of this id, which may have started after an invalidation.
         let is_own = flights
             .get(&self.id)
             .is_some_and(|flight| Arc::ptr_eq(flight, MutexGuardArc::source(&self.outcome)));

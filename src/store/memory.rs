@@ -418,7 +418,7 @@ impl Records {
         self.table.key_at(place)
     }
 
-    /// Returns the records that a list may hold, from the start of the page.
+    /// Returns the places of the records that a list may hold, from the start of the page.
     fn newest_first<'a>(
         &'a self,
         indexes: &'a Indexes,

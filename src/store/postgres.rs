@@ -310,8 +310,8 @@ struct Gap {
     last: i64,
     /// The first transaction that had not begun when the numbers were missed.
     ///
-    /// It and all later ones have higher numbers, because a transaction gets its own id before it
-    /// numbers an event.
+    /// That transaction and all later ones give higher numbers, because a transaction gets its own
+    /// id before it numbers an event.
     next: i64,
 }
 

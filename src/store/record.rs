@@ -92,6 +92,9 @@ impl Value {
 }
 
 /// The columns of a token, in the order of writing and reading.
+///
+/// This crate does not produce values of `foreign_scheme`, `foreign_digest`, `notified_days`,
+/// `seal_key` and `seal` yet. A store keeps such values unchanged.
 pub const TOKEN_COLUMNS: [&str; 41] = [
     "id",
     "realm",

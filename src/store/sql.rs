@@ -502,8 +502,10 @@ impl Statements {
         )
     }
 
-    /// Selects ended records. Both numbers are literals so that the planner can estimate how few
-    /// rows end before the instant, and then chooses the right index.
+    /// Selects ended records.
+    ///
+    /// Both numbers are literals so that the planner can estimate how few rows end before the
+    /// instant, and choose the right index.
     fn list_ended(&self, before: i64, limit: usize) -> String {
         format!(
             "SELECT {} FROM {} WHERE ended_at <= {before} ORDER BY ended_at, id LIMIT {limit}",
@@ -563,8 +565,8 @@ pub(super) fn places(first: usize, count: usize) -> String {
 
 /// A connection on which a transaction is begun.
 ///
-/// If it is dropped while the transaction begins, the connection is closed, because it may have an
-/// open transaction that its next user must not inherit.
+/// If the session is dropped while the transaction begins, the connection is closed, because it may
+/// have an open transaction that its next user must not inherit.
 pub(super) struct Session<E: Engine> {
     connection: PoolConnection<E>,
     is_begun: bool,
@@ -660,8 +662,10 @@ const MAX_ROWS: usize = 1_000_000;
 /// SQLite allows 32,766 and PostgreSQL 65,535. SQLite looks up each value by its name among all of
 /// them, so many more values would take seconds.
 const MAX_VALUES: usize = 3_000;
-/// The maximum number of last uses in one statement. Each has four values, which are unnamed in
-/// SQLite.
+/// The maximum number of last uses in one statement, with four values each.
+///
+/// Higher than `MAX_VALUES` allows, because SQLite takes these values by position and searches for
+/// no names.
 const MAX_TOUCHES: usize = 8_000;
 
 impl<E: Engine> Writer<'_, E> {
@@ -738,9 +742,9 @@ impl<E: Engine> Writer<'_, E> {
         Ok(())
     }
 
-    /// Frees the names of updated records if there are several.
+    /// Frees the names of updated records first, if there are several.
     ///
-    /// One record may take the name that another record gives up, in any order.
+    /// A record may then take the name that another record gives up, in any order of their updates.
     async fn clear_names(&mut self, batch: &ChangeBatch) -> Result<(), Failure> {
         let takers: Vec<TokenId> = batch
             .changes
@@ -953,9 +957,10 @@ async fn write<E: Engine>(
     })
 }
 
-/// Returns the first change whose id or version conflicts, or else the conflict that was seen.
+/// Returns the conflict of the first change whose id or version conflicts, or else `seen`.
 ///
-/// The statements did not run in the order of the batch.
+/// The statements may have met another conflict first, because they did not run in the order of the
+/// batch.
 async fn first_conflict<E: Engine>(
     place: &impl Place<E>,
     changes: &[Change],
@@ -988,7 +993,7 @@ async fn first_conflict<E: Engine>(
     Ok(conflict.unwrap_or(seen))
 }
 
-/// Returns the conflict of a batch that changes one record twice.
+/// Errors if a batch changes one record twice.
 ///
 /// The conflict is that of the first change that does not apply, which is at the latest the second
 /// change of that record.

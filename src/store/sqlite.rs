@@ -160,7 +160,7 @@ impl Engine for Sqlite {
         let journal = setting("journal_mode").await?;
         let synchronous = setting("synchronous").await?;
         let timeout = setting("busy_timeout").await?;
-        // The file of `main`; empty for an in-memory database with any journal.
+        // The file of `main`, which is empty for an in-memory database. Its journal is not checked.
         let sql = "SELECT COALESCE(MAX(file), '') FROM pragma_database_list WHERE name = 'main'";
         let rows = Self::fetch(&mut connection, false, sql.into(), Vec::new()).await?;
         let is_in_memory = rows

@@ -1,8 +1,8 @@
 //! A table of bounded size, which evicts values, for caches.
 //!
 //! Eviction is the clock algorithm (second chance), which approximates "least recently used". A
-//! *hand* goes around the slots. If room is needed, it evicts the first value that was not used
-//! since the hand passed it before.
+//! *hand* goes around the slots. If room is needed, the hand evicts the first value that was not
+//! used since the hand last passed it.
 //!
 //! A cache hit takes no lock. It writes one flag, and only if the flag is clear.
 
@@ -34,7 +34,7 @@ struct Hand {
     at: usize,
     /// The slot that is checked next for an expired value.
     tidied: usize,
-    /// The number of slots that both go around.
+    /// The number of slots that `at` and `tidied` go around.
     end: usize,
 }
 
@@ -138,8 +138,8 @@ impl<T, const WORDS: usize> BoundedTable<T, WORDS> {
 
     /// Evicts one value.
     fn evict(&self, hand: &mut Hand) {
-        // At most one chance for each value, so that one is evicted even if readers use all of them
-        // again during the search.
+        // At most one chance for each value, so that a value is evicted even if readers use all
+        // values again during the search.
         let mut chances = CHANCES.min(hand.len);
         // Two rounds are enough to meet that many values and one more.
         for _ in 0..hand.end.saturating_mul(2) {
@@ -275,7 +275,7 @@ mod tests {
             }
         }
         assert!(missed < 500, "{missed} of 200,000 were pushed out");
-        // They are evicted once they are no longer used.
+        // The values are evicted once they are no longer used.
         for other in 0..5_000 {
             use_of(&table, 1_000_000 + other);
         }

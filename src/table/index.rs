@@ -80,8 +80,9 @@ impl Shard {
     /// Returns `true` if a search that began with `before` and found nothing missed no key.
     #[inline(always)]
     pub(super) fn missed_nothing_since(&self, before: Moves) -> bool {
-        // Relaxed: the search ended with Acquire loads. If one of them saw a store of a growth, it
-        // also made the odd number before that store visible, so that this load is not `before`.
+        // Relaxed: the search ended with Acquire loads. If one of these loads saw a store of a
+        // growth, it also made the odd number before that store visible, so that the load here does
+        // not get `before`.
         before.0.is_multiple_of(2) && self.moves.load(Ordering::Relaxed) == before.0
     }
 
@@ -134,7 +135,8 @@ impl Shard {
         } else if len.is_power_of_two() {
             len.saturating_add(len / 2)
         } else {
-            // From three halves of a power of two to the next one, or from zero to the first block.
+            // Grows from three halves of a power of two to the next one, or from zero to the first
+            // block.
             len.next_power_of_two().max(FIRST_BLOCK)
         };
         self.index.grow(wanted, || AtomicU32::new(NEVER));

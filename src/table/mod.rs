@@ -211,7 +211,7 @@ impl<T, const WORDS: usize> Table<T, WORDS> {
         }
         let place = self.take(hash, &mut counts)?;
         self.slot(place)?.write(key, words, value);
-        // Last, so that no reader finds a slot that has no value yet.
+        // Enters the key last, so that no reader finds a slot that has no value yet.
         shard.enter(hash, place, &mut counts);
         Some(place)
     }
@@ -334,7 +334,7 @@ impl<T, const WORDS: usize> Table<T, WORDS> {
     }
 }
 
-/// Returns the shard of a hash, in the bits that it has in a place.
+/// Returns the shard of a hash, shifted to the bits of a place that hold the shard.
 #[allow(clippy::as_conversions, clippy::cast_possible_truncation, reason = "a few bits are left")]
 const fn shard_bits(hash: u64) -> u32 {
     ((hash >> (u64::BITS - SHARD_BITS)) as u32) << POSITION_BITS

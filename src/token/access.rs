@@ -67,8 +67,8 @@ impl Access {
         self.digest
     }
 
-    /// Returns the digest as a record has it. If there is no keyed digest yet, the result is no
-    /// token's.
+    /// Returns the digest as a record has it. If there is no keyed digest yet, the result is the
+    /// digest of no token.
     pub(crate) fn keyed_digest(&self) -> KeyedDigest {
         let mut mac = [0; 32];
         for (place, word) in mac.as_chunks_mut().0.iter_mut().zip(self.digest) {
@@ -158,7 +158,8 @@ impl Terms {
         if self.has(Self::SERVICE) { TokenKind::Service } else { TokenKind::Personal }
     }
 
-    /// Returns the key of the digest that proves a token of this kind. `None` if there is none.
+    /// Returns the id of the key of the digest that proves a token of this kind. `None` if there is
+    /// no such digest.
     pub(crate) fn key(&self, kind: TokenKind) -> Option<KeyId> {
         (kind == self.kind() && !self.has(Self::FOREIGN)).then(|| KeyId::new(self.rest_from(16)))
     }

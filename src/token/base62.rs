@@ -44,8 +44,8 @@ pub(crate) struct NonDigits {
 impl NonDigits {
     /// Checks sixteen characters.
     ///
-    /// It uses only operations that exist for vectors, so that the compiler vectorizes it, as it
-    /// does [`values`].
+    /// Uses only operations that exist for vectors, so that the compiler vectorizes this function,
+    /// as it does [`values`].
     #[inline]
     fn look(&mut self, window: &[u8; WINDOW]) {
         for (non_digits, &character) in self.characters.iter_mut().zip(window) {
@@ -112,8 +112,8 @@ fn halves(bytes: [u8; WINDOW]) -> [u64; 2] {
 fn values(window: &[u8; WINDOW], non_digits: &mut NonDigits) -> [u8; WINDOW] {
     non_digits.look(window);
     window.map(|character| {
-        // All bits or none. The comparison is signed because vectors have no other; no digit is
-        // above 127.
+        // Each mask has all bits set or none. The comparisons are signed because vectors have no
+        // others, and correct because no digit is above 127.
         let letter = if character.cast_signed() > b'@'.cast_signed() { u8::MAX } else { 0 };
         let lower = if character.cast_signed() > b'`'.cast_signed() { u8::MAX } else { 0 };
         // Skips the gap between '9' and 'A', then the gap between 'Z' and 'a'.

@@ -41,7 +41,7 @@ impl KeyedDigest {
         Self { key, mac }
     }
 
-    /// Returns the key that made the digest.
+    /// Returns the id of the key that made the digest.
     pub const fn key(&self) -> KeyId {
         self.key
     }

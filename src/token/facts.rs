@@ -107,7 +107,7 @@ pub struct Succession {
     /// When the token was rotated.
     pub at: DateTime<Utc>,
     /// The end of the overlap, until which the token works beside its successor. Equal to `at` if
-    /// there was no overlap. Presenting the token after it is a signal of reuse.
+    /// there was no overlap. Presenting the token after the overlap is a signal of reuse.
     pub until: DateTime<Utc>,
 }
 
@@ -197,7 +197,7 @@ impl ActorRef {
         }
     }
 
-    /// Returns the owner. `None` if the actor is the host, erased or unproven.
+    /// Returns the id of the owner. `None` if the actor is the host, erased or unproven.
     pub const fn owner_id(&self) -> Option<&OwnerId> {
         match self {
             Self::Owner(owner) | Self::Token { owner, .. } => Some(owner),
@@ -205,7 +205,7 @@ impl ActorRef {
         }
     }
 
-    /// Returns the token through which the actor acted. `None` if there is none.
+    /// Returns the id of the token through which the actor acted. `None` if there is none.
     pub const fn token_id(&self) -> Option<TokenId> {
         match self {
             Self::Token { id, .. } => Some(*id),

@@ -128,7 +128,8 @@ impl Prefix {
     #[inline]
     fn strip<'a>(&self, text: &'a [u8]) -> Option<&'a [u8; BODY_LEN]> {
         let (_, body) = text.split_at_checked(self.text.len())?;
-        // Any such text is long enough for this, and words are compared without a call.
+        // Any text of a token's length is long enough for this. Whole words are compared without a
+        // call.
         let words = prefix_words(text.first_chunk()?);
         let places = words.iter().zip(&self.words).zip(&self.mask);
         let differences = places.fold(0, |all, ((word, own), mask)| all | ((word ^ own) & mask));

@@ -170,7 +170,8 @@ impl IdSource {
         Ok(Self::after(&self.last, now, start, low))
     }
 
-    /// Returns the UUID of a new audit event at `now`.
+    /// Returns the 128 bits of the id of a new audit event at `now`, which have the type of a token
+    /// id.
     ///
     /// The bits that distinguish events of several services need not be unpredictable. They are a
     /// keyed hash of the event's number, so that a revocation does not fail if the random generator

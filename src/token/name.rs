@@ -72,7 +72,7 @@ impl TokenName {
     /// Letters of different scripts that look alike (Latin `a`, Cyrillic `а`) are different
     /// letters.
     pub fn key(&self) -> NameKey {
-        // An ignored character may have been between two spaces.
+        // Folds the spaces again, because an ignored character may have been between two of them.
         let folded = spaces_folded(&nfkc_casefold(&self.0));
         NameKey(Sha256::digest(folded.trim_matches(' ')).into())
     }

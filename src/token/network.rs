@@ -14,7 +14,8 @@ pub const MAX_NETWORKS: usize = 32;
 /// A single address is a block of one. An IPv4-mapped IPv6 address (`::ffff:a.b.c.d`, RFC 4291
 /// section 2.5.5.2) counts as the IPv4 address in it, both in a block and when an address is
 /// checked. So `::ffff:10.0.0.0/104` is stored and shown as `10.0.0.0/8`, and `::ffff:0:0/96` as
-/// `0.0.0.0/0`. A shorter IPv6 prefix, such as `::/0`, contains no IPv4 address: list both.
+/// `0.0.0.0/0`. A shorter IPv6 prefix, such as `::/0`, contains no IPv4 address: to allow all
+/// addresses, list `0.0.0.0/0` and `::/0`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Network {
     address: IpAddr,
@@ -60,7 +61,7 @@ impl Network {
             return Err(NetworkError::HostBitsSet);
         }
         Ok(match address.to_canonical() {
-            // All of its 96 leading bits are in the prefix; otherwise host bits would be set.
+            // The prefix is at least 96 here, because a shorter one would leave host bits set.
             v4 @ IpAddr::V4(_) if address.is_ipv6() => {
                 Self { address: v4, prefix: prefix.saturating_sub(96) }
             }

@@ -1,8 +1,8 @@
 //! Verifications that wait for nothing.
 //!
-//! The crate's own memory store, caches and memory directory can answer at once. If both answer so,
-//! the first poll decides in one plain function and allocates nothing. Otherwise the rest is a
-//! boxed future of its own.
+//! The crate's own memory store, caches and memory directory can answer at once. If store and
+//! directory both answer at once, the first poll decides in one plain function and allocates
+//! nothing. Otherwise the remaining steps run in a boxed future.
 //!
 //! The future is written by hand because a hand-written future writes its result to where the
 //! caller wants it, while an `async` block moves the result there. The page

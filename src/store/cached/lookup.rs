@@ -181,7 +181,7 @@ impl Asked {
     #[inline]
     pub(super) fn is_good(self, now: Now, lifetime: Duration) -> bool {
         let age = Duration::from_nanos(now.at.saturating_sub(self.at));
-        // At the saturated time no age can be computed, so nothing is valid.
+        // A clock at its maximum gives no age, so nothing is valid.
         self.number > now.forgotten && age < lifetime && now.at < u64::MAX
     }
 }

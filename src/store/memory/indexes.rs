@@ -99,7 +99,8 @@ impl IdList {
     }
 }
 
-/// Inserts a place. A full chunk grows by an eighth; a `Vec` would double by itself.
+/// Inserts a place. A full chunk grows by an eighth instead of doubling, as a `Vec` would by
+/// itself.
 fn insert(chunk: &mut Vec<Place>, index: usize, place: Place) {
     if chunk.len() == chunk.capacity() {
         chunk.reserve_exact((chunk.len() / 8).max(4).min(CHUNK.saturating_sub(chunk.len())));
@@ -163,7 +164,8 @@ impl HashedPlaces {
                 break;
             };
             if is_out {
-                // The entry may be here only because the removed one was before it.
+                // Enters a later entry again, because it may be here only because of the removed
+                // one.
                 let behind = std::mem::take(found);
                 self.enter(behind);
             } else if *found == entry(hash, place) {

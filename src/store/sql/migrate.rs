@@ -97,7 +97,7 @@ fn newest<E: Engine>() -> i64 {
 
 /// Reads the version of the tables; `None` if the table of versions does not exist.
 async fn read<E: Engine>(store: &SqlStore<E>) -> Result<Option<Found>, SetupError> {
-    // In a transaction, because a pooler assigns it one connection.
+    // Reads in a transaction, because a pooler assigns one connection to a transaction.
     let mut session = Session::acquire(&store.pool).await?;
     let mut transaction = session.begin("BEGIN").await?;
     let found =

@@ -97,8 +97,8 @@ struct Piece<'a> {
 
 /// Returns the pieces of an SQL file.
 ///
-/// Comments, which are lines of their own, are left out, because a host's name may contain a line
-/// feed.
+/// Comments, which are lines of their own, are left out, because a line feed in a host's prefix
+/// would end the comment, and the rest of the name would run as SQL.
 fn pieces(sql: &str) -> impl Iterator<Item = Piece<'_>> {
     let lines = sql.split_inclusive('\n').filter(|line| !line.trim_start().starts_with("--"));
     lines.flat_map(|line| {

@@ -38,7 +38,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 /// transaction that reads before it writes fails if another one has written in between.
 pub struct SqlStoreWithin<'a, E: Engine> {
     statements: Arc<Statements>,
-    /// Taken for the duration of a call, and not put back after a failure.
+    /// The connection, which each call takes and puts back unless the transaction became unusable.
     connection: Mutex<Option<&'a mut E::Connection>>,
 }
 
