@@ -124,8 +124,7 @@ impl CoarseClock {
         #[cfg(target_os = "linux")]
         {
             let tick = clock_getres(ClockId::RealtimeCoarse);
-            Duration::from_nanos(u64::try_from(tick.tv_nsec).unwrap_or(0))
-                .saturating_add(Duration::from_secs(u64::try_from(tick.tv_sec).unwrap_or(0)))
+            tick.try_into().expect("the resolution of a clock is not negative")
         }
         #[cfg(not(target_os = "linux"))]
         Duration::ZERO
@@ -179,10 +178,13 @@ impl ManualClock {
     /// The clock stops at the ends of chrono's range. [`monotonic`](Clock::monotonic) advances only
     /// if `by` is positive.
     pub fn advance(&self, by: TimeDelta) {
-        let by = by.num_microseconds().unwrap_or(i64::MAX);
+        // A span beyond `i64` microseconds, which is longer than chrono's range, counts as the
+        // longest of its sign.
+        let longest = if by < TimeDelta::zero() { i64::MIN } else { i64::MAX };
+        let by = by.num_microseconds().unwrap_or(longest);
         let now = self.now.load(Ordering::SeqCst).saturating_add(by);
         self.now.store(now, Ordering::SeqCst);
-        self.passed.fetch_add(u64::try_from(by).unwrap_or(0), Ordering::SeqCst);
+        self.passed.fetch_add(by.max(0).unsigned_abs(), Ordering::SeqCst);
     }
 }
 
@@ -206,12 +208,15 @@ impl Clock for ManualClock {
 /// nothing waits for it.
 pub const MAX_CLOCK_ERROR: TimeDelta = TimeDelta::days(1);
 
-/// Returns the latest instant that a right clock may have stored at `now`.
+/// Returns the latest instant that a right clock may have stored at `now`, at most the end of
+/// chrono's range.
 pub(crate) fn plausible_until(now: DateTime<Utc>) -> DateTime<Utc> {
     now.checked_add_signed(MAX_CLOCK_ERROR).unwrap_or(DateTime::<Utc>::MAX_UTC)
 }
 
 /// Cuts an instant to the microsecond, towards the past.
+///
+/// A leap second after chrono's last second has no microseconds in chrono's range, and is not cut.
 pub(crate) fn cut(instant: DateTime<Utc>) -> DateTime<Utc> {
     let nanos = instant.timestamp_subsec_nanos();
     if nanos == cut_nanos(nanos) {
@@ -261,10 +266,10 @@ mod tests {
         assert_eq!(at_micros(i64::MIN), DateTime::<Utc>::MIN_UTC);
         let clock = ManualClock::at(DateTime::<Utc>::MAX_UTC);
         clock.advance(TimeDelta::MAX);
-        clock.now();
+        assert_eq!(clock.now(), DateTime::<Utc>::MAX_UTC);
         clock.advance(TimeDelta::MIN);
         clock.advance(TimeDelta::MIN);
-        clock.now();
+        assert_eq!(clock.now(), DateTime::<Utc>::MIN_UTC);
     }
 
     #[cfg(feature = "coarse-clock")]

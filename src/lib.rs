@@ -34,6 +34,7 @@ pub mod random;
 pub mod role;
 mod sentence;
 pub mod service;
+mod shard;
 mod snapshot;
 pub mod store;
 mod table;

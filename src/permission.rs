@@ -338,6 +338,8 @@ impl PermissionSet {
     }
 
     /// Returns whether an entry covers `permission`. Does not allocate.
+    // Every prefix is within the text, here and in `allows_str`, but an `expect` makes each check
+    // slower.
     pub fn allows(&self, permission: &Permission) -> bool {
         let text = permission.text.as_bytes();
         self.everything
@@ -465,9 +467,7 @@ impl PermissionSet {
             };
             everything = everything || key.is_empty();
             let (word, bit) = place(index);
-            if let Some(bits) = members.get_mut(word) {
-                *bits |= bit;
-            }
+            *members.get_mut(word).expect("a set has a bit for each grant of its table") |= bit;
         }
         Self { table: Arc::clone(&self.table), members: Arc::from(members), everything }
     }
@@ -493,6 +493,7 @@ impl PermissionSet {
 
     fn is_member(&self, index: usize) -> bool {
         let (word, bit) = place(index);
+        // A set has a bit for each grant of its table, but an `expect` makes each check slower.
         self.members.get(word).is_some_and(|bits| bits & bit != 0)
     }
 }
@@ -855,11 +856,13 @@ impl GrantTable {
         for (index, grant) in grants.iter().enumerate() {
             let hash = hash_of(grant.key().as_bytes());
             let mut at = first_slot(hash, room);
-            while slots.get(at).is_some_and(|slot| slot.index != VACANT) {
+            loop {
+                let slot = slots.get_mut(at).expect("a mask keeps the index below the length");
+                if slot.index == VACANT {
+                    *slot = Slot { hash, index };
+                    break;
+                }
                 at = next_slot(at, room);
-            }
-            if let Some(slot) = slots.get_mut(at) {
-                *slot = Slot { hash, index };
             }
         }
         Self { grants: Box::from(grants), slots: Box::from(slots) }
@@ -867,8 +870,8 @@ impl GrantTable {
 
     /// Returns the index of the grant with that key.
     ///
-    /// The probe ends at a vacant slot; some are always vacant. An equal hash alone is no match,
-    /// because the text decides.
+    /// The probe ends at a vacant slot; some are always vacant, unless the table has no slots. An
+    /// equal hash alone is no match, because the text decides.
     #[inline]
     fn find(&self, hash: u64, key: &[u8]) -> Option<usize> {
         let mut at = first_slot(hash, self.slots.len());
@@ -877,6 +880,7 @@ impl GrantTable {
             if slot.index == VACANT {
                 return None;
             }
+            // A slot has the index of a grant, but an `expect` makes each check slower.
             if slot.hash == hash && self.grants.get(slot.index)?.key().as_bytes() == key {
                 return Some(slot.index);
             }
@@ -887,7 +891,8 @@ impl GrantTable {
 
 fn first_slot(hash: u64, room: usize) -> usize {
     // A `usize` of 32 bits has enough bits for a table of any size that fits in memory.
-    usize::try_from(hash & u64::from(u32::MAX)).unwrap_or(0) & room.wrapping_sub(1)
+    let low = usize::try_from(hash & u64::from(u32::MAX)).expect("a usize has at least 32 bits");
+    low & room.wrapping_sub(1)
 }
 
 fn next_slot(at: usize, room: usize) -> usize {
@@ -896,7 +901,8 @@ fn next_slot(at: usize, room: usize) -> usize {
 
 /// Returns the word and the bit of a set's members that belong to the table's grant at `index`.
 fn place(index: usize) -> (usize, u64) {
-    (index / 64, 1_u64.rotate_left(u32::try_from(index % 64).unwrap_or(0)))
+    let bit = u32::try_from(index % 64).expect("a remainder is below its divisor");
+    (index / 64, 1_u64.rotate_left(bit))
 }
 
 /// Splits a text into words of eight bytes, the first byte lowest.
@@ -917,6 +923,8 @@ fn words(text: &[u8]) -> (&[[u8; 8]], u64, usize) {
 /// Returns the last `kept` bytes (0 to 7) of a word, moved to its beginning.
 #[inline]
 fn shifted_out(word: u64, kept: usize) -> u64 {
+    // The first fallback is never taken, but an `expect` makes each check slower. The second one is
+    // the shift by all 64 bits.
     let bits = u32::try_from(8_usize.saturating_sub(kept).saturating_mul(8)).unwrap_or(u64::BITS);
     word.checked_shr(bits).unwrap_or(0)
 }
@@ -945,7 +953,10 @@ fn mix(state: u64, word: u64) -> u64 {
 
 /// Returns the keys of the wildcards that cover a text from above: its prefix up to each colon.
 fn prefixes(text: &[u8]) -> impl Iterator<Item = &[u8]> {
-    text.iter().enumerate().filter(|(_, byte)| **byte == b':').filter_map(|(at, _)| text.get(..=at))
+    text.iter()
+        .enumerate()
+        .filter(|(_, byte)| **byte == b':')
+        .map(|(at, _)| text.get(..=at).expect("the colon is in the text"))
 }
 
 /// Where the grammar allows an asterisk.
@@ -1014,7 +1025,8 @@ fn scan(text: &[u8], mut on_prefix: impl FnMut(u64, usize)) -> Option<u64> {
         while left != 0 {
             // All bits up to the lowest set bit: the bytes up to the first remaining colon.
             let up_to_colon = left ^ left.wrapping_sub(1);
-            let bytes = usize::try_from(left.trailing_zeros() / 8).unwrap_or(0).saturating_add(1);
+            let bytes = usize::try_from(left.trailing_zeros() / 8);
+            let bytes = bytes.expect("a usize has at least 32 bits").saturating_add(1);
             on_prefix(mix(hash, word & up_to_colon), passed.saturating_add(bytes));
             left &= left.wrapping_sub(1);
         }

@@ -23,6 +23,7 @@ use crate::permission::{
     Grant, Permission, PermissionError, PermissionSet, SCIM, SERVICE_TOKENS_MANAGE, TOKENS_MANAGE,
     TOKENS_OVERSEE, TOKENS_SCIM,
 };
+use crate::shard;
 use std::borrow::Borrow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -333,7 +334,7 @@ impl RoleCatalog {
     /// Returns whether the catalogue [`knows`](Self::knows) a permission given as text. Does not
     /// allocate.
     pub(crate) fn knows_text(&self, permission: &str) -> bool {
-        self.known.allows_str(permission).unwrap_or(false)
+        matches!(self.known.allows_str(permission), Ok(true))
     }
 
     /// Returns whether a scope entry covers a permission that the catalogue knows or that is in
@@ -461,7 +462,7 @@ struct Reports {
 /// The hashes of the reported names. Readers take no lock.
 struct Seen {
     /// Zero marks a free slot.
-    hashes: Box<[AtomicU64]>,
+    hashes: Box<[AtomicU64; MAX_REPORTED_NAMES]>,
     is_full: AtomicBool,
 }
 
@@ -489,18 +490,16 @@ impl Reports {
 
 impl Seen {
     fn new() -> Self {
-        let hashes = (0..MAX_REPORTED_NAMES).map(|_| AtomicU64::new(0)).collect();
-        Self { hashes, is_full: AtomicBool::new(false) }
+        let hashes = [const { AtomicU64::new(0) }; MAX_REPORTED_NAMES];
+        Self { hashes: Box::new(hashes), is_full: AtomicBool::new(false) }
     }
 
     /// Returns whether the hash was missing and has been added.
     fn insert(&self, hash: u64) -> bool {
-        let room = self.hashes.len();
-        let first =
-            usize::try_from(hash & u64::from(u32::MAX)).unwrap_or(0).checked_rem(room).unwrap_or(0);
+        let first = shard::index_of::<MAX_REPORTED_NAMES>(hash);
         // Every lookup of a name probes the same slots in the same order, so that no two threads
         // add it twice.
-        for slot in self.hashes.iter().cycle().skip(first).take(room) {
+        for slot in self.hashes.iter().cycle().skip(first).take(MAX_REPORTED_NAMES) {
             match slot.compare_exchange(0, hash, Ordering::Relaxed, Ordering::Relaxed) {
                 Ok(_) => return true,
                 Err(found) if found == hash => return false,
@@ -516,8 +515,8 @@ impl Seen {
 ///
 /// A directory or a route may give a name of any length.
 pub(crate) fn beginning(name: &str) -> &str {
-    let end = (0..=name.len().min(128)).rev().find(|end| name.is_char_boundary(*end));
-    end.and_then(|end| name.get(..end)).unwrap_or_default()
+    let mut ends = (0..=name.len().min(128)).rev();
+    ends.find_map(|end| name.get(..end)).expect("every text begins with the empty text")
 }
 
 impl fmt::Debug for Reports {
@@ -576,12 +575,15 @@ impl RoleCatalogBuilder {
         let mut roles: BTreeMap<RoleName, PermissionSet> = BTreeMap::new();
         for (name, draft) in parents_first(&drafts)? {
             let own = all.select(&draft.grants);
-            let parents = draft.parents.iter().filter_map(|parent| roles.get(parent));
+            let parents =
+                draft.parents.iter().map(|parent| roles.get(parent).expect("parents come first"));
             let closure = parents.fold(own, |held, parent| held.union(parent));
             roles.insert(name.clone(), closure);
         }
         known.extend(all.iter().filter(|grant| !grant.is_everything()).cloned());
-        known.extend(OWN.into_iter().filter_map(|text| Grant::parse(text).ok()));
+        known.extend(
+            OWN.map(|text| Grant::parse(text).expect("this crate's permissions are grants")),
+        );
         Ok(RoleCatalog { roles, declared, known: known.into_iter().collect(), reports: None })
     }
 
@@ -712,13 +714,12 @@ fn parents_first(
     let mut order = Vec::new();
     while let Some(role) = ready.pop() {
         waiting.remove(role);
-        order.extend(drafts.get_key_value(role));
-        for child in children.remove(role).unwrap_or_default() {
-            if let Some(parents) = waiting.get_mut(child) {
-                *parents = parents.saturating_sub(1);
-                if *parents == 0 {
-                    ready.push(child);
-                }
+        order.push(drafts.get_key_value(role).expect("only defined roles are ordered"));
+        for child in children.remove(role).into_iter().flatten() {
+            let parents = waiting.get_mut(child).expect("a role waits until its last parent came");
+            *parents = parents.saturating_sub(1);
+            if *parents == 0 {
+                ready.push(child);
             }
         }
     }

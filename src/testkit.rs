@@ -129,12 +129,12 @@ impl FakeToken {
     pub fn verified(self, catalog: RoleCatalog) -> Result<Verified, FakeTokenError> {
         let kind = TokenKind::for_owner(self.owner.kind()).ok_or(FakeTokenError::OwnerKind)?;
         let now = crate::clock::cut(self.now);
-        let millis = u64::try_from(now.timestamp_millis()).unwrap_or(0);
-        // Has the form of a UUIDv7, which `from_words` checks, so the fallback is never taken.
+        // Instants before 1970 count as 1970.
+        let millis = now.timestamp_millis().max(0).unsigned_abs();
         let id = TokenId::from_words([(millis << 16) | 0x7000, 1 << 63]);
         let name = TokenName::new(&self.name).map_err(FakeTokenError::Name)?;
         let token = Token {
-            id: id.ok_or(FakeTokenError::OwnerKind)?,
+            id: id.expect("the words have the version and the variant of a UUIDv7"),
             realm: self.owner.realm().clone(),
             kind,
             owner: self.owner.id().clone(),

@@ -211,7 +211,8 @@ fn integer(text: &str) -> Option<i64> {
     // An exponent that does not fit into 64 bits counts as the largest that fits.
     let exponent: i64 = exponent.parse().unwrap_or(i64::MAX);
     let trimmed = digits.len().saturating_sub(significant.len());
-    let places = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+    let places =
+        |count: usize| i64::try_from(count).expect("no text has more than isize::MAX bytes");
     let exponent = exponent
         .saturating_mul(exponent_sign)
         .saturating_sub(places(fraction.len()))

@@ -104,12 +104,12 @@ impl Quota {
 
     /// Returns `RateLimit-Policy` and `RateLimit`, as revision 09 of
     /// draft-ietf-httpapi-ratelimit-headers defines them.
-    pub(super) fn fields(self) -> Option<[(&'static str, HeaderValue); 2]> {
+    pub(super) fn fields(self) -> [(&'static str, HeaderValue); 2] {
         let Self { most, left, window_seconds, reset_seconds, .. } = self;
-        let policy =
-            HeaderValue::try_from(format!("\"tokens\";q={most};w={window_seconds}")).ok()?;
-        let limit = HeaderValue::try_from(format!("\"tokens\";r={left};t={reset_seconds}")).ok()?;
-        Some([("ratelimit-policy", policy), ("ratelimit", limit)])
+        let value = |text: String| HeaderValue::try_from(text).expect("the text is visible ASCII");
+        let policy = value(format!("\"tokens\";q={most};w={window_seconds}"));
+        let limit = value(format!("\"tokens\";r={left};t={reset_seconds}"));
+        [("ratelimit-policy", policy), ("ratelimit", limit)]
     }
 }
 
@@ -256,7 +256,7 @@ mod tests {
     fn the_fields_are_structured_as_the_draft_writes_them() {
         let limits = Limits::new(2, Duration::from_millis(60_500));
         let quota = limits.count(credential(0), 5 * SECOND);
-        let [policy, limit] = quota.fields().unwrap();
+        let [policy, limit] = quota.fields();
         assert_eq!(
             (policy.0, policy.1.to_str().unwrap()),
             ("ratelimit-policy", "\"tokens\";q=2;w=61")

@@ -176,8 +176,8 @@ impl Problem {
 
     /// Returns the HTTP response.
     pub fn to_response(&self) -> Response<Bytes> {
-        let body = serde_json::to_vec(self).map(Bytes::from).unwrap_or_default();
-        let mut response = Response::new(body);
+        let body = serde_json::to_vec(self).expect("texts and numbers have a JSON form");
+        let mut response = Response::new(Bytes::from(body));
         *response.status_mut() = self.0.status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
@@ -204,7 +204,8 @@ impl Serialize for Problem {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let mut problem = serializer.serialize_struct("Problem", 6)?;
         problem.serialize_field("type", "about:blank")?;
-        problem.serialize_field("title", self.0.status.canonical_reason().unwrap_or_default())?;
+        let title = self.0.status.canonical_reason().expect("this crate uses registered statuses");
+        problem.serialize_field("title", title)?;
         problem.serialize_field("status", &self.0.status.as_u16())?;
         problem.serialize_field("detail", &*self.0.detail)?;
         problem.serialize_field("code", self.0.code)?;
@@ -243,7 +244,7 @@ impl Challenge {
     /// Creates the challenge whose realm is the brand. A brand has only letters and digits, so the
     /// fallback is never used.
     pub(super) fn of_brand(brand: &Brand) -> Self {
-        Self::new(brand.as_str()).unwrap_or(Self(HeaderValue::from_static("Bearer")))
+        Self::new(brand.as_str()).expect("a brand has 2 to 16 letters and digits")
     }
 
     /// Returns a challenge of no service, for tests of hosts.
@@ -270,7 +271,7 @@ impl Challenge {
 
     fn with(&self, parameters: &str) -> HeaderValue {
         let value = [self.0.as_bytes(), parameters.as_bytes()].concat();
-        HeaderValue::from_bytes(&value).unwrap_or_else(|_| self.plain())
+        HeaderValue::from_bytes(&value).expect("the realm and the parameters are visible ASCII")
     }
 }
 

@@ -528,8 +528,7 @@ impl<S: TokenStore, D: Directory, A: Sessions> Api<S, D, A> {
         );
         let problem = Problem::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", detail)
             .with_header(RETRY_AFTER, quota.retry_after().into());
-        let fields = quota.fields().into_iter().flatten();
-        Err(fields.fold(problem, |problem, (name, value)| {
+        Err(quota.fields().into_iter().fold(problem, |problem, (name, value)| {
             problem.with_header(HeaderName::from_static(name), value)
         }))
     }
@@ -703,8 +702,8 @@ fn not_json() -> Problem {
 
 async fn json_body(parts: &Parts, body: Body) -> Result<Bytes, Problem> {
     let content_type = parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    let essence = content_type.unwrap_or_default().split(';').next().unwrap_or_default().trim();
-    if !essence.eq_ignore_ascii_case("application/json") {
+    let essence = content_type.map(|value| value.split_once(';').map_or(value, |(start, _)| start));
+    if !essence.is_some_and(|essence| essence.trim().eq_ignore_ascii_case("application/json")) {
         return Err(not_json());
     }
     limited(parts, body).await
@@ -759,7 +758,7 @@ fn issued_answer(issued: &IssuedToken, location: &str, quota: Option<Quota>) -> 
         headers.insert(LOCATION, location);
     }
     headers.insert(ETAG, etag(&issued.token));
-    for (name, value) in quota.and_then(Quota::fields).into_iter().flatten() {
+    for (name, value) in quota.into_iter().flat_map(Quota::fields) {
         headers.insert(name, value);
     }
     response

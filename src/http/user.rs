@@ -64,8 +64,9 @@ fn marker(actor: &Actor) -> Option<HeaderValue> {
         digest.update([0]);
     }
     let digest = digest.finalize();
-    let half = digest.first_chunk::<16>()?;
-    HeaderValue::try_from(format!("{:032x}", u128::from_be_bytes(*half))).ok()
+    let half = digest.first_chunk().expect("a SHA-256 digest has 32 bytes");
+    let text = format!("{:032x}", u128::from_be_bytes(*half));
+    Some(HeaderValue::try_from(text).expect("hexadecimal digits are valid in a header value"))
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 
 use super::{Directory, DirectoryError, DirectoryShortcut, Owner, OwnerId, OwnerMap, Realm};
 use crate::clock::{Clock, SystemClock};
+use crate::shard;
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
@@ -174,9 +175,8 @@ impl Answers {
     }
 
     fn shard(&self, realm: &Realm, id: &OwnerId) -> MutexGuard<'_, Shard> {
-        let number = usize::try_from(self.hasher.hash_one((realm, id)) % 16).unwrap_or_default();
-        let [first, ..] = &self.shards;
-        self.shards.get(number).unwrap_or(first).lock().unwrap_or_else(PoisonError::into_inner)
+        let shard = shard::of_hash(&self.shards, self.hasher.hash_one((realm, id)));
+        shard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns the cached answer about an owner, or the epoch under which to keep a new answer.

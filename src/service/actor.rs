@@ -283,8 +283,8 @@ impl Acting {
     /// Returns whether the owner has the permission and, through a token, the token's scope covers
     /// it.
     fn holds(&self, permission: &str) -> bool {
-        let in_scope = |via: &Arc<Token>| via.scope.allows_str(permission).unwrap_or(false);
-        self.permissions.allows_str(permission).unwrap_or(false)
+        let in_scope = |via: &Arc<Token>| via.scope.allows_str(permission) == Ok(true);
+        self.permissions.allows_str(permission) == Ok(true)
             && self.via.as_ref().is_none_or(in_scope)
     }
 
@@ -294,8 +294,8 @@ impl Acting {
         match self.management {
             TokenManagement::Attenuated => true,
             TokenManagement::Named => {
-                let grant = Grant::parse(permission).ok();
-                via.scope.as_set().zip(grant).is_some_and(|(scope, grant)| scope.names(&grant))
+                let grant = Grant::parse(permission).expect("this crate's permissions are grants");
+                via.scope.as_set().is_some_and(|scope| scope.names(&grant))
             }
             TokenManagement::Forbidden => false,
         }

@@ -664,7 +664,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         };
         let counts = |token: &&Arc<Token>| token.facts.succession.is_none() && !is_former(token);
         let count = live.tokens.iter().filter(counts).count();
-        if u32::try_from(count).unwrap_or(u32::MAX) < most {
+        if count < usize::try_from(most).expect("a usize has at least 32 bits") {
             Ok(())
         } else {
             Err(ManageError::TooManyTokens { most })

@@ -123,7 +123,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             );
             tries.start()?;
             if self.try_commit(batch, witness).await? == Commit::Done {
-                removed = removed.saturating_add(u64::try_from(gone.len()).unwrap_or(u64::MAX));
+                removed = removed.saturating_add(counted(gone.len()));
                 tries = Tries::of_change();
             }
         }
@@ -175,7 +175,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             match (self.commit(batch).await, witness) {
                 (Ok(()), _) => {
                     self.usage.erase(realm, owner);
-                    erased = erased.saturating_add(u64::try_from(tokens.len()).unwrap_or(u64::MAX));
+                    erased = erased.saturating_add(counted(tokens.len()));
                     // Ends only when a list that started after the last removal is empty.
                     if tokens.is_empty() {
                         return Ok(erased);
@@ -246,4 +246,8 @@ pub(super) fn host_event(
         reason: None,
         address: None,
     }
+}
+
+fn counted(len: usize) -> u64 {
+    u64::try_from(len).expect("a usize has at most 64 bits")
 }

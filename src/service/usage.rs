@@ -10,6 +10,7 @@ use super::{TokenService, lock};
 use crate::audit::{AuditAction, AuditEvent, EventId};
 use crate::clock::{MAX_CLOCK_ERROR, at_micros};
 use crate::owner::{Directory, OwnerId, Realm};
+use crate::shard;
 use crate::store::{Change, ChangeBatch, StoreError, StoredToken, TokenStore, Touch};
 use crate::token::{ActorRef, KeyedDigest, LastUse, StoredDigest, Token, TokenId};
 use chrono::{DateTime, Utc};
@@ -17,6 +18,7 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::future::poll_fn;
 use std::net::IpAddr;
+use std::num::{NonZeroU32, NonZeroU64};
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard};
@@ -41,7 +43,7 @@ pub(super) struct Usage {
     granularity_micros: i64,
     /// The uses already recorded in the current stretch of time. Each place has a hash of a token
     /// and a stretch. A busy token costs only the read of its place.
-    filter: Box<[AtomicU64]>,
+    filter: Box<[AtomicU64; FILTER]>,
     pending: [Mutex<HashMap<TokenId, LastUse>>; SHARDS],
     pending_len: AtomicUsize,
     cap: usize,
@@ -78,10 +80,13 @@ pub struct UsageStats {
 
 impl Usage {
     pub(super) fn new(granularity: Duration, cap: usize, refusals_audited: u32) -> Self {
+        // Made on the heap, because it is large for a stack.
+        let filter: Box<[AtomicU64]> =
+            std::iter::repeat_with(AtomicU64::default).take(FILTER).collect();
         Self {
             // A granularity beyond the range of `i64` counts as the maximum.
             granularity_micros: granularity.as_micros().try_into().unwrap_or(i64::MAX),
-            filter: std::iter::repeat_with(AtomicU64::default).take(FILTER).collect(),
+            filter: filter.try_into().expect("the iterator has `FILTER` items"),
             pending: std::array::from_fn(|_| Mutex::default()),
             pending_len: AtomicUsize::new(0),
             cap,
@@ -145,13 +150,14 @@ impl Usage {
     ///
     /// Two tokens with the same place and mark would hide one use of one of them, once. With 63
     /// bits of mark, this does not happen in practice.
+    ///
+    /// Returns `None` if the granularity is zero, so that every use is recorded.
     fn mark(&self, id: TokenId, now: i64) -> Option<(&AtomicU64, u64)> {
         let stretch = now.checked_div(self.granularity_micros)?.cast_unsigned();
         let [_, low] = id.words();
-        let place = usize::try_from(low % 4_096).ok()?;
         // Never zero, because an unused place has zero.
         let mark = (low ^ stretch.wrapping_mul(0x9E37_79B9_7F4A_7C15)) | 1;
-        Some((self.filter.get(place)?, mark))
+        Some((shard::of_hash(&self.filter, low), mark))
     }
 
     /// Adds a use to the pending ones. Returns false if there is no room.
@@ -174,9 +180,7 @@ impl Usage {
 
     fn shard(&self, id: TokenId) -> MutexGuard<'_, HashMap<TokenId, LastUse>> {
         let [_, low] = id.words();
-        let number = usize::try_from((low >> 16) % 16).unwrap_or_default();
-        let [first, ..] = &self.pending;
-        lock(self.pending.get(number).unwrap_or(first))
+        lock(shard::of_hash(&self.pending, low >> 16))
     }
 
     /// Takes up to one batch of pending uses, to be written at `now`.
@@ -289,7 +293,8 @@ impl Drop for RefusalsInFlight<'_> {
         let mut waiting = lock(&self.usage.refusals);
         let room = REFUSAL_CAP.saturating_sub(waiting.len());
         let lost = self.events.len().saturating_sub(room);
-        self.usage.dropped.fetch_add(u64::try_from(lost).unwrap_or(u64::MAX), Ordering::Relaxed);
+        let lost = u64::try_from(lost).expect("a usize has at most 64 bits");
+        self.usage.dropped.fetch_add(lost, Ordering::Relaxed);
         waiting.extend(self.events.drain(..).take(room));
     }
 }
@@ -437,7 +442,8 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             .await;
             // The shutdown does the last flush.
             if !is_stopping(&self.usage) {
-                self.flush().await.unwrap_or_default();
+                // A failure is counted, and its data is kept for the next flush.
+                let _ = self.flush().await;
             }
         }
     }
@@ -475,18 +481,13 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     /// A client that could count rejections would otherwise use decoys to choose which of its own
     /// is audited. If the generator fails, the rejection is audited.
     fn is_sampled(&self, one_in: u32) -> bool {
-        match one_in {
-            0 => false,
-            1 => true,
-            _ => {
-                let mut bytes = [0; 8];
-                let drawn = self.random.fill(&mut bytes).map(|()| u64::from_ne_bytes(bytes));
-                drawn
-                    .ok()
-                    .and_then(|drawn| drawn.checked_rem(one_in.into()))
-                    .is_none_or(|drawn| drawn == 0)
-            }
+        let Some(one_in) = NonZeroU32::new(one_in) else { return false };
+        if one_in == NonZeroU32::MIN {
+            return true;
         }
+        let mut bytes = [0; 8];
+        let drawn = self.random.fill(&mut bytes).map(|()| u64::from_ne_bytes(bytes));
+        drawn.is_ok_and(|drawn| drawn % NonZeroU64::from(one_in) == 0) || drawn.is_err()
     }
 
     /// Audits the rejection of a known token, if it is sampled.

@@ -89,7 +89,7 @@ impl Verified {
 
     /// Returns the owner that the token acts as.
     pub fn owner(&self) -> &Owner {
-        self.token.owner().unwrap_or_else(|| Owner::nobody())
+        self.token.owner().expect("a verified token has an owner")
     }
 
     /// Returns the realm, which is the tenant.
@@ -113,7 +113,7 @@ impl Verified {
     ///
     /// Does not allocate.
     pub fn allows(&self, permission: &Permission) -> bool {
-        let Some((catalog, granted)) = self.granted() else { return false };
+        let (catalog, granted) = self.granted();
         let is_allowed = granted.allows(permission) && self.token.scope().allows(permission);
         // Checks the name even if everything is granted, because an owner with all permissions
         // would not notice a misspelt one.
@@ -130,7 +130,7 @@ impl Verified {
     /// the text is not a concrete permission.
     pub fn require(&self, permission: &str) -> Result<(), PermissionDenied> {
         let denied = || PermissionDenied::NotGranted { permission: permission.to_owned() };
-        let (catalog, granted) = self.granted().ok_or_else(denied)?;
+        let (catalog, granted) = self.granted();
         let allowed = granted.allows_str(permission);
         let allowed =
             allowed.and_then(|held| Ok(held && self.token.scope().allows_str(permission)?));
@@ -149,8 +149,7 @@ impl Verified {
 
     /// Returns all permissions that the owner has and the scope includes.
     pub fn effective_permissions(&self) -> PermissionSet {
-        let granted =
-            self.granted().map_or_else(PermissionSet::empty, |(_, granted)| granted.clone());
+        let (_, granted) = self.granted();
         self.token
             .scope()
             .as_set()
@@ -158,8 +157,13 @@ impl Verified {
     }
 
     /// Returns the owner's permissions and the catalogue that resolved them.
-    fn granted(&self) -> Option<&(Arc<RoleCatalog>, PermissionSet)> {
-        self.permissions.as_deref().or_else(|| self.owner().resolved())
+    fn granted(&self) -> &(Arc<RoleCatalog>, PermissionSet) {
+        if let Some(permissions) = &self.permissions {
+            permissions
+        } else {
+            let resolved = self.token.owner().and_then(Owner::resolved);
+            resolved.expect("a verified token has an owner with resolved permissions")
+        }
     }
 }
 

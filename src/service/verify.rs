@@ -106,8 +106,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             let token = Arc::new(known.into_token());
             // The box keeps the size of this future out of every verification that waits for the
             // store.
-            let told = Box::pin(self.signal_reuse(token, claim.peer.address(), self.now())).await;
-            told.unwrap_or_default();
+            let _ = Box::pin(self.signal_reuse(token, claim.peer.address(), self.now())).await;
             return Err(claim.rejected(reason));
         }
         let owner = self.find_owner(&known).await?;

@@ -10,7 +10,7 @@ mod events;
 mod indexes;
 
 use events::Events;
-use indexes::{HashedPlaces, IdList, merged};
+use indexes::{HashedPlaces, IdList, halves, merged};
 
 use super::{
     AuditLog, Change, ChangeBatch, Conflict, EventPage, EventQuery, ExportCursor, ExportPage,
@@ -372,7 +372,8 @@ impl Indexes {
 
     /// Returns the upper half of a name's hash.
     fn hash_of(&self, name: &Name<'_>) -> u32 {
-        u32::try_from(self.name_key.hash_one(name) >> 32).unwrap_or_default()
+        let [upper, _] = halves(self.name_key.hash_one(name));
+        upper
     }
 }
 
@@ -411,7 +412,8 @@ impl Records {
     fn at(&self, place: Place) -> Option<Packed> {
         let (key, Entry { value, words, .. }) = self.table.at(place)?;
         let (access, details) = (Access::from_words(words), Guard::into_inner(value));
-        Some(Packed { id: TokenId::from_words(key)?, access, details })
+        let id = TokenId::from_words(key).expect("the key of a record is an id");
+        Some(Packed { id, access, details })
     }
 
     fn key_at(&self, place: Place) -> Key {
@@ -455,10 +457,12 @@ impl Records {
         let (number, account) = self.account(indexes, token);
         let details = Details::of(token, account, indexes.shared_scope(&token.scope));
         let (key, words) = (token.id.words(), Access::of(token, number).words());
-        let Some(place) = self.table.put(key, |_| true, words, details.into()) else { return };
-        if let Some(list) = indexes.by_owner.get_mut(to_index(number)) {
-            list.insert(key, place, |place| self.key_at(place));
-        }
+        // Half of the places are enough for the keys of the fullest shard, because the hash is
+        // random.
+        let place = self.table.put(key, |_| true, words, details.into());
+        let place = place.expect("the table has a place for each of `MOST` records");
+        let list = indexes.by_owner.get_mut(to_index(number)).expect("every owner has a list");
+        list.insert(key, place, |place| self.key_at(place));
         let list = indexes.by_kind.entry((token.realm.clone(), token.kind)).or_default();
         list.insert(key, place, |place| self.key_at(place));
         if let Some(creator) = token.creator() {
@@ -483,10 +487,10 @@ impl Records {
     fn forget(&self, indexes: &mut Indexes, packed: &Packed) {
         let Packed { id, access, details } = packed;
         let key = id.words();
-        let Some(place) = self.table.place_of(key, |_| true) else { return };
-        if let Some(list) = indexes.by_owner.get_mut(to_index(access.owner())) {
-            list.remove(key, |place| self.key_at(place));
-        }
+        let place = self.table.place_of(key, |_| true).expect("the record is in the table");
+        let owner = to_index(access.owner());
+        let list = indexes.by_owner.get_mut(owner).expect("every owner has a list");
+        list.remove(key, |place| self.key_at(place));
         self.take_out(&mut indexes.by_kind, &(details.realm().clone(), access.kind()), key);
         if let Some(creator) = details.created_by().token_id() {
             self.take_out(&mut indexes.by_creator, &creator, key);
@@ -505,11 +509,10 @@ impl Records {
 
     /// Removes an id from one of these lists, and the list if it is then empty.
     fn take_out<L: Ord>(&self, lists: &mut BTreeMap<L, IdList>, name: &L, key: Key) {
-        if let Some(list) = lists.get_mut(name) {
-            list.remove(key, |place| self.key_at(place));
-            if list.is_empty() {
-                lists.remove(name);
-            }
+        let list = lists.get_mut(name).expect("a list is kept until its last record is removed");
+        list.remove(key, |place| self.key_at(place));
+        if list.is_empty() {
+            lists.remove(name);
         }
     }
 
@@ -535,11 +538,9 @@ impl Records {
         }
         let index = indexes.owners.len();
         self.owners.grow(index.saturating_add(1), OnceLock::new);
-        if let Some(place) = self.owners.get(index) {
-            place.get_or_init(|| owner.clone());
-        }
-        // There are fewer than 2^32 owners, because the batch is refused otherwise.
-        let number = u32::try_from(index).unwrap_or(u32::MAX);
+        let place = self.owners.get(index).expect("the array is longer than the index");
+        place.get_or_init(|| owner.clone());
+        let number = u32::try_from(index).expect("a batch is refused if there are `MOST` owners");
         let account = Arc::new(Account::new(token.realm.clone(), token.owner.clone()));
         indexes.owners.insert(owner, (number, account.clone()));
         indexes.by_owner.push(IdList::default());
@@ -549,5 +550,5 @@ impl Records {
 
 /// Converts an owner's number to an index.
 fn to_index(number: u32) -> usize {
-    usize::try_from(number).unwrap_or(usize::MAX)
+    usize::try_from(number).expect("a usize has at least 32 bits")
 }

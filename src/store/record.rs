@@ -487,7 +487,7 @@ impl<'a, R: Row + ?Sized> Cells<'a, R> {
     }
 
     fn corrupt_at(&self, index: usize) -> CorruptRecord {
-        self.corrupt_in(self.columns.get(index).copied().unwrap_or_default())
+        self.corrupt_in(self.columns.get(index).expect("no cell is read after the last column"))
     }
 
     fn corrupt_in(&self, column: &str) -> CorruptRecord {
@@ -498,7 +498,8 @@ impl<'a, R: Row + ?Sized> Cells<'a, R> {
     /// Reports the first null column of a group whose columns must be all null or all set.
     fn incomplete(&self, group: &[(&'static str, bool)]) -> CorruptRecord {
         let missing = group.iter().find(|(_, is_there)| !is_there);
-        self.corrupt_in(missing.map(|(column, _)| *column).unwrap_or_default())
+        let (column, _) = missing.expect("the caller found that a column of the group is null");
+        self.corrupt_in(column)
     }
 
     fn next<T>(

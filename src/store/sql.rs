@@ -619,6 +619,15 @@ impl<E: Engine> Row for Read<'_, E> {
     }
 }
 
+/// Reads an integer that is not null from a cell of the first row.
+pub(super) fn first_int<E: Engine>(rows: &[E::Row], index: usize) -> Result<i64, sqlx::Error> {
+    let row = rows.first().ok_or(sqlx::Error::RowNotFound)?;
+    E::int(row, index)?.ok_or_else(|| sqlx::Error::ColumnDecode {
+        index: index.to_string(),
+        source: Box::new(sqlx::error::UnexpectedNullError),
+    })
+}
+
 /// Reads the number of an event and its token from two adjacent cells; `None` for an empty row.
 pub(super) fn read_changed<E: Engine>(
     row: &E::Row,
@@ -973,11 +982,14 @@ async fn first_conflict<E: Engine>(
         for row in place.fetch(&statements.versions(changes.len()).into(), ids).await? {
             let id =
                 read_id(&Read::<E>(&row), &statements.tokens_shown).map_err(StoreError::Corrupt)?;
-            versions.insert(id, E::int(&row, 1).ok().flatten());
+            let version = E::int(&row, 1).ok().flatten();
+            let corrupt =
+                || CorruptRecord::new(&statements.tokens_shown, "version", &id.to_string());
+            versions.insert(id, version.ok_or_else(|| StoreError::Corrupt(corrupt()))?);
         }
     }
     let conflict = changes.iter().find_map(|change| {
-        let version = versions.get(&change.id()).copied().flatten();
+        let version = versions.get(&change.id()).copied();
         match change {
             Change::Insert(token) => version.map(|_| Conflict::Id(token.id)),
             Change::Update(token) => {
@@ -999,14 +1011,14 @@ async fn first_conflict<E: Engine>(
 /// change of that record.
 async fn repeated<E: Engine>(place: &impl Place<E>, batch: &ChangeBatch) -> Result<(), StoreError> {
     let mut seen = HashSet::new();
-    let Some(index) = batch.changes.iter().position(|change| !seen.insert(change.id())) else {
+    let mut changes = batch.changes.iter().enumerate();
+    let Some((index, again)) = changes.find(|(_, change)| !seen.insert(change.id())) else {
         return Ok(());
     };
-    let (first, rest) = batch.changes.split_at(index);
-    let twice = match rest.first() {
-        Some(Change::Insert(token)) => Conflict::Id(token.id),
-        Some(change) => Conflict::Version(change.id()),
-        None => return Ok(()),
+    let (first, _) = batch.changes.split_at(index);
+    let twice = match again {
+        Change::Insert(token) => Conflict::Id(token.id),
+        change => Conflict::Version(change.id()),
     };
     Err(StoreError::Conflict(first_conflict(place, first, twice).await?))
 }
@@ -1121,9 +1133,14 @@ impl<E: Engine> AuditLog for SqlStore<E> {
         let values = values.into_iter().chain([Value::count(limit)]).collect();
         let mut rows = self.fetch(&self.statements.export, values).await?;
         let cell = |row: &E::Row, index: usize| {
-            E::int(row, EVENT_COLUMNS.len().saturating_add(index)).ok().flatten()
+            E::int(row, EVENT_COLUMNS.len().saturating_add(index)).map_err(unavailable)
         };
-        let newest = rows.first().and_then(|row| cell(row, 2));
+        let number_in = |row: &E::Row, index: usize| {
+            let lacking =
+                || StoreError::unavailable("the database returned an event without a number");
+            cell(row, index)?.ok_or_else(lacking)
+        };
+        let newest = rows.first().map(|row| cell(row, 2)).transpose()?.flatten();
         let newest =
             newest.ok_or_else(|| StoreError::unavailable("the database returned no snapshot"))?;
         let is_own =
@@ -1131,11 +1148,15 @@ impl<E: Engine> AuditLog for SqlStore<E> {
         if !is_own {
             return Err(CursorError::OtherDatabase.into());
         }
-        // Drops the row that holds only the newest number.
-        rows.retain(|row| cell(row, 1).is_some());
+        // Drops the row that holds only the newest number. A number that cannot be read is no such
+        // row, and the last one becomes an error below.
+        rows.retain(|row| !matches!(cell(row, 1), Ok(None)));
         let (events, corrupt) = read_events::<E>(&rows, &self.statements.events_shown);
-        let last = rows.last().and_then(|row| Some([cell(row, 0)?, cell(row, 1)?]));
-        let next = ExportCursor::at(E::DIALECT.name, &last.unwrap_or([transaction, number]));
+        let last = match rows.last() {
+            Some(row) => [number_in(row, 0)?, number_in(row, 1)?],
+            None => [transaction, number],
+        };
+        let next = ExportCursor::at(E::DIALECT.name, &last);
         Ok(ExportPage::new(events, corrupt, next))
     }
 
@@ -1148,6 +1169,7 @@ impl<E: Engine> AuditLog for SqlStore<E> {
             .await
             .map_err(unavailable)?;
         transaction.commit().await.map_err(unavailable)?;
+        // Saturates on a machine of 32 bits, though no statement removes more than `MAX_ROWS`.
         Ok(usize::try_from(removed).unwrap_or(usize::MAX))
     }
 }
@@ -1158,12 +1180,13 @@ impl<E: Engine> TokenCounts for SqlStore<E> {
         now: DateTime<Utc>,
     ) -> Result<Vec<(TokenState, u64)>, StoreError> {
         let rows = self.fetch(&self.statements.count_by_state, vec![Value::time(now)]).await?;
-        let count = |index| {
-            let cell = rows.first().and_then(|row| E::int(row, index).ok().flatten());
-            cell.and_then(|count| u64::try_from(count).ok()).unwrap_or(0)
+        let count = |(index, state)| {
+            let count = first_int::<E>(&rows, index).map_err(unavailable)?;
+            let negative = |_| StoreError::unavailable("the database returned a negative count");
+            Ok((state, u64::try_from(count).map_err(negative)?))
         };
         let states = [TokenState::Active, TokenState::Revoked, TokenState::Expired];
-        Ok(states.into_iter().enumerate().map(|(index, state)| (state, count(index))).collect())
+        states.into_iter().enumerate().map(count).collect()
     }
 }
 
@@ -1198,12 +1221,16 @@ impl<E: Engine> KeyChecks for SqlStore<E> {
 
     async fn tokens_per_key(&self) -> Result<Vec<(KeyId, u64)>, StoreError> {
         let rows = self.fetch(&self.statements.tokens_per_key, Vec::new()).await?;
-        let number = |row, index| E::int(row, index).ok().flatten();
-        let counts = rows.iter().filter_map(|row| {
-            let key = KeyId::new(number(row, 0)?.try_into().ok()?);
-            Some((key, number(row, 1)?.try_into().ok()?))
-        });
-        Ok(counts.collect())
+        let read = |row: &E::Row| {
+            let key = E::int(row, 0).ok().flatten().and_then(|number| number.try_into().ok());
+            let corrupt = || CorruptRecord::new(&self.statements.tokens_shown, "digest_key", "?");
+            let key = key.ok_or_else(|| StoreError::Corrupt(corrupt()))?;
+            let count = E::int(row, 1).map_err(unavailable)?;
+            let count = count.and_then(|count| u64::try_from(count).ok());
+            let lacking = || StoreError::unavailable("the database returned no count of tokens");
+            Ok((KeyId::new(key), count.ok_or_else(lacking)?))
+        };
+        rows.iter().map(read).collect()
     }
 }
 /// Returns the condition of the records that are in a state at `now`, as

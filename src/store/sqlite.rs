@@ -48,7 +48,8 @@
 //! ```
 
 use super::sql::{
-    Dialect, Engine, Migration, SetupError, SqlStore, Value, bound, read_changed, unavailable,
+    Dialect, Engine, Migration, SetupError, SqlStore, Value, bound, first_int, read_changed,
+    unavailable,
 };
 use super::{ChangeFeed, Feed, FeedEvent, FollowError, StoreError, Touch};
 use sqlx::{Pool, Row, raw_sql};
@@ -284,7 +285,7 @@ impl ChangeFeed for SqliteStore {
             seen: 0,
         };
         let rows = feed.ask(feed.newest.clone(), Vec::new()).await?;
-        feed.seen = rows.first().and_then(|row| Sqlite::int(row, 0).ok().flatten()).unwrap_or(0);
+        feed.seen = first_int::<Sqlite>(&rows, 0).map_err(unavailable)?;
         Ok(feed)
     }
 }

@@ -15,6 +15,7 @@ use crate::owner::{OwnerId, OwnerKind, Realm};
 use crate::permission::Scope;
 use chrono::{DateTime, Utc};
 use std::net::{IpAddr, Ipv4Addr};
+use std::num::{NonZeroU8, NonZeroU16, NonZeroU32};
 use std::sync::Arc;
 
 /// A record as a table in memory or a cache has it.
@@ -73,18 +74,17 @@ impl Account {
 #[derive(Clone)]
 pub(crate) struct Details {
     name: TokenName,
-    /// Zeros if there is no key, which the box records.
-    name_key: NameKey,
+    name_key: Option<NameKey>,
     scope: Arc<Scope>,
     account: Arc<Account>,
     rare: Option<Box<RareFields>>,
-    /// The address of the last use if it is an IPv4 address. Zero if the address is in the box or
-    /// missing.
-    address: u32,
-    /// Zero if the version is in the box.
-    version: u16,
-    /// Days. Zero is the default, unless the lifetime is in the box.
-    lifetime: u16,
+    /// The address of the last use if it is an IPv4 address, and `None` if the address is in the box
+    /// or missing.
+    address: Option<NonZeroU32>,
+    /// `None` if the version is in the box. One byte, so that the record stays small.
+    version: Option<NonZeroU8>,
+    /// Days, or [`NEVER`]. `None` for the default, unless the lifetime is in the box.
+    lifetime: Option<NonZeroU16>,
 }
 
 /// Fields that few records have, or that do not fit elsewhere.
@@ -108,15 +108,12 @@ struct RareFields {
     version: Option<u64>,
     lifetime: Option<Lifetime>,
     notified_days: Option<u16>,
-    lacks_name_key: bool,
     /// The kind of the owner, if it does not follow from the kind of the token.
     owner_kind: Option<OwnerKind>,
 }
 
-/// The placeholder for a missing key.
-const NO_KEY: NameKey = NameKey::from_bytes([0; 32]);
 /// [`Lifetime::Never`].
-const NEVER: u16 = u16::MAX;
+const NEVER: NonZeroU16 = NonZeroU16::MAX;
 
 impl Details {
     /// Returns the details of no token, the placeholder for a missing record.
@@ -128,15 +125,8 @@ impl Details {
 
     /// Packs a record. `account` is its owner's, and `scope` is its scope.
     pub(crate) fn of(token: &Token, account: Arc<Account>, scope: Arc<Scope>) -> Self {
-        let lifetime = match token.lifetime {
-            Lifetime::Default => Some(0),
-            Lifetime::Never => Some(NEVER),
-            Lifetime::Days(days) => {
-                u16::try_from(days).ok().filter(|days| *days != 0 && *days != NEVER)
-            }
-            Lifetime::Seconds(_) => None,
-        };
-        let version = u16::try_from(token.version).ok();
+        let (lifetime, rare_lifetime) = packed_lifetime(token.lifetime);
+        let version = u8::try_from(token.version).ok().and_then(NonZeroU8::new);
         let (address, rare_address) = packed(token.last_used.and_then(|used| used.address));
         let rare = RareFields {
             networks: token.networks.clone(),
@@ -157,20 +147,19 @@ impl Details {
             reuse_reported_at: token.reuse_reported_at,
             address: rare_address,
             version: version.is_none().then_some(token.version),
-            lifetime: lifetime.is_none().then_some(token.lifetime),
+            lifetime: rare_lifetime,
             notified_days: token.notified_days,
-            lacks_name_key: token.name_key.is_none(),
             owner_kind: (token.owner_kind != token.kind.owner_kind()).then_some(token.owner_kind),
         };
         Self {
             name: token.name.clone(),
-            name_key: token.name_key.unwrap_or(NO_KEY),
+            name_key: token.name_key,
             scope,
             account,
             rare: boxed(rare),
             address,
-            version: version.unwrap_or(0),
-            lifetime: lifetime.unwrap_or(0),
+            version,
+            lifetime,
         }
     }
 
@@ -204,11 +193,12 @@ impl Details {
             restored_by: rare.restored_by,
             predecessor: rare.predecessor,
             ancestor: rare.ancestor,
-            lifetime: rare.lifetime.unwrap_or(match self.lifetime {
-                0 => Lifetime::Default,
-                NEVER => Lifetime::Never,
-                days => Lifetime::Days(days.into()),
-            }),
+            lifetime: match (rare.lifetime, self.lifetime) {
+                (Some(lifetime), _) => lifetime,
+                (None, None) => Lifetime::Default,
+                (None, Some(NEVER)) => Lifetime::Never,
+                (None, Some(days)) => Lifetime::Days(days.get().into()),
+            },
             idle_from: rare.idle_from.unwrap_or(created_at),
             reuse_reported_at: rare.reuse_reported_at,
             notified_days: rare.notified_days,
@@ -231,8 +221,7 @@ impl Details {
 
     /// Returns the same key as [`Token::name_key`].
     pub(crate) fn name_key(&self) -> Option<NameKey> {
-        let is_lacking = self.rare.as_ref().is_some_and(|rare| rare.lacks_name_key);
-        if is_lacking { None } else { Some(self.name_key) }
+        self.name_key
     }
 
     pub(crate) fn description(&self) -> Option<&Description> {
@@ -273,7 +262,7 @@ impl Details {
         let at = at_micros(terms.last_used_at()?);
         let rare = self.rare.as_ref().and_then(|rare| rare.address);
         let address =
-            rare.or_else(|| (self.address != 0).then(|| Ipv4Addr::from_bits(self.address).into()));
+            rare.or_else(|| self.address.map(|bits| Ipv4Addr::from_bits(bits.get()).into()));
         Some(LastUse { at, address })
     }
 
@@ -293,8 +282,9 @@ impl Details {
     }
 
     pub(crate) fn version(&self) -> u64 {
-        let rare = self.rare.as_ref().and_then(|rare| rare.version);
-        rare.unwrap_or(self.version.into())
+        let rare = || self.rare.as_ref().and_then(|rare| rare.version);
+        let version = self.version.map(|version| version.get().into()).or_else(rare);
+        version.expect("a version that is not here is in the box")
     }
 }
 
@@ -304,10 +294,25 @@ fn boxed(rare: RareFields) -> Option<Box<RareFields>> {
 }
 
 /// Returns an address as 32 bits that are not zero, or else the address itself.
-fn packed(address: Option<IpAddr>) -> (u32, Option<IpAddr>) {
-    match address {
-        Some(IpAddr::V4(address)) if !address.is_unspecified() => (address.to_bits(), None),
-        other => (0, other),
+fn packed(address: Option<IpAddr>) -> (Option<NonZeroU32>, Option<IpAddr>) {
+    let bits = match address {
+        Some(IpAddr::V4(address)) => NonZeroU32::new(address.to_bits()),
+        _ => None,
+    };
+    (bits, if bits.is_some() { None } else { address })
+}
+
+/// Returns a lifetime as days or [`NEVER`], or else the lifetime itself. The default is neither.
+fn packed_lifetime(lifetime: Lifetime) -> (Option<NonZeroU16>, Option<Lifetime>) {
+    let days = match lifetime {
+        Lifetime::Default => return (None, None),
+        Lifetime::Never => return (Some(NEVER), None),
+        Lifetime::Days(days) => u16::try_from(days).ok().and_then(NonZeroU16::new),
+        Lifetime::Seconds(_) => None,
+    };
+    match days.filter(|days| *days != NEVER) {
+        Some(days) => (Some(days), None),
+        None => (None, Some(lifetime)),
     }
 }
 
@@ -374,7 +379,7 @@ mod tests {
     }
 
     fn version() -> impl Strategy<Value = u64> {
-        prop_oneof![0_u64..3, 65_534_u64..65_538, any::<u64>()]
+        prop_oneof![0_u64..3, 254_u64..258, any::<u64>()]
     }
 
     prop_compose! {

@@ -126,8 +126,7 @@ impl Message {
         for (word, number) in message.words_mut().zip(id.words()) {
             *word = number.to_be_bytes();
         }
-        // The range always exists. If it did not, no token would be created.
-        random.fill(message.0.get_mut(SECRET).ok_or(RandomError::new())?)?;
+        random.fill(message.0.get_mut(SECRET).expect("the range is within the block"))?;
         Ok(message)
     }
 
@@ -230,11 +229,8 @@ pub(crate) fn derive(key: &[u8], usage: &[u8]) -> Zeroizing<[u8; 32]> {
 }
 
 pub(crate) fn hmac_sha256(key: &[u8], parts: &[&[u8]]) -> [u8; 32] {
-    // HMAC accepts a key of any length, so this never fails. If it did, the zeros would not act as
-    // a key that anybody could know, because this same function checks the digests that it made.
-    let Ok(mut mac) = Hmac::<Sha256>::new_from_slice(key) else {
-        return [0; 32];
-    };
+    let mac = Hmac::<Sha256>::new_from_slice(key);
+    let mut mac = mac.expect("HMAC accepts a key of any length");
     for part in parts {
         mac.update(part);
     }

@@ -63,10 +63,8 @@ impl TokenId {
     ///
     /// After a clock goes back, new ids keep the time from which it went back, for up to a day.
     pub fn created_at(self) -> DateTime<Utc> {
-        i64::try_from(self.high >> 16)
-            .ok()
-            .and_then(DateTime::from_timestamp_millis)
-            .unwrap_or(DateTime::UNIX_EPOCH)
+        DateTime::from_timestamp_millis((self.high >> 16).cast_signed())
+            .expect("2^48 milliseconds end in the year 10889")
     }
 
     pub(crate) const fn from_words([high, low]: [u64; 2]) -> Option<Self> {
@@ -124,7 +122,7 @@ impl IdSource {
     /// millisecond.
     const COUNTER_START: u64 = 0x07FF;
     /// The end of the year 9999. Later instants count as this one, so that the counter never
-    /// overflows the 48 bits of milliseconds.
+    /// overflows the 48 bits of milliseconds. Instants before 1970 count as 1970.
     const LAST_MILLIS: u64 = 253_402_300_799_999;
 
     /// [`MAX_CLOCK_ERROR`](crate::clock::MAX_CLOCK_ERROR) in milliseconds.
@@ -186,15 +184,14 @@ impl IdSource {
     /// Returns the id that follows the last one and has the random bits `low`. `start` is the first
     /// counter value of a new millisecond.
     fn after(last: &AtomicU64, now: DateTime<Utc>, start: u64, low: u64) -> TokenId {
-        let millis = |at: DateTime<Utc>| {
-            u64::try_from(at.timestamp_millis()).unwrap_or(0).min(Self::LAST_MILLIS)
-        };
+        let millis =
+            |at: DateTime<Utc>| at.timestamp_millis().max(0).unsigned_abs().min(Self::LAST_MILLIS);
         let own = (millis(now) << Self::COUNTER_BITS) | (start & Self::COUNTER_START);
         let latest = millis(now).saturating_add(Self::LONGEST_STEP_BACK) << Self::COUNTER_BITS;
         let next =
             |last: u64| if last < own || last > latest { own } else { last.saturating_add(1) };
         let last = last.fetch_update(Ordering::AcqRel, Ordering::Acquire, |last| Some(next(last)));
-        let ordered = next(last.unwrap_or_else(|last| last));
+        let ordered = next(last.expect("the update always gives a value"));
         let (millis, counter) = (ordered >> Self::COUNTER_BITS, ordered & 0x0FFF);
         TokenId { high: (millis << 16) | TokenId::VERSION | counter, low: TokenId::VARIANT | low }
     }
@@ -218,7 +215,7 @@ pub(crate) const fn from_words([high, low]: [u64; 2]) -> u128 {
 
 impl fmt::Display for TokenId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(str::from_utf8(&self.digits()).unwrap_or_default())
+        f.pad(str::from_utf8(&self.digits()).expect("the digits of base62 are ASCII"))
     }
 }
 

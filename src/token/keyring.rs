@@ -277,7 +277,7 @@ impl Key {
 ///
 /// It always reads every byte.
 fn is_one_byte(material: &[u8]) -> bool {
-    let first = material.first().copied().unwrap_or_default();
+    let first = material.first().expect("the caller has checked the length");
     material.iter().fold(0, |differs, byte| differs | (byte ^ first)) == 0
 }
 

@@ -101,7 +101,7 @@ fn bits(address: IpAddr) -> (u128, u8) {
 
 /// Returns a mask of all bits but the lowest `host`.
 fn mask(host: u8) -> u128 {
-    u128::MAX.checked_shl(u32::from(host)).unwrap_or(0)
+    u128::MAX.unbounded_shl(u32::from(host))
 }
 
 impl FromStr for Network {

@@ -41,10 +41,9 @@ pub(super) enum Class {
 /// Returns the class of a character.
 pub(super) fn class(character: char) -> Class {
     let after = CLASSES.partition_point(|(first, _)| *first <= u32::from(character));
-    after
-        .checked_sub(1)
-        .and_then(|place| CLASSES.get(place))
-        .map_or(Class::Refused, |(_, class)| *class)
+    let place = after.checked_sub(1).and_then(|place| CLASSES.get(place));
+    let (_, class) = place.expect("the first range begins at U+0000");
+    *class
 }
 
 /// Computes `toNFKC_Casefold` (Unicode Standard, section 3.13.5), which is lower case for ASCII.

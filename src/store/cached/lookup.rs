@@ -6,6 +6,7 @@
 )]
 
 use crate::clock::Clock;
+use crate::shard;
 use crate::snapshot::Snapshot;
 use crate::store::StoredToken;
 use crate::table::{BoundedTable, Place};
@@ -118,9 +119,7 @@ impl Lookup {
 
     /// Locks the epoch of an id. Only the holder of the lock may fill or invalidate the id.
     pub(super) fn epoch(&self, id: TokenId) -> MutexGuard<'_, u64> {
-        let [first, ..] = &*self.epochs.stripes;
-        let place = usize::try_from(self.epochs.hasher.hash_one(id) % 1_024).unwrap_or_default();
-        lock(self.epochs.stripes.get(place).unwrap_or(first))
+        lock(shard::of_hash(&self.epochs.stripes, self.epochs.hasher.hash_one(id)))
     }
 
     /// Whether the cached answer for an id comes from a later read.

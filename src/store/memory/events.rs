@@ -66,7 +66,7 @@ impl Events {
         limit: usize,
     ) -> Vec<AuditEvent> {
         let held = numbers
-            .filter_map(|number| self.by_number.get(number))
+            .map(|number| self.by_number.get(number).expect("both maps have the same events"))
             .filter(|event| query.holds(event));
         held.take(limit.saturating_add(1)).cloned().collect()
     }
@@ -99,9 +99,8 @@ impl Events {
             .collect();
         for (place, number) in &gone {
             self.by_place.remove(place);
-            if let Some(event) = self.by_number.remove(number) {
-                self.ids.remove(&event.id);
-            }
+            let event = self.by_number.remove(number).expect("both maps have the same events");
+            self.ids.remove(&event.id);
         }
         gone.len()
     }

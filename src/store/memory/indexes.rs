@@ -30,7 +30,7 @@ impl IdList {
             self.chunks.insert(number, vec![place]);
             return;
         }
-        let Some(chunk) = self.chunks.get_mut(number) else { return };
+        let chunk = self.chunks.get_mut(number).expect("only an empty list has no such chunk");
         if chunk.len() < CHUNK {
             insert(chunk, index, place);
             return;
@@ -75,13 +75,13 @@ impl IdList {
         key_of: impl Fn(Place) -> Key,
     ) -> impl Iterator<Item = Place> {
         let (number, index) = self.find(key, &key_of);
-        let (before, rest) = self.chunks.split_at_checked(number).unwrap_or((&self.chunks, &[]));
-        let last = rest.first().and_then(|chunk| chunk.get(..index)).unwrap_or_default();
-        last.iter().rev().chain(before.iter().flatten().rev()).copied()
+        let (before, rest) = self.chunks.split_at(number);
+        let last = rest.first().into_iter().flat_map(move |chunk| chunk.iter().take(index).rev());
+        last.chain(before.iter().flatten().rev()).copied()
     }
 
     /// Returns the chunk that holds or would hold an id, and the index there of the first id that
-    /// is not smaller.
+    /// is not smaller. Both are zero in an empty list.
     fn find(&self, key: Key, key_of: &impl Fn(Place) -> Key) -> (usize, usize) {
         if let Some(last) = self.chunks.last()
             && last.last().is_some_and(|place| key_of(*place) < key)
@@ -91,23 +91,18 @@ impl IdList {
         let begins_at_or_below =
             |chunk: &Vec<Place>| chunk.first().is_some_and(|first| key_of(*first) <= key);
         let number = self.chunks.partition_point(begins_at_or_below).saturating_sub(1);
-        let index = self
-            .chunks
-            .get(number)
-            .map(|chunk| chunk.partition_point(|place| key_of(*place) < key));
-        (number, index.unwrap_or(0))
+        let Some(chunk) = self.chunks.get(number) else { return (0, 0) };
+        (number, chunk.partition_point(|place| key_of(*place) < key))
     }
 }
 
-/// Inserts a place. A full chunk grows by an eighth instead of doubling, as a `Vec` would by
-/// itself.
+/// Inserts a place before the one at `index`, or at the end. A full chunk grows by an eighth; a
+/// `Vec` would double by itself.
 fn insert(chunk: &mut Vec<Place>, index: usize, place: Place) {
     if chunk.len() == chunk.capacity() {
         chunk.reserve_exact((chunk.len() / 8).max(4).min(CHUNK.saturating_sub(chunk.len())));
     }
-    if index <= chunk.len() {
-        chunk.insert(index, place);
-    }
+    chunk.insert(index, place);
 }
 
 /// Merges lists that are each sorted greatest first into one sorted list.
@@ -120,7 +115,8 @@ pub(super) fn merged<I: Iterator<Item = (Key, Place)>>(
     let mut heads: BinaryHeap<((Key, Place), usize)> = heads.collect();
     std::iter::from_fn(move || {
         let ((_, place), number) = heads.pop()?;
-        heads.extend(lists.get_mut(number).and_then(Iterator::next).map(|head| (head, number)));
+        let list = lists.get_mut(number).expect("a head has the number of its list");
+        heads.extend(list.next().map(|head| (head, number)));
         Some(place)
     })
 }
@@ -140,9 +136,9 @@ impl HashedPlaces {
     /// Whether there is a record with this hash for which `is` returns true.
     pub(super) fn contains(&self, hash: u32, is: impl Fn(Place) -> bool) -> bool {
         self.probe(hash)
-            .filter_map(|index| self.entries.get(index))
-            .take_while(|entry| **entry != 0)
-            .map(|entry| halves(*entry))
+            .map(|index| self.at(index))
+            .take_while(|entry| *entry != 0)
+            .map(halves)
             .any(|[found, place]| found == hash && is(Place::from_bits(place)))
     }
 
@@ -160,16 +156,16 @@ impl HashedPlaces {
     pub(super) fn remove(&mut self, hash: u32, place: Place) {
         let mut is_out = false;
         for index in self.probe(hash) {
-            let Some(found) = self.entries.get_mut(index).filter(|found| **found != 0) else {
+            let found = self.at(index);
+            if found == 0 {
                 break;
-            };
+            }
             if is_out {
-                // Enters a later entry again, because it may be here only because of the removed
-                // one.
-                let behind = std::mem::take(found);
-                self.enter(behind);
-            } else if *found == entry(hash, place) {
-                *found = 0;
+                // The entry may be here only because the removed one was before it.
+                self.set(index, 0);
+                self.enter(found);
+            } else if found == entry(hash, place) {
+                self.set(index, 0);
                 self.len = self.len.saturating_sub(1);
                 is_out = true;
             }
@@ -177,17 +173,26 @@ impl HashedPlaces {
     }
 
     fn enter(&mut self, entry: u64) {
-        let gap = self.probe(hash_of(entry)).find(|index| self.entries.get(*index) == Some(&0));
-        if let Some(gap) = gap.and_then(|index| self.entries.get_mut(index)) {
-            *gap = entry;
-        }
+        let gap = self.probe(hash_of(entry)).find(|index| self.at(*index) == 0);
+        self.set(gap.expect("at least a fifth of the entries is empty"), entry);
+    }
+
+    /// Returns the entry at an index of [`probe`](Self::probe).
+    fn at(&self, index: usize) -> u64 {
+        *self.entries.get(index).expect("a probe ends with the entries")
+    }
+
+    fn set(&mut self, index: usize, entry: u64) {
+        *self.entries.get_mut(index).expect("a probe ends with the entries") = entry;
     }
 
     /// Returns the indexes to search for a hash, each one once.
     fn probe(&self, hash: u32) -> impl Iterator<Item = usize> + use<> {
         let len = self.entries.len();
-        let scaled = u64::try_from(len).unwrap_or(0).wrapping_mul(u64::from(hash)) >> 32;
-        let start = usize::try_from(scaled).unwrap_or(0).min(len);
+        let len_in_bits = u64::try_from(len).expect("a usize has at most 64 bits");
+        // There are fewer than 2^32 entries, because the store has fewer records.
+        let scaled = len_in_bits.wrapping_mul(u64::from(hash)) >> 32;
+        let start = usize::try_from(scaled).expect("the start is below the length");
         (start..len).chain(0..start)
     }
 }
@@ -207,7 +212,7 @@ fn hash_of(entry: u64) -> u32 {
     clippy::cast_possible_truncation,
     reason = "the two halves are wanted"
 )]
-const fn halves(entry: u64) -> [u32; 2] {
+pub(super) const fn halves(entry: u64) -> [u32; 2] {
     [(entry >> 32) as u32, entry as u32]
 }
 

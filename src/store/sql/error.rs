@@ -184,9 +184,10 @@ impl SqlFault {
 impl fmt::Display for SqlFault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.0.as_database_error() {
-            Some(error) => {
-                write!(f, "{} (code {})", error.message(), error.code().unwrap_or_default())
-            }
+            Some(error) => match error.code() {
+                Some(code) => write!(f, "{} (code {code})", error.message()),
+                None => f.write_str(error.message()),
+            },
             None => fmt::Display::fmt(&self.0, f),
         }
     }
@@ -220,13 +221,15 @@ pub(in crate::store) fn unavailable(error: sqlx::Error) -> StoreError {
 /// If the engine reports a code of a class for such failures, the commit was not done. After any
 /// other error, such as a lost connection, the outcome is unknown.
 pub(super) fn commit(error: sqlx::Error) -> StoreError {
-    let code = error.as_database_error().and_then(DatabaseError::code).unwrap_or_default();
+    let code = error.as_database_error().and_then(DatabaseError::code);
     // SQLSTATE classes 23 (integrity) and 40 (transaction rollback) except 40003 (completion
     // unknown), PostgreSQL documentation, appendix A; SQLite's BUSY.
-    let is_busy = code.parse::<u32>().is_ok_and(|code| code < 10_000 && code % 256 == 5);
-    let is_of = |class: &str| code.len() == 5 && code.starts_with(class) && code != "40003";
-    let is_undone = is_busy || is_of("23") || is_of("40");
-    if is_undone {
+    let is_undone = |code: &str| {
+        let is_busy = code.parse::<u32>().is_ok_and(|code| code < 10_000 && code % 256 == 5);
+        let is_of = |class: &str| code.len() == 5 && code.starts_with(class) && code != "40003";
+        is_busy || is_of("23") || is_of("40")
+    };
+    if code.as_deref().is_some_and(is_undone) {
         unavailable(error)
     } else {
         StoreError::OutcomeUnknown(Box::new(SqlFault(error)))

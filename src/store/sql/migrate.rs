@@ -1,7 +1,7 @@
 //! The versions of the tables, and the migrations between them.
 
 use super::error::is_missing_table;
-use super::{Engine, Session, SetupError, SqlStore, Value};
+use super::{Engine, Session, SetupError, SqlStore, Value, first_int};
 use std::sync::Arc;
 
 /// A migration.
@@ -74,8 +74,8 @@ async fn require_schema<E: Engine>(store: &SqlStore<E>) -> Result<(), SetupError
     let mut transaction = session.begin("BEGIN").await?;
     let rows = E::fetch(&mut transaction, false, count.into(), vec![Value::text(schema)]).await?;
     transaction.commit().await?;
-    match rows.first().map(|row| E::int(row, 0)).transpose()?.flatten() {
-        Some(0) => Err(SetupError::NoSchema { schema: schema.to_owned() }),
+    match first_int::<E>(&rows, 0)? {
+        0 => Err(SetupError::NoSchema { schema: schema.to_owned() }),
         _ => Ok(()),
     }
 }
@@ -92,7 +92,8 @@ impl Found {
 }
 
 fn newest<E: Engine>() -> i64 {
-    E::DIALECT.migrations.iter().map(|step| step.version).max().unwrap_or(0)
+    let versions = E::DIALECT.migrations.iter().map(|step| step.version);
+    versions.max().expect("every engine has a migration")
 }
 
 /// Reads the version of the tables; `None` if the table of versions does not exist.
@@ -118,7 +119,6 @@ async fn found_in<E: Engine>(
         format!("SELECT COALESCE(MAX(version), 0), COALESCE(MAX(min_compatible), 0) FROM {table}")
             .into();
     let rows = E::fetch(connection, false, sql, Vec::new()).await?;
-    let number =
-        |index| rows.first().and_then(|row| E::int(row, index).ok().flatten()).unwrap_or(0);
-    Ok(Found { version: number(0), min_compatible: number(1) })
+    let (version, min_compatible) = (first_int::<E>(&rows, 0)?, first_int::<E>(&rows, 1)?);
+    Ok(Found { version, min_compatible })
 }

@@ -24,7 +24,7 @@ impl Names {
         let dialect = &E::DIALECT;
         let scripts = dialect.migrations.iter().map(|step| step.sql);
         let suffixes = scripts.flat_map(pieces).filter_map(|piece| piece.suffix);
-        let longest = suffixes.map(str::len).max().unwrap_or(0);
+        let longest = suffixes.map(str::len).max().expect("the SQL files name tables");
         let refused = |field, reason| SetupError::Name { field, reason };
         let most = dialect.longest_name.map(|most| most.saturating_sub(longest));
         check(&prefix, most, dialect.reserved_prefix)
@@ -106,8 +106,9 @@ fn pieces(sql: &str) -> impl Iterator<Item = Piece<'_>> {
             let is_name = |byte: u8| byte.is_ascii_lowercase() || byte == b'_';
             let end = part.bytes().position(|byte| !is_name(byte)).unwrap_or(part.len());
             // The text before the first name has no suffix.
-            let (suffix, rest) =
-                part.split_at_checked(if index == 0 { 0 } else { end }).unwrap_or_default();
+            let (suffix, rest) = part
+                .split_at_checked(if index == 0 { 0 } else { end })
+                .expect("a character begins after ASCII characters");
             let suffix = Some(suffix).filter(|_| index > 0);
             [Piece { before: "", suffix }, Piece { before: rest, suffix: None }]
         })
