@@ -88,8 +88,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     /// `CachedStore`, the host must invalidate [`Uncommitted::ids`] in it. Until then, the cache
     /// returns the old records, at most for its lifetime.
     pub fn after_commit(&self, uncommitted: &Uncommitted) {
-        let cache = self.store.shortcut();
-        uncommitted.ids().for_each(|id| cache.invalidate(id));
+        self.store.shortcut().invalidate(uncommitted.ids());
         for batch in &uncommitted.batches {
             if let Some((realm, owner)) = &batch.erase {
                 self.usage.erase(realm, owner);

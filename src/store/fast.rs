@@ -59,12 +59,12 @@ impl<'a> StoreShortcut<'a> {
         }
     }
 
-    /// Invalidates a record in the crate's own cache, if this is one.
-    pub(crate) fn invalidate(self, id: TokenId) {
+    /// Invalidates records in the crate's own cache, if this is one.
+    pub(crate) fn invalidate(self, ids: impl Iterator<Item = TokenId>) {
         match self.0 {
-            Kind::None | Kind::Memory(_) => {}
+            Kind::None | Kind::Memory(_) => drop(ids),
             #[cfg(feature = "cache")]
-            Kind::Cache(lookup) => lookup.invalidate(id),
+            Kind::Cache(lookup) => ids.for_each(|id| lookup.invalidate(id)),
         }
     }
 
