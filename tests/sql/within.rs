@@ -502,7 +502,7 @@ async fn nothing_is_done_in_a_transaction_after_a_call_that_failed() {
     .await;
 }
 
-/// A cache still returns the old record until it is invalidated.
+/// A cache still returns the old record until `after_commit` invalidates it.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cache_forgets_what_a_transaction_changed() {
     let pool = postgres_pool(4).await;
@@ -518,9 +518,7 @@ async fn a_cache_forgets_what_a_transaction_changed() {
     tokens.verify(Credential::text(text)).await.expect("it is not revoked yet");
     transaction.commit().await.unwrap();
     tokens.verify(Credential::text(text)).await.expect("it is in the cache");
-    for id in uncommitted.ids() {
-        tokens.store().invalidate(id);
-    }
+    tokens.after_commit(&uncommitted);
     assert_eq!(
         tokens.verify(Credential::text(text)).await.unwrap_err().reject_reason(),
         Some(RejectReason::Revoked)
