@@ -114,7 +114,9 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     }
 
     /// Reads a credential: the scheme, the form of the text and its checksum.
-    #[inline(always)]
+    // If the compiler inlined this, it would leave a word of the secret on the caller's stack, as
+    // the tests of `secrets` found.
+    #[inline(never)]
     fn read<'a>(
         &self,
         offered: Offered<'a>,
