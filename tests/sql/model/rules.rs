@@ -652,6 +652,12 @@ impl Model {
         Ok(Acting { person: Some(person), through, policy, standing: Some(standing) })
     }
 
+    /// Returns whether the owner signed out everywhere after the token was made.
+    fn is_signed_out(&self, record: &Record) -> bool {
+        let valid_after = self.people.get(&record.owner).and_then(|owner| owner.valid_after);
+        valid_after.is_some_and(|after| record.created < after)
+    }
+
     /// Returns the reason if a token is rejected despite its right secret, regardless of the
     /// address.
     fn rejects(&self, record: &Record) -> Option<&'static str> {
@@ -663,9 +669,7 @@ impl Model {
         match self.people.get(&record.owner) {
             None => Some("owner_unknown"),
             Some(standing) if !standing.enabled => Some("owner_disabled"),
-            Some(standing) if standing.valid_after.is_some_and(|after| record.created < after) => {
-                Some("before_valid_after")
-            }
+            Some(_) if self.is_signed_out(record) => Some("before_valid_after"),
             Some(_) => None,
         }
     }
@@ -1016,6 +1020,8 @@ impl Model {
             Some(false) if !relation.may_give(reason) && known != Some(reason) => {
                 faults.push(Fault::ReasonNotAllowed);
             }
+            // The token is shown as not active already, so the edit sends back what it got.
+            Some(false) if edit.reason.is_none() && self.is_signed_out(record) => {}
             Some(false) => match record.state(self.now) {
                 TokenState::Active => after.do_revoke(by, token, relation, reason, policy),
                 _ if reason == Reason::Compromised => {
