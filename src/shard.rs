@@ -6,13 +6,9 @@ pub(crate) fn of_hash<T, const N: usize>(all: &[T; N], hash: u64) -> &T {
 }
 
 /// Returns the index below `N` that a hash chooses.
-#[allow(
-    clippy::arithmetic_side_effects,
-    clippy::as_conversions,
-    clippy::cast_possible_truncation,
-    reason = "`N` is not zero, and the remainder is below `N`, which is a usize"
-)]
-pub(crate) const fn index_of<const N: usize>(hash: u64) -> usize {
+pub(crate) fn index_of<const N: usize>(hash: u64) -> usize {
     const { assert!(N > 0) };
-    (hash % N as u64) as usize
+    let len = u64::try_from(N).expect("a usize has at most 64 bits");
+    let index = hash.checked_rem(len).expect("an array of length zero does not compile");
+    usize::try_from(index).expect("a remainder is below its divisor")
 }

@@ -241,8 +241,7 @@ impl Challenge {
         if fits { Ok(Self(value)) } else { Err(RealmError) }
     }
 
-    /// Creates the challenge whose realm is the brand. A brand has only letters and digits, so the
-    /// fallback is never used.
+    /// Creates the challenge whose realm is the brand.
     pub(super) fn of_brand(brand: &Brand) -> Self {
         Self::new(brand.as_str()).expect("a brand has 2 to 16 letters and digits")
     }

@@ -207,13 +207,9 @@ fn hash_of(entry: u64) -> u32 {
 }
 
 /// Returns the upper and the lower half.
-#[allow(
-    clippy::as_conversions,
-    clippy::cast_possible_truncation,
-    reason = "the two halves are wanted"
-)]
-pub(super) const fn halves(entry: u64) -> [u32; 2] {
-    [(entry >> 32) as u32, entry as u32]
+pub(super) fn halves(entry: u64) -> [u32; 2] {
+    let half = |bits: u64| u32::try_from(bits).expect("a half has 32 bits");
+    [half(entry >> 32), half(entry & u64::from(u32::MAX))]
 }
 
 #[cfg(test)]
