@@ -1,6 +1,7 @@
-//! Parses the `Authorization` header of a bearer request.
+//! Parses the `Authorization` header of a request.
 //!
-//! The format is that of RFC 9110 section 11 and RFC 6750 section 2.1.
+//! The format is that of RFC 9110 section 11, of RFC 6750 section 2.1 and, for a host that accepts
+//! HTTP Basic, of RFC 7617 section 2.
 
 /// The maximum length of an `Authorization` header of the scheme `Bearer`: 8 KiB.
 ///
@@ -16,25 +17,43 @@ pub(crate) enum BearerError {
     Malformed,
 }
 
-/// Returns the bearer credential of a request's only `Authorization` header.
+/// Returns the only `Authorization` header of a request, or `None` without one.
 ///
-/// Returns `None` unless it is one well-formed token68, of any length.
+/// # Errors
+/// [`BearerError::Malformed`] if there is more than one.
 #[cfg(feature = "tower")]
-pub(crate) fn token68<'a>(headers: impl IntoIterator<Item = &'a [u8]>) -> Option<&'a [u8]> {
+pub(crate) fn only<'a>(
+    headers: impl IntoIterator<Item = &'a [u8]>,
+) -> Result<Option<&'a [u8]>, BearerError> {
     let mut headers = headers.into_iter();
-    let (header, None) = (headers.next()?, headers.next()) else { return None };
-    let text = trim_spaces(after_name(header)?.strip_prefix(b" ")?);
-    is_token68(text).then_some(text)
+    let first = headers.next();
+    if headers.next().is_some() { Err(BearerError::Malformed) } else { Ok(first) }
 }
 
-/// Returns the rest of a header after the name `Bearer`, or `None` if it has another scheme.
-fn after_name(header: &[u8]) -> Option<&[u8]> {
-    let (name, rest) = header.split_first_chunk::<6>()?;
+/// Returns the token68 after a scheme, of any length. `None` if the header has another scheme.
+///
+/// # Errors
+/// [`BearerError::Malformed`] unless exactly one token68 follows the name.
+#[cfg(feature = "tower")]
+pub(crate) fn token68<'a>(
+    header: &'a [u8],
+    scheme: &[u8],
+) -> Result<Option<&'a [u8]>, BearerError> {
+    let Some(rest) = after_name(header, scheme) else { return Ok(None) };
+    let text = rest.strip_prefix(b" ").map(trim_spaces).filter(|text| is_token68(text));
+    text.map(Some).ok_or(BearerError::Malformed)
+}
+
+/// Returns the rest of a header after the name of a scheme, or `None` if it has another scheme.
+///
+/// The name is in lower case, and is compared without regard to case.
+fn after_name<'a>(header: &'a [u8], scheme: &[u8]) -> Option<&'a [u8]> {
+    let (name, rest) = header.split_at_checked(scheme.len())?;
     // `Bearerx` is another scheme. `Bearer` before a tab or a comma is not, because a scheme name
     // cannot contain either.
-    let is_ours = name.eq_ignore_ascii_case(b"bearer")
-        && !rest.first().is_some_and(|byte| is_token_char(*byte));
-    is_ours.then_some(rest)
+    let is_named =
+        name.eq_ignore_ascii_case(scheme) && !rest.first().is_some_and(|byte| is_token_char(*byte));
+    is_named.then_some(rest)
 }
 
 /// Returns the text after the scheme `Bearer`, trimmed of spaces, without checking it.
@@ -50,7 +69,7 @@ pub(crate) fn after_scheme(header: &[u8]) -> Result<&[u8], BearerError> {
     {
         return Ok(text);
     }
-    let rest = after_name(header).ok_or(BearerError::Missing)?;
+    let rest = after_name(header, b"bearer").ok_or(BearerError::Missing)?;
     if rest.first() != Some(&b' ') || header.len() > MAX_HEADER_BYTES {
         return Err(BearerError::Malformed);
     }

@@ -13,14 +13,18 @@ pub mod threat_model {}
 pub mod performance {}
 
 #[cfg(all(
+    feature = "actix",
+    feature = "api",
     feature = "axum",
     feature = "cache",
     feature = "conformance",
     feature = "console",
     feature = "openapi",
-    feature = "postgres",
-    feature = "sqlite",
-    feature = "testkit"
+    feature = "sqlx-mysql",
+    feature = "sqlx-postgres",
+    feature = "sqlx-sqlite",
+    feature = "testkit",
+    feature = "tokio-postgres"
 ))]
 pub mod guides;
 

@@ -46,12 +46,12 @@ debug_is_a_sentence!(
     crate::token::TokenIdError,
 );
 
-#[cfg(feature = "axum")]
+#[cfg(feature = "api")]
 debug_is_a_sentence!(crate::http::OriginError);
 #[cfg(feature = "cache")]
 debug_is_a_sentence!(crate::store::cached::CacheError);
-#[cfg(any(feature = "postgres", feature = "sqlite"))]
-debug_is_a_sentence!(crate::store::SetupError);
+#[cfg(feature = "sql")]
+debug_is_a_sentence!(crate::store::sql::SetupError);
 #[cfg(feature = "testkit")]
 debug_is_a_sentence!(crate::testkit::FakeTokenError);
 #[cfg(feature = "tower")]

@@ -58,10 +58,8 @@ pub use service::{
 };
 #[cfg(feature = "cache")]
 pub use store::CachedStore;
-#[cfg(feature = "postgres")]
-pub use store::PostgresStore;
-#[cfg(feature = "sqlite")]
-pub use store::SqliteStore;
+#[cfg(feature = "sql")]
+pub use store::SqlStore;
 pub use store::{AuditLog, KeyChecks, MemoryStore, StoreError, TokenStore};
 pub use token::{
     Keyring, PlaintextToken, Reason, Token, TokenId, TokenKind, TokenState, TokenView,

@@ -38,6 +38,9 @@ pub const TOKENS_SCIM: &str = "tokens:scim";
 /// The permission to list and revoke personal tokens of others, if the policy allows any oversight.
 pub const TOKENS_OVERSEE: &str = "tokens:oversee";
 
+/// The permission to introspect tokens of the realm (RFC 7662), for services that get them.
+pub const TOKENS_INTROSPECT: &str = "tokens:introspect";
+
 /// The grant of all permissions of SCIM (RFC 7644).
 pub(crate) const SCIM: &str = "scim:*";
 

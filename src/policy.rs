@@ -684,7 +684,7 @@ pub(crate) fn days(days: u32) -> Duration {
 }
 
 /// Returns how many whole days a time span has.
-#[cfg(feature = "axum")]
+#[cfg(feature = "api")]
 pub(crate) const fn whole_days(span: Duration) -> u64 {
     span.as_secs() / SECONDS_PER_DAY
 }

@@ -20,8 +20,8 @@
 
 use crate::likely::likely;
 use crate::permission::{
-    Grant, Permission, PermissionError, PermissionSet, SCIM, SERVICE_TOKENS_MANAGE, TOKENS_MANAGE,
-    TOKENS_OVERSEE, TOKENS_SCIM,
+    Grant, Permission, PermissionError, PermissionSet, SCIM, SERVICE_TOKENS_MANAGE,
+    TOKENS_INTROSPECT, TOKENS_MANAGE, TOKENS_OVERSEE, TOKENS_SCIM,
 };
 use crate::shard;
 use std::borrow::Borrow;
@@ -664,7 +664,8 @@ impl TryFrom<&str> for RoleName {
 }
 
 /// The permissions that every catalogue knows: those of this crate and of SCIM (RFC 7644).
-const OWN: [&str; 5] = [TOKENS_MANAGE, SERVICE_TOKENS_MANAGE, TOKENS_SCIM, TOKENS_OVERSEE, SCIM];
+const OWN: [&str; 6] =
+    [TOKENS_MANAGE, SERVICE_TOKENS_MANAGE, TOKENS_SCIM, TOKENS_OVERSEE, TOKENS_INTROSPECT, SCIM];
 
 /// Returns the declared permissions as grants.
 fn checked(declared: &[DeclaredPermission]) -> Result<BTreeSet<Grant>, RoleError> {

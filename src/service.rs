@@ -20,7 +20,7 @@ mod usage;
 mod verified;
 mod verify;
 
-#[cfg(feature = "axum")]
+#[cfg(feature = "api")]
 pub(crate) use actor::ActorCredential;
 pub use actor::{Actor, Standing};
 pub use check::{CheckError, KeyReport};
@@ -140,7 +140,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
     }
 
     /// Returns the time since a fixed moment.
-    #[cfg(feature = "axum")]
+    #[cfg(feature = "api")]
     pub(crate) fn monotonic(&self) -> Duration {
         self.clock.monotonic()
     }

@@ -9,13 +9,9 @@ mod audit_log;
 pub mod cached;
 mod fast;
 mod memory;
-#[cfg(feature = "postgres")]
-pub mod postgres;
 pub mod record;
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
-mod sql;
-#[cfg(feature = "sqlite")]
-pub mod sqlite;
+#[cfg(feature = "sql")]
+pub mod sql;
 
 pub use audit_log::{
     AuditLog, CursorError, EventCursor, EventOrder, EventPage, EventQuery, ExportCursor,
@@ -25,12 +21,8 @@ pub use audit_log::{
 pub use cached::CachedStore;
 pub(crate) use fast::{StoreShortcut, StoredToken};
 pub use memory::MemoryStore;
-#[cfg(feature = "postgres")]
-pub use postgres::PostgresStore;
-#[cfg(any(feature = "sqlite", feature = "postgres"))]
-pub use sql::{Engine, NameError, SetupError, SqlFault, SqlStore, SqlStoreBuilder, SqlStoreWithin};
-#[cfg(feature = "sqlite")]
-pub use sqlite::SqliteStore;
+#[cfg(feature = "sql")]
+pub use sql::SqlStore;
 
 use crate::BoxedFuture;
 use crate::audit::AuditEvent;

@@ -9,6 +9,9 @@
 )]
 
 use chrono::{DateTime, Utc};
+use http::{HeaderValue, Request, Response};
+use http_body_util::Either;
+use patkit::http::{Authenticator, Connection};
 use patkit::owner::{DirectoryError, DynDirectory, Realm};
 use patkit::store::{
     Change, ChangeBatch, DynTokenStore, ListBy, ListQuery, Page, StoreError, Touch,
@@ -17,13 +20,16 @@ use patkit::token::{ActorRef, Brand, TokenFormat, TokenName};
 use patkit::{
     Actor, Credential, Directory, Keyring, MemoryDirectory, MemoryStore, NewToken, Owner,
     OwnerCache, OwnerId, OwnerKind, Permission, RoleCatalog, Token, TokenId, TokenKind,
-    TokenService, TokenStore, TokenView,
+    TokenService, TokenStore, TokenView, Verified,
 };
+use std::convert::Infallible;
 use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
+use tower_layer::Layer;
+use tower_service::Service;
 
 fn ready<F: Future>(future: F) -> F::Output {
     match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
@@ -91,6 +97,63 @@ fn a_verification_allocates_nothing_once_warm() {
     let verified = verify(&headers[0]);
     assert_eq!(allocations(|| drop(ready(service.recheck(&verified)).unwrap())), 0, "a recheck");
     assert_eq!(allocations(|| drop(verified.clone())), 0, "a clone");
+}
+
+/// The service of a host, which answers at once. It cannot be cloned without a panic.
+struct Answer;
+
+impl Clone for Answer {
+    fn clone(&self) -> Self {
+        panic!("the layer cloned the service")
+    }
+}
+
+impl Service<Request<()>> for Answer {
+    type Response = Response<bool>;
+    type Error = Infallible;
+    type Future = std::future::Ready<Result<Response<bool>, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<()>) -> Self::Future {
+        std::future::ready(Ok(Response::new(request.extensions().get::<Verified>().is_some())))
+    }
+}
+
+#[test]
+fn a_request_through_the_layer_allocates_three_times_and_clones_no_service() {
+    let service = Arc::new(service(MemoryStore::new(), directory()));
+    let header = HeaderValue::try_from(headers(&service, 1).remove(0)).unwrap();
+    let request = |has_token: bool| {
+        let mut request = Request::new(());
+        let header = if has_token { header.clone() } else { HeaderValue::from_static("Basic x") };
+        request.headers_mut().insert("authorization", header);
+        request.extensions_mut().insert(Connection([10, 1, 2, 3].into()));
+        request
+    };
+    let authenticator = Authenticator::new(service);
+    let mut required = authenticator.required().layer(Answer);
+    let mut optional = authenticator.optional().layer(Answer);
+    let mut bare = Answer;
+    // Warm-up.
+    ready(required.call(request(true))).unwrap();
+    for _ in 0..3 {
+        let made = allocations(|| drop(ready(bare.call(request(true)))));
+        let through = allocations(|| {
+            let answer = ready(required.call(request(true))).unwrap();
+            assert!(matches!(answer.into_body(), Either::Left(true)));
+        });
+        // The service's future, the verified token, and the mark that the layer has seen the request.
+        assert_eq!(through - made, 3);
+        let made = allocations(|| drop(ready(bare.call(request(false)))));
+        let through = allocations(|| {
+            let answer = ready(optional.call(request(false))).unwrap();
+            assert!(matches!(answer.into_body(), Either::Left(false)));
+        });
+        assert_eq!(through - made, 2, "without a token");
+    }
 }
 
 #[test]

@@ -159,33 +159,36 @@ fn each_reason_is_given_exactly_where_it_applies_and_all_look_alike_to_the_clien
     world.advance(TimeDelta::days(1));
 
     let mut seen = Vec::new();
-    let mut check =
-        |expected: RejectReason, token: Option<TokenId>, result: Result<Verified, VerifyError>| {
-            let error = result.unwrap_err();
+    let mut check = |expected: RejectReason, token: Option<TokenId>, credential: Credential<'_>| {
+        // An inspection refuses for the same reason.
+        for error in [ready(service.verify(credential)), ready(service.inspect(credential))] {
+            let error = error.unwrap_err();
             assert_eq!(error.to_string(), "the credential was rejected", "{expected}");
             assert_eq!(error.reject_reason(), Some(expected));
             assert!(std::error::Error::source(&error).is_none(), "{expected}");
             assert_eq!(rejected(Err::<(), _>(error)).token, token, "{expected}");
-            seen.push(expected);
-        };
+        }
+        seen.push(expected);
+    };
     let of = |issued: &IssuedToken| Some(issued.token.id());
-    check(R::NoCredential, None, ready(service.verify(Credential::headers(None::<&str>))));
-    check(R::InvalidRequest, None, ready(service.verify(Credential::headers(Some("Bearer a b")))));
-    check(R::Malformed, None, verify(&world, "acme_pat_0"));
-    check(R::Unknown, Some(nowhere()), verify(&world, &unknown));
-    check(R::WrongSecret, of(&good), verify(&world, &wrong(&good)));
-    check(R::Revoked, of(&revoked), verify(&world, text(&revoked)));
-    check(R::Expired, of(&expired), verify(&world, text(&expired)));
-    check(R::AddressNotAllowed, of(&inside), verify(&world, text(&inside)));
+    let wrong = wrong(&good);
+    check(R::NoCredential, None, Credential::headers(None::<&str>));
+    check(R::InvalidRequest, None, Credential::headers(Some("Bearer a b")));
+    check(R::Malformed, None, Credential::text("acme_pat_0"));
+    check(R::Unknown, Some(nowhere()), Credential::text(&unknown));
+    check(R::WrongSecret, of(&good), Credential::text(&wrong));
+    check(R::Revoked, of(&revoked), Credential::text(text(&revoked)));
+    check(R::Expired, of(&expired), Credential::text(text(&expired)));
+    check(R::AddressNotAllowed, of(&inside), Credential::text(text(&inside)));
     let late = bob("late");
     world.put("bob", |bob| bob.with_tokens_valid_after(world.now() + MICRO));
-    check(R::BeforeValidAfter, of(&late), verify(&world, text(&late)));
+    check(R::BeforeValidAfter, of(&late), Credential::text(text(&late)));
     world.put("bob", |bob| bob.with_enabled(false));
-    check(R::OwnerDisabled, of(&late), verify(&world, text(&late)));
+    check(R::OwnerDisabled, of(&late), Credential::text(text(&late)));
     world.directory.put(Owner::new(id("bob"), OwnerKind::Service));
-    check(R::OwnerKind, of(&late), verify(&world, text(&late)));
+    check(R::OwnerKind, of(&late), Credential::text(text(&late)));
     world.directory.remove(&home(), &id("bob"));
-    check(R::OwnerUnknown, of(&late), verify(&world, text(&late)));
+    check(R::OwnerUnknown, of(&late), Credential::text(text(&late)));
 
     assert_eq!(seen.len(), R::ALL.len());
     for reason in R::ALL {
@@ -229,19 +232,24 @@ fn each_refusal_of_a_known_token_is_audited_with_its_owner_and_its_reason() {
             // A caller without the secret of the token is not named as the token.
             (wrong(&issued), ActorRef::Unproven, R::WrongSecret),
         ] {
-            let error = ready(
-                world.service.verify(Credential::text(&text).from_address(address("10.0.0.1"))),
-            )
-            .unwrap_err();
-            assert_eq!(error.reject_reason(), Some(reason));
-            let events = world.heard.take();
-            let [event] = &events[..] else { panic!("{reason}: {events:?}") };
-            assert_eq!((event.action, event.token), (AuditAction::Refused, token), "{reason}");
-            assert_eq!((event.owner.as_ref(), &event.actor), (Some(&owner), &actor), "{reason}");
-            assert_eq!(event.reason.as_deref(), Some(reason.as_str()));
-            assert_eq!((event.address, event.at), (address("10.0.0.1"), world.now()), "{reason}");
-            ready(world.service.flush()).unwrap();
-            assert!(world.events().contains(event), "{reason}: the same is stored");
+            let credential = Credential::text(&text).from_address(address("10.0.0.1"));
+            for is_inspection in [false, true] {
+                let error = if is_inspection {
+                    ready(world.service.inspect(credential))
+                } else {
+                    ready(world.service.verify(credential))
+                };
+                assert_eq!(error.unwrap_err().reject_reason(), Some(reason));
+                let events = world.heard.take();
+                let [event] = &events[..] else { panic!("{reason}: {events:?}") };
+                assert_eq!((event.action, event.token), (AuditAction::Refused, token), "{reason}");
+                assert_eq!((event.owner.as_ref(), &event.actor), (Some(&owner), &actor));
+                assert_eq!(event.reason.as_deref(), Some(reason.as_str()));
+                let (from, at) = (address("10.0.0.1"), world.now());
+                assert_eq!((event.address, event.at), (from, at), "{reason}");
+                ready(world.service.flush()).unwrap();
+                assert!(world.events().contains(event), "{reason}: the same is stored");
+            }
         }
     }
 }
@@ -805,6 +813,28 @@ proptest! {
             prop_assert_eq!(effective.allows(&permission), has && within, "{:?}", permission);
         }
     }
+}
+
+#[test]
+fn an_inspection_describes_the_token_as_a_verification_does_and_records_no_use() {
+    let world = World::new();
+    let issued = world.issue("ann", named("one").scope(["datastores:read"]));
+    let from = address("10.0.0.1");
+    let credential = Credential::text(text(&issued)).from_address(from);
+    let inspected = ready(world.service.inspect(credential)).unwrap();
+    assert_eq!(world.service.usage().pending, 0);
+    ready(world.service.flush()).unwrap();
+    assert_eq!(world.stored(issued.token.id()).last_used, None);
+    let verified = ready(world.service.verify(credential)).unwrap();
+    assert_eq!(world.service.usage().pending, 1);
+    assert_eq!(format!("{inspected:?}"), format!("{verified:?}"));
+    assert_eq!((inspected.address(), inspected.verified_at()), (from, world.now()));
+
+    // It moves no digest to another key either.
+    let renewed = with_keys(&world, &[KEY_2, KEY_1]);
+    ready(renewed.inspect(credential)).unwrap();
+    ready(renewed.flush()).unwrap();
+    assert_eq!(ready(world.store.tokens_per_key()).unwrap(), [(KeyId::new(1), 1)]);
 }
 
 #[test]

@@ -1,9 +1,10 @@
 //! Measures the stores with 10^4 and 10^6 tokens, the memory store in bytes and those in databases
 //! in time: `cargo bench -p patkit-benches-sql --bench store`.
 //!
-//! SQLite is in a file. PostgreSQL is at `PATKIT_TEST_POSTGRES_URL` (`scripts/postgres start DIR`
-//! starts one); if that is not set, the bench says so and skips it. Each figure is the median of
-//! many calls. Compare ratios. Loading takes a minute.
+//! SQLite is in a file. PostgreSQL is at `PATKIT_TEST_POSTGRES_URL` and MariaDB at
+//! `PATKIT_TEST_MARIADB_URL` (`scripts/postgres start DIR` and `scripts/mariadb start DIR` start
+//! them, MariaDB with `PATKIT_MARIADB_MEMORY=1G`); the bench says which of them is not set, and skips
+//! it. Each figure is the median of many calls. Compare ratios. Loading takes some minutes.
 
 #![allow(
     missing_docs,
@@ -19,7 +20,8 @@
 )]
 
 use bench_common::{builder, ids, ready};
-use bench_tables::{ENDED, PER_OWNER, id, places};
+use bench_tables::rows::{ENDED, PER_OWNER};
+use bench_tables::{id, places};
 use chrono::{DateTime, Utc};
 use patkit::owner::{OwnerId, Realm};
 use patkit::store::{Change, ChangeBatch, ListBy, ListQuery, Touch};
@@ -98,7 +100,7 @@ async fn measure<S: TokenStore>(store: &S, size: u64) -> Figures {
 
     // Of the smaller size, a thousandth is ten tokens.
     let mut times = Vec::new();
-    let ended = DateTime::from_timestamp_micros(ENDED).unwrap();
+    let ended = DateTime::from_timestamp_micros(ENDED.cast_signed()).unwrap();
     for _ in 0..5 {
         let began = Instant::now();
         let page = store.list_ended(ended, 2).await.unwrap();
@@ -133,6 +135,13 @@ async fn sqlite(size: u64) -> Figures {
 
 async fn postgres(url: &str, size: u64) -> Figures {
     let store = bench_tables::postgres(url, size, 1).await;
+    let figures = measure(&store, size).await;
+    bench_tables::drop_tables(&store, size).await;
+    figures
+}
+
+async fn mariadb(url: &str, size: u64) -> Figures {
+    let store = bench_tables::mariadb(url, size, 1).await;
     let figures = measure(&store, size).await;
     bench_tables::drop_tables(&store, size).await;
     figures
@@ -199,10 +208,10 @@ async fn main() {
         println!("{:<32} {:>12.0} {:>12.0}", "  beyond names and owners", small[1], large[1]);
     }
     print("SQLite", &[sqlite(SIZES[0]).await, sqlite(SIZES[1]).await]);
-    match std::env::var("PATKIT_TEST_POSTGRES_URL") {
-        Ok(url) => {
-            print("PostgreSQL", &[postgres(&url, SIZES[0]).await, postgres(&url, SIZES[1]).await]);
-        }
-        Err(_) => println!("\nPostgreSQL was left out: PATKIT_TEST_POSTGRES_URL is not set"),
+    if let Some(url) = bench_tables::url(bench_tables::POSTGRES) {
+        print("PostgreSQL", &[postgres(&url, SIZES[0]).await, postgres(&url, SIZES[1]).await]);
+    }
+    if let Some(url) = bench_tables::url(bench_tables::MARIADB) {
+        print("MariaDB", &[mariadb(&url, SIZES[0]).await, mariadb(&url, SIZES[1]).await]);
     }
 }

@@ -2,10 +2,12 @@
 //! tokens, and what recording last uses adds:
 //! `cargo bench -p patkit-benches-sql --bench store_path`.
 //!
-//! The bare lookup is what a host would write: a prepared statement of sqlx through the same pool,
-//! by the primary key, of the same columns, whose row is not read. SQLite is in a file. PostgreSQL
-//! is at `PATKIT_TEST_POSTGRES_URL` (`scripts/postgres start DIR` starts one); if that is not set,
-//! the bench says so and skips it.
+//! The bare lookup is what a host would write: a prepared statement through the same pool, by the
+//! primary key, of the same columns, whose row is not read. SQLite is in a file, over sqlx.
+//! PostgreSQL is at `PATKIT_TEST_POSTGRES_URL` and MariaDB at `PATKIT_TEST_MARIADB_URL`
+//! (`scripts/postgres start DIR` and `scripts/mariadb start DIR` start them); the bench says which
+//! of them is not set, and skips it. PostgreSQL is measured over sqlx and over tokio-postgres, on
+//! the same tables, and then the one against the other.
 //!
 //! Compared operations alternate within one run, in short samples. A time is the lower quartile of
 //! the samples, and a ratio is the median of the ratios of each turn. The bench `store` measures a
@@ -30,9 +32,12 @@ use chrono::{DateTime, TimeDelta};
 use patkit::store::record::TOKEN_COLUMNS;
 use patkit::{
     Actor, Credential, Keyring, ManualClock, MemoryDirectory, NewToken, Owner, OwnerId, OwnerKind,
-    PostgresStore, SqliteStore, TokenId, TokenPolicy, TokenService, TokenStore,
+    SqlStore, TokenId, TokenPolicy, TokenService, TokenStore,
 };
 use sqlx::AssertSqlSafe;
+use sqlx::mysql::MySqlPool;
+use sqlx::postgres::PgPool;
+use sqlx::sqlite::SqlitePool;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -53,17 +58,33 @@ trait Bare: TokenStore + Clone + 'static {
     fn look_up(&self, sql: Arc<str>, id: TokenId) -> impl Future<Output = bool> + Send;
 }
 
-impl Bare for SqliteStore {
+impl Bare for SqlStore<SqlitePool> {
     async fn look_up(&self, sql: Arc<str>, id: TokenId) -> bool {
         let query = sqlx::query(AssertSqlSafe(sql)).bind(id.to_bytes().to_vec());
         query.fetch_optional(self.pool()).await.unwrap().is_some()
     }
 }
 
-impl Bare for PostgresStore {
+impl Bare for SqlStore<MySqlPool> {
+    async fn look_up(&self, sql: Arc<str>, id: TokenId) -> bool {
+        let sql = sql.replace("$1", "?");
+        let query = sqlx::query(AssertSqlSafe(sql)).bind(id.to_bytes().to_vec());
+        query.fetch_optional(self.pool()).await.unwrap().is_some()
+    }
+}
+
+impl Bare for SqlStore<PgPool> {
     async fn look_up(&self, sql: Arc<str>, id: TokenId) -> bool {
         let query = sqlx::query(AssertSqlSafe(sql)).bind(id.to_bytes().to_vec());
         query.fetch_optional(self.pool()).await.unwrap().is_some()
+    }
+}
+
+impl Bare for SqlStore<deadpool_postgres::Pool> {
+    async fn look_up(&self, sql: Arc<str>, id: TokenId) -> bool {
+        let client = self.pool().get().await.unwrap();
+        let statement = client.prepare_cached(&sql).await.unwrap();
+        client.query_opt(&statement, &[&&id.to_bytes()[..]]).await.unwrap().is_some()
     }
 }
 
@@ -103,13 +124,15 @@ fn owner(number: u64) -> OwnerId {
 
 impl<S: Bare> Bench<S> {
     /// Makes the tokens that are verified, each with the creation time of the tokens around it.
-    async fn new(store: S, table: &str) -> Self {
+    ///
+    /// Their names begin with `name`.
+    async fn new(store: S, table: &str, name: &str) -> Self {
         let clock = Arc::new(ManualClock::at(DateTime::UNIX_EPOCH));
         let maker = service(store.clone(), Some(clock.clone()));
         let mut tokens = Vec::new();
         for (number, place) in (0..VERIFIED).zip(places(SIZE)) {
             clock.set(DateTime::from_timestamp_millis(place.cast_signed()).unwrap());
-            let new = NewToken::named(&format!("ci pipeline {number}")).never_expires();
+            let new = NewToken::named(&format!("{name} {number}")).never_expires();
             let issued =
                 maker.generate(&Actor::signed_in(owner(number % 1_000)), new).await.unwrap();
             tokens
@@ -212,25 +235,54 @@ fn quantile(mut values: Vec<f64>, part: usize) -> f64 {
     values[values.len() / part]
 }
 
-async fn run<S: Bare>(engine: &str, store: S, table: &str) {
+async fn run<S: Bare>(engine: &str, store: S, table: &str) -> Arc<Bench<S>> {
     println!("\n{engine:<32} {:>9} {:>7}", "µs", "times");
-    let bench = Arc::new(Bench::new(store, table).await);
+    let bench = Arc::new(Bench::new(store, table, engine).await);
     let verified = bench.compare().await;
     bench.last_uses(verified).await;
+    bench
+}
+
+/// Compares verifications of the same tables over sqlx and over tokio-postgres.
+async fn against<A: Bare, B: Bare>(sqlx: Arc<Bench<A>>, tokio_postgres: Arc<Bench<B>>) {
+    println!("\n{:<32} {:>9} {:>7}", "sqlx in times of tokio-postgres", "", "times");
+    for (what, way) in [("bare look-up", Way::Bare), ("verify_header", Way::Verify)] {
+        for at_once in AT_ONCE {
+            let mut ratios = Vec::new();
+            for turn in 0..TURNS as u64 {
+                // Alternates which comes first.
+                let ratio = if turn % 2 == 0 {
+                    let time = sqlx.sample(way, at_once, turn).await;
+                    time / tokio_postgres.sample(way, at_once, turn).await
+                } else {
+                    let time = tokio_postgres.sample(way, at_once, turn).await;
+                    sqlx.sample(way, at_once, turn).await / time
+                };
+                ratios.push(ratio);
+            }
+            let what = format!("{what}, {} at once", at_once.0);
+            println!("{what:<32} {:>9} {:>7.2}", "", quantile(ratios, 2));
+        }
+    }
 }
 
 #[tokio::main]
 async fn main() {
     let (store, folder) = bench_tables::sqlite(SIZE, CONNECTIONS).await;
-    run("SQLite", store.clone(), "patkit_tokens").await;
+    run("SQLite, sqlx", store.clone(), "patkit_tokens").await;
     folder.remove(store).await;
-    match std::env::var("PATKIT_TEST_POSTGRES_URL") {
-        Ok(url) => {
-            let store = bench_tables::postgres(&url, SIZE, CONNECTIONS).await;
-            run("PostgreSQL", store.clone(), &format!("{}tokens", bench_tables::prefix(SIZE)))
-                .await;
-            bench_tables::drop_tables(&store, SIZE).await;
-        }
-        Err(_) => println!("\nPostgreSQL was left out: PATKIT_TEST_POSTGRES_URL is not set"),
+    let table = format!("{}tokens", bench_tables::prefix(SIZE));
+    if let Some(url) = bench_tables::url(bench_tables::POSTGRES) {
+        let store = bench_tables::postgres(&url, SIZE, CONNECTIONS).await;
+        let sqlx = run("PostgreSQL, sqlx", store.clone(), &table).await;
+        let other = bench_tables::tokio_postgres(&url, SIZE, CONNECTIONS as usize).await;
+        let tokio_postgres = run("PostgreSQL, tokio-postgres", other, &table).await;
+        against(sqlx, tokio_postgres).await;
+        bench_tables::drop_tables(&store, SIZE).await;
+    }
+    if let Some(url) = bench_tables::url(bench_tables::MARIADB) {
+        let store = bench_tables::mariadb(&url, SIZE, CONNECTIONS).await;
+        run("MariaDB, sqlx", store.clone(), &table).await;
+        bench_tables::drop_tables(&store, SIZE).await;
     }
 }

@@ -4,44 +4,38 @@
     missing_docs,
     missing_debug_implementations,
     clippy::arithmetic_side_effects,
+    clippy::exhaustive_enums,
     clippy::missing_panics_doc,
+    clippy::print_stdout,
     clippy::unwrap_used,
     reason = "benches"
 )]
 
+pub mod rows;
+
 use bench_common::random;
-use patkit::{PostgresStore, SqliteStore, TokenId};
-use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
-use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions};
-use sqlx::{AssertSqlSafe, raw_sql};
+use deadpool_postgres::{Manager, Pool};
+use patkit::store::sql::{Connection, Driver};
+use patkit::{SqlStore, TokenId};
+use rows::Engine;
+use sqlx::mysql::{MySqlPool, MySqlPoolOptions};
+use sqlx::postgres::{PgPool, PgPoolOptions};
+use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions};
 use std::path::PathBuf;
+use tokio_postgres::NoTls;
 
-/// The number of tokens of each owner.
-pub const PER_OWNER: u64 = 10;
-/// A thousandth of the tokens ended before this instant, in microseconds.
-pub const ENDED: i64 = 1_000;
+/// The variable with the URL of PostgreSQL.
+pub const POSTGRES: &str = "PATKIT_TEST_POSTGRES_URL";
+/// The variable with the URL of MariaDB.
+pub const MARIADB: &str = "PATKIT_TEST_MARIADB_URL";
 
-/// Returns the statement that inserts rows directly. The n-th row belongs to one of `size / 10`
-/// owners, and the first thousandth is revoked.
-fn rows(table: &str, id: &str, hash: &str, numbers: &str, size: u64) -> String {
-    let ended = size / 1_000;
-    let when = |value: &str| format!("CASE WHEN n <= {ended} THEN {value} END");
-    format!(
-        "INSERT INTO {table} (id, realm, owner, owner_kind, kind, name, name_key, created_at, created_by, revoked_at, \
-         revoked_reason, revoked_by, revoked_authority, lifetime, scope, digest_key, digest, idle_from, version) \
-         SELECT {id}, '', 'owner ' || (n % {}), 'human', 'personal', 'token ' || n, {hash}, n, 'system', {}, {}, {}, {}, \
-         'default', 'inherit', 1, {hash}, n, 1 FROM {numbers}",
-        size / PER_OWNER,
-        when(&format!("n % {ENDED}")),
-        when("'system'"),
-        when("'system'"),
-        when("'system'"),
-    )
-}
-
-pub fn id(number: u64) -> TokenId {
-    let bytes = (u128::from(number) << 80) | (0x7000_8000 << 48) | u128::from(number);
-    TokenId::from_bytes(bytes.to_be_bytes()).unwrap()
+/// Returns the URL in a variable, or says that the engine is left out.
+pub fn url(variable: &str) -> Option<String> {
+    let url = std::env::var(variable).ok();
+    if url.is_none() {
+        println!("\nleft out, because {variable} is not set");
+    }
+    url
 }
 
 /// Returns a pseudo-random walk over all tokens that are not revoked.
@@ -49,19 +43,45 @@ pub fn places(size: u64) -> impl Iterator<Item = u64> {
     random().map(move |number| 1 + size / 1_000 + number % (size - size / 1_000))
 }
 
+/// Returns the id of the n-th row.
+pub fn id(number: u64) -> TokenId {
+    let bytes = (u128::from(number) << 80) | (0x7000_8000 << 48) | u128::from(number);
+    TokenId::from_bytes(bytes.to_be_bytes()).unwrap()
+}
+
+/// Returns the prefix of the tables on a server.
+pub fn prefix(size: u64) -> String {
+    format!("bench_{}_{size}_", std::process::id())
+}
+
+/// Runs statements one after the other.
+pub async fn run<D: Driver>(driver: &D, statements: &[String]) {
+    let mut session = driver.acquire().await.unwrap();
+    for statement in statements {
+        session.run(statement).await.unwrap();
+    }
+}
+
+/// Inserts this many tokens; of no tokens, nothing is known to the planner.
+async fn fill<D: Driver>(driver: &D, engine: Engine, table: &str, size: u64) {
+    if size > 0 {
+        run(driver, &rows::insert(engine, table, size)).await;
+    }
+}
+
 /// The folder of a SQLite database.
 pub struct Folder(PathBuf);
 
 impl Folder {
     /// Closes the store and removes the folder.
-    pub async fn remove(self, store: SqliteStore) {
+    pub async fn remove(self, store: SqlStore<SqlitePool>) {
         store.pool().close().await;
         std::fs::remove_dir_all(self.0).unwrap();
     }
 }
 
 /// Creates this many tokens in a SQLite file, behind a pool of this many connections.
-pub async fn sqlite(size: u64, connections: u32) -> (SqliteStore, Folder) {
+pub async fn sqlite(size: u64, connections: u32) -> (SqlStore<SqlitePool>, Folder) {
     let folder = std::env::temp_dir().join(format!("patkit-bench-{}-{size}", std::process::id()));
     std::fs::create_dir_all(&folder).unwrap();
     let options = SqliteConnectOptions::new()
@@ -70,41 +90,40 @@ pub async fn sqlite(size: u64, connections: u32) -> (SqliteStore, Folder) {
         .journal_mode(SqliteJournalMode::Wal);
     let pool =
         SqlitePoolOptions::new().max_connections(connections).connect_with(options).await.unwrap();
-    let store = SqliteStore::builder(pool.clone()).migrate().await.unwrap();
-    let numbers = format!(
-        "WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers LIMIT {size})"
-    );
-    let id = "unhex(printf('%012x70008%015x', n, n))";
-    let rows = rows("patkit_tokens", id, "unhex(printf('%064x', n))", "numbers", size);
-    raw_sql(AssertSqlSafe(format!("{numbers} {rows}; ANALYZE"))).execute(&pool).await.unwrap();
+    let store = SqlStore::builder(pool.clone()).migrate().await.unwrap();
+    fill(&pool, Engine::Sqlite, "patkit_tokens", size).await;
     (store, Folder(folder))
 }
 
-/// Returns the prefix of the tables in PostgreSQL.
-pub fn prefix(size: u64) -> String {
-    format!("bench_{}_{size}_", std::process::id())
-}
-
-/// Creates this many tokens in PostgreSQL, behind a pool of this many connections.
-pub async fn postgres(url: &str, size: u64, connections: u32) -> PostgresStore {
-    let options: PgConnectOptions = url.parse().unwrap();
-    let pool =
-        PgPoolOptions::new().max_connections(connections).connect_with(options).await.unwrap();
-    let store = PostgresStore::builder(pool.clone()).prefix(&prefix(size)).migrate().await.unwrap();
-    let table = format!("{}tokens", prefix(size));
-    let id = "decode(lpad(to_hex(n), 12, '0') || '70008' || lpad(to_hex(n), 15, '0'), 'hex')";
-    let numbers = format!("generate_series(1, {size}) AS numbers (n)");
-    let rows = rows(&table, id, "sha256(n::text::bytea)", &numbers, size);
-    raw_sql(AssertSqlSafe(format!("{rows}; ANALYZE {table}; CHECKPOINT")))
-        .execute(&pool)
-        .await
-        .unwrap();
+/// Creates the tables of this prefix on a server, with this many tokens.
+async fn on_server<D: Driver>(driver: D, engine: Engine, size: u64) -> SqlStore<D> {
+    let prefix = prefix(size);
+    let store = SqlStore::builder(driver.clone()).prefix(&prefix).migrate().await.unwrap();
+    fill(&driver, engine, &format!("{prefix}tokens"), size).await;
     store
 }
 
-/// Drops the tables that [`postgres`] created.
-pub async fn drop_tables(store: &PostgresStore, size: u64) {
-    let prefix = prefix(size);
-    let drop = format!("DROP TABLE {prefix}tokens, {prefix}events, {prefix}migrations");
-    raw_sql(AssertSqlSafe(drop)).execute(store.pool()).await.unwrap();
+/// Creates this many tokens in PostgreSQL, behind a pool of this many connections.
+pub async fn postgres(url: &str, size: u64, connections: u32) -> SqlStore<PgPool> {
+    let pool = PgPoolOptions::new().max_connections(connections).connect(url).await.unwrap();
+    on_server(pool, Engine::Postgres, size).await
+}
+
+/// Creates this many tokens in MariaDB, behind a pool of this many connections.
+pub async fn mariadb(url: &str, size: u64, connections: u32) -> SqlStore<MySqlPool> {
+    let pool = MySqlPoolOptions::new().max_connections(connections).connect(url).await.unwrap();
+    on_server(pool, Engine::MariaDb, size).await
+}
+
+/// Opens the tables that [`postgres`] created, over tokio-postgres.
+pub async fn tokio_postgres(url: &str, size: u64, connections: usize) -> SqlStore<Pool> {
+    let manager = Manager::new(url.parse().unwrap(), NoTls);
+    let pool = Pool::builder(manager).max_size(connections).build().unwrap();
+    SqlStore::builder(pool).prefix(&prefix(size)).open().await.unwrap()
+}
+
+/// Drops the tables on a server.
+pub async fn drop_tables<D: Driver>(store: &SqlStore<D>, size: u64) {
+    let drop = |table: &str| format!("DROP TABLE IF EXISTS {}{table}", prefix(size));
+    run(store.pool(), &["tokens", "events", "key_checks", "numbers", "migrations"].map(drop)).await;
 }

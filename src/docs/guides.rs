@@ -3,6 +3,9 @@
 #[doc = include_str!("guides/first_token.md")]
 pub mod first_token {}
 
+#[doc = include_str!("guides/frameworks.md")]
+pub mod frameworks {}
+
 #[doc = include_str!("guides/permissions.md")]
 pub mod permissions {}
 
@@ -20,6 +23,27 @@ pub mod keys {}
 
 #[doc = include_str!("guides/backups.md")]
 pub mod backups {}
+
+#[doc = include_str!("guides/which_store.md")]
+pub mod which_store {}
+
+#[doc = include_str!("guides/sqlx.md")]
+pub mod sqlx {}
+
+#[doc = include_str!("guides/tokio_postgres.md")]
+pub mod tokio_postgres {}
+
+#[doc = include_str!("guides/rusqlite.md")]
+pub mod rusqlite {}
+
+#[doc = include_str!("guides/diesel.md")]
+pub mod diesel {}
+
+#[doc = include_str!("guides/seaorm.md")]
+pub mod seaorm {}
+
+#[doc = include_str!("guides/own_driver.md")]
+pub mod own_driver {}
 
 #[doc = include_str!("guides/several_nodes.md")]
 pub mod several_nodes {}

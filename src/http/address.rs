@@ -1,5 +1,6 @@
 //! The address of a request's client, as far as the host can vouch for it.
 
+use crate::token::Networks;
 use http::header::FORWARDED;
 use http::{Extensions, HeaderMap, HeaderName};
 use std::net::{IpAddr, SocketAddr};
@@ -7,8 +8,8 @@ use std::num::NonZeroU8;
 
 /// The address of a request's connection, which the host puts into the request's extensions.
 ///
-/// With axum's `into_make_service_with_connect_info::<SocketAddr>()`, the host need not do so
-/// (feature `axum`).
+/// With actix-web (feature `actix`), and with axum's
+/// `into_make_service_with_connect_info::<SocketAddr>()` (feature `axum`), the host need not do so.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[allow(clippy::exhaustive_structs, reason = "a value that the host makes")]
 pub struct Connection(pub IpAddr);
@@ -16,7 +17,11 @@ pub struct Connection(pub IpAddr);
 /// The source of a client's address. A token that is bound to networks works only from a known
 /// address.
 #[derive(Debug, Clone)]
-pub struct ClientAddress(Source);
+pub struct ClientAddress {
+    source: Source,
+    /// The addresses from which a header counts, or `None` for all.
+    proxies: Option<Networks>,
+}
 
 #[derive(Debug, Clone)]
 enum Source {
@@ -28,7 +33,7 @@ enum Source {
 impl ClientAddress {
     /// Knows no address.
     pub const fn unknown() -> Self {
-        Self(Source::Unknown)
+        Self { source: Source::Unknown, proxies: None }
     }
 
     /// Uses the address of the connection.
@@ -37,7 +42,7 @@ impl ClientAddress {
     /// their address. The address is a [`Connection`] in the extensions or, with the feature
     /// `axum`, axum's `ConnectInfo<SocketAddr>`.
     pub const fn connection() -> Self {
-        Self(Source::Connection)
+        Self { source: Source::Connection, proxies: None }
     }
 
     /// Uses the address that the host's own proxies write into this header.
@@ -51,7 +56,17 @@ impl ClientAddress {
     /// this only if nobody can reach the host except through these proxies, because everybody else
     /// can write the header.
     pub const fn forwarded(header: HeaderName, proxies: NonZeroU8) -> Self {
-        Self(Source::Header { name: header, proxies })
+        Self { source: Source::Header { name: header, proxies }, proxies: None }
+    }
+
+    /// Believes a [`forwarded`](Self::forwarded) header only on connections from these networks, such
+    /// as `10.0.0.0/8`. The client of every other connection is its peer.
+    ///
+    /// This is for a host that clients can also reach without the proxies. With several proxies,
+    /// only the last one connects to the host.
+    pub fn only_through(mut self, proxies: Networks) -> Self {
+        self.proxies = Some(proxies);
+        self
     }
 
     /// Returns the address of the client. An IPv4-mapped IPv6 address, as a dual-stack socket
@@ -61,7 +76,13 @@ impl ClientAddress {
     }
 
     fn as_sent(&self, headers: &HeaderMap, extensions: &Extensions) -> Option<IpAddr> {
-        match &self.0 {
+        if let Some(proxies) = &self.proxies {
+            let peer = of_connection(extensions)?.to_canonical();
+            if !proxies.contains(peer) {
+                return Some(peer);
+            }
+        }
+        match &self.source {
             Source::Unknown => None,
             Source::Connection => of_connection(extensions),
             Source::Header { name, proxies } => {
@@ -87,10 +108,7 @@ impl ClientAddress {
 fn of_connection(extensions: &Extensions) -> Option<IpAddr> {
     let connection = extensions.get().map(|Connection(address)| *address);
     #[cfg(feature = "axum")]
-    let connection = connection.or_else(|| {
-        use axum::extract::ConnectInfo;
-        extensions.get().map(|ConnectInfo::<SocketAddr>(address)| address.ip())
-    });
+    let connection = connection.or_else(|| super::axum::connection(extensions));
     connection
 }
 

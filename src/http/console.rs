@@ -1,25 +1,31 @@
 //! The settings page, which a host mounts as it is and which is served from the binary.
 
-use super::router::{Api, json, no_such_path};
-use super::{ManagementApi, Problem, Sessions, user};
+use super::api::{Api, Caller};
+use super::service::{
+    Answer, AnswerFuture, BoxError, Methods, below, call_of, json, no_such_path, serve,
+    with_headers,
+};
+use super::{ManagementApi, Sessions};
 use crate::owner::{Directory, OwnerId};
 use crate::permission::{Grant, PermissionError, PermissionSet};
 use crate::policy::TokenPolicy;
 use crate::policy::whole_days;
 use crate::store::TokenStore;
 use crate::token::{Lifetime, Reason};
-use axum::Router;
-use axum::extract::{OriginalUri, Request, State};
-use axum::middleware::from_fn;
-use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use bytes::Bytes;
 use http::header::{
     CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE, REFERRER_POLICY, X_CONTENT_TYPE_OPTIONS,
 };
-use http::{HeaderValue, StatusCode};
+use http::request::Parts;
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http_body::Body;
+use http_body_util::Full;
 use serde::Serialize;
+use std::convert::Infallible;
 use std::fmt;
 use std::sync::Arc;
+use std::task::{Context, Poll};
+use tower_service::Service;
 
 const PAGE: &str = include_str!("console/page.html");
 const STYLE: &str = include_str!("console/style.css");
@@ -34,7 +40,8 @@ const POLICY: HeaderValue = HeaderValue::from_static(
      base-uri 'none'; form-action 'none'; frame-ancestors 'none'; require-trusted-types-for 'script'",
 );
 
-/// The settings page of a [`ManagementApi`], where a signed-in user manages tokens.
+/// The settings page of a [`ManagementApi`], where a signed-in user manages tokens. It is a service
+/// that is mounted as the API is.
 ///
 /// A user can list, create, revoke, restore, rotate, rename and delete tokens.
 ///
@@ -46,13 +53,31 @@ const POLICY: HeaderValue = HeaderValue::from_static(
 /// # use patkit::http::{Authenticator, Console, ManagementApi};
 /// # use patkit::{Actor, MemoryDirectory, MemoryStore};
 /// # fn app(api: ManagementApi<MemoryStore, MemoryDirectory, fn(&http::request::Parts) -> Option<Actor>>) -> axum::Router {
-/// let page = Console::new(&api, "/api").title("Acme tokens").sign_in("/sign-in");
-/// axum::Router::new().nest_service("/api", api.router()).nest_service("/settings/tokens", page.router())
+/// let page = Console::builder(&api, "/api").title("Acme tokens").sign_in("/sign-in").build();
+/// axum::Router::new().nest_service("/api", api).nest_service("/settings/tokens", page)
 /// # }
 /// ```
-pub struct Console<S, D, A> {
+///
+/// The page is at its base path, with or without a trailing slash. Its files are beside it, and its
+/// links to them are relative, so that a proxy may serve the page under another path. If a router
+/// removes the base path, as axum's `nest_service` does, the page needs the feature `axum` to be
+/// found without the slash.
+pub struct Console<S, D, A>(Arc<Page<S, D, A>>);
+
+struct Page<S, D, A> {
+    api: Arc<Api<S, D, A>>,
+    base: String,
+    html: String,
+    style: Bytes,
+    scopes: Option<Vec<Grant>>,
+    service_users: Vec<Hint>,
+}
+
+/// The settings of a page.
+pub struct ConsoleBuilder<S, D, A> {
     api: Arc<Api<S, D, A>>,
     path: String,
+    base: String,
     title: String,
     sign_in: String,
     theme: String,
@@ -68,17 +93,34 @@ struct Hint {
 }
 
 impl<S: TokenStore + 'static, D: Directory + 'static, A: Sessions> Console<S, D, A> {
-    /// Creates the page of this API, which is mounted under the path `api`, such as `/api`.
+    /// Creates the page of this API with default settings. Browsers find the API under `path`, such
+    /// as `/api`.
     pub fn new(api: &ManagementApi<S, D, A>, path: &str) -> Self {
-        Self {
+        Self::builder(api, path).build()
+    }
+
+    /// Creates a builder for a page with other settings.
+    pub fn builder(api: &ManagementApi<S, D, A>, path: &str) -> ConsoleBuilder<S, D, A> {
+        ConsoleBuilder {
             api: api.shared(),
             path: path.trim_end_matches('/').to_owned(),
+            base: String::new(),
             title: "Access tokens".to_owned(),
             sign_in: String::new(),
             theme: String::new(),
             scopes: None,
             service_users: Vec::new(),
         }
+    }
+}
+
+impl<S, D, A> ConsoleBuilder<S, D, A> {
+    /// Answers at this path, such as `/settings/tokens`, with or without a trailing slash. Defaults
+    /// to the root. [`ManagementApiBuilder::base_path`](super::ManagementApiBuilder::base_path)
+    /// says when to set it.
+    pub fn base_path(mut self, path: &str) -> Self {
+        path.trim_end_matches('/').clone_into(&mut self.base);
+        self
     }
 
     /// Sets the page's title. Defaults to "Access tokens".
@@ -137,33 +179,141 @@ impl<S: TokenStore + 'static, D: Directory + 'static, A: Sessions> Console<S, D,
         self
     }
 
-    /// Returns the routes: the page at `/`, its two files, and its request for the actor's
-    /// settings.
-    ///
-    /// Mount them with `nest_service`, which also passes on the path with a trailing slash. Before
-    /// you `merge` them into a router with its own fallback, call `reset_fallback` on them.
-    pub fn router<T: Clone + Send + Sync + 'static>(self) -> Router<T> {
-        let page = page(&self.path, &self.title, &self.sign_in);
-        let style = format!("{STYLE}\n{}", self.theme);
-        let show = async move |request: Request| {
-            file("text/html; charset=utf-8", page.replace("{{base}}", &escaped(&base_of(&request))))
-        };
-        Router::new()
-            .route("/", get(show))
-            .route("/style.css", get(async move || file("text/css; charset=utf-8", style)))
-            .route("/script.js", get(async || file("text/javascript; charset=utf-8", SCRIPT)))
-            .route("/settings.json", get(settings::<S, D, A>).route_layer(from_fn(user::name_user)))
-            .fallback(async || no_such_path())
-            .with_state(Arc::new(self))
+    /// Builds the page.
+    pub fn build(self) -> Console<S, D, A> {
+        Console(Arc::new(Page {
+            html: page(&self.path, &self.title, &self.sign_in),
+            style: format!("{STYLE}\n{}", self.theme).into(),
+            api: self.api,
+            base: self.base,
+            scopes: self.scopes,
+            service_users: self.service_users,
+        }))
+    }
+}
+
+impl<S, D, A> Clone for Console<S, D, A> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
     }
 }
 
 impl<S, D, A> fmt::Debug for Console<S, D, A> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Console")
+        f.debug_struct("Console").field("base_path", &self.0.base).finish_non_exhaustive()
+    }
+}
+
+impl<S, D, A> fmt::Debug for ConsoleBuilder<S, D, A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ConsoleBuilder")
             .field("path", &self.path)
             .field("title", &self.title)
             .finish_non_exhaustive()
+    }
+}
+
+/// Mounts the service in an `App` or a scope, for all paths below its base path.
+#[cfg(feature = "actix")]
+impl<S, D, A> actix_web::dev::HttpServiceFactory for Console<S, D, A>
+where
+    S: TokenStore + 'static,
+    D: Directory + 'static,
+    A: Sessions,
+{
+    fn register(self, config: &mut actix_web::dev::AppService) {
+        let base = self.0.base.clone();
+        super::actix::register(self, &base, config);
+    }
+}
+
+impl<S, D, A, B> Service<Request<B>> for Console<S, D, A>
+where
+    S: TokenStore + 'static,
+    D: Directory + 'static,
+    A: Sessions,
+    B: Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    type Response = Response<Full<Bytes>>;
+    type Error = Infallible;
+    type Future = AnswerFuture;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, mut request: Request<B>) -> AnswerFuture {
+        let page = self.0.clone();
+        page.api.authenticator().mark_as_sensitive(request.headers_mut());
+        serve(request, async move |parts, _| page.answer(&parts).await)
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Call {
+    Html,
+    Style,
+    Script,
+    Settings,
+}
+
+fn route(path: &str) -> Option<Methods<Call>> {
+    match path {
+        "" | "/" => Some(&[(Method::GET, Call::Html)]),
+        "/style.css" => Some(&[(Method::GET, Call::Style)]),
+        "/script.js" => Some(&[(Method::GET, Call::Script)]),
+        "/settings.json" => Some(&[(Method::GET, Call::Settings)]),
+        _ => None,
+    }
+}
+
+impl<S: TokenStore, D: Directory, A: Sessions> Page<S, D, A> {
+    async fn answer(&self, parts: &Parts) -> Answer {
+        let path = below(parts.uri.path(), &self.base);
+        let call = call_of(path.and_then(route).ok_or_else(no_such_path)?, &parts.method)?;
+        Ok(match call {
+            Call::Html => {
+                let html = self.html.replace("{{base}}", &escaped(&files_of(parts)));
+                file("text/html; charset=utf-8", html.into())
+            }
+            Call::Style => file("text/css; charset=utf-8", self.style.clone()),
+            Call::Script => {
+                file("text/javascript; charset=utf-8", Bytes::from_static(SCRIPT.as_bytes()))
+            }
+            Call::Settings => {
+                let caller = self.api.caller(parts).await?;
+                let settings = self.settings(&caller).await;
+                caller.name_in(settings)
+            }
+        })
+    }
+
+    async fn settings(&self, caller: &Caller) -> Answer {
+        let tokens = self.api.authenticator().tokens();
+        let standing = tokens.standing(&caller.actor).await;
+        let standing = standing.map_err(|error| self.api.not_done(&error, caller))?;
+        let user = standing.owner.as_ref().map_or_else(
+            || Hint { id: String::new(), name: String::new() },
+            |owner| Hint {
+                id: owner.id().as_str().to_owned(),
+                name: owner.name().unwrap_or(owner.id().as_str()).to_owned(),
+            },
+        );
+        let settings = Settings {
+            user,
+            may: May {
+                personal: standing.manages_tokens,
+                service: standing.manages_service_tokens,
+                scim: standing.grants_scim,
+            },
+            scopes: offered(self.scopes.as_deref(), &standing.permissions, standing.grants_scim),
+            holds: standing.permissions.iter().map(ToString::to_string).collect(),
+            service_users: if standing.manages_service_tokens { &self.service_users } else { &[] },
+            policy: Policy::of(tokens.policy()),
+            final_reasons: final_reasons(),
+        };
+        Ok(json(StatusCode::OK, &settings))
     }
 }
 
@@ -196,16 +346,17 @@ fn escaped(text: &str) -> String {
 ///
 /// The files are beside the page if its path ends with a slash, and else in a folder of its name.
 /// The path is relative so that a proxy may serve the page under another path.
-fn base_of(request: &Request) -> String {
-    let original = request.extensions().get::<OriginalUri>();
-    let path = original.map_or_else(|| request.uri().path(), |original| original.0.path());
+fn files_of(parts: &Parts) -> String {
+    let path = parts.uri.path();
+    #[cfg(feature = "axum")]
+    let path = super::axum::original_path(&parts.extensions).unwrap_or(path);
     match path.rsplit('/').next() {
         None | Some("") => String::new(),
         Some(last) => format!("./{last}/"),
     }
 }
 
-fn file(content_type: &'static str, text: impl IntoResponse) -> Response {
+fn file(content_type: &'static str, text: Bytes) -> Response<Full<Bytes>> {
     let headers = [
         (CONTENT_TYPE, HeaderValue::from_static(content_type)),
         // Browsers must revalidate, because another version of the crate has different files under
@@ -215,7 +366,7 @@ fn file(content_type: &'static str, text: impl IntoResponse) -> Response {
         (X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
         (REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
     ];
-    (headers, text).into_response()
+    with_headers(StatusCode::OK, headers, text)
 }
 
 /// The actor's settings, which the page requests.
@@ -270,39 +421,6 @@ impl Policy {
 
 fn final_reasons() -> Vec<&'static str> {
     Reason::ALL.into_iter().filter(|reason| reason.is_final()).map(Reason::as_str).collect()
-}
-
-async fn settings<S: TokenStore, D: Directory, A: Sessions>(
-    State(console): State<Arc<Console<S, D, A>>>,
-    request: Request,
-) -> Result<Response, Problem> {
-    // Drops the body, because it need not be `Sync` and so cannot be borrowed across a call.
-    let (parts, _) = request.into_parts();
-    let caller = console.api.caller(&parts).await?;
-    let tokens = console.api.tokens();
-    let standing = tokens.standing(&caller.actor).await;
-    let standing = standing.map_err(|error| console.api.not_done(&error, &caller))?;
-    let user = standing.owner.as_ref().map_or_else(
-        || Hint { id: String::new(), name: String::new() },
-        |owner| Hint {
-            id: owner.id().as_str().to_owned(),
-            name: owner.name().unwrap_or(owner.id().as_str()).to_owned(),
-        },
-    );
-    let settings = Settings {
-        user,
-        may: May {
-            personal: standing.manages_tokens,
-            service: standing.manages_service_tokens,
-            scim: standing.grants_scim,
-        },
-        scopes: offered(console.scopes.as_deref(), &standing.permissions, standing.grants_scim),
-        holds: standing.permissions.iter().map(ToString::to_string).collect(),
-        service_users: if standing.manages_service_tokens { &console.service_users } else { &[] },
-        policy: Policy::of(tokens.policy()),
-        final_reasons: final_reasons(),
-    };
-    Ok(json(StatusCode::OK, &settings))
 }
 
 /// Returns the part of `wanted` that the actor holds, in the order of `wanted`, or all that the

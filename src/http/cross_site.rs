@@ -2,7 +2,7 @@
 //! another site can send the cookie too.
 
 use http::header::{HOST, ORIGIN};
-use http::request::Parts;
+use http::uri::Authority;
 use http::{HeaderMap, HeaderValue};
 
 /// The most characters of a header that an error repeats.
@@ -53,20 +53,26 @@ pub enum CrossSiteError {
 /// Browsers set `Sec-Fetch-Site` and `Origin`, and no page can set them (Fetch standard, forbidden
 /// request-headers). Browsers send `Sec-Fetch-Site` only to hosts that are potentially trustworthy:
 /// https, or the machine itself.
-pub(super) fn check(parts: &Parts, allowed: &[HeaderValue]) -> Result<(), CrossSiteError> {
-    let site = only(&parts.headers, "sec-fetch-site")?;
+///
+/// `authority` is that of the request's target, if the target has one.
+pub(super) fn check(
+    headers: &HeaderMap,
+    authority: Option<&Authority>,
+    allowed: &[HeaderValue],
+) -> Result<(), CrossSiteError> {
+    let site = only(headers, "sec-fetch-site")?;
     if site.is_some_and(|site| site == "same-origin") {
         return Ok(());
     }
-    let origin = only(&parts.headers, ORIGIN.as_str())?;
+    let origin = only(headers, ORIGIN.as_str())?;
     if origin.is_some_and(|origin| allowed.contains(origin)) {
         return Ok(());
     }
-    let host = match parts.uri.authority() {
+    let host = match authority {
         // HTTP/2, or the absolute form, which has precedence over the field (RFC 9112
         // section 3.2.2).
         Some(authority) => Some(authority.as_str()),
-        None => only(&parts.headers, HOST.as_str())?.and_then(|host| host.to_str().ok()),
+        None => only(headers, HOST.as_str())?.and_then(|host| host.to_str().ok()),
     };
     match (site, origin) {
         (Some(site), origin) => {
@@ -137,6 +143,11 @@ fn host_and_port(text: &str) -> Option<(&str, Option<u16>)> {
 mod tests {
     use super::*;
     use http::Request;
+    use http::request::Parts;
+
+    fn check(parts: &Parts, allowed: &[HeaderValue]) -> Result<(), CrossSiteError> {
+        super::check(&parts.headers, parts.uri.authority(), allowed)
+    }
 
     fn parts(uri: &str, headers: &[(&str, &str)]) -> Parts {
         let request = headers

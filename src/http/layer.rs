@@ -1,31 +1,72 @@
 //! The layers, which decide whether a request reaches a service.
 
-use super::problem::Challenge;
+use super::challenge::{Challenge, Passed};
 use super::{Authenticator, Problem};
 use crate::owner::Directory;
 use crate::permission::{Permission, PermissionError};
 use crate::service::Verified;
 use crate::store::TokenStore;
 use bytes::Bytes;
-use http::header::AUTHORIZATION;
-use http::{HeaderMap, Request, Response};
+use http::{Request, Response};
 use http_body_util::{Either, Full};
 use std::fmt;
+use std::future::{Ready, ready};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use tower_layer::Layer;
 use tower_service::Service;
 
 /// The body of an answer: the service's own body, or that of a refusal.
 pub type ResponseBody<B> = Either<B, Full<Bytes>>;
 
-type Answer<B, E> = Pin<Box<dyn Future<Output = Result<Response<ResponseBody<B>>, E>> + Send>>;
+type Answer<B, E> = Result<Response<ResponseBody<B>>, E>;
 
-/// The mark in the extensions of a request that a layer let through, with the challenge for later
-/// refusals.
-#[derive(Debug, Clone)]
-pub(super) struct Passed(pub(super) Challenge);
+/// The future of an answer behind a layer: the service's own, or a refusal.
+///
+/// It decides without a box if the verification waits for nothing, as with a cached token.
+pub struct AuthFuture<F, B, E>(State<F, B, E>);
+
+enum State<F, B, E> {
+    Inner(Pin<Box<F>>),
+    Refused(Ready<Response<Full<Bytes>>>),
+    /// The verification, and then the service.
+    Waiting(Pin<Box<dyn Future<Output = Answer<B, E>> + Send>>),
+}
+
+impl<F, B, E> AuthFuture<F, B, E> {
+    fn inner(future: F) -> Self {
+        Self(State::Inner(Box::pin(future)))
+    }
+
+    fn refused(problem: &Problem) -> Self {
+        Self(State::Refused(ready(problem.to_response().map(Full::new))))
+    }
+}
+
+impl<F: Future<Output = Result<Response<B>, E>>, B, E> Future for AuthFuture<F, B, E> {
+    type Output = Answer<B, E>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Answer<B, E>> {
+        match &mut self.0 {
+            State::Inner(future) => {
+                let response = ready!(future.as_mut().poll(context));
+                Poll::Ready(response.map(|response| response.map(Either::Left)))
+            }
+            State::Refused(refusal) => {
+                let refusal = ready!(Pin::new(refusal).poll(context));
+                Poll::Ready(Ok(refusal.map(Either::Right)))
+            }
+            State::Waiting(future) => future.as_mut().poll(context),
+        }
+    }
+}
+
+impl<F, B, E> fmt::Debug for AuthFuture<F, B, E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AuthFuture").finish_non_exhaustive()
+    }
+}
 
 /// The layer that verifies the bearer credential of each request and puts a [`Verified`] into its
 /// extensions.
@@ -37,9 +78,12 @@ pub(super) struct Passed(pub(super) Challenge);
 /// `Router::route_layer`, because `Router::layer` would also guard unknown routes. The layer marks
 /// the `Authorization` header of the requests that it lets through as sensitive, so that the header
 /// map's `Debug` output does not show it.
+///
+/// With the feature `actix`, it is also middleware of actix-web, for `wrap`. Handlers then get the
+/// token by extractors.
 pub struct AuthLayer<S, D> {
-    authenticator: Arc<Authenticator<S, D>>,
-    is_required: bool,
+    pub(super) authenticator: Arc<Authenticator<S, D>>,
+    pub(super) is_required: bool,
 }
 
 impl<S, D> AuthLayer<S, D> {
@@ -73,8 +117,8 @@ impl<S, D, I> Layer<I> for AuthLayer<S, D> {
 
 /// A service behind an [`AuthLayer`].
 pub struct AuthService<S, D, I> {
-    layer: AuthLayer<S, D>,
-    inner: I,
+    pub(super) layer: AuthLayer<S, D>,
+    pub(super) inner: I,
 }
 
 impl<S, D, I: Clone> Clone for AuthService<S, D, I> {
@@ -99,34 +143,73 @@ where
 {
     type Response = Response<ResponseBody<B>>;
     type Error = I::Error;
-    type Future = Answer<B, I::Error>;
+    type Future = AuthFuture<I::Future, B, I::Error>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), I::Error>> {
         self.inner.poll_ready(context)
     }
 
-    fn call(&mut self, request: Request<A>) -> Self::Future {
+    fn call(&mut self, mut request: Request<A>) -> Self::Future {
+        let authenticator = &self.layer.authenticator;
+        match authenticator.authenticate_at_once(request.headers(), request.extensions()) {
+            Some(decision) => match self.layer.admit(&mut request, decision) {
+                Ok(()) => AuthFuture::inner(self.inner.call(request)),
+                Err(problem) => AuthFuture::refused(&problem),
+            },
+            None => self.wait(request),
+        }
+    }
+}
+
+impl<S: TokenStore + 'static, D: Directory + 'static, I> AuthService<S, D, I> {
+    /// Answers a request whose verification has to wait for the store or the directory.
+    fn wait<A, B>(&mut self, request: Request<A>) -> AuthFuture<I::Future, B, I::Error>
+    where
+        I: Service<Request<A>, Response = Response<B>> + Clone + Send + 'static,
+        I::Future: Send,
+        A: Send + 'static,
+    {
         let layer = self.layer.clone();
-        let mut inner = ready(&mut self.inner);
-        Box::pin(async move {
+        // The service that was polled ready answers. Its clone may not be ready.
+        let clone = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, clone);
+        AuthFuture(State::Waiting(Box::pin(async move {
             // A body need not be `Sync`, so it cannot be borrowed across the call of the store.
-            let (mut parts, body) = request.into_parts();
-            let authenticator = &layer.authenticator;
-            match authenticator.authenticate(&parts.headers, &parts.extensions).await {
-                Err(problem) => return Ok(refusal(&problem)),
-                Ok(None) if layer.is_required => {
-                    return Ok(refusal(&authenticator.no_credential()));
-                }
-                Ok(verified) => {
-                    let_through(&mut parts.extensions, verified, authenticator.challenge.clone());
-                }
+            let (parts, body) = request.into_parts();
+            let decision =
+                layer.authenticator.authenticate(&parts.headers, &parts.extensions).await;
+            let mut request = Request::from_parts(parts, body);
+            match layer.admit(&mut request, decision) {
+                Ok(()) => AuthFuture::inner(inner.call(request)).await,
+                Err(problem) => AuthFuture::<I::Future, B, I::Error>::refused(&problem).await,
             }
-            mark_as_sensitive(&mut parts.headers);
-            inner
-                .call(Request::from_parts(parts, body))
-                .await
-                .map(|response| response.map(Either::Left))
-        })
+        })))
+    }
+}
+
+impl<S: TokenStore, D: Directory> AuthLayer<S, D> {
+    /// Puts the outcome of a verification into the extensions, unless the request is refused.
+    fn admit<A>(
+        &self,
+        request: &mut Request<A>,
+        decision: Result<Option<Verified>, Problem>,
+    ) -> Result<(), Problem> {
+        let verified = self.decide(decision)?;
+        let challenge = self.authenticator.challenge.clone();
+        let_through(request.extensions_mut(), verified, challenge);
+        self.authenticator.mark_as_sensitive(request.headers_mut());
+        Ok(())
+    }
+
+    /// Returns the verified token, or `None` if the layer also admits requests without one.
+    pub(super) fn decide(
+        &self,
+        decision: Result<Option<Verified>, Problem>,
+    ) -> Result<Option<Verified>, Problem> {
+        match decision? {
+            None if self.is_required => Err(self.authenticator.challenge.no_credential()),
+            verified => Ok(verified),
+        }
     }
 }
 
@@ -165,33 +248,27 @@ impl<I> Layer<I> for RequirePermission {
 /// A service behind a [`RequirePermission`].
 #[derive(Debug, Clone)]
 pub struct RequirePermissionService<I> {
-    permission: Permission,
-    inner: I,
+    pub(super) permission: Permission,
+    pub(super) inner: I,
 }
 
 impl<I, A, B> Service<Request<A>> for RequirePermissionService<I>
 where
-    I: Service<Request<A>, Response = Response<B>> + Clone + Send + 'static,
-    I::Future: Send,
-    A: Send + 'static,
+    I: Service<Request<A>, Response = Response<B>>,
 {
     type Response = Response<ResponseBody<B>>;
     type Error = I::Error;
-    type Future = Answer<B, I::Error>;
+    type Future = AuthFuture<I::Future, B, I::Error>;
 
     fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), I::Error>> {
         self.inner.poll_ready(context)
     }
 
     fn call(&mut self, request: Request<A>) -> Self::Future {
-        let verified = permitted(request.extensions(), &self.permission).map(drop);
-        let mut inner = ready(&mut self.inner);
-        Box::pin(async move {
-            match verified {
-                Err(problem) => Ok(refusal(&problem)),
-                Ok(()) => inner.call(request).await.map(|response| response.map(Either::Left)),
-            }
-        })
+        match permitted(request.extensions(), &self.permission) {
+            Ok(_) => AuthFuture::inner(self.inner.call(request)),
+            Err(problem) => AuthFuture::refused(&problem),
+        }
     }
 }
 
@@ -201,21 +278,29 @@ pub(super) fn let_through(
     verified: Option<Verified>,
     challenge: Challenge,
 ) {
-    // A value from an outer layer, or from the host, is not this layer's result.
-    extensions.remove::<Verified>();
-    if let Some(verified) = verified {
-        extensions.insert(verified);
+    match verified {
+        Some(verified) => drop(extensions.insert(verified)),
+        // A value from an outer layer, or from the host, is not this layer's result.
+        None => drop(extensions.remove::<Verified>()),
     }
     extensions.insert(Passed(challenge));
 }
 
-/// Returns the token that a layer has verified.
+/// Returns the token that a layer has verified, if any, and the layer's challenge.
 ///
-/// It checks `Passed` first. Without that mark, no layer has seen the request, and nothing in the
-/// extensions counts.
-pub(super) fn verified(extensions: &http::Extensions) -> Result<&Verified, Problem> {
+/// Without the mark `Passed`, no layer has seen the request, and nothing in the extensions counts.
+pub(super) fn passed(
+    extensions: &http::Extensions,
+) -> Result<(Option<&Verified>, &Challenge), Problem> {
     let Some(Passed(challenge)) = extensions.get() else { return Err(without_layer()) };
-    extensions.get().ok_or_else(|| Problem::no_credential(challenge))
+    Ok((extensions.get(), challenge))
+}
+
+/// Returns the token that a layer has verified.
+#[cfg(any(feature = "actix", feature = "axum"))]
+pub(super) fn verified(extensions: &http::Extensions) -> Result<&Verified, Problem> {
+    let (verified, challenge) = passed(extensions)?;
+    verified.ok_or_else(|| challenge.no_credential())
 }
 
 /// Returns the token that a layer has verified, if it has this permission.
@@ -223,12 +308,12 @@ pub(super) fn permitted<'a>(
     extensions: &'a http::Extensions,
     permission: &Permission,
 ) -> Result<&'a Verified, Problem> {
-    let Some(Passed(challenge)) = extensions.get() else { return Err(without_layer()) };
-    let verified = verified(extensions)?;
+    let (verified, challenge) = passed(extensions)?;
+    let verified = verified.ok_or_else(|| challenge.no_credential())?;
     if verified.allows(permission) {
         return Ok(verified);
     }
-    Err(Problem::insufficient_scope(challenge, Some(permission.as_str())))
+    Err(challenge.insufficient_scope(Some(permission.as_str())))
 }
 
 /// Returns the answer if the host has left out the layer. Every request is refused, and the
@@ -242,21 +327,4 @@ pub(super) fn without_layer() -> Problem {
     let detail =
         "the server does not authenticate this route; the operator has to add the layer that does";
     Problem::new(http::StatusCode::INTERNAL_SERVER_ERROR, "not_authenticated", detail)
-}
-
-pub(super) fn mark_as_sensitive(headers: &mut HeaderMap) {
-    if let http::header::Entry::Occupied(mut values) = headers.entry(AUTHORIZATION) {
-        values.iter_mut().for_each(|value| value.set_sensitive(true));
-    }
-}
-
-fn refusal<B>(problem: &Problem) -> Response<ResponseBody<B>> {
-    problem.to_response().map(|body| Either::Right(Full::new(body)))
-}
-
-/// Returns the service that was polled ready and leaves its clone, which may not be ready, in its
-/// place.
-fn ready<I: Clone>(inner: &mut I) -> I {
-    let clone = inner.clone();
-    std::mem::replace(inner, clone)
 }

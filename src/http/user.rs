@@ -7,47 +7,26 @@
 
 use super::Problem;
 use crate::service::Actor;
-use axum::extract::Request;
-use axum::middleware::Next;
-use axum::response::Response;
 use http::request::Parts;
 use http::{HeaderName, HeaderValue, StatusCode};
 use sha2::{Digest, Sha256};
-use std::sync::{Arc, OnceLock};
 
 /// The header with the marker of the user whom an answer is for, or whom a request expects.
 pub(super) const USER: HeaderName = HeaderName::from_static("patkit-user");
 
-/// The slot in a request's extensions where [`check`] leaves the marker for the answer.
-#[derive(Clone, Default)]
-struct Answered(Arc<OnceLock<HeaderValue>>);
-
-/// Names the user in every answer to a request whose caller is known, refusals included.
-pub(super) async fn name_user(mut request: Request, next: Next) -> Response {
-    let answered = Answered::default();
-    request.extensions_mut().insert(answered.clone());
-    let mut response = next.run(request).await;
-    if let Some(marker) = answered.0.get() {
-        response.headers_mut().insert(USER, marker.clone());
-    }
-    response
-}
-
-/// Refuses a request whose page belongs to a user other than its caller.
+/// Returns the caller's marker for the answer, unless the request's page belongs to another user.
 ///
 /// # Errors
 /// [`Problem`] with 412 `user_changed` if the request's marker is not the caller's. RFC 9110
 /// section 15.5.13 defines 412 for a false condition in the header fields of the request.
-pub(super) fn check(parts: &Parts, actor: &Actor) -> Result<(), Problem> {
+pub(super) fn check(parts: &Parts, actor: &Actor) -> Result<Option<HeaderValue>, Problem> {
     let marker = marker(actor);
-    if let (Some(answered), Some(marker)) = (parts.extensions.get::<Answered>(), &marker) {
-        answered.0.get_or_init(|| marker.clone());
-    }
     if parts.headers.get_all(USER).iter().all(|expected| marker.as_ref() == Some(expected)) {
-        return Ok(());
+        return Ok(marker);
     }
     let detail = "the request expects another user than the one who is signed in; reload the page";
-    Err(Problem::new(StatusCode::PRECONDITION_FAILED, "user_changed", detail))
+    let problem = Problem::new(StatusCode::PRECONDITION_FAILED, "user_changed", detail);
+    Err(marker.into_iter().fold(problem, |problem, marker| problem.with_header(USER, marker)))
 }
 
 /// Returns a marker that is equal for all sessions and tokens of one owner, on all nodes. `None`

@@ -31,7 +31,7 @@ pub struct Actor {
 /// The credential that an actor proved itself with.
 ///
 /// Limits are counted for each credential.
-#[cfg(feature = "axum")]
+#[cfg(feature = "api")]
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) enum ActorCredential {
     Session { realm: Realm, owner: OwnerId },
@@ -93,14 +93,19 @@ impl Actor {
         self
     }
 
-    #[cfg(feature = "axum")]
+    #[cfg(feature = "api")]
     pub(crate) fn is_proven_by_header(&self) -> bool {
         self.is_proven_by_header
     }
 
+    #[cfg(feature = "api")]
+    pub(crate) fn is_token(&self) -> bool {
+        matches!(self.who, Who::Token { .. })
+    }
+
     /// Returns the realm and the owner that the actor acts for, without an owner for the host
     /// itself.
-    #[cfg(feature = "axum")]
+    #[cfg(feature = "api")]
     pub(crate) fn counts_as(&self) -> (&Realm, Option<&OwnerId>) {
         match &self.who {
             Who::Session { realm, owner } | Who::Token { realm, owner, .. } => (realm, Some(owner)),
@@ -108,7 +113,7 @@ impl Actor {
         }
     }
 
-    #[cfg(feature = "axum")]
+    #[cfg(feature = "api")]
     pub(crate) fn credential(&self) -> ActorCredential {
         match &self.who {
             Who::Session { realm, owner } => {

@@ -29,8 +29,8 @@ pub struct Credential<'a> {
 pub(super) enum Offered<'a> {
     /// The only `Authorization` header, or `None` without one.
     Header(Option<&'a [u8]>),
-    /// More than one `Authorization` header, of any scheme.
-    SeveralHeaders,
+    /// Something other than exactly one well-formed credential, such as two `Authorization` headers.
+    Invalid,
     /// A token's text.
     Text(&'a [u8]),
 }
@@ -49,7 +49,7 @@ impl<'a> Credential<'a> {
     pub fn headers<V: AsRef<[u8]> + ?Sized + 'a>(values: impl IntoIterator<Item = &'a V>) -> Self {
         let mut values = values.into_iter();
         Self::new(match values.next() {
-            Some(_) if values.next().is_some() => Offered::SeveralHeaders,
+            Some(_) if values.next().is_some() => Offered::Invalid,
             header => Offered::Header(header.map(AsRef::as_ref)),
         })
     }
@@ -57,6 +57,13 @@ impl<'a> Credential<'a> {
     /// Creates the credential from the text of a token, such as a field of a form or a message.
     pub fn text(text: &'a str) -> Self {
         Self::new(Offered::Text(text.as_bytes()))
+    }
+
+    /// Creates the credential from a token that a request carries in another place than its
+    /// `Authorization` headers. `None` is rejected as an invalid request.
+    #[cfg(feature = "tower")]
+    pub(crate) fn carried(text: Option<&'a [u8]>) -> Self {
+        Self::new(text.map_or(Offered::Invalid, Offered::Text))
     }
 
     fn new(offered: Offered<'a>) -> Self {

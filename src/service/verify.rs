@@ -73,6 +73,23 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         Verification { service: self, credential, waiting: None }
     }
 
+    /// Verifies a credential without recording a use of the token. Everything else is as in
+    /// [`verify`](Self::verify): a refusal of a known token is an audit event.
+    ///
+    /// This is for a service that asks about a token on behalf of another one.
+    ///
+    /// # Errors
+    /// [`VerifyError`]: rejected, with a reason for the operator, or unavailable.
+    pub async fn inspect(&self, credential: Credential<'_>) -> Result<Verified, VerifyError> {
+        let claim = {
+            let mut message = Message::room();
+            let presented = self.read(credential.offered, &mut message).map_err(unread)?;
+            self.claim(&presented, &message, credential.realm, &credential.peer)
+        };
+        let (known, owner) = self.find_admitted(&claim).await?;
+        Ok(Verified::new(known, owner, &self.catalog, claim.peer, claim.now))
+    }
+
     /// Verifies a token again, without its secret.
     ///
     /// Checks that the token still exists and is active and that its owner is still enabled. The
@@ -96,8 +113,18 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
 
     /// Takes the steps after the reading, and waits for the store and the directory if necessary.
     async fn decide(&self, claim: Claim<'_>) -> Decision {
+        let (known, owner) = self.find_admitted(&claim).await?;
+        self.record_use(&claim, &known);
+        Ok(Verified::new(known, owner, &self.catalog, claim.peer, claim.now))
+    }
+
+    /// Finds the token of a claim and its owner, and admits them.
+    async fn find_admitted(
+        &self,
+        claim: &Claim<'_>,
+    ) -> Result<(StoredToken<'_>, Snapshot<Owner>), VerifyError> {
         let found = self.find_stored(claim.presented.id).await?;
-        let known = self.prove(&claim, found)?;
+        let known = self.prove(claim, found)?;
         if let Err(reason) = admit_state(known.access(), claim.now) {
             self.audit_refusal(&known, reason, claim.peer.address(), claim.now);
             // The rejection does not depend on the reuse signal. If the signal fails, the next
@@ -110,7 +137,8 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             return Err(claim.rejected(reason));
         }
         let owner = self.find_owner(&known).await?;
-        self.admit(&claim, known, owner)
+        let owner = self.admit(claim, &known, owner)?;
+        Ok((known, owner))
     }
 
     /// Reads a credential: the scheme, the form of the text and its checksum.
@@ -125,7 +153,7 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         let text = match offered {
             Offered::Text(text) => text,
             Offered::Header(None) => return Err(RejectReason::NoCredential),
-            Offered::SeveralHeaders => return Err(RejectReason::InvalidRequest),
+            Offered::Invalid => return Err(RejectReason::InvalidRequest),
             Offered::Header(Some(header)) => {
                 authorization::after_scheme(header).map_err(|error| match error {
                     BearerError::Missing => RejectReason::NoCredential,
@@ -180,21 +208,23 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
         Ok(known)
     }
 
-    /// Checks the token's owner and address, and records the use.
+    /// Checks the token's owner and address.
     #[inline(always)]
     fn admit(
         &self,
         claim: &Claim<'_>,
-        known: StoredToken<'_>,
+        known: &StoredToken<'_>,
         owner: Option<Snapshot<Owner>>,
-    ) -> Result<Verified, VerifyError> {
-        let owner = match admit_owner(&known, owner, claim.peer, claim.now) {
-            Ok(owner) => owner,
-            Err(reason) => {
-                self.audit_refusal(&known, reason, claim.peer.address(), claim.now);
-                return Err(claim.rejected(reason));
-            }
-        };
+    ) -> Result<Snapshot<Owner>, VerifyError> {
+        admit_owner(known, owner, claim.peer, claim.now).map_err(|reason| {
+            self.audit_refusal(known, reason, claim.peer.address(), claim.now);
+            claim.rejected(reason)
+        })
+    }
+
+    /// Records the use of an admitted token.
+    #[inline(always)]
+    fn record_use(&self, claim: &Claim<'_>, known: &StoredToken<'_>) {
         let access = known.access();
         self.usage.record(claim.presented.id, access.last_used_at(), claim.peer, claim.now);
         // Moves only to a key of a greater id, because nodes that disagree about the primary key
@@ -203,7 +233,6 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             // The next flush moves the record to the primary key.
             self.usage.redigest(claim.presented.id, known.details().version(), claim.computed);
         }
-        Ok(Verified::new(known, owner, &self.catalog, claim.peer, claim.now))
     }
 }
 /// Returns the rejection of a text that names no token.

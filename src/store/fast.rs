@@ -49,7 +49,7 @@ impl<'a> StoreShortcut<'a> {
     /// Returns the place where the search for a record starts, and prefetches it.
     ///
     /// The processor loads that memory while a digest is computed.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn prefetch(self, id: TokenId) -> Option<Place> {
         match self.0 {
             Kind::None => None,

@@ -58,21 +58,49 @@ pub trait Row {
     fn bytes(&self, index: usize) -> Option<Option<&[u8]>>;
 }
 
+/// A null value reads as a null of every type, because not every driver knows the type of a null.
 impl Row for [Value] {
     fn int(&self, index: usize) -> Option<Option<i64>> {
-        if let Value::Int(value) = self.get(index)? { Some(*value) } else { None }
+        match self.get(index)? {
+            Value::Int(value) => Some(*value),
+            value => value.is_null().then_some(None),
+        }
     }
 
     fn text(&self, index: usize) -> Option<Option<&str>> {
-        if let Value::Text(value) = self.get(index)? { Some(value.as_deref()) } else { None }
+        match self.get(index)? {
+            Value::Text(value) => Some(value.as_deref()),
+            value => value.is_null().then_some(None),
+        }
     }
 
     fn bytes(&self, index: usize) -> Option<Option<&[u8]>> {
-        if let Value::Bytes(value) = self.get(index)? { Some(value.as_deref()) } else { None }
+        match self.get(index)? {
+            Value::Bytes(value) => Some(value.as_deref()),
+            value => value.is_null().then_some(None),
+        }
+    }
+}
+
+impl Row for Vec<Value> {
+    fn int(&self, index: usize) -> Option<Option<i64>> {
+        self.as_slice().int(index)
+    }
+
+    fn text(&self, index: usize) -> Option<Option<&str>> {
+        self.as_slice().text(index)
+    }
+
+    fn bytes(&self, index: usize) -> Option<Option<&[u8]>> {
+        self.as_slice().bytes(index)
     }
 }
 
 impl Value {
+    fn is_null(&self) -> bool {
+        matches!(self, Self::Int(None) | Self::Text(None) | Self::Bytes(None))
+    }
+
     pub(super) fn text(value: &(impl ToString + ?Sized)) -> Self {
         Self::Text(Some(value.to_string()))
     }
@@ -572,12 +600,11 @@ impl<'a, R: Row + ?Sized> Cells<'a, R> {
 
     /// Reads a key's number and the MAC made with that key.
     fn mac(&mut self) -> Result<Option<KeyedDigest>, CorruptRecord> {
-        let key = self.number()?;
-        let without_key = self.corrupt();
-        match (key, self.array()?) {
+        let first = self.index;
+        match (self.number()?, self.array()?) {
             (None, None) => Ok(None),
             (Some(key), Some(mac)) => Ok(Some(KeyedDigest::new(KeyId::new(key), mac))),
-            (None, Some(_)) => Err(without_key),
+            (None, Some(_)) => Err(self.corrupt_at(first)),
             (Some(_), None) => Err(self.corrupt()),
         }
     }

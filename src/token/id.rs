@@ -39,7 +39,7 @@ impl TokenId {
 
     /// A well-formed id of 1970 that no token has. It replaces a text that is not an id in a
     /// lookup.
-    #[cfg(feature = "axum")]
+    #[cfg(feature = "api")]
     pub(crate) const UNISSUED: Self = Self { high: Self::VERSION, low: Self::VARIANT };
 
     const VERSION: u64 = 0x7000;

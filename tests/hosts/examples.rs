@@ -12,6 +12,9 @@
     reason = "a test fails by panicking"
 )]
 
+#[path = "sessions.rs"]
+mod sessions;
+
 use patkit::token::{Brand, TokenFormat};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -126,6 +129,16 @@ impl Server {
         let mut child = command.current_dir(&folder).stdout(Stdio::piped()).spawn().unwrap();
         let stdout = BufReader::new(child.stdout.take().unwrap());
         Self { child, stdout, address: String::new(), log: String::new(), folder }
+    }
+
+    /// Returns the token of the `curl` line that the program prints after its address.
+    fn printed_token(&mut self) -> String {
+        let mut lines = String::new();
+        while !lines.contains("Bearer ") {
+            assert_ne!(self.stdout.read_line(&mut lines).unwrap(), 0, "{lines}");
+        }
+        let text = lines.split("Bearer ").nth(1).unwrap();
+        text.trim().trim_end_matches('\'').to_owned()
     }
 
     /// Sends a request with these header lines and a JSON body.
@@ -390,16 +403,133 @@ fn the_keyring_of_the_environment_is_used_or_refused() {
 #[test]
 fn the_layer_works_over_plain_hyper() {
     let mut server = Server::run(&mut example("hyper_host"));
-    let mut lines = String::new();
-    while !lines.contains("Bearer ") {
-        assert_ne!(server.stdout.read_line(&mut lines).unwrap(), 0, "{lines}");
-    }
-    let text = lines.split("Bearer ").nth(1).unwrap().trim().trim_end_matches('\'');
-    let answer = server.get("/", &[&bearer(text)]);
+    let text = server.printed_token();
+    let answer = server.get("/", &[&bearer(&text)]);
     assert_eq!((answer.status(), answer.body.as_str()), (200, "you are ada\n"));
     let refused = server.get("/", &[]);
     assert_eq!((refused.status(), refused.challenge()), (401, r#"Bearer realm="acme""#));
     assert_eq!(refused.header("content-type"), Some("application/problem+json"));
+    #[cfg(unix)]
+    server.stop("TERM");
+}
+
+/// Returns how many lines of a source are neither blank, nor comments, nor imports.
+fn lines_of_code(source: &str) -> usize {
+    let is_code = |line: &&str| {
+        let line = line.trim();
+        !line.is_empty() && !line.starts_with("//") && !line.starts_with("use ")
+    };
+    source.lines().filter(is_code).count()
+}
+
+/// A gRPC client sends HTTP/2, and one message of a length of four bytes after a byte of flags.
+#[test]
+fn a_service_of_tonic_behind_the_layer_needs_a_token() {
+    assert!(lines_of_code(include_str!("../../examples/tonic_host/src/main.rs")) < 60);
+    let mut server = Server::run(&mut example("tonic_host"));
+    let text = server.printed_token();
+    let call = |method: &str, text: Option<&str>| {
+        // Ends with the call, and closes the connection, for which the server would wait.
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let client = reqwest::Client::builder().http2_prior_knowledge().no_proxy().build().unwrap();
+        let request = client.post(format!("http://{}/{method}", server.address));
+        let request = request.header("content-type", "application/grpc").body(vec![0; 5]);
+        let request = match text {
+            Some(text) => request.bearer_auth(text),
+            None => request,
+        };
+        runtime.block_on(async {
+            let answer = request.send().await.unwrap();
+            let headers = answer.headers().clone();
+            (answer.status().as_u16(), headers, answer.bytes().await.unwrap())
+        })
+    };
+    let (status, headers, body) = call("acme.Who/Am", Some(&text));
+    assert_eq!(
+        (status, headers.get("content-type").unwrap().as_bytes()),
+        (200, &b"application/grpc"[..])
+    );
+    // The field 1 of the message is a text of three bytes.
+    assert_eq!(&body[..], b"\0\0\0\0\x05\x0a\x03ada");
+    let (status, headers, _) = call("acme.Who/Unknown", Some(&text));
+    assert_eq!((status, headers.get("grpc-status").unwrap().as_bytes()), (200, &b"12"[..]));
+    for (text, challenge) in [
+        (None, r#"Bearer realm="acme""#),
+        (Some("acme_pat_x"), r#"Bearer realm="acme", error="invalid_token""#),
+    ] {
+        for method in ["acme.Who/Am", "acme.Who/Unknown"] {
+            let (status, headers, _) = call(method, text);
+            assert_eq!(
+                (status, headers.get("www-authenticate").unwrap().to_str().unwrap()),
+                (401, challenge)
+            );
+            assert_eq!(headers.get("content-type").unwrap(), "application/problem+json");
+        }
+    }
+    #[cfg(unix)]
+    server.stop("TERM");
+}
+
+#[test]
+fn a_poem_host_has_routes_the_api_and_the_page() {
+    assert!(lines_of_code(include_str!("../../examples/poem_host/src/main.rs")) < 60);
+    let mut server = Server::run(&mut example("poem_host"));
+    let text = server.printed_token();
+    let answer = server.get("/me", &[&bearer(&text)]);
+    assert_eq!((answer.status(), answer.body.as_str()), (200, "you are ada\n"));
+    let refused = server.get("/me", &[]);
+    assert_eq!((refused.status(), refused.challenge()), (401, r#"Bearer realm="acme""#));
+    assert_eq!(refused.header("content-type"), Some("application/problem+json"));
+    // The layer and the API know the address of the client.
+    let session = ["Cookie: a=b; session=ada", SAME_ORIGIN];
+    for (network, status) in [("127.0.0.0/8", 200), ("192.0.2.0/24", 401)] {
+        let body = format!(r#"{{"name":"{network}","allowed_networks":["{network}"]}}"#);
+        let made = server.request("POST /api/user-tokens", &session, &body);
+        let made = made.json();
+        let bound = bearer(made.get("bearer_token").and_then(Value::as_str).unwrap());
+        for path in ["/me", "/api/user-tokens"] {
+            assert_eq!(server.get(path, &[&bound]).status(), status, "{path} {network}");
+        }
+    }
+    let made = server.request("POST /api/user-tokens", &session, r#"{"name":"ci"}"#);
+    assert_eq!(made.status(), 201, "{made:?}");
+    for (path, link) in [
+        ("/settings/tokens", "href=\"./tokens/style.css\""),
+        ("/settings/tokens/", "href=\"style.css\""),
+    ] {
+        let page = server.get(path, &[]);
+        assert!(page.status() == 200 && page.body.contains(link), "{page:?}");
+    }
+    assert_eq!(server.get("/settings/tokens/style.css", &[]).status(), 200);
+    #[cfg(unix)]
+    server.stop("TERM");
+}
+
+#[test]
+fn an_actix_host_has_routes_the_api_and_the_page() {
+    assert!(lines_of_code(include_str!("../../examples/actix_host/src/main.rs")) < 60);
+    let mut server = Server::run(&mut example("actix_host"));
+    let text = server.printed_token();
+    for (path, body) in
+        [("/me", "you are ada\n"), ("/manage", "ada manages tokens\n"), ("/hello", "hello ada\n")]
+    {
+        let answer = server.get(path, &[&bearer(&text)]);
+        assert_eq!((answer.status(), answer.body.as_str()), (200, body));
+    }
+    assert_eq!(server.get("/hello", &[]).body, "hello\n");
+    let refused = server.get("/me", &[]);
+    assert_eq!((refused.status(), refused.challenge()), (401, r#"Bearer realm="acme""#));
+    let session = ["Cookie: a=b; session=ada", SAME_ORIGIN];
+    let made = server.request("POST /api/user-tokens", &session, r#"{"name":"ci"}"#);
+    assert_eq!(made.status(), 201, "{made:?}");
+    for (path, link) in [
+        ("/settings/tokens", "href=\"./tokens/style.css\""),
+        ("/settings/tokens/", "href=\"style.css\""),
+    ] {
+        let page = server.get(path, &[]);
+        assert!(page.status() == 200 && page.body.contains(link), "{page:?}");
+    }
+    assert_eq!(server.get("/settings/tokens/style.css", &[]).status(), 200);
     #[cfg(unix)]
     server.stop("TERM");
 }
@@ -428,6 +558,51 @@ fn a_server_that_is_terminated_has_written_the_last_use() {
     }
 }
 
+/// Each guide of a driver that is an example shows the code, the dependencies and the number of
+/// lines of that example.
+#[test]
+fn the_guides_of_drivers_show_their_examples() {
+    let all_drivers = include_str!("../../src/docs/guides/own_driver.md");
+    for (guide, folder) in
+        [("rusqlite", "rusqlite_host"), ("diesel", "diesel_host"), ("seaorm", "seaorm_host")]
+    {
+        let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let read = |file: String| std::fs::read_to_string(root.join(file)).unwrap();
+        // Without indentation, which differs.
+        let lines = |text: &str| text.lines().map(str::trim).collect::<Vec<_>>().join("\n");
+        let page = read(format!("src/docs/guides/{guide}.md"));
+        let example = lines(&read(format!("examples/{folder}/src/main.rs")));
+        let blocks: Vec<&str> = page.split("```").skip(1).step_by(2).collect();
+        let rust = blocks.iter().filter_map(|block| block.strip_prefix("rust,ignore\n"));
+        let rust: Vec<String> = rust.map(lines).collect();
+        assert!(rust.len() >= 2);
+        for block in rust {
+            assert!(example.contains(&block), "{guide}: {block}");
+        }
+        let manifest = read(format!("examples/{folder}/Cargo.toml"));
+        let toml = blocks.iter().find_map(|block| block.strip_prefix("toml\n")).unwrap();
+        for line in toml.lines().filter(|line| !line.starts_with("patkit ")) {
+            assert!(manifest.contains(line), "{guide}: {line}");
+        }
+        let features = |text: &str| {
+            let line = text.lines().find(|line| line.starts_with("patkit ")).unwrap();
+            line.split_once("features").unwrap().1.to_owned()
+        };
+        assert_eq!(features(toml), features(&manifest), "{guide}");
+
+        let mut is_import = false;
+        let code = read(format!("examples/{folder}/src/driver.rs"));
+        let code = code.lines().filter(|line| {
+            is_import |= line.starts_with("use ");
+            let is_code = !is_import && !line.trim().is_empty() && !line.trim().starts_with("//");
+            is_import &= !line.ends_with(';');
+            is_code
+        });
+        let row = format!("`examples/{folder}` | {} |", code.count());
+        assert!(all_drivers.contains(&row), "{row}");
+    }
+}
+
 /// The README's host is the example's text, is short, and works with a real database.
 #[cfg(unix)]
 #[test]
@@ -437,11 +612,7 @@ fn the_host_of_the_readme_runs_on_postgresql() {
         .unwrap()
         .1;
     assert!(include_str!("../../README.md").contains(&format!("```rust,no_run\n{source}```\n")));
-    let is_code = |line: &&str| {
-        let line = line.trim();
-        !line.is_empty() && !line.starts_with("//") && !line.starts_with("use ")
-    };
-    assert!(source.lines().filter(is_code).count() < 40);
+    assert!(lines_of_code(source) < 40);
 
     let url = std::env::var("PATKIT_TEST_POSTGRES_URL")
         .expect("scripts/test starts a database and sets this");

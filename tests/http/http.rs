@@ -184,12 +184,13 @@ impl Host {
             )
             .layer(authenticator.required());
         let optional = Router::new().route("/maybe", get(maybe)).layer(authenticator.optional());
-        let console =
-            Console::new(&api, "/api/").title("<Tokens>").theme(":root { --patkit-accent: #0a7; }");
+        let console = Console::builder(&api, "/api/")
+            .title("<Tokens>")
+            .theme(":root { --patkit-accent: #0a7; }");
         let app = Router::new()
-            .nest("/settings", console.router())
-            .nest("/api", api.router())
-            .nest("/of/{tenant}/{id}", api.router())
+            .nest_service("/settings", console.build())
+            .nest_service("/api", api.clone())
+            .nest_service("/of/{tenant}/{id}", api)
             .merge(required)
             .merge(optional)
             .route("/forgotten", get(whoami))
@@ -1129,7 +1130,7 @@ fn mistyped(text: &str) -> String {
 }
 
 /// Returns the first text with the secret of the second and a right checksum.
-fn with_other_secret(text: &str, other: &str) -> String {
+pub(super) fn with_other_secret(text: &str, other: &str) -> String {
     const DIGITS: &[u8; 62] = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz";
     let start = text.len() - 50;
     let mut forged = format!("{}{}", &text[..start], &other[start..start + 44]);
@@ -1419,7 +1420,7 @@ async fn the_operator_hears_of_sessions_that_do_not_answer() {
         Authenticator::new(host.tokens.clone()).on_incident(move |incident: Incident<'_>| {
             heard.lock().unwrap().push(format!("{incident:?}"));
         });
-    let app: Router = ManagementApi::new(authenticator, NoSessions).router();
+    let app = ManagementApi::new(authenticator, NoSessions);
     let request = Request::get("/user-tokens").body(Body::empty()).unwrap();
     let answer = app.oneshot(request).await.unwrap();
     assert_eq!(
@@ -1669,7 +1670,7 @@ async fn a_foreign_credential_is_none_where_the_host_says_so() {
         Router::new()
             .route("/maybe", get(seen))
             .route_layer(authenticator.optional())
-            .nest_service("/api", ManagementApi::new(authenticator.clone(), by_jwt).router::<()>())
+            .nest_service("/api", ManagementApi::new(authenticator.clone(), by_jwt))
     };
     let call = async |app: Router, method: Method, path: &str, header: &str| {
         let request = Request::builder().method(method).uri(path).header("authorization", header);
@@ -1764,21 +1765,12 @@ async fn unknown_paths_and_slashes_too_many_are_problems_and_bases_work_with_and
             "/api/",
         )
     };
-    let api =
-        || ManagementApi::new(Authenticator::new(host.tokens.clone()), signed_in).router::<()>();
+    let api = || ManagementApi::new(Authenticator::new(host.tokens.clone()), signed_in);
     let apps: [Router; 3] = [
+        Router::new().nest_service("/a/api", api()).nest_service("/a/page", console()),
+        Router::new().nest_service("/a/api/", api()).nest_service("/a/page/", console()),
         Router::new()
-            .nest_service("/a/api", api())
-            .nest_service("/a/page", console().router::<()>()),
-        Router::new()
-            .nest_service("/a/api/", api())
-            .nest_service("/a/page/", console().router::<()>()),
-        Router::new().nest(
-            "/a",
-            Router::new()
-                .nest_service("/api", api())
-                .nest_service("/page", console().router::<()>()),
-        ),
+            .nest("/a", Router::new().nest_service("/api", api()).nest_service("/page", console())),
     ];
     for app in apps {
         let get = async |path: &str| {
@@ -1837,12 +1829,10 @@ async fn a_preflight_is_answered_by_a_cors_layer_that_is_outermost() {
     let api = ManagementApi::new(authenticator.clone(), signed_in);
     let outermost = routes()
         .route_layer(authenticator.required())
-        .nest_service("/api", api.router::<()>())
+        .nest_service("/api", api.clone())
         .layer(cors());
-    let innermost = routes()
-        .layer(cors())
-        .layer(authenticator.required())
-        .nest_service("/api", api.router::<()>());
+    let innermost =
+        routes().layer(cors()).layer(authenticator.required()).nest_service("/api", api);
     for (app, statuses) in [(outermost, [200, 200]), (innermost, [401, 405])] {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let base = format!("http://{}", listener.local_addr().unwrap());
@@ -2430,8 +2420,7 @@ async fn the_hosts_sessions_are_asked_without_a_credential_in_their_logs() {
         *seen.lock().unwrap() = format!("{request:?}");
         None
     };
-    let app: Router =
-        ManagementApi::new(Authenticator::new(host.tokens.clone()), sessions).router();
+    let app = ManagementApi::new(Authenticator::new(host.tokens.clone()), sessions);
     let request = Request::get("/user-tokens").header("authorization", "Basic c2VjcmV0");
     let answer = app.oneshot(request.body(Body::empty()).unwrap()).await.unwrap();
     assert_eq!(answer.status(), 401);

@@ -555,8 +555,7 @@ mod memory {
             TokenService::builder(MemoryStore::new(), directory).brand("acme").keyring(keyring);
         let service = service.random(Chosen(0.into())).build().unwrap();
         let sessions = |_: &http::request::Parts| Some(session("ada").proven_by_header());
-        let api: axum::Router =
-            ManagementApi::new(Authenticator::new(std::sync::Arc::new(service)), sessions).router();
+        let api = ManagementApi::new(Authenticator::new(std::sync::Arc::new(service)), sessions);
         let request =
             http::Request::post("/user-tokens").header("content-type", "application/json");
         let request = request.body(axum::body::Body::from("{\"name\":\"one\"}")).unwrap();

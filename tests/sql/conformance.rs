@@ -11,15 +11,12 @@
 use patkit::CachedStore;
 use patkit::conformance::Suite;
 use patkit::store::DynTokenStore;
-use patkit::{
-    Actor, Credential, IssuedToken, MemoryStore, NewToken, PostgresStore, Reason, SqliteStore,
-    TokenStore,
-};
+use patkit::{Actor, Credential, IssuedToken, MemoryStore, NewToken, Reason, TokenStore};
 use std::sync::Arc;
 use std::time::Duration;
 use support_sql::{
-    Folder, ada, pooler_pool, postgres_pool, postgres_store, schema, service, sqlite_memory_pool,
-    sqlite_store, unique,
+    Folder, PostgresStore, SqliteStore, ada, mariadb_pool, mariadb_store, pooler_pool,
+    postgres_pool, postgres_store, schema, service, sqlite_memory_pool, sqlite_store, unique,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -53,6 +50,24 @@ async fn postgres_is_right() {
     suite.run_audit_log().await.unwrap();
     suite.run_counts().await.unwrap();
     suite.run_key_checks().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn mariadb_is_right() {
+    let pool = mariadb_pool(8).await;
+    let suite = Suite::new(|| mariadb_store(&pool));
+    assert!(suite.run().await.unwrap().passed.len() > 30);
+    suite.run_audit_log().await.unwrap();
+    suite.run_counts().await.unwrap();
+    suite.run_key_checks().await.unwrap();
+}
+
+#[test]
+fn mariadb_is_right_when_changes_race_on_threads() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let pool = runtime.block_on(mariadb_pool(8));
+    let suite = Suite::new(|| mariadb_store(&pool));
+    suite.run_races(|future| runtime.block_on(future)).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,8 +3,8 @@
 
 #![allow(clippy::large_futures, clippy::panic, clippy::unwrap_used, reason = "tests")]
 
-use patkit::store::{NameError, SetupError};
-use patkit::{PostgresStore, SqliteStore};
+use patkit::store::sql::{NameError, SetupError};
+
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
@@ -12,7 +12,8 @@ use sqlx::sqlite::{
 use sqlx::{AssertSqlSafe, raw_sql};
 use std::time::Duration;
 use support_sql::{
-    Folder, postgres_pool, postgres_url, schema, sqlite_options, sqlite_pool, unique,
+    Folder, PostgresStore, SqliteStore, postgres_pool, postgres_url, schema, sqlite_options,
+    sqlite_pool, unique,
 };
 
 /// The texts of all steps, compared at once.
@@ -158,31 +159,31 @@ async fn a_database_of_sqlite_that_is_not_ready() {
         (
             file("1").journal_mode(SqliteJournalMode::Delete),
             "journal_mode is \"delete\"; patkit needs WAL: set \
-             `.journal_mode(SqliteJournalMode::Wal)`; otherwise verifications and changes wait for \
+             `.journal_mode(SqliteJournalMode::Wal)` in sqlx, or run `PRAGMA journal_mode = WAL` once; otherwise verifications and changes wait for \
              each other",
         ),
         (
             file("2").synchronous(SqliteSynchronous::Normal),
             "synchronous is \"normal\"; patkit needs FULL or EXTRA: set \
-             `.synchronous(SqliteSynchronous::Full)`; otherwise an acknowledged revocation is lost \
+             `.synchronous(SqliteSynchronous::Full)` in sqlx, or run `PRAGMA synchronous = FULL` on each connection; otherwise an acknowledged revocation is lost \
              with the power",
         ),
         (
             file("3").synchronous(SqliteSynchronous::Off),
             "synchronous is \"off\"; patkit needs FULL or EXTRA: set \
-             `.synchronous(SqliteSynchronous::Full)`; otherwise an acknowledged revocation is lost \
+             `.synchronous(SqliteSynchronous::Full)` in sqlx, or run `PRAGMA synchronous = FULL` on each connection; otherwise an acknowledged revocation is lost \
              with the power",
         ),
         (
             file("4").busy_timeout(Duration::from_millis(10)),
             "busy_timeout is \"10 ms\"; patkit needs 1 s or more: set \
-             `.busy_timeout(Duration::from_secs(5))`; otherwise changes of two connections fail \
+             `.busy_timeout(Duration::from_secs(5))` in sqlx, or run `PRAGMA busy_timeout = 5000` on each connection; otherwise changes of two connections fail \
              instead of waiting for each other",
         ),
         (
             SqliteConnectOptions::new().filename(":memory:"),
             "the database in memory is \"one for each connection\"; patkit needs one database for all connections: set \
-             `.max_connections(1)`, or use a file; otherwise each connection has tokens of its own",
+             `.max_connections(1)` on the pool, or use a file; otherwise each connection has tokens of its own",
         ),
     ];
     for (options, expected) in settings {

@@ -10,16 +10,16 @@
 )]
 
 use patkit::audit::{AuditAction, AuditEvent};
-use patkit::store::{
-    AuditLog, ChangeBatch, CursorError, Engine, EventQuery, ExportCursor, SqlStore,
-};
+use patkit::store::sql::SqlStore;
+use patkit::store::sql::sqlx::SqlxEngine;
+use patkit::store::{AuditLog, ChangeBatch, CursorError, EventQuery, ExportCursor};
 use patkit::token::ActorRef;
-use patkit::{EventId, NewToken, OwnerId, PostgresStore, Realm, StoreError, TokenId, TokenStore};
+use patkit::{EventId, NewToken, OwnerId, Realm, StoreError, TokenId, TokenStore};
 use sqlx::{AssertSqlSafe, raw_sql};
 use std::collections::BTreeSet;
 use support_sql::{
-    Folder, ada, event_id, pooler_pool, postgres_pool, postgres_store, schema, service,
-    sqlite_store,
+    Folder, PostgresStore, ada, event_id, mariadb_pool, mariadb_store, pooler_pool, postgres_pool,
+    postgres_store, schema, service, sqlite_store,
 };
 
 fn event() -> AuditEvent {
@@ -65,8 +65,8 @@ async fn export<S: AuditLog>(
 }
 
 /// Several transactions are open at once, and each ends after later ones.
-async fn late_commits<E: Engine>(
-    store: &SqlStore<E>,
+async fn late_commits<E: SqlxEngine>(
+    store: &SqlStore<sqlx::Pool<E>>,
     exporting: &impl AuditLog,
     begin: &'static str,
 ) {
@@ -113,7 +113,7 @@ async fn an_event_that_is_committed_late_is_exported_once() {
 }
 
 /// Exports events that were committed one after the other, with pages of each size.
-async fn in_order<E: Engine>(store: SqlStore<E>) {
+async fn in_order<E: SqlxEngine>(store: SqlStore<sqlx::Pool<E>>) {
     let mut events: Vec<AuditEvent> = (0..7).map(|_| event()).collect();
     // Ids descend, and times are in no order.
     events.sort_by_key(|event| std::cmp::Reverse(event.id));
@@ -133,10 +133,11 @@ async fn events_are_exported_in_the_order_of_their_commits_whatever_their_ids_an
     in_order(postgres_store(&postgres_pool(2).await).await).await;
     let folder = Folder::new();
     in_order(sqlite_store(&folder.path().join("db")).await).await;
+    in_order(mariadb_store(&mariadb_pool(2).await).await).await;
 }
 
 /// Slow writers, some of which roll back, and an exporter that never waits for them.
-async fn races<E: Engine>(store: SqlStore<E>, begin: &'static str) {
+async fn races<E: SqlxEngine>(store: SqlStore<sqlx::Pool<E>>, begin: &'static str) {
     let (is_over, waits) = std::sync::mpsc::channel::<usize>();
     let exporter = tokio::spawn({
         let store = store.clone();
@@ -198,10 +199,11 @@ async fn an_export_beside_writers_has_each_committed_event_once() {
     races(postgres_store(&postgres_pool(8).await).await, "BEGIN").await;
     let folder = Folder::new();
     races(sqlite_store(&folder.path().join("db")).await, "BEGIN IMMEDIATE").await;
+    races(mariadb_store(&mariadb_pool(8).await).await, "START TRANSACTION").await;
 }
 
 /// One call revokes the tokens of an owner, at one instant.
-async fn revoke_all<E: Engine>(store: SqlStore<E>) {
+async fn revoke_all<E: SqlxEngine>(store: SqlStore<sqlx::Pool<E>>) {
     let tokens = service(store.clone());
     for number in 0..10 {
         tokens.generate(&ada(), NewToken::named(&format!("token {number}"))).await.unwrap();
@@ -228,6 +230,7 @@ async fn ten_tokens_revoked_at_once_are_read_by_pages_of_three() {
     revoke_all(postgres_store(&postgres_pool(2).await).await).await;
     let folder = Folder::new();
     revoke_all(sqlite_store(&folder.path().join("db")).await).await;
+    revoke_all(mariadb_store(&mariadb_pool(2).await).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -237,6 +240,10 @@ async fn a_cursor_of_another_store_or_database_is_refused() {
     let sqlite = sqlite_store(&folder.path().join("db")).await;
     postgres.commit(&batch(&event())).await.unwrap();
     sqlite.commit(&batch(&event())).await.unwrap();
+    let mariadb = mariadb_store(&mariadb_pool(2).await).await;
+    mariadb.commit(&batch(&event())).await.unwrap();
+    let mut of_mariadb = ExportCursor::start();
+    export(&mariadb, &mut of_mariadb, 1, 1).await;
     let (mut of_postgres, mut of_sqlite) = (ExportCursor::start(), ExportCursor::start());
     export(&postgres, &mut of_postgres, 1, 1).await;
     export(&sqlite, &mut of_sqlite, 1, 1).await;
@@ -249,6 +256,9 @@ async fn a_cursor_of_another_store_or_database_is_refused() {
         ),
         (sqlite.export(&ExportCursor::new("sqlite:0:2"), 1).await, CursorError::OtherDatabase),
         (sqlite.export(&ExportCursor::new("sqlite:0"), 1).await, CursorError::Malformed),
+        (mariadb.export(&of_sqlite, 1).await, CursorError::OtherStore),
+        (sqlite.export(&of_mariadb, 1).await, CursorError::OtherStore),
+        (mariadb.export(&ExportCursor::new("mysql:0:2"), 1).await, CursorError::OtherDatabase),
     ];
     for (result, expected) in refused {
         assert!(
@@ -260,6 +270,8 @@ async fn a_cursor_of_another_store_or_database_is_refused() {
     let before = chrono::DateTime::from_timestamp(2_000_000_000, 0).unwrap();
     assert_eq!(sqlite.prune_events(before, 10).await.unwrap(), 1);
     assert!(sqlite.export(&of_sqlite, 1).await.unwrap().is_empty());
+    assert_eq!(mariadb.prune_events(before, 10).await.unwrap(), 1);
+    assert!(mariadb.export(&of_mariadb, 1).await.unwrap().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -11,13 +11,13 @@
 )]
 
 use chrono::{DateTime, Utc};
-use patkit::store::postgres::PostgresFeed;
+use patkit::store::sql::SqlFeed;
 use patkit::store::{
     ChangeBatch, ChangeFeed, Feed, FeedEvent, FollowError, ListQuery, Page, StoreError, Touch,
 };
 use patkit::{
-    CachedStore, Credential, MemoryDirectory, NewToken, OwnerId, PostgresStore, Realm, Reason,
-    RejectReason, SqliteStore, Token, TokenId, TokenService, TokenStore, VerifyError,
+    CachedStore, Credential, MemoryDirectory, NewToken, OwnerId, Realm, Reason, RejectReason,
+    Token, TokenId, TokenService, TokenStore, VerifyError,
 };
 use sqlx::Row;
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions, PgSslMode};
@@ -25,8 +25,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use support_sql::{
-    ada, pooler_pool, pooler_url, postgres_pool, postgres_url, schema, service, sqlite_memory_pool,
-    unique,
+    PostgresStore, SqliteStore, ada, pooler_pool, pooler_url, postgres_pool, postgres_url, schema,
+    service, sqlite_memory_pool, unique,
 };
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
@@ -144,13 +144,13 @@ impl TokenStore for Split {
 }
 
 impl ChangeFeed for Split {
-    type Feed = PostgresFeed;
+    type Feed = SqlFeed<PgPool>;
 
     fn check_following(&self) -> Result<(), FollowError> {
         self.followed.check_following()
     }
 
-    async fn listen(&self) -> Result<Option<PostgresFeed>, StoreError> {
+    async fn listen(&self) -> Result<Option<SqlFeed<PgPool>>, StoreError> {
         self.followed.listen().await
     }
 
@@ -158,7 +158,7 @@ impl ChangeFeed for Split {
         self.followed.probe(nonce).await
     }
 
-    async fn poll(&self) -> Result<PostgresFeed, StoreError> {
+    async fn poll(&self) -> Result<SqlFeed<PgPool>, StoreError> {
         self.followed.poll().await
     }
 }

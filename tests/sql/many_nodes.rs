@@ -14,15 +14,15 @@
 )]
 
 use patkit::store::ChangeFeed;
-use patkit::{
-    CachedStore, Clock, Credential, NewToken, PostgresStore, Reason, SystemClock, TokenStore,
-};
+use patkit::{CachedStore, Clock, Credential, NewToken, Reason, SystemClock, TokenStore};
 use std::io::{BufRead, BufReader, Lines, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
-use support_sql::{Folder, ada, pooler_pool, postgres_pool, schema, service, sqlite_store, unique};
+use support_sql::{
+    Folder, PostgresStore, ada, pooler_pool, postgres_pool, schema, service, sqlite_store, unique,
+};
 
 const TARGET: &str = "PATKIT_NODE_TARGET";
 /// The number of nodes besides the one that revokes.

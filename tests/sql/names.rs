@@ -9,16 +9,18 @@
 )]
 
 use patkit::service::ManageError;
+use patkit::store::sql::{NameError, SetupError};
 use patkit::store::{
     AuditLog, ChangeFeed, EventQuery, ExportCursor, Feed, FeedEvent, KeyChecks, ListBy, ListQuery,
-    NameError, SetupError,
 };
-use patkit::{Credential, NewToken, OwnerId, PostgresStore, Realm, SqliteStore, TokenStore};
+use patkit::{Credential, NewToken, OwnerId, Realm, TokenStore};
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions};
 use sqlx::{AssertSqlSafe, raw_sql};
-use support_sql::{Folder, ada, postgres_pool, schema, service, sqlite_pool};
+use support_sql::{
+    Folder, PostgresStore, SqliteStore, ada, postgres_pool, schema, service, sqlite_pool,
+};
 
-const NASTY: &[&str] = &[
+pub(super) const NASTY: &[&str] = &[
     "order",
     "select",
     "Upper_Case",
@@ -48,7 +50,7 @@ const NASTY: &[&str] = &[
 ];
 
 /// Runs every operation that has a statement of its own.
-async fn works<S>(store: S, what: &str)
+pub(super) async fn works<S>(store: S, what: &str)
 where
     S: TokenStore + AuditLog + ChangeFeed + KeyChecks + Clone,
 {

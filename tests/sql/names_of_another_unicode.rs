@@ -3,12 +3,11 @@
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use patkit::token::{Reason, TokenName};
-use patkit::{
-    Credential, ManageError, NewToken, OwnerId, PostgresStore, Realm, SqliteStore, TokenEdit,
-    TokenStore,
-};
+use patkit::{Credential, ManageError, NewToken, OwnerId, Realm, TokenEdit, TokenStore};
 use std::time::Duration;
-use support_sql::{ada, postgres_pool, schema, service, sqlite_memory_pool};
+use support_sql::{
+    PostgresStore, SqliteStore, ada, postgres_pool, schema, service, sqlite_memory_pool,
+};
 
 /// In NFD, with an unassigned character, a bidi override, two spaces and a trailing space.
 const NAME: &str = "cafe\u{301} \u{202E}\u{378}  x ";

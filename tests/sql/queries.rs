@@ -17,7 +17,7 @@ use patkit::store::{AuditLog, KeyChecks, ListBy, ListQuery, TokenCounts};
 use patkit::token::KeyId;
 use patkit::{
     Actor, Credential, Keyring, ManualClock, MemoryDirectory, NewToken, Owner, OwnerId, OwnerKind,
-    PostgresStore, Realm, Reason, SqliteStore, TokenPolicy, TokenService, TokenStore,
+    Realm, Reason, TokenPolicy, TokenService, TokenStore,
 };
 use sqlx::postgres::{PgConnectOptions, PgPoolOptions, PgSslMode};
 use sqlx::{AssertSqlSafe, Row, raw_sql};
@@ -25,22 +25,24 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
-use support_sql::{Folder, postgres_pool, postgres_url, schema, sqlite_pool};
+use support_sql::{
+    Folder, PostgresStore, SqliteStore, postgres_pool, postgres_url, schema, sqlite_pool,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UnixStream};
 
 /// The statements seen on the wire.
 #[derive(Default)]
-struct Wire {
+pub(super) struct Wire {
     /// The number of statements run: Execute and Query messages of the protocol (PostgreSQL's
     /// documentation, section 55.7).
-    count: AtomicUsize,
+    pub(super) count: AtomicUsize,
     /// The texts of prepared statements: Parse messages.
     prepared: Mutex<BTreeSet<String>>,
 }
 
 /// Starts a proxy between a client and the server.
-async fn proxy() -> (u16, Arc<Wire>) {
+pub(super) async fn proxy() -> (u16, Arc<Wire>) {
     let options: PgConnectOptions = postgres_url().parse().unwrap();
     let socket =
         options.get_socket().map(|dir| dir.join(format!(".s.PGSQL.{}", options.get_port())));

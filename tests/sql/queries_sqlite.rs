@@ -7,18 +7,20 @@
 #![allow(clippy::panic, clippy::string_slice, clippy::unwrap_used, reason = "tests")]
 
 use patkit::service::TokenEdit;
-use patkit::store::{KeyChecks, TokenCounts};
-use patkit::token::KeyId;
+use patkit::store::sql::SqlStore;
+use patkit::store::{KeyChecks, ListBy, ListQuery, TokenCounts, Touch};
+use patkit::token::{KeyId, LastUse};
 use patkit::{
     Actor, Credential, Keyring, ManualClock, MemoryDirectory, NewToken, Owner, OwnerId, OwnerKind,
-    Realm, Reason, SqliteStore, TokenPolicy, TokenService,
+    Realm, Reason, TokenPolicy, TokenService, TokenStore,
 };
-use sqlx::raw_sql;
 use sqlx::sqlite::{SqlitePool, SqlitePoolOptions};
+use sqlx::{AssertSqlSafe, Row, raw_sql};
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
+use support_sql::{Folder, SqliteStore, Watched, sqlite_pool};
 use tracing::Instrument;
 use tracing_subscriber::fmt::MakeWriter;
 
@@ -210,4 +212,38 @@ async fn count_statements(log: Log) {
 
 fn clock_now(clock: &ManualClock) -> chrono::DateTime<chrono::Utc> {
     patkit::Clock::now(clock)
+}
+
+/// A filter over the whole table is as bad as reading it. SQLite chooses by the statistics.
+#[tokio::test]
+async fn last_uses_are_written_by_the_index_of_ids() {
+    let folder = Folder::new();
+    let pool = sqlite_pool(&folder.path().join("db"), 1).await;
+    let driver = Watched::new(pool.clone());
+    let store = SqlStore::builder(driver.clone()).migrate().await.unwrap();
+    let rows = "WITH RECURSIVE numbers (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM numbers LIMIT 20000) \
+         INSERT INTO patkit_tokens (id, realm, owner, owner_kind, kind, name, name_key, created_at, created_by, \
+         lifetime, scope, digest_key, digest, idle_from, version) \
+         SELECT unhex(printf('%012x70008%015x', n, n)), '', 'owner', 'human', 'personal', 'a', unhex(printf('%064x', n)), n, \
+         'system', 'default', 'inherit', 1, unhex(printf('%064x', n)), n, 1 FROM numbers; ANALYZE";
+    raw_sql(rows).execute(&pool).await.unwrap();
+    let by = ListBy::Kind { realm: Realm::default(), kind: patkit::TokenKind::Personal };
+    let tokens = store.list(&ListQuery::new(by)).await.unwrap().tokens;
+    let at = chrono::DateTime::from_timestamp(1_800_000_000, 0).unwrap();
+    for count in [1, 10, 200] {
+        driver.seen.lock().unwrap().clear();
+        let touch = |token: &Arc<patkit::Token>| Touch::new(token.id, LastUse::new(at, None));
+        let uses: Vec<Touch> = tokens.iter().take(count).map(touch).collect();
+        store.touch(&uses).await.unwrap();
+        let sql = driver.seen.lock().unwrap().keys().next().unwrap().clone();
+        assert!(sql.contains("UPDATE"), "{sql}");
+        let explain = format!("EXPLAIN QUERY PLAN {sql}");
+        let plan = raw_sql(AssertSqlSafe(explain)).fetch_all(&pool).await.unwrap();
+        let plan: Vec<String> = plan.iter().map(|row| row.get(3)).collect();
+        let reads_all = |line: &String| {
+            line.contains("SCAN patkit_tokens") || line.contains("BLOOM FILTER ON patkit_tokens")
+        };
+        assert!(!plan.iter().any(reads_all), "{count}: {plan:#?}");
+        assert!(plan.iter().any(|line| line.contains("SEARCH patkit_tokens")), "{plan:#?}");
+    }
 }

@@ -11,14 +11,17 @@
 )]
 
 use patkit::{
-    Clock, ManageError, MemoryDirectory, NewToken, PostgresStore, Reason, SystemClock, TokenId,
-    TokenService, TokenState, TokenStore,
+    Clock, ManageError, MemoryDirectory, NewToken, Reason, SystemClock, TokenId, TokenService,
+    TokenState, TokenStore,
 };
 use std::io::Write;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
-use support_sql::{Folder, ada, postgres_pool, schema, service, sqlite_store, unique};
+use support_sql::{
+    Folder, MariaDbStore, PostgresStore, ada, mariadb_pool, mariadb_schema, postgres_pool, schema,
+    service, sqlite_store, unique,
+};
 
 const TARGET: &str = "PATKIT_RACE_TARGET";
 const PROCESSES: usize = 4;
@@ -81,12 +84,20 @@ async fn racer() {
     let ids: Vec<TokenId> = ids.split(' ').map(|id| id.parse().unwrap()).collect();
     let (tokens, _) = ids.as_chunks();
     let (number, start) = (number.parse().unwrap(), start.parse().unwrap());
-    if *engine == "sqlite" {
-        race(&service(sqlite_store(Path::new(place)).await), number, start, tokens).await;
-    } else {
-        let store =
-            PostgresStore::builder(postgres_pool(2).await).schema(place).open().await.unwrap();
-        race(&service(store), number, start, tokens).await;
+    match *engine {
+        "sqlite" => {
+            race(&service(sqlite_store(Path::new(place)).await), number, start, tokens).await;
+        }
+        "mariadb" => {
+            let builder = MariaDbStore::builder(mariadb_pool(2).await);
+            race(&service(builder.schema(place).open().await.unwrap()), number, start, tokens)
+                .await;
+        }
+        _ => {
+            let builder = PostgresStore::builder(postgres_pool(2).await);
+            race(&service(builder.schema(place).open().await.unwrap()), number, start, tokens)
+                .await;
+        }
     }
 }
 
@@ -157,6 +168,14 @@ async fn races_through_postgres_have_one_winner() {
     let schema = schema(&pool).await;
     let store = PostgresStore::builder(pool).schema(&schema).migrate().await.unwrap();
     from_several_processes(service(store), &format!("postgres|{schema}")).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn races_through_mariadb_have_one_winner() {
+    let pool = mariadb_pool(2).await;
+    let schema = mariadb_schema(&pool).await;
+    let store = MariaDbStore::builder(pool).schema(&schema).migrate().await.unwrap();
+    from_several_processes(service(store), &format!("mariadb|{schema}")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -10,15 +10,13 @@
 )]
 
 use patkit::service::{CheckError, ManageError};
+use patkit::store::sql::SetupError;
 use patkit::store::{
     AuditLog, Change, ChangeBatch, Conflict, EventQuery, ExportCursor, KeyChecks, ListBy,
-    ListQuery, SetupError, Touch,
+    ListQuery, Touch,
 };
 use patkit::token::{KeyId, LastUse};
-use patkit::{
-    Credential, Keyring, NewToken, OwnerId, PostgresStore, Realm, SqliteStore, StoreError,
-    TokenStore,
-};
+use patkit::{Credential, Keyring, NewToken, OwnerId, Realm, StoreError, TokenStore};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::sqlite::{
     SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions, SqliteSynchronous,
@@ -28,8 +26,8 @@ use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::Duration;
 use support_sql::{
-    Folder, ada, builder, postgres_pool, postgres_store, postgres_url, schema, service,
-    sqlite_options, sqlite_pool, unique,
+    Folder, PostgresStore, SqliteStore, ada, builder, postgres_pool, postgres_store, postgres_url,
+    schema, service, sqlite_options, sqlite_pool, unique,
 };
 
 fn ada_id() -> OwnerId {

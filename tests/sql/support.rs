@@ -14,15 +14,23 @@
 )]
 
 use patkit::service::TokenServiceBuilder;
+use patkit::store::sql::{Connection, Driver, Session, SqlError, Statement, Value};
 use patkit::{
-    Actor, EventId, Keyring, MemoryDirectory, Owner, OwnerId, OwnerKind, PostgresStore,
-    SqliteStore, TokenService, TokenStore,
+    Actor, EventId, Keyring, MemoryDirectory, Owner, OwnerId, OwnerKind, SqlStore, TokenService,
+    TokenStore,
 };
+use sqlx::mysql::{MySqlConnectOptions, MySqlPool, MySqlPoolOptions};
 use sqlx::postgres::{PgConnectOptions, PgPool, PgPoolOptions};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePool, SqlitePoolOptions};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
+
+pub type PostgresStore = SqlStore<PgPool>;
+pub type SqliteStore = SqlStore<SqlitePool>;
+pub type MariaDbStore = SqlStore<MySqlPool>;
 
 /// The variable with the URL of PostgreSQL. `scripts/test` starts a server and sets it; without it
 /// the tests fail, and none is skipped.
@@ -31,6 +39,39 @@ pub const URL: &str = "PATKIT_TEST_POSTGRES_URL";
 /// The variable with the URL of a pooler in transaction mode before that server; `scripts/test`
 /// sets it too.
 pub const POOLER_URL: &str = "PATKIT_TEST_POOLER_URL";
+
+/// The variable with the URL of MariaDB; `scripts/test` starts a server and sets it.
+pub const MARIADB_URL: &str = "PATKIT_TEST_MARIADB_URL";
+
+pub fn mariadb_url() -> String {
+    std::env::var(MARIADB_URL).unwrap_or_else(|_| {
+        panic!("{MARIADB_URL} is not set; run scripts/test, which starts a database")
+    })
+}
+
+pub async fn mariadb_pool(connections: u32) -> MySqlPool {
+    let options: MySqlConnectOptions = mariadb_url().parse().unwrap();
+    MySqlPoolOptions::new()
+        .max_connections(connections)
+        .acquire_timeout(Duration::from_secs(20))
+        .connect_with(options)
+        .await
+        .unwrap()
+}
+
+/// Creates a database, which takes the place of a schema.
+pub async fn mariadb_schema(pool: &MySqlPool) -> String {
+    let schema = unique("t");
+    let sql = format!("CREATE DATABASE {schema}");
+    sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(pool).await.unwrap();
+    schema
+}
+
+/// Creates an empty store in its own database.
+pub async fn mariadb_store(pool: &MySqlPool) -> MariaDbStore {
+    let schema = mariadb_schema(pool).await;
+    SqlStore::builder(pool.clone()).schema(&schema).migrate().await.unwrap()
+}
 
 pub fn pooler_url() -> String {
     std::env::var(POOLER_URL).unwrap_or_else(|_| {
@@ -171,3 +212,70 @@ pub async fn sqlite_memory_pool(connections: u32) -> SqlitePool {
 pub async fn sqlite_store(file: &Path) -> SqliteStore {
     SqliteStore::builder(sqlite_pool(file, 8).await).migrate().await.unwrap()
 }
+
+/// Records the statements that run through it, by their texts.
+#[derive(Clone)]
+pub struct Watched<D> {
+    driver: D,
+    pub seen: Arc<Mutex<BTreeMap<String, Vec<Value>>>>,
+}
+
+impl<D> Watched<D> {
+    pub fn new(driver: D) -> Self {
+        Self { driver, seen: Arc::default() }
+    }
+}
+
+pub struct WatchedSession<S> {
+    session: S,
+    seen: Arc<Mutex<BTreeMap<String, Vec<Value>>>>,
+}
+
+impl<D: Driver> Driver for Watched<D> {
+    type Session = WatchedSession<D::Session>;
+    type Listener = D::Listener;
+
+    async fn acquire(&self) -> Result<Self::Session, SqlError> {
+        Ok(WatchedSession { session: self.driver.acquire().await?, seen: self.seen.clone() })
+    }
+
+    fn max_connections(&self) -> u32 {
+        self.driver.max_connections()
+    }
+
+    async fn listen(&self, channel: &str) -> Result<Option<D::Listener>, SqlError> {
+        self.driver.listen(channel).await
+    }
+}
+
+impl<S: Session> WatchedSession<S> {
+    fn see(&self, statement: &Statement) {
+        let values = statement.values().to_vec();
+        self.seen.lock().unwrap().insert(statement.sql().to_owned(), values);
+    }
+}
+
+impl<S: Session> Connection for WatchedSession<S> {
+    type Engine = S::Engine;
+    type Row = S::Row;
+
+    async fn fetch(&mut self, statement: Statement) -> Result<Vec<S::Row>, SqlError> {
+        self.see(&statement);
+        self.session.fetch(statement).await
+    }
+
+    async fn execute(&mut self, statement: Statement) -> Result<u64, SqlError> {
+        self.see(&statement);
+        self.session.execute(statement).await
+    }
+
+    async fn run(&mut self, sql: &str) -> Result<(), SqlError> {
+        self.session.run(sql).await
+    }
+
+    fn abandon(&mut self) {
+        self.session.abandon();
+    }
+}
+
+impl<S: Session> Session for WatchedSession<S> {}

@@ -3,6 +3,7 @@
 #![allow(
     clippy::arithmetic_side_effects,
     clippy::expect_used,
+    clippy::future_not_send,
     clippy::indexing_slicing,
     clippy::large_futures,
     clippy::panic,
@@ -11,26 +12,101 @@
 )]
 
 use patkit::audit::{AuditAction, AuditEvent, AuditSink};
+use patkit::store::sql::sqlx::SqlxEngine;
+use patkit::store::sql::{Driver, SqlStore};
 use patkit::store::{
-    AuditLog, Change, ChangeBatch, Conflict, Engine, EventQuery, ListBy, ListQuery, SqlStore, Touch,
+    AuditLog, Change, ChangeBatch, Conflict, EventQuery, ListBy, ListQuery, Touch,
 };
 use patkit::token::LastUse;
 use patkit::{
-    CachedStore, Credential, ManageError, NewToken, OwnerId, PostgresStore, Realm, Reason,
-    RejectReason, StoreError, Token, TokenState, TokenStore, TokenView,
+    CachedStore, Credential, ManageError, NewToken, OwnerId, Realm, Reason, RejectReason,
+    StoreError, Token, TokenState, TokenStore, TokenView,
 };
 
-use sqlx::{AssertSqlSafe, Executor, Row, raw_sql};
+use sqlx::{AssertSqlSafe, Executor, Pool, Row, Transaction, raw_sql};
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Waker};
 use std::time::Duration;
 use support_sql::{
-    Folder, ada, builder, event_id, postgres_pool, postgres_store, schema, service, sqlite_store,
+    Folder, MariaDbStore, PostgresStore, ada, builder, event_id, mariadb_pool, mariadb_schema,
+    mariadb_store, postgres_pool, postgres_store, schema, service, sqlite_store, unique,
 };
 
-/// The statements with which a host begins a transaction.
-const POSTGRES: &str = "BEGIN";
-const SQLITE: &str = "BEGIN IMMEDIATE";
+/// A host with transactions of its own.
+pub(super) trait Host<D: Driver> {
+    /// Holds the connection that a transaction borrows.
+    type Lender;
+    type Transaction<'c>;
+
+    /// Runs a statement outside of a transaction, and returns the number of rows that it returned.
+    async fn run_alone(&self, driver: &D, sql: &str) -> usize;
+
+    async fn lend(&self, driver: &D) -> Self::Lender;
+
+    async fn begin<'c>(&self, lender: &'c mut Self::Lender) -> Self::Transaction<'c>;
+
+    fn within(
+        &self,
+        store: &SqlStore<D>,
+        transaction: &mut Self::Transaction<'_>,
+    ) -> impl TokenStore;
+
+    async fn run(&self, transaction: &mut Self::Transaction<'_>, sql: &str);
+
+    /// Commits the transaction, and returns whether the library reported success.
+    async fn commit(&self, transaction: Self::Transaction<'_>) -> bool;
+
+    async fn roll_back(&self, transaction: Self::Transaction<'_>);
+}
+
+/// A host with sqlx that begins a transaction with this statement.
+struct Sqlx(&'static str);
+
+const POSTGRES: Sqlx = Sqlx("BEGIN");
+const SQLITE: Sqlx = Sqlx("BEGIN IMMEDIATE");
+const MARIADB: Sqlx = Sqlx("START TRANSACTION");
+
+impl<E: SqlxEngine> Host<Pool<E>> for Sqlx
+where
+    for<'c> &'c mut E::Connection: Executor<'c, Database = E>,
+{
+    type Lender = Pool<E>;
+    type Transaction<'c> = Transaction<'c, E>;
+
+    async fn run_alone(&self, driver: &Pool<E>, sql: &str) -> usize {
+        let mut connection = driver.acquire().await.unwrap();
+        let sql = AssertSqlSafe(sql.to_owned());
+        raw_sql(sql).fetch_all(&mut *connection).await.unwrap().len()
+    }
+
+    async fn lend(&self, driver: &Pool<E>) -> Pool<E> {
+        driver.clone()
+    }
+
+    async fn begin<'c>(&self, lender: &'c mut Pool<E>) -> Transaction<'c, E> {
+        lender.begin_with(self.0).await.unwrap()
+    }
+
+    fn within(
+        &self,
+        store: &SqlStore<Pool<E>>,
+        transaction: &mut Self::Transaction<'_>,
+    ) -> impl TokenStore {
+        store.within(transaction)
+    }
+
+    async fn run(&self, transaction: &mut Self::Transaction<'_>, sql: &str) {
+        raw_sql(AssertSqlSafe(sql.to_owned())).execute(&mut **transaction).await.unwrap();
+    }
+
+    async fn commit(&self, transaction: Self::Transaction<'_>) -> bool {
+        transaction.commit().await.is_ok()
+    }
+
+    async fn roll_back(&self, transaction: Self::Transaction<'_>) {
+        transaction.rollback().await.unwrap();
+    }
+}
 
 /// Records the events that it receives.
 #[derive(Clone, Default)]
@@ -63,41 +139,19 @@ async fn actions<S: AuditLog>(store: &S, token: &TokenView) -> Vec<AuditAction> 
     events.events.iter().map(|event| event.action).collect()
 }
 
-async fn run<E: Engine>(connection: &mut E::Connection, sql: &str)
-where
-    for<'c> &'c mut E::Connection: Executor<'c, Database = E>,
-{
-    raw_sql(AssertSqlSafe(sql.to_owned())).execute(connection).await.unwrap();
-}
-
-/// Returns the number of rows in the host's table.
-async fn rows<E: Engine>(store: &SqlStore<E>, table: &str) -> usize
-where
-    for<'c> &'c mut E::Connection: Executor<'c, Database = E>,
-{
-    let mut connection = store.pool().acquire().await.unwrap();
-    raw_sql(AssertSqlSafe(format!("SELECT * FROM {table}")))
-        .fetch_all(&mut *connection)
-        .await
-        .unwrap()
-        .len()
-}
-
 /// A token and a row of the host's table are stored together or not at all, and no event is sent
 /// before the commit.
-async fn joins<E: Engine>(store: SqlStore<E>, begin: &'static str, table: &str)
-where
-    for<'c> &'c mut E::Connection: Executor<'c, Database = E>,
-{
-    let mut connection = store.pool().acquire().await.unwrap();
-    run::<E>(&mut connection, &format!("CREATE TABLE {table} (name text)")).await;
-    drop(connection);
+pub(super) async fn joins<D: Driver>(store: SqlStore<D>, host: impl Host<D>, table: &str) {
+    host.run_alone(store.pool(), &format!("CREATE TABLE {table} (name text)")).await;
+    let all_rows = format!("SELECT * FROM {table}");
+    let rows = || host.run_alone(store.pool(), &all_rows);
     let told = Told::default();
     let tokens = builder(store.clone()).audit_sink(told.clone()).build().unwrap();
     for commits in [false, true] {
-        let mut transaction = store.pool().begin_with(begin).await.unwrap();
-        run::<E>(&mut transaction, &format!("INSERT INTO {table} VALUES ('apollo')")).await;
-        let within = tokens.within(store.within(&mut transaction));
+        let mut lender = host.lend(store.pool()).await;
+        let mut transaction = host.begin(&mut lender).await;
+        host.run(&mut transaction, &format!("INSERT INTO {table} VALUES ('apollo')")).await;
+        let within = tokens.within(host.within(&store, &mut transaction));
         let issued = within.generate(&ada(), NewToken::named("apollo")).await.unwrap();
         let text = issued.plaintext.expose_secret();
         // Within the transaction, the token exists.
@@ -108,27 +162,24 @@ where
         // Outside the transaction, nothing has happened yet.
         let refused = tokens.verify(Credential::text(text)).await.unwrap_err();
         assert_eq!(refused.reject_reason(), Some(RejectReason::Unknown));
-        assert_eq!((rows(&store, table).await, told.take()), (0, vec![]));
+        assert_eq!((rows().await, told.take()), (0, vec![]));
         let uncommitted = within.into_uncommitted();
         let expected = [AuditAction::Generated, AuditAction::Renamed];
         assert_eq!(uncommitted.events().map(|event| event.action).collect::<Vec<_>>(), expected);
         assert!(uncommitted.ids().all(|id| id == issued.token.id()));
         if !commits {
-            transaction.rollback().await.unwrap();
+            host.roll_back(transaction).await;
             assert!(tokens.verify(Credential::text(text)).await.is_err());
             assert!(names(&store).await.is_empty());
             assert!(actions(&store, &issued.token).await.is_empty());
-            assert_eq!((rows(&store, table).await, told.take()), (0, vec![]));
+            assert_eq!((rows().await, told.take()), (0, vec![]));
             continue;
         }
-        transaction.commit().await.unwrap();
+        assert!(host.commit(transaction).await);
         tokens.after_commit(&uncommitted);
         assert_eq!(told.take(), expected);
         assert_eq!(actions(&store, &issued.token).await, expected);
-        assert_eq!(
-            (names(&store).await, rows(&store, table).await),
-            (vec!["apollo deploys".to_owned()], 1)
-        );
+        assert_eq!((names(&store).await, rows().await), (vec!["apollo deploys".to_owned()], 1));
         // Its use within the transaction was written with it.
         assert!(store.find(issued.token.id()).await.unwrap().unwrap().last_used.is_some());
         tokens.verify(Credential::text(text)).await.unwrap();
@@ -143,11 +194,13 @@ async fn a_token_and_a_row_of_the_hosts_are_there_together_or_not_at_all() {
     joins(store, POSTGRES, &format!("{schema}.projects")).await;
     let folder = Folder::new();
     joins(sqlite_store(&folder.path().join("db")).await, SQLITE, "projects").await;
+    let table = unique("patkit.projects");
+    joins(mariadb_store(&mariadb_pool(4).await).await, MARIADB, &table).await;
 }
 
 /// Every operation within a transaction takes effect if it commits, and leaves no trace if it rolls
 /// back.
-async fn does_everything<E: Engine>(store: SqlStore<E>, begin: &'static str) {
+pub(super) async fn does_everything<D: Driver>(store: SqlStore<D>, host: impl Host<D>) {
     let tokens = service(store.clone());
     let mut made = Vec::new();
     for name in ["revoked", "restored", "rotated", "deleted", "family"] {
@@ -163,8 +216,9 @@ async fn does_everything<E: Engine>(store: SqlStore<E>, begin: &'static str) {
     let child = tokens.generate(&through, NewToken::named("child")).await.unwrap();
     let before = store.list(&all()).await.unwrap().tokens;
     for commits in [false, true] {
-        let mut transaction = store.pool().begin_with(begin).await.unwrap();
-        let within = tokens.within(store.within(&mut transaction));
+        let mut lender = host.lend(store.pool()).await;
+        let mut transaction = host.begin(&mut lender).await;
+        let within = tokens.within(host.within(&store, &mut transaction));
         within.revoke(&ada(), revoked.token.id(), Reason::Owner).await.unwrap();
         within.restore(&ada(), restored.token.id()).await.unwrap();
         let next = within.rotate(&ada(), rotated.token.id(), Duration::ZERO).await.unwrap();
@@ -173,12 +227,12 @@ async fn does_everything<E: Engine>(store: SqlStore<E>, begin: &'static str) {
         assert_eq!(within.list(&ada(), None, 50).await.unwrap().items.len(), 6);
         drop(within.into_uncommitted());
         if !commits {
-            transaction.rollback().await.unwrap();
+            host.roll_back(transaction).await;
             assert_eq!(store.list(&all()).await.unwrap().tokens, before);
             assert!(store.find(next.token.id()).await.unwrap().is_none());
             continue;
         }
-        transaction.commit().await.unwrap();
+        assert!(host.commit(transaction).await);
         let works = async |issued: &patkit::IssuedToken| {
             tokens.verify(Credential::text(issued.plaintext.expose_secret())).await.is_ok()
         };
@@ -187,12 +241,13 @@ async fn does_everything<E: Engine>(store: SqlStore<E>, begin: &'static str) {
         assert!(!works(family).await && !works(&child).await, "the family is revoked with it");
         assert!(store.find(deleted.token.id()).await.unwrap().is_none());
     }
-    let mut transaction = store.pool().begin_with(begin).await.unwrap();
-    let within = tokens.within(store.within(&mut transaction));
+    let mut lender = host.lend(store.pool()).await;
+    let mut transaction = host.begin(&mut lender).await;
+    let within = tokens.within(host.within(&store, &mut transaction));
     let owner = OwnerId::new("ada").unwrap();
     assert_eq!(within.revoke_all(&Realm::default(), &owner).await.unwrap(), 2);
     drop(within.into_uncommitted());
-    transaction.commit().await.unwrap();
+    assert!(host.commit(transaction).await);
     let page = store
         .list(&all().active_at(patkit::Clock::now(&patkit::SystemClock::new())))
         .await
@@ -205,16 +260,14 @@ async fn every_operation_joins_a_transaction_of_the_hosts() {
     does_everything(postgres_store(&postgres_pool(4).await).await, POSTGRES).await;
     let folder = Folder::new();
     does_everything(sqlite_store(&folder.path().join("db")).await, SQLITE).await;
+    does_everything(mariadb_store(&mariadb_pool(4).await).await, MARIADB).await;
 }
 
 /// A conflict leaves the transaction unchanged and has the same error as outside of one.
-async fn conflicts<E: Engine>(store: SqlStore<E>, begin: &'static str, table: &str)
-where
-    for<'c> &'c mut E::Connection: Executor<'c, Database = E>,
-{
-    let mut connection = store.pool().acquire().await.unwrap();
-    run::<E>(&mut connection, &format!("CREATE TABLE {table} (name text)")).await;
-    drop(connection);
+pub(super) async fn conflicts<D: Driver>(store: SqlStore<D>, host: impl Host<D>, table: &str) {
+    host.run_alone(store.pool(), &format!("CREATE TABLE {table} (name text)")).await;
+    let all_rows = format!("SELECT * FROM {table}");
+    let rows = || host.run_alone(store.pool(), &all_rows);
     let tokens = service(store.clone());
     let taken = tokens.generate(&ada(), NewToken::named("taken")).await.unwrap().token;
     let other = tokens.generate(&ada(), NewToken::named("other")).await.unwrap().token;
@@ -226,9 +279,10 @@ where
     let mut named_as_taken = Token { version: 2, ..other_record.clone() };
     named_as_taken.rename(taken_record.name.clone());
 
-    let mut transaction = store.pool().begin_with(begin).await.unwrap();
-    run::<E>(&mut transaction, &format!("INSERT INTO {table} VALUES ('before')")).await;
-    let within = tokens.within(store.within(&mut transaction));
+    let mut lender = host.lend(store.pool()).await;
+    let mut transaction = host.begin(&mut lender).await;
+    host.run(&mut transaction, &format!("INSERT INTO {table} VALUES ('before')")).await;
+    let within = tokens.within(host.within(&store, &mut transaction));
     let refused = within.generate(&ada(), NewToken::named("Taken")).await;
     assert!(matches!(refused, Err(ManageError::NameTaken)), "{refused:?}");
     let refused = within.rename(&ada(), other.id(), "taken").await;
@@ -262,10 +316,10 @@ where
     }
     within.generate(&ada(), NewToken::named("after")).await.unwrap();
     drop(within.into_uncommitted());
-    run::<E>(&mut transaction, &format!("INSERT INTO {table} VALUES ('after')")).await;
-    transaction.commit().await.unwrap();
+    host.run(&mut transaction, &format!("INSERT INTO {table} VALUES ('after')")).await;
+    assert!(host.commit(transaction).await);
     assert_eq!(names(&store).await, ["after", "other", "taken"]);
-    assert_eq!(rows(&store, table).await, 2);
+    assert_eq!(rows().await, 2);
     assert_eq!(
         (record(&taken).await, record(&other).await),
         (taken_record, other_record),
@@ -281,6 +335,8 @@ async fn a_conflict_within_a_transaction_leaves_it_usable_and_names_the_first() 
     conflicts(store, POSTGRES, &format!("{schema}.projects")).await;
     let folder = Folder::new();
     conflicts(sqlite_store(&folder.path().join("db")).await, SQLITE, "projects").await;
+    let table = unique("patkit.projects");
+    conflicts(mariadb_store(&mariadb_pool(4).await).await, MARIADB, &table).await;
 }
 
 /// The second try reads the record again, with the change that another transaction committed
@@ -311,7 +367,7 @@ async fn a_change_that_another_one_came_before_is_tried_again_within_the_transac
 
 /// A change that is dropped at any moment is in the transaction as a whole or not at all, and the
 /// transaction refuses further calls.
-async fn dropped<E: Engine>(store: SqlStore<E>, begin: &'static str) {
+pub(super) async fn dropped<D: Driver>(store: SqlStore<D>, host: impl Host<D>) {
     let tokens = service(store.clone());
     let mut issued = Vec::new();
     for name in ["a", "b"] {
@@ -339,8 +395,9 @@ async fn dropped<E: Engine>(store: SqlStore<E>, begin: &'static str) {
             batch =
                 batch.change(Change::Update(Arc::new(Token { version, ..record }))).event(event);
         }
-        let mut transaction = store.pool().begin_with(begin).await.unwrap();
-        let view = store.within(&mut transaction);
+        let mut lender = host.lend(store.pool()).await;
+        let mut transaction = host.begin(&mut lender).await;
+        let view = host.within(&store, &mut transaction);
         let mut change = Box::pin(view.commit(&batch));
         let mut is_done = false;
         let polls = round / 2;
@@ -364,7 +421,7 @@ async fn dropped<E: Engine>(store: SqlStore<E>, begin: &'static str) {
         }
         drop(view);
         // A host that ignores the error commits anyway.
-        let _ = transaction.commit().await;
+        host.commit(transaction).await;
         let mut after = Vec::new();
         for token in &issued {
             let version = store.find(token.id()).await.unwrap().unwrap().version;
@@ -383,6 +440,7 @@ async fn a_change_that_is_dropped_within_a_transaction_leaves_all_of_it_or_nothi
     dropped(postgres_store(&postgres_pool(2).await).await, POSTGRES).await;
     let folder = Folder::new();
     dropped(sqlite_store(&folder.path().join("db")).await, SQLITE).await;
+    // sqlx's connection of MySQL does not survive a dropped future, as the page of `MySql` says.
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -414,14 +472,15 @@ async fn a_transaction_that_has_failed_does_nothing_more() {
 
 /// A call that the database refuses ends the use of the transaction, even if the database would
 /// continue, because later calls may depend on the failed one.
-async fn refuses_after_a_failure<E: Engine>(
-    store: SqlStore<E>,
-    begin: &'static str,
+///
+/// `fails` makes some values fail, within the transaction; if it is `None`, they fail already, and
+/// the engine changes no tables within a transaction.
+pub(super) async fn refuses_after_a_failure<D: Driver>(
+    store: SqlStore<D>,
+    host: impl Host<D>,
     table: &str,
-    fails: &str,
-) where
-    for<'c> &'c mut E::Connection: Executor<'c, Database = E>,
-{
+    fails: Option<&str>,
+) {
     let tokens = service(store.clone());
     let issued = tokens.generate(&ada(), NewToken::named("before")).await.unwrap().token;
     let record = Token::clone(&store.find(issued.id()).await.unwrap().unwrap());
@@ -437,19 +496,22 @@ async fn refuses_after_a_failure<E: Engine>(
     };
     let bad = ChangeBatch::new().change(Change::Update(Arc::new(bad)));
     let good = ChangeBatch::new().change(Change::Update(Arc::new(Token { version: 2, ..record })));
-    for failing in ["commit", "touch", "find", "list"] {
-        let mut transaction = store.pool().begin_with(begin).await.unwrap();
-        match failing {
-            "commit" | "touch" => run::<E>(&mut transaction, fails).await,
+    let calls = if fails.is_some() { 4 } else { 2 };
+    for failing in ["commit", "touch", "find", "list"].into_iter().take(calls) {
+        let mut lender = host.lend(store.pool()).await;
+        let mut transaction = host.begin(&mut lender).await;
+        match (failing, fails) {
+            ("commit" | "touch", Some(fails)) => host.run(&mut transaction, fails).await,
+            ("commit" | "touch", None) => {}
             _ => {
-                run::<E>(
+                host.run(
                     &mut transaction,
                     &format!("ALTER TABLE {table} RENAME COLUMN name TO other"),
                 )
                 .await;
             }
         }
-        let view = store.within(&mut transaction);
+        let view = host.within(&store, &mut transaction);
         let failed = match failing {
             "commit" => view.commit(&bad).await,
             "touch" => view.touch(&[touch("192.0.2.99")]).await,
@@ -474,7 +536,7 @@ async fn refuses_after_a_failure<E: Engine>(
             assert_eq!(refused, expected, "{call} after a failed {failing}");
         }
         drop(view);
-        transaction.rollback().await.unwrap();
+        host.roll_back(transaction).await;
     }
     let token = store.find(id).await.unwrap().unwrap();
     assert_eq!((token.version, token.last_used), (1, None));
@@ -489,7 +551,7 @@ async fn nothing_is_done_in_a_transaction_after_a_call_that_failed() {
     let fails = format!(
         "ALTER TABLE {table} ADD CHECK (name <> 'fails' AND last_used_address <> '192.0.2.99')"
     );
-    refuses_after_a_failure(store, POSTGRES, &table, &fails).await;
+    refuses_after_a_failure(store, POSTGRES, &table, Some(&fails)).await;
     let folder = Folder::new();
     let fails = "CREATE TRIGGER fails BEFORE UPDATE ON patkit_tokens WHEN NEW.name = 'fails' \
          OR NEW.last_used_address = '192.0.2.99' BEGIN SELECT RAISE(ABORT, 'refused'); END";
@@ -497,9 +559,20 @@ async fn nothing_is_done_in_a_transaction_after_a_call_that_failed() {
         sqlite_store(&folder.path().join("db")).await,
         SQLITE,
         "patkit_tokens",
-        fails,
+        Some(fails),
     )
     .await;
+    let pool = mariadb_pool(4).await;
+    let schema = mariadb_schema(&pool).await;
+    let store = MariaDbStore::builder(pool.clone()).schema(&schema).migrate().await.unwrap();
+    let table = format!("{schema}.patkit_tokens");
+    let fails = format!(
+        "CREATE TRIGGER {schema}.fails BEFORE UPDATE ON {table} FOR EACH ROW \
+         IF NEW.name = 'fails' OR NEW.last_used_address = '192.0.2.99' \
+         THEN SIGNAL SQLSTATE '45000'; END IF"
+    );
+    raw_sql(AssertSqlSafe(fails)).execute(&pool).await.unwrap();
+    refuses_after_a_failure(store, MARIADB, &table, None).await;
 }
 
 /// A cache still returns the old record until `after_commit` invalidates it.

@@ -4,17 +4,17 @@
 //! Run it with `cargo run -p axum_host`. `DATABASE_URL` must name a database that has a table
 //! `users (id text, role text, enabled boolean)`, `ACME_TOKEN_KEYS` holds the keys (`1:` and the
 //! base64 of 32 random bytes), and `LISTEN` is an address. It stops on Ctrl-C and SIGTERM, after it
-//! has written all last uses. On Windows there is only `ctrl_c`.
+//! has written all last uses. On Windows, wait for `tokio::signal::ctrl_c` instead.
 
 // README: from here
 use axum::{Router, http::header::COOKIE, http::request::Parts, routing::get};
 use patkit::http::{Authenticator, Console, ManagementApi};
 use patkit::owner::{Directory, DirectoryError, Owner, OwnerId, OwnerKind, Realm};
-use patkit::{Actor, CachedStore, Keyring, PostgresStore, TokenService, Verified};
+use patkit::{Actor, CachedStore, Keyring, SqlStore, TokenService, Verified};
 use sqlx::PgPool;
 use std::{env, error::Error, net::SocketAddr, sync::Arc, time::Duration};
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::{select, signal::ctrl_c, time::sleep};
+use tokio::{select, time::sleep};
 
 /// Your users.
 struct Users(PgPool);
@@ -38,26 +38,26 @@ fn signed_in(parts: &Parts) -> Option<Actor> {
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
     let db = PgPool::connect(&env::var("DATABASE_URL")?).await?;
-    let store = PostgresStore::builder(db.clone()).migrate().await?;
+    let store = SqlStore::builder(db.clone()).migrate().await?;
     let store = CachedStore::builder(store).build()?;
     let tokens = TokenService::builder(store, Users(db)).brand("acme");
     let tokens = Arc::new(tokens.keyring(Keyring::from_env("ACME_TOKEN_KEYS")?).build()?);
     tokens.check().await?; // finds wrong and missing keys before your users do
     let (flusher, follower) = (tokens.clone(), tokens.clone());
     tokio::spawn(async move { flusher.run_flusher(sleep).await });
-    let second = Duration::from_secs(1);
-    tokio::spawn(async move { follower.store().run_following(second, sleep).await });
+    tokio::spawn(async move { follower.store().run_following(Duration::from_secs(1), sleep).await });
 
     let api = ManagementApi::new(Authenticator::new(tokens.clone()), signed_in);
     let app = Router::new()
         .route("/whoami", get(async |token: Verified| token.owner().id().to_string()))
         .route_layer(api.authenticator().required()) // the routes above need a token
-        .nest_service("/settings/tokens", Console::new(&api, "/api").router::<()>())
-        .nest_service("/api", api.router::<()>())
+        .nest_service("/settings/tokens", Console::new(&api, "/api"))
+        .nest_service("/api", api)
         .into_make_service_with_connect_info::<SocketAddr>();
     let listener = tokio::net::TcpListener::bind(env::var("LISTEN")?).await?;
+    let mut ctrl_c = signal(SignalKind::interrupt())?;
     let mut terminated = signal(SignalKind::terminate())?;
-    let stopped = async move { select!(_ = ctrl_c() => (), _ = terminated.recv() => ()) };
+    let stopped = async move { select!(_ = ctrl_c.recv() => (), _ = terminated.recv() => ()) };
     axum::serve(listener, app).with_graceful_shutdown(stopped).await?;
     Ok(tokens.shutdown().await?)
 }

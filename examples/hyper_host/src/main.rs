@@ -42,6 +42,7 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     tokio::spawn(async move { flusher.run_flusher(tokio::time::sleep).await });
     let issued = tokens.generate(&Actor::signed_in(ada), NewToken::named("try me")).await?;
 
+    let mut stopped = std::pin::pin!(asked_to_stop()?);
     let port = std::env::args().skip_while(|argument| argument != "--port").nth(1);
     let listener =
         TcpListener::bind(("127.0.0.1", port.unwrap_or_default().parse().unwrap_or(0))).await?;
@@ -52,14 +53,10 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     let layers = ServiceBuilder::new()
         .layer(Authenticator::new(tokens.clone()).required())
         .layer(RequirePermission::new("tokens:manage")?);
-    let mut stopped = std::pin::pin!(asked_to_stop());
     loop {
         let (stream, peer) = tokio::select! {
             accepted = listener.accept() => accepted?,
-            stopped = &mut stopped => {
-                stopped?;
-                break;
-            }
+            () = &mut stopped => break,
         };
         // Adds the client's address, which tokens that are bound to networks need, and which is
         // recorded with the last use.
@@ -80,17 +77,22 @@ async fn main() -> Result<(), Box<dyn Error + Send + Sync>> {
     Ok(())
 }
 
-/// Ends on Ctrl-C, or on the SIGTERM that a supervisor sends.
-async fn asked_to_stop() -> std::io::Result<()> {
+/// Returns a future that is ready on Ctrl-C, or on the SIGTERM that a supervisor sends.
+///
+/// Both are caught from the call on, so that neither ends the process before the future is polled.
+fn asked_to_stop() -> std::io::Result<impl Future<Output = ()>> {
     #[cfg(unix)]
-    {
+    let (mut interrupted, mut terminated) = {
         use tokio::signal::unix::{SignalKind, signal};
-        let mut terminated = signal(SignalKind::terminate())?;
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+    };
+    #[cfg(windows)]
+    let (mut interrupted, mut terminated) =
+        (tokio::signal::windows::ctrl_c()?, tokio::signal::windows::ctrl_close()?);
+    Ok(async move {
         tokio::select! {
-            interrupted = tokio::signal::ctrl_c() => interrupted,
-            _ = terminated.recv() => Ok(()),
+            _ = interrupted.recv() => {}
+            _ = terminated.recv() => {}
         }
-    }
-    #[cfg(not(unix))]
-    tokio::signal::ctrl_c().await
+    })
 }

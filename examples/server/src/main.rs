@@ -62,8 +62,8 @@ use patkit::http::{
 };
 use patkit::store::{ChangeFeed, KeyChecks};
 use patkit::{
-    Actor, CachedStore, Keyring, MemoryDirectory, Owner, OwnerId, OwnerKind, PostgresStore,
-    RoleCatalog, SqliteStore, TokenService, TokenStore, Verified,
+    Actor, CachedStore, Keyring, MemoryDirectory, Owner, OwnerId, OwnerKind, RoleCatalog, SqlStore,
+    TokenService, TokenStore, Verified,
 };
 use serde::Deserialize;
 use sqlx::postgres::PgPoolOptions;
@@ -99,7 +99,7 @@ async fn main() -> Result<(), Failure> {
     let listener = TcpListener::bind(("127.0.0.1", options.port)).await?;
     if options.database_url.starts_with("postgres") {
         let pool = PgPoolOptions::new().connect(&options.database_url).await?;
-        serve(PostgresStore::builder(pool).migrate().await?, listener).await
+        serve(SqlStore::builder(pool).migrate().await?, listener).await
     } else {
         let file = SqliteConnectOptions::from_str(&options.database_url)?
             .create_if_missing(true)
@@ -109,7 +109,7 @@ async fn main() -> Result<(), Failure> {
         std::fs::write(&document, openapi("/api").to_pretty_json()?)?;
         println!("the OpenAPI document is in {}", document.display());
         let pool = SqlitePoolOptions::new().connect_with(file).await?;
-        serve(SqliteStore::builder(pool).migrate().await?, listener).await
+        serve(SqlStore::builder(pool).migrate().await?, listener).await
     }
 }
 
@@ -146,10 +146,11 @@ where
     })
     .limit_generation(1_000, Duration::from_secs(60))
     .build();
-    let console = Console::new(&api, "/api")
+    let console = Console::builder(&api, "/api")
         .sign_in("/sign-in")
         .scopes(["datastores:read", "datastores:write"])?
-        .service_user(&OwnerId::new("ci-bot")?, "CI bot");
+        .service_user(&OwnerId::new("ci-bot")?, "CI bot")
+        .build();
 
     // The routes that tokens open. One layer covers all of them, and each route requires a
     // permission, either on the route or in the signature of its handler.
@@ -163,12 +164,12 @@ where
         .route("/open", get(hello));
 
     let app = Router::new()
-        .merge(console.router())
-        .nest_service("/api", api.router::<()>())
+        .nest_service("/api", api)
         .route("/api/openapi.json", get(async || axum::Json(openapi("/api"))))
         .nest("/demo", demo)
         .route("/sign-in", get(sign_in_page).post(sign_in).with_state(sessions))
-        .route("/favicon.ico", get(async || StatusCode::NO_CONTENT));
+        .route("/favicon.ico", get(async || StatusCode::NO_CONTENT))
+        .fallback_service(console);
 
     // Writes last uses every few seconds, and follows the changes of other processes.
     let flusher = tokens.clone();
@@ -178,10 +179,11 @@ where
         println!("changes of other processes are not followed: {error}");
     });
 
+    let stopped = asked_to_stop()?;
     let url = format!("http://{}", listener.local_addr()?);
     println!("listening on {url}\n\nOpen it in a browser, or try:\n{}", curl_lines(&url));
     axum::serve(listener, app.into_make_service_with_connect_info::<SocketAddr>())
-        .with_graceful_shutdown(asked_to_stop())
+        .with_graceful_shutdown(stopped)
         .await?;
     tokens.shutdown().await?;
     println!("stopped, with all last uses written");
@@ -339,19 +341,22 @@ fn curl_lines(url: &str) -> String {
     )
 }
 
-/// Ends on Ctrl-C, or on the SIGTERM that a supervisor sends.
-async fn asked_to_stop() {
-    let interrupted = async { tokio::signal::ctrl_c().await.unwrap_or_default() };
+/// Returns a future that is ready on Ctrl-C, or on the SIGTERM that a supervisor sends.
+///
+/// Both are caught from the call on, so that neither ends the process before the future is polled.
+fn asked_to_stop() -> std::io::Result<impl Future<Output = ()>> {
     #[cfg(unix)]
-    {
+    let (mut interrupted, mut terminated) = {
         use tokio::signal::unix::{SignalKind, signal};
-        if let Ok(mut terminated) = signal(SignalKind::terminate()) {
-            tokio::select! {
-                () = interrupted => {}
-                _ = terminated.recv() => {}
-            }
-            return;
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+    };
+    #[cfg(windows)]
+    let (mut interrupted, mut terminated) =
+        (tokio::signal::windows::ctrl_c()?, tokio::signal::windows::ctrl_close()?);
+    Ok(async move {
+        tokio::select! {
+            _ = interrupted.recv() => {}
+            _ = terminated.recv() => {}
         }
-    }
-    interrupted.await;
+    })
 }

@@ -8,7 +8,7 @@
 use patkit::store::{AuditLog, TokenCounts};
 use patkit::{
     Actor, CachedStore, Clock, Credential, Keyring, MemoryDirectory, NewToken, Owner, OwnerId,
-    OwnerKind, SqliteStore, SystemClock, TokenPolicy, TokenService,
+    OwnerKind, SqlStore, SystemClock, TokenPolicy, TokenService,
 };
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions};
 use std::error::Error;
@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{interval, sleep};
 
-type Tokens = TokenService<Arc<CachedStore<SqliteStore>>, MemoryDirectory>;
+type Tokens = TokenService<Arc<CachedStore<SqlStore<sqlx::SqlitePool>>>, MemoryDirectory>;
 
 /// The intervals of the jobs, and the retention of tokens and events.
 struct Schedule {
@@ -103,7 +103,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .create_if_missing(true)
         .journal_mode(SqliteJournalMode::Wal);
     let pool = SqlitePoolOptions::new().connect_with(options).await?;
-    let store = SqliteStore::builder(pool).migrate().await?;
+    let store = SqlStore::builder(pool).migrate().await?;
     let cache = Arc::new(CachedStore::builder(store).build()?);
     let ada = Owner::new(OwnerId::new("ada")?, OwnerKind::Human).with_role("member");
     let tokens =
@@ -134,6 +134,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
         tokio::spawn(watch(tokens.clone(), Duration::from_millis(900))),
     ];
 
+    let stopped = asked_to_stop()?;
+
     // The host's requests.
     let actor = Actor::signed_in(OwnerId::new("ada")?);
     let issued = tokens.generate(&actor, NewToken::named("nightly")).await?;
@@ -142,7 +144,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
     }
     tokio::select! {
         () = sleep(Duration::from_secs(2)) => {}
-        stopped = asked_to_stop() => stopped?,
+        () = stopped => {}
     }
 
     // Shuts down: no new requests, then the last uses are written, then the jobs are aborted.
@@ -162,17 +164,22 @@ async fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Ends on Ctrl-C, or on the SIGTERM that a supervisor sends.
-async fn asked_to_stop() -> std::io::Result<()> {
+/// Returns a future that is ready on Ctrl-C, or on the SIGTERM that a supervisor sends.
+///
+/// Both are caught from the call on, so that neither ends the process before the future is polled.
+fn asked_to_stop() -> std::io::Result<impl Future<Output = ()>> {
     #[cfg(unix)]
-    {
+    let (mut interrupted, mut terminated) = {
         use tokio::signal::unix::{SignalKind, signal};
-        let mut terminated = signal(SignalKind::terminate())?;
+        (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?)
+    };
+    #[cfg(windows)]
+    let (mut interrupted, mut terminated) =
+        (tokio::signal::windows::ctrl_c()?, tokio::signal::windows::ctrl_close()?);
+    Ok(async move {
         tokio::select! {
-            interrupted = tokio::signal::ctrl_c() => interrupted,
-            _ = terminated.recv() => Ok(()),
+            _ = interrupted.recv() => {}
+            _ = terminated.recv() => {}
         }
-    }
-    #[cfg(not(unix))]
-    tokio::signal::ctrl_c().await
+    })
 }

@@ -10,7 +10,9 @@
 
 use super::{Claim, Credential, Decision, Peer, unread};
 use crate::owner::{Directory, Owner, Realm};
-use crate::service::{TokenService, Unavailable};
+#[cfg(feature = "tower")]
+use crate::service::VerifyError;
+use crate::service::{TokenService, Unavailable, Verified};
 use crate::snapshot::Snapshot;
 use crate::store::{StoredToken, TokenStore};
 use crate::token::digest::Message;
@@ -48,6 +50,27 @@ impl<S: TokenStore, D: Directory> Future for Verification<'_, S, D> {
 }
 
 impl<S: TokenStore, D: Directory> TokenService<S, D> {
+    /// Verifies a credential at the first attempt. Returns `None` if that must wait for the store or
+    /// the directory; then nothing has been recorded.
+    #[cfg(feature = "tower")]
+    pub(crate) fn verify_at_once(
+        &self,
+        credential: &Credential<'_>,
+    ) -> Option<Result<Verified, VerifyError>> {
+        let mut message = Message::room();
+        let decision = match self.read(credential.offered, &mut message) {
+            Err(reason) => Poll::Ready(Err(unread(reason))),
+            Ok(presented) => {
+                let (realm, peer) = (credential.realm, &credential.peer);
+                self.decide_now(&presented, &message, realm, peer, |_| Poll::Pending)
+            }
+        };
+        match decision {
+            Poll::Ready(decision) => Some(decision),
+            Poll::Pending => None,
+        }
+    }
+
     /// Decides at once if the store and the directory can answer at once; otherwise calls `later`.
     #[inline(never)]
     fn decide_now<'a>(
@@ -71,7 +94,10 @@ impl<S: TokenStore, D: Directory> TokenService<S, D> {
             return later(claim);
         }
         match self.directory.shortcut().find(known.realm(), known.owner()) {
-            Some(owner) => Poll::Ready(self.admit(&claim, known, owner)),
+            Some(owner) => Poll::Ready(self.admit(&claim, &known, owner).map(|owner| {
+                self.record_use(&claim, &known);
+                Verified::new(known, owner, &self.catalog, claim.peer, claim.now)
+            })),
             None => later(claim),
         }
     }

@@ -1,7 +1,7 @@
 //! The errors of setting up an SQL store, and the mapping of database errors to store errors.
 
+use super::engine::EngineKind;
 use crate::store::StoreError;
-use sqlx::error::DatabaseError;
 use std::fmt;
 
 /// The reason why an SQL store was not opened.
@@ -39,7 +39,7 @@ pub enum SetupError {
         "a name that the token tables need is taken by something else: {0}; choose another prefix \
          with `.prefix(…)`"
     )]
-    NameTaken(SqlFault),
+    NameTaken(SqlError),
     /// The tables are of an earlier version.
     #[error(
         "the token tables are of version {found} and this program needs {needed}: call `.migrate()` instead of `.open()`, \
@@ -83,16 +83,16 @@ pub enum SetupError {
         "the database refused the setup of the token tables: {0}; grant the role of the pool USAGE and CREATE on the schema, \
          or migrate with a role that has them"
     )]
-    Denied(SqlFault),
+    Denied(SqlError),
     /// The database cannot be reached.
     #[error(
         "the database cannot be reached: {0}; check its URL, that the server runs or the file of SQLite exists \
          (`.create_if_missing(true)` makes it), and that the pool has a free connection"
     )]
-    Unreachable(SqlFault),
+    Unreachable(SqlError),
     /// The database refused a statement.
     #[error("the database refused the setup of the token tables: {0}")]
-    Database(SqlFault),
+    Database(SqlError),
 }
 
 /// The reason why a name of a table or a schema is refused.
@@ -124,132 +124,231 @@ pub enum NameError {
         "the name begins with {0:?}, which is reserved for the database; choose another beginning"
     )]
     Reserved(&'static str),
+    /// The name has a character beyond U+FFFF, which MySQL allows in no name.
+    #[error(
+        "the name has the character {0:?}, and MySQL allows none beyond U+FFFF in names; remove it"
+    )]
+    Supplementary(char),
+    /// The name ends with a space, which MySQL allows in no name of a database.
+    #[error("the name ends with a space, which MySQL does not allow; remove the space")]
+    TrailingSpace,
 }
 
-impl From<sqlx::Error> for SetupError {
-    fn from(error: sqlx::Error) -> Self {
-        let fault = SqlFault(error);
-        let Some(error) = fault.0.as_database_error() else {
-            return match &fault.0 {
-                sqlx::Error::Io(_)
-                | sqlx::Error::Tls(_)
-                | sqlx::Error::PoolTimedOut
-                | sqlx::Error::PoolClosed
-                | sqlx::Error::WorkerCrashed => Self::Unreachable(fault),
-                _ => Self::Database(fault),
-            };
-        };
-        // SQLSTATEs are from appendix A of PostgreSQL's documentation; SQLite has one code for all
-        // errors in a statement.
-        match error.code().as_deref() {
-            // insufficient_privilege
-            Some("42501") => Self::Denied(fault),
-            // duplicate_table, duplicate_object, undefined_column, wrong_object_type: the existing
-            // object is not the store's.
-            Some("42P07" | "42710" | "42703" | "42809") => Self::NameTaken(fault),
-            _ if error.message().ends_with("already exists")
-                || error.message().starts_with("no such column") =>
-            {
-                Self::NameTaken(fault)
-            }
-            // The server is starting or stopping, has no room, or does not know the database or the
-            // role.
-            Some("3D000" | "28000" | "28P01" | "53300" | "57P01" | "57P03") => {
-                Self::Unreachable(fault)
-            }
-            _ if fault.is_missing_file() => Self::Unreachable(fault),
-            _ => Self::Database(fault),
-        }
-    }
-}
-
-/// A failure of the database.
+/// A failure of the database or of the driver.
 ///
-/// It shows the engine's code and message, but no values of rows: PostgreSQL puts those into the
-/// error's details, which are not shown.
-pub struct SqlFault(sqlx::Error);
+/// It shows the engine's code and message, but no details: PostgreSQL puts values of rows into
+/// those.
+pub struct SqlError {
+    kind: Kind,
+    code: Option<String>,
+    text: String,
+}
 
-impl SqlFault {
-    /// Returns the engine's code of the failure, such as an SQLSTATE.
-    pub fn code(&self) -> Option<String> {
-        self.0.as_database_error().and_then(|error| error.code().map(String::from))
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// The database answered.
+    Reported,
+    /// The database could not be asked, or its answer did not arrive.
+    Unreachable,
+    /// Anything else.
+    Failed,
+}
+
+impl SqlError {
+    /// Creates an error that the database reported.
+    ///
+    /// `code` is the SQLSTATE in PostgreSQL (`23505`), the extended result code in SQLite (`2067`),
+    /// and the error number in MySQL and MariaDB (`1062`). `message` is the primary message
+    /// without details. The store derives from both whether a name is taken, whether a batch may be
+    /// tried again, and whether a commit happened.
+    pub fn reported(code: &str, message: &str) -> Self {
+        Self { kind: Kind::Reported, code: Some(code.to_owned()), text: message.to_owned() }
     }
 
-    /// Whether the database file could not be opened (`SQLITE_CANTOPEN`).
-    fn is_missing_file(&self) -> bool {
-        self.code().as_deref() == Some("14")
+    /// Creates an error for a connection that could not be made, was lost, or did not become free
+    /// in time.
+    pub fn unreachable(reason: &(impl fmt::Display + ?Sized)) -> Self {
+        Self { kind: Kind::Unreachable, code: None, text: reason.to_string() }
+    }
+
+    /// Creates an error for anything else, such as an answer that the driver cannot read.
+    pub fn failed(reason: &(impl fmt::Display + ?Sized)) -> Self {
+        Self { kind: Kind::Failed, code: None, text: reason.to_string() }
+    }
+
+    /// Returns the engine's code of the failure, if the database reported it.
+    pub fn code(&self) -> Option<&str> {
+        self.code.as_deref()
+    }
+
+    /// Returns the message.
+    pub fn message(&self) -> &str {
+        &self.text
     }
 }
 
-impl fmt::Display for SqlFault {
+impl fmt::Display for SqlError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0.as_database_error() {
-            Some(error) => match error.code() {
-                Some(code) => write!(f, "{} (code {code})", error.message()),
-                None => f.write_str(error.message()),
-            },
-            None => fmt::Display::fmt(&self.0, f),
+        match &self.code {
+            Some(code) => write!(f, "{} (code {code})", self.text),
+            None => f.write_str(&self.text),
         }
     }
 }
 
-impl fmt::Debug for SqlFault {
+impl fmt::Debug for SqlError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "SqlFault({self})")
+        write!(f, "SqlError({self})")
     }
 }
 
-impl std::error::Error for SqlFault {}
+impl std::error::Error for SqlError {}
 
-/// Whether a table is missing, which is expected before the first migration.
-pub(super) fn is_missing_table(error: &sqlx::Error) -> bool {
-    // SQLSTATE undefined_table and invalid_schema_name; SQLite has one code for all errors in a
-    // statement.
-    error.as_database_error().is_some_and(|error| {
-        matches!(error.code().as_deref(), Some("42P01" | "3F000"))
-            || error.message().starts_with("no such table")
-    })
+/// What a failure means to a store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Meaning {
+    /// The unique index of names has the name already.
+    NameTaken,
+    /// Another unique index has the value already, which is an id.
+    IdTaken,
+    /// The transaction was rolled back because of another one that ran at the same time. Trying
+    /// again may succeed.
+    RolledBack,
+    /// A table is missing, or its schema.
+    MissingTable,
+    /// A table, an index or a constraint of someone else has the store's name.
+    Occupied,
+    /// The role of the connection lacks a right.
+    Denied,
+    /// The server cannot be reached, does not know the database or the role, or has no room.
+    Unreachable,
+    /// The statement or the commit was refused and changed nothing.
+    Refused,
+    /// None of these. If a commit failed like this, its outcome is unknown.
+    Unknown,
+}
+
+impl SqlError {
+    /// `name_index` is the name of the unique index of names.
+    pub(super) fn meaning(&self, engine: EngineKind, name_index: &str) -> Meaning {
+        let code = self.code.as_deref().unwrap_or_default();
+        match (self.kind, engine) {
+            (Kind::Unreachable, _) => Meaning::Unreachable,
+            (Kind::Failed, _) => Meaning::Unknown,
+            (Kind::Reported, EngineKind::Postgres) => postgres(code, &self.text, name_index),
+            (Kind::Reported, EngineKind::Sqlite) => sqlite(code, &self.text),
+            (Kind::Reported, EngineKind::MySql) => mysql(code, &self.text, name_index),
+        }
+    }
+}
+
+/// SQLSTATEs are from appendix A of PostgreSQL's documentation.
+fn postgres(code: &str, message: &str, name_index: &str) -> Meaning {
+    match code {
+        // unique_violation; the message names the index in every language.
+        "23505" if message.contains(name_index) => Meaning::NameTaken,
+        "23505" => Meaning::IdTaken,
+        // serialization_failure, deadlock_detected
+        "40001" | "40P01" => Meaning::RolledBack,
+        // undefined_table, invalid_schema_name
+        "42P01" | "3F000" => Meaning::MissingTable,
+        // duplicate_table, duplicate_object, undefined_column, wrong_object_type
+        "42P07" | "42710" | "42703" | "42809" => Meaning::Occupied,
+        // insufficient_privilege
+        "42501" => Meaning::Denied,
+        // The server is starting or stopping, has no room, or does not know the database or the
+        // role.
+        "3D000" | "28000" | "28P01" | "53300" | "57P01" | "57P03" => Meaning::Unreachable,
+        // statement_completion_unknown
+        "40003" => Meaning::Unknown,
+        // Classes: integrity, transaction rollback.
+        _ if code.starts_with("23") || code.starts_with("40") => Meaning::Refused,
+        _ => Meaning::Unknown,
+    }
+}
+
+/// Result codes are from <https://www.sqlite.org/rescode.html>. SQLite has one code for all errors
+/// in a statement.
+fn sqlite(code: &str, message: &str) -> Meaning {
+    let primary = code.parse::<u32>().map_or(0, |code| code % 256);
+    match (primary, code) {
+        // SQLITE_CONSTRAINT_UNIQUE and _PRIMARYKEY; the message names the columns.
+        (_, "2067" | "1555") if message.ends_with(".name_key") => Meaning::NameTaken,
+        (_, "2067" | "1555") => Meaning::IdTaken,
+        _ if message.starts_with("no such table") => Meaning::MissingTable,
+        _ if message.ends_with("already exists") || message.starts_with("no such column") => {
+            Meaning::Occupied
+        }
+        // SQLITE_CANTOPEN
+        (14, _) => Meaning::Unreachable,
+        // SQLITE_BUSY
+        (5, _) => Meaning::Refused,
+        _ => Meaning::Unknown,
+    }
+}
+
+/// Error numbers are from the MySQL Server Error Message Reference, which MariaDB shares.
+fn mysql(code: &str, message: &str, name_index: &str) -> Meaning {
+    match code {
+        // ER_DUP_ENTRY; the message ends with the index: 'name' in MariaDB, 'table.name' in MySQL.
+        "1062" => {
+            let index = message.strip_suffix('\'').unwrap_or(message);
+            if index.ends_with(name_index) { Meaning::NameTaken } else { Meaning::IdTaken }
+        }
+        // ER_LOCK_DEADLOCK, which Galera reports too if a transaction fails its certification;
+        // ER_CHECKREAD, which MariaDB reports if innodb_snapshot_isolation is on.
+        "1213" | "1020" => Meaning::RolledBack,
+        // ER_NO_SUCH_TABLE
+        "1146" => Meaning::MissingTable,
+        // ER_TABLE_EXISTS_ERROR, ER_BAD_FIELD_ERROR, ER_DUP_KEYNAME, ER_FK_DUP_NAME and
+        // ER_DUP_CONSTRAINT_NAME
+        "1050" | "1054" | "1061" | "1826" | "1813" => Meaning::Occupied,
+        // ER_TABLEACCESS_DENIED_ERROR
+        "1142" => Meaning::Denied,
+        // ER_DBACCESS_DENIED_ERROR, ER_ACCESS_DENIED_ERROR, ER_NO_DB_ERROR, ER_BAD_DB_ERROR,
+        // ER_CON_COUNT_ERROR, ER_SERVER_SHUTDOWN, ER_UNKNOWN_COM_ERROR (a Galera node that has not
+        // joined its cluster)
+        "1044" | "1045" | "1046" | "1049" | "1040" | "1053" | "1047" => Meaning::Unreachable,
+        // ER_LOCK_WAIT_TIMEOUT, ER_OPTION_PREVENTS_STATEMENT (read-only)
+        "1205" | "1290" => Meaning::Refused,
+        _ => Meaning::Unknown,
+    }
+}
+
+impl SetupError {
+    pub(super) fn new(error: SqlError, engine: EngineKind) -> Self {
+        match error.meaning(engine, "") {
+            Meaning::Denied => Self::Denied(error),
+            Meaning::Occupied => Self::NameTaken(error),
+            Meaning::Unreachable => Self::Unreachable(error),
+            Meaning::NameTaken
+            | Meaning::IdTaken
+            | Meaning::RolledBack
+            | Meaning::MissingTable
+            | Meaning::Refused
+            | Meaning::Unknown => Self::Database(error),
+        }
+    }
 }
 
 /// Maps an error after which nothing was changed.
-pub(in crate::store) fn unavailable(error: sqlx::Error) -> StoreError {
-    StoreError::unavailable(SqlFault(error))
+pub(in crate::store) fn unavailable(error: SqlError) -> StoreError {
+    StoreError::unavailable(error)
 }
 
 /// Maps the error of a failed commit.
 ///
-/// If the engine reports a code of a class for such failures, the commit was not done. After any
-/// other error, such as a lost connection, the outcome is unknown.
-pub(super) fn commit(error: sqlx::Error) -> StoreError {
-    let code = error.as_database_error().and_then(DatabaseError::code);
-    // SQLSTATE classes 23 (integrity) and 40 (transaction rollback) except 40003 (completion
-    // unknown), PostgreSQL documentation, appendix A; SQLite's BUSY.
-    let is_undone = |code: &str| {
-        let is_busy = code.parse::<u32>().is_ok_and(|code| code < 10_000 && code % 256 == 5);
-        let is_of = |class: &str| code.len() == 5 && code.starts_with(class) && code != "40003";
-        is_busy || is_of("23") || is_of("40")
-    };
-    if code.as_deref().is_some_and(is_undone) {
-        unavailable(error)
-    } else {
-        StoreError::OutcomeUnknown(Box::new(SqlFault(error)))
-    }
-}
-
-/// The unique index that a change violates.
-pub(super) enum Violation {
-    Id,
-    Name,
-}
-
-impl Violation {
-    pub(super) fn of(error: &sqlx::Error) -> Option<Self> {
-        let error = error.as_database_error().filter(|error| error.is_unique_violation())?;
-        let is_name = match error.constraint() {
-            Some(index) => index.ends_with("tokens_name"),
-            // SQLite names the columns instead of the index.
-            None => error.message().ends_with(".name_key"),
-        };
-        Some(if is_name { Self::Name } else { Self::Id })
+/// If the database reported that it refused, the commit was not done. After any other error, such
+/// as a lost connection, the outcome is unknown.
+pub(super) fn commit(error: SqlError, engine: EngineKind) -> StoreError {
+    match error.meaning(engine, "") {
+        Meaning::NameTaken | Meaning::IdTaken | Meaning::RolledBack | Meaning::Refused => {
+            unavailable(error)
+        }
+        Meaning::MissingTable
+        | Meaning::Occupied
+        | Meaning::Denied
+        | Meaning::Unreachable
+        | Meaning::Unknown => StoreError::OutcomeUnknown(Box::new(error)),
     }
 }

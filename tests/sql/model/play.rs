@@ -6,7 +6,7 @@ use super::rules::{Answer, Fault, Model, Record};
 use super::world::{World, revoked};
 use chrono::{DateTime, Utc};
 use patkit::store::{Change, ChangeBatch, ListBy, ListQuery};
-use patkit::{MemoryStore, Reason, SqliteStore, Token, TokenState, TokenStore};
+use patkit::{MemoryStore, Reason, Token, TokenState, TokenStore};
 use sqlx::sqlite::SqlitePoolOptions;
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -14,6 +14,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::{panic, pin};
+use support_sql::SqliteStore;
 use tokio::runtime::{Builder, Runtime};
 
 /// The instant at which a history begins, in microseconds since 1970.
