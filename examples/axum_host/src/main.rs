@@ -45,7 +45,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
     tokens.check().await?; // finds wrong and missing keys before your users do
     let (flusher, follower) = (tokens.clone(), tokens.clone());
     tokio::spawn(async move { flusher.run_flusher(sleep).await });
-    tokio::spawn(async move { follower.store().run_following(Duration::from_secs(1), sleep).await });
+    let second = Duration::from_secs(1);
+    tokio::spawn(async move { follower.store().run_following(second, sleep).await });
 
     let api = ManagementApi::new(Authenticator::new(tokens.clone()), signed_in);
     let app = Router::new()
@@ -55,9 +56,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
         .nest_service("/api", api)
         .into_make_service_with_connect_info::<SocketAddr>();
     let listener = tokio::net::TcpListener::bind(env::var("LISTEN")?).await?;
-    let mut ctrl_c = signal(SignalKind::interrupt())?;
-    let mut terminated = signal(SignalKind::terminate())?;
-    let stopped = async move { select!(_ = ctrl_c.recv() => (), _ = terminated.recv() => ()) };
+    let (mut int, mut term) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let stopped = async move { select!(_ = int.recv() => (), _ = term.recv() => ()) };
     axum::serve(listener, app).with_graceful_shutdown(stopped).await?;
     Ok(tokens.shutdown().await?)
 }
