@@ -12,7 +12,6 @@ pub use revocation::Revocation;
 use super::Problem;
 use super::request::limited;
 use super::service::RequestBody;
-use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::request::Parts;
 use http::{HeaderMap, StatusCode};
@@ -23,7 +22,7 @@ use zeroize::Zeroizing;
 type Field = Zeroizing<Vec<u8>>;
 
 /// The body of a request of type `application/x-www-form-urlencoded`.
-struct Form(Bytes);
+struct Form(Zeroizing<Vec<u8>>);
 
 impl Form {
     async fn read(parts: &Parts, body: RequestBody) -> Result<Self, Problem> {
@@ -86,7 +85,7 @@ mod tests {
 
     #[test]
     fn a_form_has_each_field_once() {
-        let form = |text: &'static str| Form(Bytes::from_static(text.as_bytes()));
+        let form = |text: &str| Form(Zeroizing::new(text.as_bytes().to_vec()));
         let token = |text| form(text).token().map(|field| field.to_vec());
         for (text, expected) in [
             ("token=abc", "abc"),

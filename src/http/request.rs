@@ -6,7 +6,6 @@ use super::json_fields::Refused;
 use super::service::RequestBody;
 use crate::store::MAX_PAGE;
 use crate::token::TokenId;
-use bytes::Bytes;
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, IF_MATCH};
 use http::request::Parts;
 use http::{HeaderMap, StatusCode};
@@ -14,6 +13,7 @@ use http_body_util::{BodyExt, LengthLimitError};
 use percent_encoding::percent_decode_str;
 use std::error::Error;
 use std::iter::successors;
+use zeroize::{Zeroize, Zeroizing};
 
 /// The number of tokens on a page if the client does not set it.
 const DEFAULT_PAGE: usize = 50;
@@ -118,7 +118,10 @@ pub(super) fn not_json() -> Problem {
     Problem::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, "unsupported_media_type", detail)
 }
 
-pub(super) async fn json_body(parts: &Parts, body: RequestBody) -> Result<Bytes, Problem> {
+pub(super) async fn json_body(
+    parts: &Parts,
+    body: RequestBody,
+) -> Result<Zeroizing<Vec<u8>>, Problem> {
     let content_type = parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let essence = content_type.map(|value| value.split_once(';').map_or(value, |(start, _)| start));
     if !essence.is_some_and(|essence| essence.trim().eq_ignore_ascii_case("application/json")) {
@@ -127,21 +130,26 @@ pub(super) async fn json_body(parts: &Parts, body: RequestBody) -> Result<Bytes,
     limited(parts, body).await
 }
 
-/// Reads a body of up to `MAX_BODY` bytes.
+/// Reads a body of up to `MAX_BODY` bytes, which is wiped when it is dropped: a form may hold a token.
 ///
 /// A larger body is read up to `MOST_DROPPED` and dropped. If the connection were closed while the
 /// client is still sending, the client would see only the closed connection, not the reason.
-pub(super) async fn limited(parts: &Parts, mut body: RequestBody) -> Result<Bytes, Problem> {
+pub(super) async fn limited(
+    parts: &Parts,
+    mut body: RequestBody,
+) -> Result<Zeroizing<Vec<u8>>, Problem> {
     let too_large = || {
         let detail = "the body is larger than 64 KiB; send fewer or shorter fields";
         Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "too_large", detail)
     };
-    let announced =
-        parts.headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse().ok());
-    if announced.is_some_and(|length: usize| length > MOST_DROPPED) {
+    let announced = parts.headers.get(CONTENT_LENGTH);
+    let announced: Option<usize> = announced.and_then(|value| value.to_str().ok()?.parse().ok());
+    if announced.is_some_and(|length| length > MOST_DROPPED) {
         return Err(too_large());
     }
-    let (mut read, mut length) = (Vec::new(), 0_usize);
+    // Holds the whole body, so it does not grow and leave a copy behind.
+    let capacity = announced.unwrap_or(MAX_BODY).min(MAX_BODY);
+    let (mut read, mut length) = (Zeroizing::new(Vec::with_capacity(capacity)), 0_usize);
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| {
             let mut causes = successors(Some::<&dyn Error>(&*error), |&cause| cause.source());
@@ -158,12 +166,12 @@ pub(super) async fn limited(parts: &Parts, mut body: RequestBody) -> Result<Byte
             break;
         }
         if length > MAX_BODY {
-            read = Vec::new();
+            read.zeroize();
         } else {
             read.extend_from_slice(&data);
         }
     }
-    if length > MAX_BODY { Err(too_large()) } else { Ok(read.into()) }
+    if length > MAX_BODY { Err(too_large()) } else { Ok(read) }
 }
 
 #[cfg(test)]

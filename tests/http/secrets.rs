@@ -367,18 +367,24 @@ mod memory {
 
     use patkit::random::{RandomError, SecureRandom};
     use patkit::{
-        Credential, Keyring, MemoryDirectory, MemoryStore, NewToken, Owner, OwnerKind,
+        Credential, Keyring, MemoryDirectory, MemoryStore, NewToken, Owner, OwnerKind, RoleCatalog,
         TokenService, token::KeyId,
     };
     use std::fs::File;
     use std::os::unix::fs::FileExt;
     use std::process::Command;
+    use std::sync::Mutex;
     use std::time::Duration;
     use support::session;
     use zeroize::Zeroizing;
 
     const MASK: u8 = 0xA5;
     const CHUNK: usize = 1 << 20;
+    const LONGEST: usize = 256;
+
+    /// The part of the memory that is searched. It is never freed, because a new one would overwrite
+    /// what is looked for.
+    static PART: Mutex<Vec<u8>> = Mutex::new(Vec::new());
 
     /// A masked pattern.
     struct Pattern {
@@ -425,8 +431,9 @@ mod memory {
 
     /// Returns the addresses of the patterns in the writable memory of this process.
     fn search(patterns: &[Pattern]) -> Vec<(&'static str, String, u64)> {
-        let longest = patterns.iter().map(|pattern| pattern.masked.len()).max().unwrap();
-        let mut buffer = vec![0; CHUNK + longest];
+        assert!(patterns.iter().all(|pattern| pattern.masked.len() <= LONGEST));
+        let mut buffer = PART.lock().unwrap();
+        buffer.resize(CHUNK + LONGEST, 0);
         let own = buffer.as_ptr_range();
         let own = own.start.addr()..own.end.addr();
         let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
@@ -500,18 +507,23 @@ mod memory {
         patterns
     }
 
-    /// Runs everything that handles a secret, and drops all of it.
-    #[inline(never)]
-    fn live() -> Vec<Pattern> {
-        let ada = support::id("ada");
-        let directory: MemoryDirectory =
-            [Owner::new(ada.clone(), OwnerKind::Human).with_role("member")].into_iter().collect();
+    /// Returns a service with the key and the secrets, whose tokens may ask about tokens.
+    fn service() -> TokenService<MemoryStore, MemoryDirectory> {
+        let ada = Owner::new(support::id("ada"), OwnerKind::Human).with_role("member");
+        let roles = RoleCatalog::standard_builder().grant("member", ["tokens:introspect"]);
         let mut key = Zeroizing::new([0; 32]);
         unmask(&KEY, &mut *key);
         let keyring = Keyring::new(KeyId::new(1), &*key).unwrap();
-        let service =
-            TokenService::builder(MemoryStore::new(), directory).brand("acme").keyring(keyring);
-        let service = service.random(Chosen(0.into())).build().unwrap();
+        let service = TokenService::builder(MemoryStore::new(), MemoryDirectory::from_iter([ada]))
+            .brand("acme")
+            .keyring(keyring);
+        service.roles(roles.build().unwrap()).random(Chosen(0.into())).build().unwrap()
+    }
+
+    /// Runs everything that handles a secret, and drops all of it.
+    #[inline(never)]
+    fn live() -> Vec<Pattern> {
+        let service = service();
         let issued =
             support::ready(service.generate(&session("ada"), NewToken::named("one"))).unwrap();
         let text = issued.plaintext.expose_secret();
@@ -524,9 +536,7 @@ mod memory {
             );
         }
         support::ready(service.verify(Credential::text(text))).unwrap();
-        let mut header = Zeroizing::new(String::with_capacity(256));
-        header.push_str("Bearer ");
-        header.push_str(text);
+        let header = joined(&["Bearer ", text]);
         support::ready(service.verify(Credential::headers(Some(&header)))).unwrap();
         support::ready(service.verify(Credential::text(&text[..80]))).unwrap_err();
         let token = issued.token.id();
@@ -538,6 +548,16 @@ mod memory {
         patterns
     }
 
+    /// Joins texts in a buffer that does not grow, so that no copy is left behind.
+    fn joined(parts: &[&str]) -> Zeroizing<String> {
+        let length = parts.iter().map(|part| part.len()).sum();
+        let mut text = Zeroizing::new(String::with_capacity(length));
+        for part in parts {
+            text.push_str(part);
+        }
+        text
+    }
+
     /// Makes, sends and drops the answer of the HTTP API that contains a new token's text.
     #[inline(never)]
     fn live_over_http() -> Vec<Pattern> {
@@ -545,15 +565,7 @@ mod memory {
         use patkit::http::{Authenticator, ManagementApi};
         use tower::ServiceExt;
 
-        let ada = support::id("ada");
-        let directory: MemoryDirectory =
-            [Owner::new(ada, OwnerKind::Human).with_role("member")].into_iter().collect();
-        let mut key = Zeroizing::new([0; 32]);
-        unmask(&KEY, &mut *key);
-        let keyring = Keyring::new(KeyId::new(1), &*key).unwrap();
-        let service =
-            TokenService::builder(MemoryStore::new(), directory).brand("acme").keyring(keyring);
-        let service = service.random(Chosen(0.into())).build().unwrap();
+        let service = service();
         let sessions = |_: &http::request::Parts| Some(session("ada").proven_by_header());
         let api = ManagementApi::new(Authenticator::new(std::sync::Arc::new(service)), sessions);
         let request =
@@ -569,6 +581,61 @@ mod memory {
             search(&patterns).iter().any(|found| found.0 == "text"),
             "the search does not see the answer"
         );
+        patterns
+    }
+
+    /// Sends a token by HTTP Basic and in forms, where each request wipes what it sent.
+    #[inline(never)]
+    fn live_by_other_carriers() -> Vec<Pattern> {
+        use base64::Engine;
+        use base64::engine::general_purpose::STANDARD;
+        use bytes::Bytes;
+        use http_body_util::Full;
+        use patkit::http::{Authenticator, BasicCarrier, Introspection, Revocation};
+        use tower::{Layer, ServiceExt, service_fn};
+
+        let service = service();
+        let issued =
+            support::ready(service.generate(&session("ada"), NewToken::named("one"))).unwrap();
+        let text = issued.plaintext.expose_secret();
+        let mut patterns = patterns(text);
+        // So long that no later allocation overwrites all that is left of it. The same is below.
+        let user = "a".repeat(4_000);
+        let encoded = Zeroizing::new(STANDARD.encode(&*joined(&[&user, ":", text])));
+        let basic = joined(&["Basic ", &encoded]);
+        let masked = encoded.as_bytes()[encoded.len() - 60..encoded.len() - 12].iter();
+        let masked = masked.map(|byte| std::hint::black_box(*byte) ^ MASK).collect();
+        patterns.push(Pattern { name: "base64", masked });
+        assert!(search(&patterns).iter().any(|found| found.0 == "base64"));
+
+        let authenticator = Authenticator::new(std::sync::Arc::new(service));
+        let authenticator = authenticator.accept_basic(BasicCarrier::any_user());
+        // The owner of the bytes wipes them.
+        let sent = |text: &str| Bytes::from_owner(Zeroizing::new(text.as_bytes().to_vec()));
+        let header = || http::HeaderValue::from_maybe_shared(sent(&basic)).unwrap();
+        let blank = "+".repeat(20_000);
+        let request = |field: &str| {
+            let form = joined(&["a=", &blank, field, &text[..8], "%5F", &text[9..], "&c=", &blank]);
+            let request = http::Request::post("/").header("authorization", header());
+            let request = request.header("content-type", "application/x-www-form-urlencoded");
+            request.body(Full::new(sent(&form))).unwrap()
+        };
+        let introspection = Introspection::new(authenticator.clone());
+        let answer = support::ready(introspection.oneshot(request("&token="))).unwrap();
+        assert_eq!(answer.status(), 200);
+        let revocation = Revocation::new(authenticator.clone());
+        let revoke = |field| {
+            support::ready(revocation.clone().oneshot(request(field))).unwrap().status().as_u16()
+        };
+        assert_eq!([revoke("&token="), revoke("&refresh_token=")], [200, 400]);
+
+        let request = http::Request::get("/").header("authorization", header());
+        let request = request.body(Full::<Bytes>::default()).unwrap();
+        let unreached = service_fn(async |_: http::Request<Full<Bytes>>| {
+            Ok::<_, std::convert::Infallible>(http::Response::new(Full::<Bytes>::default()))
+        });
+        let layered = authenticator.required().layer(unreached);
+        assert_eq!(support::ready(layered.oneshot(request)).unwrap().status(), 401);
         patterns
     }
 
@@ -591,6 +658,15 @@ mod memory {
         patterns
     }
 
+    #[inline(never)]
+    fn live_by_other_carriers_below() -> Vec<Pattern> {
+        let room = [0_u8; 256 << 10];
+        std::hint::black_box(&room);
+        let patterns = live_by_other_carriers();
+        std::hint::black_box(&room);
+        patterns
+    }
+
     #[test]
     #[ignore = "in a process of its own, by the test below"]
     fn a_process_that_looks_through_its_own_memory() {
@@ -601,6 +677,12 @@ mod memory {
     #[ignore = "in a process of its own, by the test below"]
     fn a_process_that_looks_for_its_answers() {
         nothing_is_left(&live_over_http_below());
+    }
+
+    #[test]
+    #[ignore = "in a process of its own, by the test below"]
+    fn a_process_that_looks_for_what_other_carriers_brought() {
+        nothing_is_left(&live_by_other_carriers_below());
     }
 
     fn nothing_is_left(patterns: &[Pattern]) {
@@ -629,6 +711,11 @@ mod memory {
     #[test]
     fn nothing_of_a_new_token_is_left_in_memory_once_its_answer_is_dropped() {
         in_its_own_process("memory::a_process_that_looks_for_its_answers");
+    }
+
+    #[test]
+    fn nothing_of_a_token_by_basic_or_in_a_form_is_left_in_memory() {
+        in_its_own_process("memory::a_process_that_looks_for_what_other_carriers_brought");
     }
 
     fn in_its_own_process(name: &str) {
