@@ -6,6 +6,24 @@ pub mod first_token {}
 #[doc = include_str!("guides/frameworks.md")]
 pub mod frameworks {}
 
+#[doc = include_str!("guides/axum.md")]
+pub mod axum {}
+
+#[doc = include_str!("guides/actix.md")]
+pub mod actix {}
+
+#[doc = include_str!("guides/hyper.md")]
+pub mod hyper {}
+
+#[doc = include_str!("guides/tonic.md")]
+pub mod tonic {}
+
+#[doc = include_str!("guides/poem.md")]
+pub mod poem {}
+
+#[doc = include_str!("guides/sessions.md")]
+pub mod sessions {}
+
 #[doc = include_str!("guides/permissions.md")]
 pub mod permissions {}
 

@@ -558,40 +558,49 @@ fn a_server_that_is_terminated_has_written_the_last_use() {
     }
 }
 
+/// Returns the text of a file of the repository.
+fn text_of(file: &str) -> String {
+    std::fs::read_to_string(PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..").join(file))
+        .unwrap()
+}
+
+/// The lines that a guide shows of an example's code and manifest are in that example.
+fn check_guide(guide: &str, folder: &str, files: &[&str]) {
+    // Without indentation, which differs.
+    let lines = |text: &str| text.lines().map(str::trim).collect::<Vec<_>>().join("\n");
+    let page = text_of(&format!("src/docs/guides/{guide}.md"));
+    let source = |file: &&str| lines(&text_of(&format!("examples/{folder}/src/{file}.rs")));
+    let sources: Vec<String> = files.iter().map(source).collect();
+    let blocks: Vec<&str> = page.split("```").skip(1).step_by(2).collect();
+    let rust = blocks.iter().filter_map(|block| block.strip_prefix("rust,ignore\n"));
+    let rust: Vec<String> = rust.map(lines).collect();
+    assert!(!rust.is_empty(), "{guide}");
+    for block in rust {
+        assert!(sources.iter().any(|source| source.contains(&block)), "{guide}: {block}");
+    }
+    let manifest = text_of(&format!("examples/{folder}/Cargo.toml"));
+    let toml = blocks.iter().find_map(|block| block.strip_prefix("toml\n")).unwrap();
+    for line in toml.lines().filter(|line| !line.starts_with("patkit ")) {
+        assert!(manifest.contains(line), "{guide}: {line}");
+    }
+    let features = |text: &str| {
+        let line = text.lines().find(|line| line.starts_with("patkit ")).unwrap();
+        line.split_once("features").unwrap().1.to_owned()
+    };
+    assert_eq!(features(toml), features(&manifest), "{guide}");
+}
+
 /// Each guide of a driver that is an example shows the code, the dependencies and the number of
 /// lines of that example.
 #[test]
 fn the_guides_of_drivers_show_their_examples() {
     let all_drivers = include_str!("../../src/docs/guides/own_driver.md");
-    for (guide, folder) in
-        [("rusqlite", "rusqlite_host"), ("diesel", "diesel_host"), ("seaorm", "seaorm_host")]
-    {
-        let root = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../..");
-        let read = |file: String| std::fs::read_to_string(root.join(file)).unwrap();
-        // Without indentation, which differs.
-        let lines = |text: &str| text.lines().map(str::trim).collect::<Vec<_>>().join("\n");
-        let page = read(format!("src/docs/guides/{guide}.md"));
-        let example = lines(&read(format!("examples/{folder}/src/main.rs")));
-        let blocks: Vec<&str> = page.split("```").skip(1).step_by(2).collect();
-        let rust = blocks.iter().filter_map(|block| block.strip_prefix("rust,ignore\n"));
-        let rust: Vec<String> = rust.map(lines).collect();
-        assert!(rust.len() >= 2);
-        for block in rust {
-            assert!(example.contains(&block), "{guide}: {block}");
-        }
-        let manifest = read(format!("examples/{folder}/Cargo.toml"));
-        let toml = blocks.iter().find_map(|block| block.strip_prefix("toml\n")).unwrap();
-        for line in toml.lines().filter(|line| !line.starts_with("patkit ")) {
-            assert!(manifest.contains(line), "{guide}: {line}");
-        }
-        let features = |text: &str| {
-            let line = text.lines().find(|line| line.starts_with("patkit ")).unwrap();
-            line.split_once("features").unwrap().1.to_owned()
-        };
-        assert_eq!(features(toml), features(&manifest), "{guide}");
+    for guide in ["rusqlite", "diesel", "seaorm"] {
+        let folder = format!("{guide}_host");
+        check_guide(guide, &folder, &["main"]);
 
         let mut is_import = false;
-        let code = read(format!("examples/{folder}/src/driver.rs"));
+        let code = text_of(&format!("examples/{folder}/src/driver.rs"));
         let code = code.lines().filter(|line| {
             is_import |= line.starts_with("use ");
             let is_code = !is_import && !line.trim().is_empty() && !line.trim().starts_with("//");
@@ -601,6 +610,15 @@ fn the_guides_of_drivers_show_their_examples() {
         let row = format!("`examples/{folder}` | {} |", code.count());
         assert!(all_drivers.contains(&row), "{row}");
     }
+}
+
+#[test]
+fn the_guides_of_frameworks_show_their_examples() {
+    for guide in ["hyper", "actix", "tonic", "poem", "sessions"] {
+        check_guide(guide, &format!("{guide}_host"), &["main"]);
+    }
+    let adapters = text_of("examples/poem_host/src/layers.rs").lines().count();
+    assert_eq!(adapters, 97, "the guides frameworks and poem give this number");
 }
 
 /// The README's host is the example's text, is short, and works with a real database.
