@@ -1,5 +1,5 @@
-//! Checks whether a session's request comes from a page of the host's own site, because a page of
-//! another site can send the cookie too.
+//! Checks whether a request comes from a page of the host's own site, because a page of another site
+//! can make the browser send a session's cookie, or a password that it has stored.
 
 use http::header::{HOST, ORIGIN};
 use http::uri::Authority;
@@ -8,15 +8,15 @@ use http::{HeaderMap, HeaderValue};
 /// The most characters of a header that an error repeats.
 const MOST_SHOWN: usize = 256;
 
-/// The reason why a state-changing call of a session was refused. The text says what the host must
-/// set.
+/// The reason why a state-changing call of a session, or a token by HTTP Basic, was refused. The text
+/// says what the host must set.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CrossSiteError {
     /// The browser reports that a page of another site sent the request.
     #[error(
         "Sec-Fetch-Site is not same-origin, so a page of another site sent the request; if that page is yours, allow its origin with \
-         ManagementApiBuilder::allow_origin"
+         ManagementApiBuilder::allow_origin for a session, and let the page send a token as Bearer instead of Basic"
     )]
     OtherSite {
         /// The value of `Sec-Fetch-Site`.
@@ -27,7 +27,8 @@ pub enum CrossSiteError {
     /// `Origin` names another host or port than those to which the request was sent.
     #[error(
         "Origin is not the Host that the request was sent to; if the page is yours, let the proxy pass the Host header on as it came, \
-         or allow the page's origin with ManagementApiBuilder::allow_origin"
+         or allow the page's origin with ManagementApiBuilder::allow_origin for a session, and let the page send a token as Bearer \
+         instead of Basic"
     )]
     OtherOrigin {
         /// The value of `Origin`.
