@@ -1,8 +1,8 @@
 //! A host of git repositories and packages, whose clients send tokens in carriers of their own:
 //! `cargo run -p registry_host -- FOLDER`. `scripts/clients` runs the clients.
 //!
-//! It makes a token for ada, prints it, and serves the files of FOLDER on a free port (or
-//! `-- FOLDER 3000`) until Ctrl-C or SIGTERM. Tokens are in memory.
+//! It makes a token, prints a `curl` line to try, and serves the files of FOLDER on a free port (or
+//! `-- FOLDER --port 3000`) until Ctrl-C or SIGTERM. Tokens are in memory.
 //!
 //! | path | client | serves |
 //! |---|---|---|
@@ -33,10 +33,10 @@ use tokio::signal::unix::{SignalKind, signal};
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn Error>> {
-    let mut arguments = env::args().skip(1);
-    let folder = arguments.next().ok_or("usage: registry_host FOLDER [PORT]")?;
+    let folder = env::args().nth(1).ok_or("usage: registry_host FOLDER [--port PORT]")?;
     let folder = PathBuf::from(folder).canonicalize()?;
-    let port = arguments.next().unwrap_or_default().parse().unwrap_or(0);
+    let port = env::args().skip_while(|argument| argument != "--port").nth(1);
+    let port = port.unwrap_or_default().parse().unwrap_or(0);
 
     let ada = OwnerId::new("ada")?;
     let users = MemoryDirectory::new();
@@ -45,34 +45,49 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let roles = RoleCatalog::standard_builder().grant("member", grants).build()?;
     let tokens = TokenService::builder(MemoryStore::new(), users).brand("acme").roles(roles);
     let tokens = Arc::new(tokens.keyring(Keyring::ephemeral()?).build()?);
+    let flusher = tokens.clone();
+    tokio::spawn(async move { flusher.run_flusher(tokio::time::sleep).await });
     let issued = tokens.generate(&Actor::signed_in(ada), NewToken::named("first")).await?;
 
-    // Each part accepts only the carriers of its clients. All accept `Authorization: Bearer`, as npm
-    // sends it.
-    let plain = Authenticator::new(tokens.clone());
-    let basic = plain.clone().accept_basic(BasicCarrier::any_user());
-    let header = basic.clone().accept_header("X-API-Key")?;
-    let bare = plain.clone().accept_bare();
-
+    // Each part accepts only what its clients send, beside `Authorization: Bearer`.
+    let bearer = Authenticator::new(tokens.clone());
+    let basic = bearer.clone().accept_basic(BasicCarrier::any_user());
+    let bare = bearer.clone().accept_bare();
     let reads = RequirePermission::new("packages:read")?;
-    let python = Router::new().route("/simple/{*path}", get(file));
-    let npm = Router::new().route("/npm/-/whoami", get(npm_user)).route("/npm/{*path}", get(file));
-    let cargo = Router::new().route("/cargo/{*path}", get(file));
+
+    let git = Router::new()
+        .route("/git/{*path}", any(git)) // requires code:read or code:write
+        .route_layer(basic.required());
+    let python = Router::new()
+        .route("/simple/{*path}", get(file))
+        .route_layer(reads.clone())
+        .route_layer(basic.required());
+    let npm = Router::new()
+        .route("/npm/-/whoami", get(npm_user))
+        .route("/npm/{*path}", get(file))
+        .route_layer(reads.clone())
+        .route_layer(bearer.required());
+    let cargo = Router::new()
+        .route("/cargo/{*path}", get(file))
+        .route_layer(reads)
+        .route_layer(bare.required());
+    let whoami = Router::new()
+        .route("/whoami", get(user))
+        .route_layer(basic.accept_header("X-API-Key")?.required());
+
     let app = Router::new()
-        .merge(python.route_layer(reads.clone()).route_layer(basic.required()))
-        .merge(npm.route_layer(reads.clone()).route_layer(plain.required()))
-        .merge(cargo.route_layer(reads).route_layer(bare.required()))
-        .merge(Router::new().route("/git/{*path}", any(git)).route_layer(basic.required()))
-        .merge(Router::new().route("/whoami", get(user)).route_layer(header.required()))
-        .with_state(folder)
-        .nest_service("/api", ManagementApi::new(plain, |_: &Parts| None::<Actor>))
+        .merge(git.merge(python).merge(npm).merge(cargo).with_state(folder))
+        .merge(whoami)
+        .nest_service("/api", ManagementApi::new(bearer, |_: &Parts| None::<Actor>))
         .into_make_service_with_connect_info::<SocketAddr>();
 
     let (mut int, mut term) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let stopped = async move { tokio::select!(_ = int.recv() => (), _ = term.recv() => ()) };
     let listener = tokio::net::TcpListener::bind(("127.0.0.1", port)).await?;
-    println!("token {}", issued.plaintext.expose_secret());
-    println!("listening on http://{}", listener.local_addr()?);
+    let url = format!("http://{}", listener.local_addr()?);
+    println!("listening on {url}\n");
+    let text = issued.plaintext.expose_secret();
+    println!("  curl -i {url}/whoami -H 'Authorization: Bearer {text}'");
     axum::serve(listener, app).with_graceful_shutdown(stopped).await?;
     Ok(tokens.shutdown().await?)
 }
