@@ -72,6 +72,33 @@ pub mod shutdown {}
 #[doc = include_str!("guides/cors.md")]
 pub mod cors {}
 
+#[doc = include_str!("guides/carriers.md")]
+pub mod carriers {}
+
+#[doc = include_str!("guides/git.md")]
+pub mod git {}
+
+#[doc = include_str!("guides/pip.md")]
+pub mod pip {}
+
+#[doc = include_str!("guides/npm.md")]
+pub mod npm {}
+
+#[doc = include_str!("guides/cargo_registry.md")]
+pub mod cargo_registry {}
+
+#[doc = include_str!("guides/curl.md")]
+pub mod curl {}
+
+#[doc = include_str!("guides/wget.md")]
+pub mod wget {}
+
+#[doc = include_str!("guides/maven.md")]
+pub mod maven {}
+
+#[doc = include_str!("guides/docker.md")]
+pub mod docker {}
+
 #[doc = include_str!("guides/testing.md")]
 pub mod testing {}
 

@@ -564,21 +564,30 @@ fn text_of(file: &str) -> String {
         .unwrap()
 }
 
-/// The lines that a guide shows of an example's code and manifest are in that example.
-fn check_guide(guide: &str, folder: &str, files: &[&str]) {
+/// Returns the blocks of code of a guide, each with its language on the first line.
+fn blocks_of(guide: &str) -> Vec<String> {
+    let page = text_of(&format!("src/docs/guides/{guide}.md"));
+    page.split("```").skip(1).step_by(2).map(str::to_owned).collect()
+}
+
+/// The code that a guide shows of an example is in that example's `main.rs`.
+fn check_code(guide: &str, folder: &str) {
     // Without indentation, which differs.
     let lines = |text: &str| text.lines().map(str::trim).collect::<Vec<_>>().join("\n");
-    let page = text_of(&format!("src/docs/guides/{guide}.md"));
-    let source = |file: &&str| lines(&text_of(&format!("examples/{folder}/src/{file}.rs")));
-    let sources: Vec<String> = files.iter().map(source).collect();
-    let blocks: Vec<&str> = page.split("```").skip(1).step_by(2).collect();
+    let source = lines(&text_of(&format!("examples/{folder}/src/main.rs")));
+    let blocks = blocks_of(guide);
     let rust = blocks.iter().filter_map(|block| block.strip_prefix("rust,ignore\n"));
     let rust: Vec<String> = rust.map(lines).collect();
     assert!(!rust.is_empty(), "{guide}");
     for block in rust {
-        assert!(sources.iter().any(|source| source.contains(&block)), "{guide}: {block}");
+        assert!(source.contains(&block), "{guide}: {block}");
     }
+}
+
+/// The dependencies that a guide shows of an example are those of that example.
+fn check_manifest(guide: &str, folder: &str) {
     let manifest = text_of(&format!("examples/{folder}/Cargo.toml"));
+    let blocks = blocks_of(guide);
     let toml = blocks.iter().find_map(|block| block.strip_prefix("toml\n")).unwrap();
     for line in toml.lines().filter(|line| !line.starts_with("patkit ")) {
         assert!(manifest.contains(line), "{guide}: {line}");
@@ -590,6 +599,47 @@ fn check_guide(guide: &str, folder: &str, files: &[&str]) {
     assert_eq!(features(toml), features(&manifest), "{guide}");
 }
 
+/// `scripts/clients` runs the clients of the host.
+#[cfg(unix)]
+#[test]
+fn a_registry_host_serves_files_of_its_folder_and_no_others() {
+    let main = include_str!("../../examples/registry_host/src/main.rs");
+    let cgi = include_str!("../../examples/registry_host/src/cgi.rs");
+    assert!(lines_of_code(main) + lines_of_code(cgi) < 200);
+    let mut server = Server::run(example("registry_host").arg("."));
+    for folder in ["simple", "npm"] {
+        std::fs::create_dir(server.folder.join(folder)).unwrap();
+        std::fs::write(server.folder.join(folder).join("file"), folder).unwrap();
+    }
+    std::fs::write(server.folder.join("secret"), "secret").unwrap();
+    let text = bearer(&server.printed_token());
+    for (path, status) in [
+        ("/simple/file", 200),
+        ("/simple/other", 404),
+        ("/simple/..%2fsecret", 404),
+        ("/simple/%2e%2e/secret", 404),
+        ("/simple/../npm/file", 404),
+        ("/simple/file/../../secret", 404),
+        ("/simple/%2fetc/passwd", 404),
+        ("/simple//etc/passwd", 404),
+        ("/simple/./file", 404),
+        ("/simple/", 404),
+        ("/git/..%2fsimple%2ffile", 404),
+    ] {
+        assert_eq!(server.get(path, &[&text]).status(), status, "{path}");
+        assert_eq!(server.get(path, &[]).status(), 401, "{path}");
+    }
+    server.stop("TERM");
+}
+
+/// Each guide of a client shows lines of the host that the client is tested with.
+#[test]
+fn the_guides_of_clients_show_the_host() {
+    for guide in ["git", "pip", "npm", "cargo_registry", "curl", "wget", "maven"] {
+        check_code(guide, "registry_host");
+    }
+}
+
 /// Each guide of a driver that is an example shows the code, the dependencies and the number of
 /// lines of that example.
 #[test]
@@ -597,7 +647,8 @@ fn the_guides_of_drivers_show_their_examples() {
     let all_drivers = include_str!("../../src/docs/guides/own_driver.md");
     for guide in ["rusqlite", "diesel", "seaorm"] {
         let folder = format!("{guide}_host");
-        check_guide(guide, &folder, &["main"]);
+        check_code(guide, &folder);
+        check_manifest(guide, &folder);
 
         let mut is_import = false;
         let code = text_of(&format!("examples/{folder}/src/driver.rs"));
@@ -615,7 +666,9 @@ fn the_guides_of_drivers_show_their_examples() {
 #[test]
 fn the_guides_of_frameworks_show_their_examples() {
     for guide in ["hyper", "actix", "tonic", "poem", "sessions"] {
-        check_guide(guide, &format!("{guide}_host"), &["main"]);
+        let folder = format!("{guide}_host");
+        check_code(guide, &folder);
+        check_manifest(guide, &folder);
     }
     let adapters = text_of("examples/poem_host/src/layers.rs").lines().count();
     assert_eq!(adapters, 97, "the guides frameworks and poem give this number");
