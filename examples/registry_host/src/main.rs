@@ -19,7 +19,7 @@ use axum::extract::{OriginalUri, Path, Request, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{StatusCode, request::Parts};
 use axum::response::{IntoResponse, Response};
-use axum::{Router, routing::any, routing::get};
+use axum::{Json, Router, routing::any, routing::get};
 use patkit::http::{
     Authenticator, BasicCarrier, Challenge, ManagementApi, Problem, RequirePermission,
 };
@@ -27,6 +27,7 @@ use patkit::{
     Actor, Keyring, MemoryDirectory, MemoryStore, NewToken, Owner, OwnerId, OwnerKind, RoleCatalog,
     TokenService, Verified,
 };
+use std::collections::BTreeMap;
 use std::path::{Component, PathBuf};
 use std::{env, error::Error, net::SocketAddr, sync::Arc};
 use tokio::signal::unix::{SignalKind, signal};
@@ -98,9 +99,8 @@ async fn user(token: Verified) -> String {
 }
 
 /// Answers `npm whoami`.
-async fn npm_user(token: Verified) -> impl IntoResponse {
-    // An owner id may hold characters that JSON escapes, but "ada" does not.
-    ([(CONTENT_TYPE, "application/json")], format!(r#"{{"username":"{}"}}"#, token.owner().id()))
+async fn npm_user(token: Verified) -> Json<BTreeMap<&'static str, String>> {
+    Json(BTreeMap::from([("username", token.owner().id().to_string())]))
 }
 
 /// Answers git, which needs `code:write` to push and `code:read` for the rest.
@@ -111,8 +111,8 @@ async fn git(
     challenge: Challenge,
     request: Request,
 ) -> Result<Response, Problem> {
-    let is_push = path.ends_with("/git-receive-pack")
-        || request.uri().query() == Some("service=git-receive-pack");
+    let query = request.uri().query().unwrap_or_default();
+    let is_push = path.contains("git-receive-pack") || query.contains("git-receive-pack");
     let permission = if is_push { "code:write" } else { "code:read" };
     token.require(permission).map_err(|denied| challenge.denied(&denied))?;
     let answer = cgi::http_backend(&folder.join("git"), &path, token.owner().id(), request).await;
