@@ -99,6 +99,18 @@ pub mod maven {}
 #[doc = include_str!("guides/docker.md")]
 pub mod docker {}
 
+#[doc = include_str!("guides/gateways.md")]
+pub mod gateways {}
+
+#[doc = include_str!("guides/nginx.md")]
+pub mod nginx {}
+
+#[doc = include_str!("guides/caddy.md")]
+pub mod caddy {}
+
+#[doc = include_str!("guides/introspection.md")]
+pub mod introspection {}
+
 #[doc = include_str!("guides/testing.md")]
 pub mod testing {}
 
