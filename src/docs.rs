@@ -19,6 +19,7 @@ pub mod performance {}
     feature = "cache",
     feature = "conformance",
     feature = "console",
+    feature = "gateways",
     feature = "openapi",
     feature = "sqlx-mysql",
     feature = "sqlx-postgres",

@@ -108,6 +108,12 @@ pub mod nginx {}
 #[doc = include_str!("guides/caddy.md")]
 pub mod caddy {}
 
+#[doc = include_str!("guides/traefik.md")]
+pub mod traefik {}
+
+#[doc = include_str!("guides/envoy.md")]
+pub mod envoy {}
+
 #[doc = include_str!("guides/introspection.md")]
 pub mod introspection {}
 

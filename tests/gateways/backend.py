@@ -30,7 +30,9 @@ def log(**fields):
 
 @web.middleware
 async def log_and_require_identity(request, handler):
-    headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in request.raw_headers]
+    headers = [
+        (name.decode("latin-1"), value.decode("latin-1")) for name, value in request.raw_headers
+    ]
     log(method=request.method, path=request.raw_path, headers=headers)
     if not request.path.startswith("/open/"):
         try:
@@ -42,7 +44,9 @@ async def log_and_require_identity(request, handler):
 
 async def echo(request):
     body = await request.read()
-    return web.json_response({"path": request.raw_path, "identity": request.get("identity"), "length": len(body)})
+    return web.json_response(
+        {"path": request.raw_path, "identity": request.get("identity"), "length": len(body)}
+    )
 
 
 async def upload(request):
@@ -76,7 +80,9 @@ async def live(request):
     try:
         async for message in socket:
             if message.type == WSMsgType.TEXT:
-                await socket.send_json({"text": message.data, "owner": request["identity"]["Patkit-Owner"]})
+                await socket.send_json(
+                    {"text": message.data, "owner": request["identity"]["Patkit-Owner"]}
+                )
     finally:
         checks.cancel()
     return socket

@@ -119,11 +119,17 @@ def assert_authorized(request):
     """Fails if a request has an identity that the host did not give, or a path that it may not use."""
     variables = [(variable(name), value) for name, value in request["headers"]]
     ours = [(name, value) for name, value in variables if name.startswith("PATKIT")]
-    path = unquote(urlsplit(request["path"]).path if "://" in request["path"] else request["path"].split("?")[0])
+    path = unquote(
+        urlsplit(request["path"]).path
+        if "://" in request["path"]
+        else request["path"].split("?")[0]
+    )
     # Resolved as by a backend that takes `\\` for `/` and ignores `;`, and with the slash that `.` at
     # the end stands for.
     path = re.sub(";[^/]*", "", path.replace("\\", "/"))
-    path = posixpath.normpath("/" + path.lstrip("/")) + ("/" if re.search(r"/\.{0,2}$", path) else "")
+    path = posixpath.normpath("/" + path.lstrip("/")) + (
+        "/" if re.search(r"/\.{0,2}$", path) else ""
+    )
     if path.startswith("/open/"):
         assert not ours, request
     else:
@@ -240,13 +246,24 @@ def check_a_client_without_a_valid_token_is_refused(port):
     for path in ["/", "/x?y=z", "/datastores/1", "/live", "/patkit/authx"]:
         assert_problem(send(port, path), 401, "no_credential", CHALLENGE)
         for method in ["POST", "PUT", "DELETE", "OPTIONS"]:
-            assert_problem(send(port, path, method=method, body=b"x"), 401, "no_credential", CHALLENGE)
+            assert_problem(
+                send(port, path, method=method, body=b"x"), 401, "no_credential", CHALLENGE
+            )
     _, revoked = make()
     requests.post(f"{HOST}/revoke", data={"token": revoked}).raise_for_status()
-    for text in ["x", "acme_pat_x", WRONG_SECRET, revoked, f"{READER}x", "ghp_16C7e42F292c6912E7710c838347Ae178B4a"]:
+    for text in [
+        "x",
+        "acme_pat_x",
+        WRONG_SECRET,
+        revoked,
+        f"{READER}x",
+        "ghp_16C7e42F292c6912E7710c838347Ae178B4a",
+    ]:
         assert_problem(send(port, "/x", [bearer(text)]), 401, "invalid_token", REFUSED)
     # A token is looked for in the header alone.
-    assert_problem(send(port, f"/x?access_token={READER}&token={READER}"), 401, "no_credential", CHALLENGE)
+    assert_problem(
+        send(port, f"/x?access_token={READER}&token={READER}"), 401, "no_credential", CHALLENGE
+    )
     # Nobody reaches the host itself.
     internal = send(port, "/patkit/auth", [bearer(READER)])
     assert internal.status == 404 or internal.json()["path"] == "/patkit/auth", internal
@@ -266,7 +283,10 @@ def check_the_backend_sees_the_identity(port):
     assert_passes(port, "/x?require=y", WRITER, WRITER_IDENTITY)
     answer = send(port, "/x", [("authorization", f"bEARER {BACKEND}")])
     identity = answer.json()["identity"]
-    assert (identity["Patkit-Owner"], identity["Patkit-Owner-Kind"]) == ("backend", "service"), answer
+    assert (identity["Patkit-Owner"], identity["Patkit-Owner-Kind"]) == (
+        "backend",
+        "service",
+    ), answer
     assert identity["Patkit-Permissions"] == "tokens:introspect", answer
     body = b"0123456789" * 20_000
     answer = send(port, "/x", [bearer(READER)], "POST", body)
@@ -293,15 +313,24 @@ def check_identity_headers_of_the_client_never_arrive(port):
                 assert answer.status == 200, answer
                 [_] = LOG.requests()
         # `Connection` names headers for a gateway to remove.
-        for listed in [name, name.lower(), f"close, {name}", f"{name}, X-Forwarded-For, Authorization"]:
+        for listed in [
+            name,
+            name.lower(),
+            f"close, {name}",
+            f"{name}, X-Forwarded-For, Authorization",
+        ]:
             assert_passes(port, extra=[("Connection", listed)])
             assert_passes(port, extra=[("Connection", listed), (name, "root")])
     every = [(name, "root") for name in NAMES]
     assert_passes(port, extra=every)
     LOG.requests()
     assert_problem(send(port, "/x", every), 401, "no_credential", CHALLENGE)
-    assert_problem(send(port, "/datastores", [bearer(WRITER), ("Patkit-Permissions", "*")]), 403, "insufficient_scope",
-                   f'{CHALLENGE}, error="insufficient_scope", scope="datastores:read"')
+    assert_problem(
+        send(port, "/datastores", [bearer(WRITER), ("Patkit-Permissions", "*")]),
+        403,
+        "insufficient_scope",
+        f'{CHALLENGE}, error="insufficient_scope", scope="datastores:read"',
+    )
     # What a gateway says to the host.
     for name in ["X-Original-URI", "X-Forwarded-Uri", "X-Forwarded-Method", "X-Rewrite-URL"]:
         assert_problem(send(port, "/x", [(name, "/open/x")]), 401, "no_credential", CHALLENGE)
@@ -319,7 +348,10 @@ def check_nobody_passes_while_the_store_fails(port):
 
 
 def check_a_request_body_is_streamed(port):
-    for framing, part in [(b"Transfer-Encoding: chunked", b"5\r\n%b\r\n"), (b"Content-Length: 10", b"%b")]:
+    for framing, part in [
+        (b"Transfer-Encoding: chunked", b"5\r\n%b\r\n"),
+        (b"Content-Length: 10", b"%b"),
+    ]:
         head = b"POST /upload HTTP/1.1\r\nHost: x\r\n%b\r\n" % framing
         authorization = b"Authorization: Bearer " + READER.encode() + b"\r\n"
         with raw(port, head + authorization + b"\r\n") as connection:
@@ -364,7 +396,10 @@ def check_a_websocket_lives_as_long_as_its_token(port):
             async with session.ws_connect(url, headers=headers | {"Patkit-Owner": "root"}) as live:
                 for message in ["a", "b"]:
                     await live.send_str(message)
-                    assert await live.receive_json(timeout=PATIENCE) == {"text": message, "owner": "ada"}
+                    assert await live.receive_json(timeout=PATIENCE) == {
+                        "text": message,
+                        "owner": "ada",
+                    }
                 # It stays open through some of the backend's checks.
                 await asyncio.sleep(1.2)
                 await live.send_str("c")
@@ -381,7 +416,9 @@ def check_a_websocket_lives_as_long_as_its_token(port):
 def check_an_open_websocket_is_closed_if_the_store_fails(port):
     async def talk():
         async with aiohttp.ClientSession() as session:
-            async with session.ws_connect(f"http://127.0.0.1:{port}/live", headers=dict([bearer(READER)])) as live:
+            async with session.ws_connect(
+                f"http://127.0.0.1:{port}/live", headers=dict([bearer(READER)])
+            ) as live:
                 await live.send_str("a")
                 await live.receive_json(timeout=PATIENCE)
                 with failing_store():
@@ -394,7 +431,11 @@ def check_an_open_websocket_is_closed_if_the_store_fails(port):
 
 def check_an_upgrade_to_anything_but_a_websocket_is_not_passed_on(port):
     for protocol in ["h2c", "H2C", "TLS/1.0", "h2c, websocket", "websocket, h2c", "x"]:
-        extra = [("Upgrade", protocol), ("Connection", "Upgrade, HTTP2-Settings"), ("HTTP2-Settings", "AAMAAABkAAQAAP__")]
+        extra = [
+            ("Upgrade", protocol),
+            ("Connection", "Upgrade, HTTP2-Settings"),
+            ("HTTP2-Settings", "AAMAAABkAAQAAP__"),
+        ]
         assert_passes(port, extra=extra)
 
 
@@ -424,12 +465,21 @@ def check_a_long_credential_of_another_scheme_is_no_credential(port):
 
 def check_the_address_of_the_client_comes_from_the_gateway(port):
     _, bound = make(allowed_networks=["127.0.0.9/32"])
-    claims = [("X-Forwarded-For", "127.0.0.9"), ("X-Real-IP", "127.0.0.9"), ("Forwarded", "for=127.0.0.9")]
+    claims = [
+        ("X-Forwarded-For", "127.0.0.9"),
+        ("X-Real-IP", "127.0.0.9"),
+        ("Forwarded", "for=127.0.0.9"),
+    ]
     assert send(port, "/x", [bearer(bound)], source="127.0.0.9").status == 200
     other = [("X-Forwarded-For", "192.0.2.1")]
     assert send(port, "/x", [bearer(bound), *other], source="127.0.0.9").status == 200
     [_, _] = LOG.requests()
-    for extra in [[], *([claim] for claim in claims), [claims[0], claims[0]], [("X_Forwarded_For", "127.0.0.9")]]:
+    for extra in [
+        [],
+        *([claim] for claim in claims),
+        [claims[0], claims[0]],
+        [("X_Forwarded_For", "127.0.0.9")],
+    ]:
         assert_problem(send(port, "/x", [bearer(bound), *extra]), 401, "invalid_token", REFUSED)
 
 
@@ -495,7 +545,9 @@ def check_a_request_within_a_request_is_not_smuggled(port):
                 everything(connection)
             # The next request on the gateway's connection to the backend gets its own answer.
             after = f"/after/{next(serial)}"
-            seen = [request["path"] for request in assert_passes(port, after, WRITER, WRITER_IDENTITY)]
+            seen = [
+                request["path"] for request in assert_passes(port, after, WRITER, WRITER_IDENTITY)
+            ]
             assert set(seen) <= ({"/x", after} if token else {after}), (framing, seen)
 
 
@@ -567,7 +619,10 @@ def check_no_spelling_of_a_path_avoids_the_permission(port):
         "http://datastores/datastores/1",
     ]:
         for headers in [[], [bearer(WRITER)]]:
-            head = "".join(f"{name}: {value}\r\n" for name, value in [("Host", "x"), ("Connection", "close"), *headers])
+            head = "".join(
+                f"{name}: {value}\r\n"
+                for name, value in [("Host", "x"), ("Connection", "close"), *headers]
+            )
             with raw(port, f"GET {path} HTTP/1.1\r\n{head}\r\n".encode()) as connection:
                 answer = everything(connection)
             status = int(answer.split(b" ", 2)[1])
@@ -575,11 +630,29 @@ def check_no_spelling_of_a_path_avoids_the_permission(port):
             assert status != 403 or challenge.encode() in answer, (path, answer)
             assert LOG.requests() == [], path
     # What may be seen as another path by the backend. `assert_authorized` reads the log.
-    for path in ["/open/%252e%252e/datastores/1", "/Datastores/1", "/open/..;/datastores", "/open/..%5cdatastores", "/open/x%5c..%5c../datastores", "/open/.%2e;/x",
-                 "/open",
-                 "/open/%2fdatastores", "http://x/open/x", "/open/../x", "/open/.", "/open/%2e%2e", "/open/..", "*", "x", "/open/\x7f"]:
+    for path in [
+        "/open/%252e%252e/datastores/1",
+        "/Datastores/1",
+        "/open/..;/datastores",
+        "/open/..%5cdatastores",
+        "/open/x%5c..%5c../datastores",
+        "/open/.%2e;/x",
+        "/open",
+        "/open/%2fdatastores",
+        "http://x/open/x",
+        "/open/../x",
+        "/open/.",
+        "/open/%2e%2e",
+        "/open/..",
+        "*",
+        "x",
+        "/open/\x7f",
+    ]:
         for headers in [[], [bearer(WRITER)]]:
-            head = "".join(f"{name}: {value}\r\n" for name, value in [("Host", "x"), ("Connection", "close"), *headers])
+            head = "".join(
+                f"{name}: {value}\r\n"
+                for name, value in [("Host", "x"), ("Connection", "close"), *headers]
+            )
             with raw(port, f"GET {path} HTTP/1.1\r\n{head}\r\n".encode()) as connection:
                 everything(connection)
             LOG.requests()
@@ -600,7 +673,11 @@ def check_the_host_believes_the_gateway_alone():
 def check_introspection_and_revocation_by_a_library():
     tokens = Tokens(HOST, BACKEND)
     description = tokens.introspect(READER)
-    assert (description["sub"], description["username"], description["jti"]) == ("ada", "Ada Lovelace", READER_ID)
+    assert (description["sub"], description["username"], description["jti"]) == (
+        "ada",
+        "Ada Lovelace",
+        READER_ID,
+    )
     assert (description["scope"], description["token_type"]) == ("datastores:read", "Bearer")
     assert description["iat"] <= time.time() < description["exp"]
     for foreign in ["x", "ghp_16C7e42F292c6912E7710c838347Ae178B4a", WRONG_SECRET, "a+b c%"]:
@@ -623,13 +700,24 @@ def check_introspection_and_revocation_by_a_library():
             return error.response.status_code
 
     assert status(READER) == 403 and status("acme_pat_x") == 401 and status(text) == 401
-    twice = send(urlsplit(HOST).port, "/introspect", [bearer(BACKEND), bearer(BACKEND),
-                 ("Content-Type", "application/x-www-form-urlencoded")], "POST", f"token={READER}".encode())
+    twice = send(
+        urlsplit(HOST).port,
+        "/introspect",
+        [bearer(BACKEND), bearer(BACKEND), ("Content-Type", "application/x-www-form-urlencoded")],
+        "POST",
+        f"token={READER}".encode(),
+    )
     assert (twice.status, twice.json()["code"]) == (400, "invalid_request"), twice
 
     for scope, permission, expected in [
-        ("a:*", "a:b", True), ("a:*", "a:b:c", True), ("a:*", "a", False), ("*", "a", True), ("a b:c", "b:c", True),
-        ("a:b", "a:b:c", False), ("", "a", False), ("ab:*", "a:b", False),
+        ("a:*", "a:b", True),
+        ("a:*", "a:b:c", True),
+        ("a:*", "a", False),
+        ("*", "a", True),
+        ("a b:c", "b:c", True),
+        ("a:b", "a:b:c", False),
+        ("", "a", False),
+        ("ab:*", "a:b", False),
     ]:
         assert allows(scope, permission) == expected, (scope, permission)
 
