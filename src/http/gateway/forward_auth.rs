@@ -49,6 +49,9 @@ const ENCODED: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'%').add(b',').add
 /// in the address that the gateway asks, or by both. Any other query is refused with 422, which all
 /// gateways treat as a refusal.
 ///
+/// The guides `gateways`, `nginx`, `caddy`, `traefik` and `envoy` in `patkit::docs::guides` have a
+/// configuration for each gateway.
+///
 /// # Identity headers
 /// | field | default name | value |
 /// |---|---|---|
