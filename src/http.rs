@@ -137,6 +137,10 @@ pub enum Incident<'a> {
     /// A session's state-changing call, or a token by HTTP Basic, was refused, because nothing
     /// shows that a page of this site sent it.
     CrossSite(&'a CrossSiteError),
+    /// A request through a gateway was refused, because this header of its client's is an identity
+    /// header to servers that take `_` and `-` for the same.
+    #[cfg(feature = "gateways")]
+    Disguised(&'a HeaderName),
 }
 
 /// Marks the extensions of a request as a layer does, for tests without a layer.
@@ -150,6 +154,15 @@ enum Found<'a> {
     /// The `Authorization` headers, if no other carrier is accepted.
     Headers(&'a HeaderMap),
     Carried(Carried<'a>),
+}
+
+/// Returns whether a browser says that a page sent the request, and not its user, who typed an address
+/// or followed a link.
+fn is_by_page(headers: &HeaderMap) -> bool {
+    let all_are = |name, wanted| headers.get_all(name).iter().all(|value| value == wanted);
+    let is_by_user = all_are("sec-fetch-site", "none")
+        || headers.contains_key("sec-fetch-mode") && all_are("sec-fetch-mode", "navigate");
+    headers.contains_key(ORIGIN) || !is_by_user
 }
 
 fn values_of(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
@@ -332,7 +345,7 @@ impl<S: TokenStore, D: Directory> Authenticator<S, D> {
     /// is ignored.
     fn credential_of<'a>(&self, headers: &'a HeaderMap) -> Result<Option<Found<'a>>, Problem> {
         let is_foreign =
-            |text: &[u8]| self.ignores_foreign && !self.tokens.format().has_prefix(text);
+            |text: &[u8]| self.ignores_foreign && !self.tokens.format().has_prefix_in(text);
         let Some(carriers) = &self.carriers else {
             let is_foreign = self.ignores_foreign
                 && authorization::only(values_of(headers))
@@ -344,7 +357,7 @@ impl<S: TokenStore, D: Directory> Authenticator<S, D> {
         };
         let Some(carried) = carriers.find(headers, is_foreign) else { return Ok(None) };
         // A browser sends a password that it has once asked for with the requests of any site.
-        if matches!(carried, Carried::Basic(_)) && headers.contains_key(ORIGIN) {
+        if matches!(carried, Carried::Basic(_)) && is_by_page(headers) {
             cross_site::check(headers, None, &[]).map_err(|error| self.other_site(&error))?;
         }
         Ok(Some(Found::Carried(carried)))

@@ -21,6 +21,7 @@ use crate::service::Verified;
 use crate::store::TokenStore;
 use actix_web::body::{EitherBody, MessageBody};
 use actix_web::dev::{Payload, Service, ServiceRequest, ServiceResponse, Transform};
+use actix_web::http::header;
 use actix_web::{FromRequest, HttpMessage, HttpRequest, HttpResponse, ResponseError};
 use http::{Extensions, HeaderMap, HeaderName, HeaderValue};
 use std::future::{Ready, ready};
@@ -81,13 +82,22 @@ where
                 }
             }
             for name in authenticator.carrier_headers() {
-                if let Some(value) = request.headers_mut().get_mut(name.as_str()) {
-                    value.set_sensitive(true);
-                }
+                mark_as_sensitive(request.headers_mut(), name.as_str());
             }
             request.extensions_mut().insert(Seen(extensions));
             inner.call(request).await.map(ServiceResponse::map_into_left_body)
         })
+    }
+}
+
+/// Marks all values of a header, so that the `Debug` output of the header map does not show them.
+fn mark_as_sensitive(headers: &mut header::HeaderMap, name: &str) {
+    let Ok(name) = header::HeaderName::try_from(name) else { return };
+    // The map lends only the first value of a name.
+    let values: Vec<_> = headers.remove(&name).collect();
+    for mut value in values {
+        value.set_sensitive(true);
+        headers.append(name.clone(), value);
     }
 }
 

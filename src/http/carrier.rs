@@ -179,6 +179,15 @@ impl Carried<'_> {
         }
     }
 
+    /// Returns all that the client sent, in which a token of ours may stand in the wrong place.
+    fn whole(&self) -> Option<&[u8]> {
+        match self {
+            Self::Text(text) => Some(text),
+            Self::Basic(pair) => Some(pair.text.as_slice()),
+            Self::Refused(_) => None,
+        }
+    }
+
     /// Returns the credential to verify.
     ///
     /// # Errors
@@ -234,7 +243,7 @@ impl Carriers {
         };
         let named = self.headers.iter().flat_map(|name| headers.get_all(name));
         let named = named.map(|value| Carried::Text(value.as_bytes()));
-        let is_ours = |carried: &Carried<'_>| carried.text().is_none_or(|text| !is_foreign(text));
+        let is_ours = |carried: &Carried<'_>| carried.whole().is_none_or(|text| !is_foreign(text));
         let mut found = from_authorization.into_iter().chain(named).filter(is_ours);
         match (found.next(), found.next()) {
             (_, Some(_)) => Some(INVALID),

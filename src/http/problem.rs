@@ -16,6 +16,13 @@ use std::fmt;
 /// The seconds after which a client may retry if a backend was unavailable.
 const RETRY_SECONDS: HeaderValue = HeaderValue::from_static("1");
 
+/// The most characters of a field's name that an error shows.
+///
+/// The longest name of a field is shorter. The secret of a token that was sent as a name by mistake
+/// begins later: brand, kind and id take 28 characters or more.
+#[cfg(feature = "api")]
+const MOST_SHOWN: usize = 24;
+
 /// The answer to a refused or failed request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Problem(Box<Members>);
@@ -42,11 +49,11 @@ pub struct FieldError {
 
 #[cfg(feature = "api")]
 impl FieldError {
-    /// Creates an error of the field at this path (names and indexes, outermost first). At most 64
-    /// characters of each name are shown.
+    /// Creates an error of the field at this path (names and indexes, outermost first). At most
+    /// `MOST_SHOWN` characters of each name are shown.
     pub(super) fn new(path: &[&str], detail: impl Into<Cow<'static, str>>) -> Self {
         let escaped = |name: &&str| {
-            let name: String = name.chars().take(64).collect();
+            let name: String = name.chars().take(MOST_SHOWN).collect();
             format!("/{}", name.replace('~', "~0").replace('/', "~1"))
         };
         Self { pointer: path.iter().map(escaped).collect(), detail: detail.into() }

@@ -57,13 +57,18 @@ pub(super) fn query_of(parts: &Parts, fields: &[&str]) -> Result<Vec<(String, St
     refused.finish().map(|()| pairs)
 }
 
+/// The most fields of a query that are checked.
+///
+/// No call takes so many, so the first 64 of a longer query already include a refused one.
+const MOST_FIELDS: usize = 64;
+
 /// Decodes a query as a browser encodes a form (URL standard, application/x-www-form-urlencoded).
 fn pairs(query: &str) -> Vec<(String, String)> {
     let decoded = |text: &str| {
         let text = text.replace('+', " ");
         percent_decode_str(&text).decode_utf8_lossy().into_owned()
     };
-    let pairs = query.split('&').filter(|pair| !pair.is_empty());
+    let pairs = query.split('&').filter(|pair| !pair.is_empty()).take(MOST_FIELDS);
     pairs
         .map(|pair| pair.split_once('=').unwrap_or((pair, "")))
         .map(|(name, value)| (decoded(name), decoded(value)))
@@ -165,10 +170,11 @@ pub(super) async fn limited(
         if length > MOST_DROPPED {
             break;
         }
-        if length > MAX_BODY {
-            read.zeroize();
-        } else {
+        if length <= MAX_BODY {
             read.extend_from_slice(&data);
+        } else if !read.is_empty() {
+            // Once, because it wipes the whole capacity.
+            read.zeroize();
         }
     }
     if length > MAX_BODY { Err(too_large()) } else { Ok(read) }
@@ -194,6 +200,7 @@ mod tests {
         ] {
             assert_eq!(pairs(query), expected, "{query}");
         }
+        assert_eq!(pairs(&"a&".repeat(MOST_FIELDS * 1000)).len(), MOST_FIELDS);
     }
 
     #[test]

@@ -225,10 +225,15 @@ impl TokenFormat {
         &self.brand
     }
 
-    /// Returns whether a text starts with an accepted brand and a kind, like this host's tokens.
+    /// Returns whether an accepted brand and a kind are anywhere in a text, as in this host's tokens.
+    ///
+    /// A token in quotes, after a second scheme or as the user name of HTTP Basic is this host's too.
     #[cfg(feature = "tower")]
-    pub(crate) fn has_prefix(&self, text: &[u8]) -> bool {
-        self.prefixes.iter().any(|prefix| text.starts_with(prefix.text.as_bytes()))
+    pub(crate) fn has_prefix_in(&self, text: &[u8]) -> bool {
+        self.prefixes.iter().any(|prefix| {
+            let prefix = prefix.text.as_bytes();
+            text.windows(prefix.len()).any(|part| part == prefix)
+        })
     }
 
     /// Returns a regular expression that finds this host's tokens in any text.

@@ -271,6 +271,15 @@ async fn a_foreign_credential_is_passed_on_and_ours_is_not() {
         one("authorization", mistyped.clone(), 401),
         one("x-api-key", mistyped.clone(), 401),
         one("x-api-key", "acme_svc_ x", 400),
+        // So is ours in the wrong place, or with something around it.
+        one("x-api-key", format!("Bearer {good}"), 400),
+        one("x-api-key", format!("\"{good}\""), 400),
+        one("x-api-key", format!("{jwt}, {good}"), 400),
+        one("authorization", basic(format!("{good}:")), 400),
+        one("authorization", basic(format!("{good}:x-oauth-basic")), 401),
+        one("authorization", basic(format!("git: {good}")), 400),
+        one("authorization", format!("Bearer token={good}"), 400),
+        one("authorization", format!("Bearer token/{good}"), 401),
         // Not one well-formed credential.
         one("authorization", "Bearer", 400),
         one("authorization", "Bearer a b", 400),
@@ -358,8 +367,28 @@ async fn a_browser_sends_no_password_for_a_page_of_another_site() {
             vec![by_basic.clone(), line("origin", "null"), line("sec-fetch-site", "same-origin")],
             200,
         ),
-        // A link on another site opens a page, which changes nothing.
-        (vec![by_basic.clone(), host(), line("sec-fetch-site", "cross-site")], 200),
+        // A link on another site opens a page, which changes nothing. An image on it is no link.
+        (
+            vec![
+                by_basic.clone(),
+                host(),
+                line("sec-fetch-site", "cross-site"),
+                line("sec-fetch-mode", "navigate"),
+            ],
+            200,
+        ),
+        (vec![by_basic.clone(), host(), line("sec-fetch-site", "none")], 200),
+        (vec![by_basic.clone(), host(), line("sec-fetch-site", "same-origin")], 200),
+        (
+            vec![
+                by_basic.clone(),
+                host(),
+                line("sec-fetch-site", "cross-site"),
+                line("sec-fetch-mode", "no-cors"),
+            ],
+            403,
+        ),
+        (vec![by_basic.clone(), host(), line("sec-fetch-site", "same-site")], 403),
         (vec![by_basic.clone(), host(), line("origin", "https://evil.example")], 403),
         (vec![by_basic.clone(), host(), line("origin", "null")], 403),
         (vec![by_basic.clone(), line("origin", "https://packages.example")], 403),
@@ -384,7 +413,7 @@ async fn a_browser_sends_no_password_for_a_page_of_another_site() {
         ),
     ];
     check(&authenticator, rows).await;
-    assert_eq!(*incidents.lock().unwrap(), 4);
+    assert_eq!(*incidents.lock().unwrap(), 6);
 }
 
 #[tokio::test]

@@ -6,8 +6,10 @@ use super::http::with_other_secret;
 use http::header::{CONTENT_TYPE, WWW_AUTHENTICATE};
 use http::{HeaderMap, HeaderValue, Method, Request, Response};
 use http_body_util::{BodyExt, Full};
+use patkit::clock::{Clock, SystemClock};
 use patkit::http::{
-    Authenticator, ClientAddress, Connection, ForwardAuth, IdentityField, Introspection, Revocation,
+    Authenticator, ClientAddress, Connection, ForwardAuth, IdentityField, Incident, Introspection,
+    Revocation,
 };
 use patkit::owner::DirectoryError;
 use patkit::token::Networks;
@@ -18,16 +20,18 @@ use patkit::{
 use serde_json::{Value, json};
 use std::net::IpAddr;
 use std::num::NonZeroU8;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use tower::ServiceExt;
 
 type Bytes = axum::body::Bytes;
 
 /// A directory that can fail.
 struct Users {
-    users: MemoryDirectory,
+    entries: MemoryDirectory,
     is_down: AtomicBool,
+    /// An owner whose entry cannot be read.
+    unreadable: Mutex<Option<OwnerId>>,
 }
 
 impl Directory for Users {
@@ -36,10 +40,11 @@ impl Directory for Users {
         realm: &Realm,
         id: &OwnerId,
     ) -> Result<Option<Arc<Owner>>, DirectoryError> {
-        if self.is_down.load(Ordering::SeqCst) {
+        let is_unreadable = self.unreadable.lock().unwrap().as_ref() == Some(id);
+        if is_unreadable || self.is_down.load(Ordering::SeqCst) {
             return Err(DirectoryError::new("down"));
         }
-        self.users.find(realm, id).await
+        self.entries.find(realm, id).await
     }
 }
 
@@ -55,14 +60,15 @@ fn tenant() -> Realm {
 
 fn world() -> (Arc<Tokens>, Arc<Users>) {
     let human = |name: &str| Owner::new(id(name), OwnerKind::Human).with_role("editor");
-    let users = MemoryDirectory::from_iter([
+    let entries = MemoryDirectory::from_iter([
         human("ada").with_name("Ada Lovelace"),
         human("m\u{e9}l, \"x\" %").in_realm(tenant()),
         Owner::new(id("nothing"), OwnerKind::Human).with_role("member"),
         human("asker"),
         human("asker").in_realm(tenant()),
     ]);
-    let users = Arc::new(Users { users, is_down: AtomicBool::new(false) });
+    let users =
+        Arc::new(Users { entries, is_down: AtomicBool::new(false), unreadable: Mutex::default() });
     let roles = RoleCatalog::standard_builder()
         .role("editor")
         .inherits("editor", "member")
@@ -215,6 +221,47 @@ async fn forward_auth_names_the_owner_of_a_valid_token_and_nobody_else() {
     }
     users.is_down.store(true, Ordering::SeqCst);
     assert_eq!(status(&gate, "/auth", &narrow).await, (503, String::new()));
+}
+
+#[tokio::test]
+async fn no_gateway_passes_on_a_disguised_identity_header() {
+    let (tokens, _) = world();
+    let (_, text) = issue(&tokens, &ada(), named("a")).await;
+    let incidents = Arc::new(Mutex::new(Vec::new()));
+    let told = incidents.clone();
+    let watching = Authenticator::new(tokens.clone()).on_incident(move |incident| {
+        if let Incident::Disguised(name) = incident {
+            told.lock().unwrap().push(name.as_str().to_owned());
+        }
+    });
+    let watching = ForwardAuth::new(watching);
+    let header = format!("Bearer {text}");
+    let disguised = ["patkit_owner", "Patkit_Owner_Kind", "patkit-owner_kind", "PATKIT_TOKEN"];
+    for name in disguised {
+        let lines = [("authorization", header.as_str()), (name, "root")];
+        let response = ask(&watching, "/", &lines).await;
+        assert_eq!(response.status(), 401, "{name}");
+        assert!(identity(response.headers()).iter().all(Option::is_none), "{name}");
+    }
+    assert_eq!(*incidents.lock().unwrap(), disguised.map(str::to_lowercase));
+    for other in ["x_request_id", "patkit-owner", "patkit_owners"] {
+        let lines = [("authorization", header.as_str()), (other, "root")];
+        assert_eq!(ask(&watching, "/", &lines).await.status(), 200, "{other}");
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_query_is_told_to_who_may_ask_and_without_a_secret() {
+    let (tokens, _) = world();
+    let (_, text) = issue(&tokens, &ada(), named("a")).await;
+    let gate = ForwardAuth::new(Authenticator::new(tokens));
+    let header = format!("Bearer {text}");
+    assert_eq!(ask(&gate, "/?x", &[]).await.status(), 401);
+    let told = ask(&gate, &format!("/?{text}"), &[("authorization", &header)]).await;
+    assert_eq!(told.status(), 422);
+    let told = body_of(told).await;
+    let is_told = |count| told.contains(text.get(..count).unwrap());
+    assert!(is_told(24) && !is_told(25), "{told}");
 }
 
 #[tokio::test]
@@ -406,6 +453,24 @@ async fn introspection_needs_a_permission_and_one_token_in_a_form() {
 }
 
 #[tokio::test]
+async fn the_operator_hears_of_a_token_that_could_not_be_looked_up() {
+    let (tokens, users) = world();
+    let (_, caller) = endpoints(&tokens).await;
+    let (_, text) = issue(&tokens, &ada(), named("a")).await;
+    let incidents = Arc::new(Mutex::new(0));
+    let told = incidents.clone();
+    let watching = Authenticator::new(tokens.clone()).on_incident(move |incident| {
+        *told.lock().unwrap() += u32::from(matches!(incident, Incident::Refused(_)));
+    });
+    *users.unreadable.lock().unwrap() = Some(id("ada"));
+    let introspection = Introspection::new(watching.clone());
+    let asked = introspection.oneshot(form("/", Some(&caller), format!("token={text}"))).await;
+    assert_eq!((asked.unwrap().status().as_u16(), *incidents.lock().unwrap()), (503, 1));
+    let revoked = Revocation::new(watching).oneshot(form("/", None, format!("token={text}"))).await;
+    assert_eq!((revoked.unwrap().status().as_u16(), *incidents.lock().unwrap()), (503, 2));
+}
+
+#[tokio::test]
 async fn a_question_counts_as_a_use_only_if_the_host_says_so() {
     let (tokens, _) = world();
     let (endpoint, caller) = endpoints(&tokens).await;
@@ -437,6 +502,24 @@ async fn a_token_revokes_itself() {
     let done = (200, String::new());
     for nothing in ["x", &with_other_secret(&text, &for_ever), &format!("{text}x"), "%FF", &bound] {
         assert_eq!(revoke(format!("token={nothing}")).await, done, "{nothing}");
+    }
+    // A token of an owner who is away for a while does not wait for the owner's return.
+    let zoe = id("zoe");
+    let person = || Owner::new(zoe.clone(), OwnerKind::Human).with_role("editor");
+    let of_zoe = Actor::signed_in(zoe.clone());
+    let states: [Box<dyn Fn()>; 3] = [
+        Box::new(|| users.entries.put(person().with_enabled(false))),
+        Box::new(|| assert!(users.entries.remove(&Realm::default(), &zoe))),
+        Box::new(|| users.entries.put(person().with_tokens_valid_after(SystemClock::new().now()))),
+    ];
+    for (number, change) in states.iter().enumerate() {
+        users.entries.put(person());
+        let (away, text) = issue(&tokens, &of_zoe, named(&format!("away {number}"))).await;
+        change();
+        assert_eq!(revoke(format!("token={text}")).await, done, "{number}");
+        users.entries.put(person());
+        let token = tokens.get(&of_zoe, away).await.unwrap();
+        assert_eq!(token.revocation().unwrap().reason, Reason::Owner, "{number}");
     }
     for untouched in [token, other, bound_id] {
         assert!(tokens.get(&ada(), untouched).await.unwrap().is_active());

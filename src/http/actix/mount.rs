@@ -21,6 +21,7 @@ use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use tower_service::Service;
+use zeroize::Zeroizing;
 
 /// Registers a service for all paths below its base path.
 pub(in crate::http) fn register<T>(service: T, base: &str, config: &mut AppService)
@@ -89,7 +90,8 @@ impl MessageBody for OfHead {
     }
 }
 
-/// The body of a request, read before the call, because actix's payload is bound to its thread.
+/// The body of a request, read before the call, because actix's payload is bound to its thread. It is
+/// wiped when it is dropped: a form may hold a token.
 ///
 /// Of a body that is too large, only so much is kept that the service sees that.
 pub(in crate::http) struct ReadBody(Option<Result<Bytes, BoxError>>);
@@ -97,21 +99,23 @@ pub(in crate::http) struct ReadBody(Option<Result<Bytes, BoxError>>);
 impl ReadBody {
     async fn of(payload: Payload) -> Self {
         let mut stream = pin!(BodyStream::new(payload));
-        let (mut kept, mut length) = (Vec::new(), 0_usize);
+        let (mut kept, mut length) = (Zeroizing::new(Vec::new()), 0_usize);
         while let Some(read) = poll_fn(|context| stream.as_mut().poll_next(context)).await {
             let data = match read {
                 Ok(data) => data,
                 Err(error) => return Self(Some(Err(error.to_string().into()))),
             };
             length = length.saturating_add(data.len());
-            if kept.len() <= MAX_BODY {
-                kept.extend_from_slice(&data);
-            }
+            // One byte more than fits shows the service that the body is too large. Room for all
+            // of it is made at once, so that the buffer does not grow and leave a copy behind.
+            let room = MAX_BODY.saturating_add(1).saturating_sub(kept.len());
+            kept.reserve_exact(room);
+            kept.extend(data.iter().take(room));
             if length > MOST_DROPPED {
                 break;
             }
         }
-        Self((!kept.is_empty()).then(|| Ok(kept.into())))
+        Self((!kept.is_empty()).then(|| Ok(Bytes::from_owner(kept))))
     }
 }
 

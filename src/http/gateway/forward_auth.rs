@@ -4,7 +4,7 @@ use crate::http::request::query_of;
 use crate::http::service::{
     Answer, AnswerFuture, BoxError, RequestBody, below, no_such_path, serve, with_headers,
 };
-use crate::http::{Authenticator, FieldError, Problem};
+use crate::http::{Authenticator, FieldError, Incident, Problem};
 use crate::owner::Directory;
 use crate::permission::{Permission, PermissionError};
 use crate::service::Verified;
@@ -62,7 +62,8 @@ const ENCODED: &AsciiSet = &CONTROLS.add(b' ').add(b'"').add(b'%').add(b',').add
 /// | [`Permissions`](IdentityField::Permissions) | `Patkit-Permissions` | the effective permissions, separated by spaces, `-` for none |
 ///
 /// A 200 always has all five, so that the gateway replaces whatever the client sent by the same
-/// names. Bytes other than visible ASCII, and `"`, `%`, `,` and `\`, are percent-encoded (RFC 3986
+/// names. A request with such a name in which `_` stands for `-` gets 401, because no gateway replaces
+/// it and some backends take both for the same. Bytes other than visible ASCII, and `"`, `%`, `,` and `\`, are percent-encoded (RFC 3986
 /// section 2.1), and so is a value that is `-` alone. The gateway must pass these five on from the
 /// answer, and only from there.
 ///
@@ -130,7 +131,7 @@ impl IdentityField {
             Self::Permissions => {
                 let held = verified.effective_permissions();
                 let held: Vec<String> = held.iter().map(ToString::to_string).collect();
-                if held.is_empty() { NOTHING.to_owned() } else { held.join(" ") }
+                never_empty(held.join(" "))
             }
         };
         HeaderValue::try_from(text).expect("the text is visible ASCII")
@@ -139,10 +140,15 @@ impl IdentityField {
 
 /// Encodes a text as a header's value that is not empty.
 fn encoded(text: &str) -> String {
-    match text {
+    never_empty(utf8_percent_encode(text, ENCODED).to_string())
+}
+
+/// Returns the mark for an empty text, and encodes a text that looks like the mark.
+fn never_empty(text: String) -> String {
+    match text.as_str() {
         "" => NOTHING.to_owned(),
         NOTHING => "%2D".to_owned(),
-        text => utf8_percent_encode(text, ENCODED).to_string(),
+        _ => text,
     }
 }
 
@@ -233,8 +239,11 @@ impl<S, D> ForwardAuthBuilder<S, D> {
 impl<S: TokenStore, D: Directory> Gate<S, D> {
     async fn answer(&self, parts: Parts) -> Answer {
         below(parts.uri.path(), &self.base).ok_or_else(no_such_path)?;
-        let asked = self.required_by(&parts)?;
         let challenge = self.authenticator.challenge();
+        if let Some(name) = self.disguised(&parts.headers) {
+            self.authenticator.watch.tell(Incident::Disguised(name));
+            return Err(challenge.invalid_token());
+        }
         let verified = self.authenticator.authenticate(&parts.headers, &parts.extensions).await;
         let verified = verified.map_err(|problem| match problem.status() {
             // nginx takes every other status for a failure of its own.
@@ -242,6 +251,7 @@ impl<S: TokenStore, D: Directory> Gate<S, D> {
             _ => problem,
         })?;
         let verified = verified.ok_or_else(|| challenge.no_credential())?;
+        let asked = self.required_by(&parts)?;
         for permission in self.required.iter().chain(&asked) {
             if !verified.allows(permission) {
                 return Err(challenge.insufficient_scope(Some(permission.as_str())));
@@ -251,6 +261,18 @@ impl<S: TokenStore, D: Directory> Gate<S, D> {
         let mut response = with_headers(StatusCode::OK, no_store, Bytes::new());
         self.identify(&verified, response.headers_mut());
         Ok(response)
+    }
+
+    /// Returns a header of the client's that is an identity header but for `_` in place of `-`.
+    ///
+    /// The gateway does not replace it, and a backend may take it for the identity header: in the
+    /// variables of CGI (RFC 3875 section 4.1.18), both have the same name.
+    fn disguised<'a>(&self, headers: &'a HeaderMap) -> Option<&'a HeaderName> {
+        let is_disguised = |name: &&HeaderName| {
+            let plain = name.as_str().replace('_', "-");
+            name.as_str().contains('_') && self.names.iter().any(|taken| taken.as_str() == plain)
+        };
+        headers.keys().find(is_disguised)
     }
 
     /// Returns the permission of the query.

@@ -4,7 +4,7 @@ use super::Form;
 use crate::http::service::{
     Answer, AnswerFuture, BoxError, Methods, RequestBody, below, call_of, json, no_such_path, serve,
 };
-use crate::http::{Authenticator, FieldError, Problem};
+use crate::http::{Authenticator, FieldError, Incident, Problem};
 use crate::owner::Directory;
 use crate::permission::TOKENS_INTROSPECT;
 use crate::service::{Credential, Verified, VerifyError};
@@ -113,7 +113,10 @@ impl<S: TokenStore, D: Directory> Introspection<S, D> {
         match found {
             Ok(verified) => Ok(active(&verified)),
             Err(VerifyError::Rejected(_)) => Ok(inactive()),
-            Err(error @ VerifyError::Unavailable(_)) => Err(challenge.refused(&error)),
+            Err(error @ VerifyError::Unavailable(_)) => {
+                self.authenticator.watch.tell(Incident::Refused(&error));
+                Err(challenge.refused(&error))
+            }
         }
     }
 }

@@ -7,9 +7,9 @@ use crate::http::service::{
 };
 use crate::http::{Authenticator, Incident};
 use crate::owner::Directory;
-use crate::service::{Actor, Credential, ManageError, VerifyError};
+use crate::service::{Actor, Credential, ManageError, RejectReason, Rejected, VerifyError};
 use crate::store::TokenStore;
-use crate::token::Reason;
+use crate::token::{Reason, TokenId};
 use bytes::Bytes;
 use http::header::CACHE_CONTROL;
 use http::request::Parts;
@@ -29,7 +29,8 @@ use tower_service::Service;
 /// 200 whether or not there was such a token (section 2.2), 400 without the field, 503 if the store
 /// does not answer.
 ///
-/// A token that is bound to networks revokes itself only from there.
+/// A token whose owner is disabled or unknown is revoked too, by the host, because it would work
+/// again with its owner. A token that is bound to networks revokes itself only from there.
 pub struct Revocation<S, D> {
     authenticator: Authenticator<S, D>,
     base: String,
@@ -63,23 +64,45 @@ impl<S: TokenStore, D: Directory> Revocation<S, D> {
         let credential =
             self.authenticator.of_client(credential, &parts.headers, &parts.extensions);
         let (tokens, challenge) = (self.authenticator.tokens(), self.authenticator.challenge());
-        let verified = match tokens.inspect(credential).await {
-            Ok(verified) => verified,
-            Err(VerifyError::Rejected(_)) => return Ok(done()),
+        let (actor, id) = match tokens.inspect(credential).await {
+            Ok(verified) => (Actor::token(&verified), verified.token().id()),
+            Err(VerifyError::Rejected(rejected)) => match proven_without_owner(&rejected) {
+                Some(id) => (Actor::system(), id),
+                None => return Ok(done()),
+            },
             Err(error @ VerifyError::Unavailable(_)) => {
                 self.authenticator.watch.tell(Incident::Refused(&error));
                 return Err(challenge.refused(&error));
             }
         };
-        let actor = Actor::token(&verified);
-        match tokens.revoke(&actor, verified.token().id(), Reason::Owner).await {
-            // It no longer works, which is what was asked for.
-            Ok(_) | Err(ManageError::ActorRejected(_) | ManageError::NotFound) => Ok(done()),
+        let revoked = match tokens.revoke(&actor, id, Reason::Owner).await {
+            // The owner was disabled, or the token ended, after the look at both.
+            Err(ManageError::ActorRejected(_)) => {
+                tokens.revoke(&Actor::system(), id, Reason::Owner).await
+            }
+            revoked => revoked,
+        };
+        match revoked {
+            // A token that is expired, revoked or removed does not work, which is what was asked for.
+            Ok(_) | Err(ManageError::NotFound | ManageError::Refused(_)) => Ok(done()),
             Err(error) => {
                 self.authenticator.watch.tell(Incident::NotDone(&error));
                 Err(challenge.not_done(&error, &actor))
             }
         }
+    }
+}
+
+/// Returns the id of a token whose secret is proven, and which is refused because of its owner alone.
+///
+/// A verification looks at the owner only after the secret and the token's own state.
+fn proven_without_owner(rejected: &Rejected) -> Option<TokenId> {
+    match rejected.reason {
+        RejectReason::OwnerDisabled
+        | RejectReason::OwnerUnknown
+        | RejectReason::OwnerKind
+        | RejectReason::BeforeValidAfter => rejected.token,
+        _ => None,
     }
 }
 
