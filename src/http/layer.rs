@@ -9,6 +9,7 @@ use crate::store::TokenStore;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{Either, Full};
+use pin_project_lite::pin_project;
 use std::fmt;
 use std::future::{Ready, ready};
 use std::pin::Pin;
@@ -22,42 +23,51 @@ pub type ResponseBody<B> = Either<B, Full<Bytes>>;
 
 type Answer<B, E> = Result<Response<ResponseBody<B>>, E>;
 
-/// The future of an answer behind a layer: the service's own, or a refusal.
-///
-/// It decides without a box if the verification waits for nothing, as with a cached token.
-pub struct AuthFuture<F, B, E>(State<F, B, E>);
+pin_project! {
+    /// The future of an answer behind a layer: the service's own, or a refusal.
+    ///
+    /// It decides without a box if the verification waits for nothing, as with a cached token.
+    pub struct AuthFuture<F, B, E> {
+        #[pin]
+        state: State<F, B, E>,
+    }
+}
 
-enum State<F, B, E> {
-    Inner(Pin<Box<F>>),
-    Refused(Ready<Response<Full<Bytes>>>),
-    /// The verification, and then the service.
-    Waiting(Pin<Box<dyn Future<Output = Answer<B, E>> + Send>>),
+pin_project! {
+    #[project = Projection]
+    enum State<F, B, E> {
+        Inner { #[pin] future: F },
+        Refused { refusal: Ready<Response<Full<Bytes>>> },
+        // The verification, and then the service.
+        Waiting { future: Pin<Box<dyn Future<Output = Answer<B, E>> + Send>> },
+    }
 }
 
 impl<F, B, E> AuthFuture<F, B, E> {
     fn inner(future: F) -> Self {
-        Self(State::Inner(Box::pin(future)))
+        Self { state: State::Inner { future } }
     }
 
     fn refused(problem: &Problem) -> Self {
-        Self(State::Refused(ready(problem.to_response().map(Full::new))))
+        let refusal = ready(problem.to_response().map(Full::new));
+        Self { state: State::Refused { refusal } }
     }
 }
 
 impl<F: Future<Output = Result<Response<B>, E>>, B, E> Future for AuthFuture<F, B, E> {
     type Output = Answer<B, E>;
 
-    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Answer<B, E>> {
-        match &mut self.0 {
-            State::Inner(future) => {
-                let response = ready!(future.as_mut().poll(context));
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Answer<B, E>> {
+        match self.project().state.project() {
+            Projection::Inner { future } => {
+                let response = ready!(future.poll(context));
                 Poll::Ready(response.map(|response| response.map(Either::Left)))
             }
-            State::Refused(refusal) => {
+            Projection::Refused { refusal } => {
                 let refusal = ready!(Pin::new(refusal).poll(context));
                 Poll::Ready(Ok(refusal.map(Either::Right)))
             }
-            State::Waiting(future) => future.as_mut().poll(context),
+            Projection::Waiting { future } => future.as_mut().poll(context),
         }
     }
 }
@@ -173,7 +183,7 @@ impl<S: TokenStore + 'static, D: Directory + 'static, I> AuthService<S, D, I> {
         // The service that was polled ready answers. Its clone may not be ready.
         let clone = self.inner.clone();
         let mut inner = std::mem::replace(&mut self.inner, clone);
-        AuthFuture(State::Waiting(Box::pin(async move {
+        let answered = Box::pin(async move {
             // A body need not be `Sync`, so it cannot be borrowed across the call of the store.
             let (parts, body) = request.into_parts();
             let decision =
@@ -183,7 +193,8 @@ impl<S: TokenStore + 'static, D: Directory + 'static, I> AuthService<S, D, I> {
                 Ok(()) => AuthFuture::inner(inner.call(request)).await,
                 Err(problem) => AuthFuture::<I::Future, B, I::Error>::refused(&problem).await,
             }
-        })))
+        });
+        AuthFuture { state: State::Waiting { future: answered } }
     }
 }
 
