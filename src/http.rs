@@ -220,8 +220,9 @@ impl<S: TokenStore, D: Directory> Authenticator<S, D> {
     /// of `Bearer`.
     ///
     /// Browsers ask for a password when they get that challenge, and then send it with each request
-    /// to the host, whichever page makes the request. A request whose `Origin` is another site is
-    /// therefore refused with 403 `cross_site`. Use an authenticator without Basic for the
+    /// to the host, whichever page makes the request. A request that a page of another site has sent,
+    /// as `Origin` or `Sec-Fetch-Site` shows, is therefore refused with 403 `cross_site`, unless the
+    /// user followed a link (`Sec-Fetch-Mode: navigate`). Use an authenticator without Basic for the
     /// [`ManagementApi`] of a page.
     pub fn accept_basic(mut self, basic: BasicCarrier) -> Self {
         self.challenge = self.challenge.with_basic(basic.is_only_challenge());
