@@ -279,8 +279,10 @@ impl<S, D, A> ManagementApiBuilder<S, D, A> {
     /// fields of revision 09 of draft-ietf-httpapi-ratelimit-headers.
     ///
     /// A credential is a bearer token, or a session's owner. Only calls that the actor may make are
-    /// counted, so a token without permissions uses up nobody's limit. The window begins with the
-    /// first counted call. Windows are kept in this process, for at most 10,000 credentials, and
+    /// counted, so a token without permissions uses up nobody's limit. A token that another token made
+    /// has a window of its own, so
+    /// [`live_tokens_per_owner`](crate::policy::TokenPolicyBuilder::live_tokens_per_owner) is what
+    /// bounds the descendants of a stolen one. The window begins with the first counted call. Windows are kept in this process, for at most 10,000 credentials, and
     /// are measured by the service's [`Clock`](crate::Clock).
     pub fn limit_generation(mut self, most: u32, per: Duration) -> Self {
         self.0.limits = Some(Limits::new(most, per));
