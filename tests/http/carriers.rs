@@ -155,7 +155,7 @@ async fn each_carrier_takes_exactly_one_token() {
         one("authorization", "Basic \u{e9}", 400),
         one("authorization", format!("Basic {megabyte}"), 400),
         one("authorization", basic(format!("git:{megabyte}")), 400),
-        // Another scheme, whatever its length and characters.
+        // Another scheme, of any length and with any characters.
         one("authorization", "Digest username=\"x\"", 0),
         one("authorization", format!("Negotiate {}", "A".repeat(12_000)), 0),
         one("authorization", [b"NTLM \xff".as_slice(), &[0xe9; 12_000]].concat(), 0),
@@ -179,7 +179,7 @@ async fn each_carrier_takes_exactly_one_token() {
         one("x-api-key", "caf\u{e9}", 400),
         one("x-api-key", megabyte, 400),
     ];
-    // Two credentials, of whatever carriers, equal or not.
+    // Two credentials of any carriers, equal or not.
     let bearer = ("authorization", format!("Bearer {text}").into_bytes());
     let by_basic = ("authorization", basic(format!("git:{text}")).into_bytes());
     let bare = ("authorization", text.as_bytes().to_vec());
@@ -264,7 +264,7 @@ async fn a_foreign_credential_is_passed_on_and_ours_is_not() {
         one("x-api-key", "two words", 0),
         one("x-api-key", "", 0),
         one("x-api-key", long.clone(), 0),
-        // Ours, mistyped: it is refused wherever it is.
+        // Ours, mistyped: it is refused in every carrier.
         one("authorization", format!("Bearer {mistyped}"), 401),
         one("authorization", basic(format!("git:{mistyped}")), 401),
         one("authorization", basic(format!("git:acme_pat_{long}")), 400),

@@ -30,7 +30,8 @@ use tower_service::Service;
 /// does not answer.
 ///
 /// A token whose owner is disabled or unknown is revoked too, by the host, because it would work
-/// again with its owner. A token that is bound to networks revokes itself only from there.
+/// again with its owner. A token of an enabled owner that is bound to networks revokes itself only
+/// from there.
 pub struct Revocation<S, D> {
     authenticator: Authenticator<S, D>,
     base: String,
